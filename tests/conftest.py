@@ -1,0 +1,46 @@
+"""Shared by all tests: recorded values, exact denoisers, and no network."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent / "reference"))
+
+torch.set_num_threads(2)
+
+
+class Recorded:
+    """Arrays of a reference file as tensors."""
+
+    def __init__(self, name: str) -> None:
+        with np.load(Path(__file__).parent / "reference" / f"{name}.npz") as arrays:
+            self.arrays = {key: arrays[key] for key in arrays.files}
+        self.meta = json.loads(bytes(self.arrays.pop("_meta")).decode())
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        return torch.as_tensor(self.arrays[key])
+
+
+@pytest.fixture(scope="session")
+def recorded():
+    return Recorded
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """A test that reaches for anything but this machine fails."""
+    connect = socket.socket.connect
+
+    def guarded(self, address):
+        local = self.family == socket.AF_UNIX or address[0] in ("127.0.0.1", "localhost", "::1")
+        assert local, f"a test reached for the network: {address}"
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
