@@ -1,0 +1,197 @@
+"""Noise schedules: one scalar function of time each.
+
+Two families.  *Beta* schedules (linear, cosine, sigmoid) shrink the signal and keep the variance at one,
+alpha(t)^2 + sigma(t)^2 = 1; they are given by abar(t) = alpha(t)^2.  *Sigma* schedules (geometric) keep the signal,
+alpha = 1, and let the noise sigma(t) grow.  Either serves a continuous process (`alpha`, `sigma`) and a
+ladder of N discrete levels (`ladder`).  All times are in [0, 1] and t = 0 is data.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+BETA_CLIP = 0.999
+"""Largest beta of a discrete level (Nichol & Dhariwal 2021, Section 3.2)."""
+
+
+class Schedule(ABC):
+    """What every schedule offers: two scales as functions of time, and their values on a ladder of N levels."""
+
+    prior_std: float
+    """Standard deviation of the Gaussian that x_1 is taken to follow."""
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """Signal scale alpha(t), of the shape of t."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """Noise scale sigma(t), of the shape of t."""
+
+    @abstractmethod
+    def ladder(self, levels: int) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) of the levels 1..N, each of shape (N,), float64."""
+
+
+class BetaSchedule(Schedule):
+    """A variance-preserving schedule, given by log abar(t) and its rate beta(t) = -d log abar(t) / dt.
+
+        alpha(t) = sqrt(abar(t)),   sigma(t) = sqrt(1 - abar(t))
+
+    abar of the cosine and the sigmoid reaches 0 at t = 1, where beta is infinite.  `beta_max` bounds the rate: beyond
+    the time at which beta reaches it, log abar goes on with that slope.  The default, 999, is the continuous
+    counterpart of the published clip beta_i <= 0.999 at a thousand levels.
+    """
+
+    prior_std = 1.0
+
+    def __init__(self, beta_max: float = math.inf) -> None:
+        if not beta_max > 0:
+            raise ValueError(f"beta_max must be positive, got {beta_max}")
+        self.beta_limit = float(beta_max)
+        self.t_limit = 1.0 if math.isinf(beta_max) else self._first_time_at(beta_max)
+
+    @abstractmethod
+    def free_log_abar(self, t: Tensor) -> Tensor:
+        """log abar(t) of the formula, before the bound on beta."""
+
+    @abstractmethod
+    def free_beta(self, t: Tensor) -> Tensor:
+        """beta(t) of the formula, before the bound on beta."""
+
+    def _first_time_at(self, beta: float) -> float:
+        """Bisect for the time at which the increasing rate reaches `beta` (1 if it never does)."""
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            below = self.free_beta(torch.tensor(middle, dtype=torch.float64)).item() < beta
+            low, high = (middle, high) if below else (low, middle)
+        return high
+
+    def log_abar(self, t: Tensor) -> Tensor:
+        """log alpha(t)^2, of the shape of t."""
+        if self.t_limit >= 1:
+            return self.free_log_abar(t)
+        return self.free_log_abar(t.clamp(max=self.t_limit)) - self.beta_limit * (t - self.t_limit).clamp(min=0)
+
+    def beta(self, t: Tensor) -> Tensor:
+        """The rate -d log abar / dt, which is the beta(t) of the VP SDE (Song et al. 2021, Eq. 11)."""
+        return self.free_beta(t.clamp(max=self.t_limit)).clamp(max=self.beta_limit)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return (0.5 * self.log_abar(t)).exp()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        # expm1: 1 - exp(.) loses 1 % of sigma at t = 1e-5 in float32.
+        return (-torch.expm1(self.log_abar(t))).sqrt()
+
+    def betas(self, levels: int) -> Tensor:
+        """Discrete betas, beta_i = min(1 - abar(i/N) / abar((i-1)/N), 0.999), shape (N,), float64.
+
+        Nichol & Dhariwal 2021, Section 3.2.
+        """
+        log_abar = self.free_log_abar(torch.arange(levels + 1, dtype=torch.float64) / levels)
+        return (-torch.expm1(log_abar.diff())).clamp(max=BETA_CLIP)
+
+    def ladder(self, levels: int) -> tuple[Tensor, Tensor]:
+        log_abar = torch.log1p(-self.betas(levels)).cumsum(0)
+        return (0.5 * log_abar).exp(), (-torch.expm1(log_abar)).sqrt()
+
+
+class Linear(BetaSchedule):
+    """beta(t) = beta_min + t (beta_max - beta_min); Ho et al. 2020, Section 4, and Song et al. 2021, Eq. 32.
+
+        log abar(t) = -t beta_min - t^2 (beta_max - beta_min) / 2
+
+    The discrete betas are linspace(beta_min / N, beta_max / N, N): at N = 1000 the published 1e-4 ... 0.02, at
+    another N the same process in other steps (Nichol & Dhariwal 2021's code).
+    """
+
+    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
+        if not 0 < beta_min < beta_max:
+            raise ValueError(f"the linear schedule needs 0 < beta_min < beta_max, got {beta_min} and {beta_max}")
+        self.beta_min, self.beta_max = beta_min, beta_max
+        super().__init__()
+
+    def free_log_abar(self, t: Tensor) -> Tensor:
+        return -t * self.beta_min - 0.5 * t**2 * (self.beta_max - self.beta_min)
+
+    def free_beta(self, t: Tensor) -> Tensor:
+        return self.beta_min + t * (self.beta_max - self.beta_min)
+
+    def betas(self, levels: int) -> Tensor:
+        return torch.linspace(self.beta_min / levels, self.beta_max / levels, levels, dtype=torch.float64).clamp(
+            max=BETA_CLIP
+        )
+
+
+class Cosine(BetaSchedule):
+    """abar(t) = cos^2(pi/2 (t + s) / (1 + s)) / cos^2(pi/2 s / (1 + s)); Nichol & Dhariwal 2021, Eq. 17."""
+
+    def __init__(self, s: float = 0.008, beta_max: float = 999.0) -> None:
+        if not s > 0:
+            raise ValueError(f"the cosine schedule needs s > 0, got {s}")
+        self.s = s
+        super().__init__(beta_max)
+
+    def _angle(self, t: Tensor) -> Tensor:
+        return (t + self.s) / (1 + self.s) * (math.pi / 2)
+
+    def free_log_abar(self, t: Tensor) -> Tensor:
+        start = math.cos(self.s / (1 + self.s) * math.pi / 2)
+        return 2 * (self._angle(t).cos() / start).log()
+
+    def free_beta(self, t: Tensor) -> Tensor:
+        return math.pi / (1 + self.s) * self._angle(t).tan()
+
+
+class Sigmoid(BetaSchedule):
+    """abar(t) = (S(end) - S(start + t (end - start))) / (S(end) - S(start)), S(u) = sigmoid(u / tau).
+
+    Jabri, Fleet & Chen 2022 (arXiv:2212.11972), Algorithm 1.  A smaller `tau` makes the middle steeper.
+    """
+
+    def __init__(self, start: float = -3.0, end: float = 3.0, tau: float = 1.0, beta_max: float = 999.0) -> None:
+        if not (start < end and tau > 0):
+            raise ValueError(f"the sigmoid schedule needs start < end and tau > 0, got {start}, {end}, {tau}")
+        self.start, self.end, self.tau = start, end, tau
+        super().__init__(beta_max)
+
+    def _gap(self, t: Tensor) -> Tensor:
+        """S(end) - S(u(t)), by tanh's difference formula so that it stays exact near t = 1."""
+        u, end = (self.start + t * (self.end - self.start)) / (2 * self.tau), self.end / (2 * self.tau)
+        return 0.5 * torch.sinh(end - u) / (math.cosh(end) * torch.cosh(u))
+
+    def free_log_abar(self, t: Tensor) -> Tensor:
+        return (self._gap(t) / self._gap(torch.zeros_like(t))).log()
+
+    def free_beta(self, t: Tensor) -> Tensor:
+        s = torch.sigmoid((self.start + t * (self.end - self.start)) / self.tau)
+        return s * (1 - s) * (self.end - self.start) / self.tau / self._gap(t)
+
+
+class Geometric(Schedule):
+    """sigma(t) = sigma_min (sigma_max / sigma_min)^t with alpha = 1; Song et al. 2021, Eq. 30.
+
+    The ladder holds sigma_min = sigma_1 < ... < sigma_N = sigma_max with a constant ratio (Song & Ermon 2019, Section 4).
+    """
+
+    def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0) -> None:
+        if not 0 < sigma_min < sigma_max:
+            raise ValueError(f"the geometric schedule needs 0 < sigma_min < sigma_max, got {sigma_min}, {sigma_max}")
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+        self.prior_std = float(sigma_max)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_min * (t * math.log(self.sigma_max / self.sigma_min)).exp()
+
+    def ladder(self, levels: int) -> tuple[Tensor, Tensor]:
+        sigma = torch.linspace(math.log(self.sigma_min), math.log(self.sigma_max), levels, dtype=torch.float64).exp()
+        return torch.ones_like(sigma), sigma

@@ -1,0 +1,108 @@
+"""Stochastic differential equations dx = f(t) x dt + g(t) dw (Song et al. 2021, Section 3.4 and Appendix B)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.process.base import NoiseProcess, Spacing, Variance
+from diffusion_lab.process.schedule import BetaSchedule, Geometric
+
+
+class SDE(NoiseProcess):
+    """A continuous process: f = d log alpha / dt and g^2 = d sigma^2 / dt - 2 f sigma^2."""
+
+    t_train_min = 1e-5
+    """Training times are uniform on [t_train_min, 1], as published for all three processes."""
+
+    @abstractmethod
+    def f(self, t: Tensor) -> Tensor:
+        """Drift coefficient, of the shape of t."""
+
+    @abstractmethod
+    def g(self, t: Tensor) -> Tensor:
+        """Diffusion coefficient, of the shape of t."""
+
+    def sample_times(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+        u = torch.rand(batch, device=device, generator=generator)
+        return self.t_train_min + (1 - self.t_train_min) * u
+
+    def grid(self, steps: int | None, spacing: Spacing = "uniform") -> Tensor:
+        """steps + 1 times from 1 to t_min (1000 steps if None), evenly spaced in t or in sqrt(t)."""
+        steps = 1000 if steps is None else steps
+        if steps < 1:
+            raise ValueError(f"sampler steps must be at least 1, got {steps}")
+        u = torch.linspace(1, 0, steps + 1, dtype=torch.float64) ** {"uniform": 1, "quadratic": 2}[spacing]
+        return self.t_min + (1 - self.t_min) * u
+
+    def vlb_weight(self, t: Tensor, variance: Variance) -> Tensor:
+        """g^2 / (2 sigma^2), the continuous limit in which both variances agree (Song et al. 2021b, Theorem 1)."""
+        t = t.double()
+        return self.g(t) ** 2 / (2 * self.sigma(t) ** 2)
+
+
+class VP(SDE):
+    """Variance preserving: f = -beta(t)/2, g = sqrt(beta(t)); Song et al. 2021, Eqs. 11 and 29."""
+
+    t_min = 1e-3
+
+    def __init__(self, schedule: BetaSchedule) -> None:
+        super().__init__()
+        _require(schedule, BetaSchedule, "VP", "linear, cosine or sigmoid")
+        self.schedule = schedule
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self.schedule.alpha(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.schedule.sigma(t)
+
+    def f(self, t: Tensor) -> Tensor:
+        return -0.5 * self.schedule.beta(t)
+
+    def g(self, t: Tensor) -> Tensor:
+        return self.schedule.beta(t).sqrt()
+
+
+class SubVP(VP):
+    """Sub-variance preserving: VP's drift, sigma = 1 - abar, g = sqrt(beta (1 - abar^2)); Song et al. 2021, Eq. 14."""
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return -torch.expm1(self.schedule.log_abar(t))
+
+    def g(self, t: Tensor) -> Tensor:
+        return (self.schedule.beta(t) * -torch.expm1(2 * self.schedule.log_abar(t))).sqrt()
+
+
+class VE(SDE):
+    """Variance exploding: f = 0, g = sigma(t) sqrt(2 log(sigma_max / sigma_min)); Song et al. 2021, Eqs. 9 and 30.
+
+    As published, sigma(t)^2 is not reduced by sigma_min^2 and the prior is N(0, sigma_max^2).
+    """
+
+    t_min = 1e-5
+
+    def __init__(self, schedule: Geometric) -> None:
+        super().__init__()
+        _require(schedule, Geometric, "VE", "geometric")
+        self.schedule, self.prior_std = schedule, schedule.prior_std
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self.schedule.alpha(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.schedule.sigma(t)
+
+    def f(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
+
+    def g(self, t: Tensor) -> Tensor:
+        rate = torch.tensor(self.schedule.sigma_max / self.schedule.sigma_min, dtype=torch.float64).log()
+        return self.schedule.sigma(t) * (2 * rate).sqrt().to(t)
+
+
+def _require(schedule: object, kind: type, process: str, allowed: str) -> None:
+    if not isinstance(schedule, kind):
+        raise ValueError(f"{process} needs schedule={allowed}; got {type(schedule).__name__}")

@@ -1,0 +1,194 @@
+"""Schedules, SDEs and the ladder against official values, closed forms and autograd."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from diffusion_lab.process import SDE, VE, VP, Cosine, Geometric, Ladder, Linear, Sigmoid, SubVP
+
+SDES = {"ve": lambda: VE(Geometric(0.01, 50.0)), "vp": lambda: VP(Linear()), "subvp": lambda: SubVP(Linear())}
+BETA_SCHEDULES = [Linear(), Cosine(), Sigmoid(), Sigmoid(tau=0.3), Linear(0.05, 12.0)]
+
+
+def relative(got: torch.Tensor, want: torch.Tensor) -> float:
+    return ((got - want).abs().max() / want.abs().max()).item()
+
+
+@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("dtype, tolerance", [("f64", 1e-9), ("f32", 5e-5)])
+def test_sde_matches_official_coefficients(recorded, name, dtype, tolerance):
+    official, sde = recorded("sde_schedules"), SDES[name]()
+    x = official["x"].to(torch.float64 if dtype == "f64" else torch.float32)
+    t = official["t"].to(x.dtype)
+    key = f"{name}.N1000"
+    alpha, sigma = sde.marginal(t, x)
+    assert relative(alpha * x, official[f"{key}.mean.{dtype}"]) < tolerance
+    assert relative(sigma.flatten(), official[f"{key}.std.{dtype}"]) < tolerance
+    assert relative(sde.g(t), official[f"{key}.diffusion.{dtype}"]) < tolerance
+    drift = sde.f(t).reshape(-1, *(1,) * (x.dim() - 1)) * x
+    assert (drift - official[f"{key}.drift.{dtype}"]).abs().max() <= tolerance * drift.abs().max()
+    z = official["z"].double()
+    log_p = -0.5 * ((z / sde.prior_std) ** 2 + math.log(2 * math.pi * sde.prior_std**2)).flatten(1).sum(1)
+    assert relative(log_p, official[f"{key}.prior_logp.f64"]) < 1e-9
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_published_scales_are_the_exact_ones(recorded, name):
+    official, sde = recorded("sde_schedules"), SDES[name]()
+    t = official["t"].double()
+    assert relative(sde.alpha(t), official[f"{name}.exact_a"]) < 1e-9
+    assert relative(sde.sigma(t), official[f"{name}.exact_s"]) < 1e-9
+
+
+def test_vp_sigma_keeps_float32_precision_near_data():
+    t = torch.tensor(1e-5)
+    assert SDES["vp"]().sigma(t).item() == pytest.approx(SDES["vp"]().sigma(t.double()).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("levels", [100, 1000])
+def test_linear_ladder_matches_official_tables(recorded, levels):
+    official = recorded("sde_schedules")
+    assert relative(Linear().betas(levels), official[f"vp.N{levels}.discrete_betas.f64"]) < 1e-9
+    t = torch.arange(1, levels + 1, dtype=torch.float64) / levels
+    ladder = Ladder(Linear(), levels)
+    assert relative(ladder.alpha(t) ** 2, official[f"vp.N{levels}.alphas_cumprod.f64"]) < 1e-9
+    assert relative(ladder.alpha(t) ** 2 + ladder.sigma(t) ** 2, torch.ones_like(t)) < 1e-12
+    sigmas = Ladder(Geometric(0.01, 50.0), levels).sigma(t)
+    assert relative(sigmas, official[f"ve.N{levels}.discrete_sigmas.f64"]) < 1e-9
+
+
+def test_ddpm_published_betas():
+    betas = Linear().betas(1000)
+    assert betas[0].item() == pytest.approx(1e-4, rel=1e-12) and betas[-1].item() == pytest.approx(0.02, rel=1e-12)
+    assert Ladder(Linear()).alpha(torch.ones((), dtype=torch.float64)).item() ** 2 == pytest.approx(4.04e-5, rel=2e-3)
+
+
+def test_cosine_betas_as_published():
+    betas = Cosine().betas(4000)  # facts: Nichol & Dhariwal's code at T = 4000
+    assert betas[0].item() == pytest.approx(9.87e-6, rel=1e-3)
+    assert betas[-2].item() == pytest.approx(0.75, abs=1e-3) and betas[-1].item() == 0.999
+
+
+@pytest.mark.parametrize("schedule", BETA_SCHEDULES, ids=lambda s: f"{type(s).__name__}")
+def test_beta_is_the_slope_of_log_abar(schedule):
+    t = torch.linspace(0.001, 0.9999, 301, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(schedule.log_abar(t).sum(), t)
+    away = (t - schedule.t_limit).abs() > 1e-6
+    torch.testing.assert_close(schedule.beta(t)[away], -slope[away], rtol=1e-8, atol=1e-10)
+    assert schedule.beta(t).max() <= schedule.beta_limit
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), Sigmoid()], ids=["cosine", "sigmoid"])
+def test_clipped_schedules_stay_finite_at_one(schedule):
+    one = torch.ones((), dtype=torch.float32)
+    assert 0 < schedule.alpha(one) < 0.02 and schedule.log_abar(one).isfinite()
+    before = torch.tensor(0.9, dtype=torch.float64)
+    assert schedule.log_abar(before) == schedule.free_log_abar(before)
+
+
+def test_cosine_and_sigmoid_closed_forms():
+    t = torch.linspace(0, 0.9, 10, dtype=torch.float64)
+    cosine = [
+        math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2 / math.cos(0.008 / 1.008 * math.pi / 2) ** 2
+        for u in t.tolist()
+    ]
+    torch.testing.assert_close(Cosine().log_abar(t).exp(), torch.tensor(cosine, dtype=torch.float64))
+    s = torch.sigmoid(torch.tensor([3.0, -3.0], dtype=torch.float64) / 0.7)
+    jabri = (s[0] - torch.sigmoid((-3 + 6 * t) / 0.7)) / (s[0] - s[1])
+    torch.testing.assert_close(Sigmoid(tau=0.7).log_abar(t).exp(), jabri)
+
+
+@pytest.mark.parametrize("sde", [*(build() for build in SDES.values()), VP(Cosine()), SubVP(Sigmoid())])
+def test_drift_and_diffusion_follow_from_the_marginal(sde: SDE):
+    """f = d log alpha / dt and g^2 = d sigma^2 / dt - 2 f sigma^2."""
+    t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64, requires_grad=True)
+    (f,) = torch.autograd.grad((sde.alpha(t).log() + 0 * t).sum(), t)
+    (rate,) = torch.autograd.grad((sde.sigma(t) ** 2).sum(), t)
+    torch.testing.assert_close(sde.f(t), f, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(sde.g(t) ** 2, rate - 2 * f * sde.sigma(t).detach() ** 2, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "process", [Ladder(Linear()), Ladder(Geometric()), VP(Cosine()), SubVP(Linear()), VE(Geometric())]
+)
+def test_transitions_compose_and_posterior_is_bayes(process):
+    s, t = torch.tensor([0.3], dtype=torch.float64), torch.tensor([0.7], dtype=torch.float64)
+    scale, variance = process.transition(s, t)
+    assert torch.allclose(scale * process.alpha(s), process.alpha(t))
+    assert torch.allclose(scale**2 * process.sigma(s) ** 2 + variance, process.sigma(t) ** 2)
+    # Bayes for Gaussians: precision adds, and the mean weighs x_s ~ N(alpha_s x0, sigma_s^2) with x_t / scale.
+    precision = 1 / process.sigma(s) ** 2 + scale**2 / variance
+    a, b, v = process.posterior(s, t)
+    torch.testing.assert_close(v, 1 / precision)
+    torch.testing.assert_close(a, scale / variance / precision)
+    torch.testing.assert_close(b, process.alpha(s) / process.sigma(s) ** 2 / precision)
+
+
+def test_reverse_variances_are_ddpms(recorded):
+    ladder, betas = Ladder(Linear()), Linear().betas(1000)
+    t = torch.arange(2, 1001, dtype=torch.float64) / 1000
+    s = t - 1 / 1000
+    abar = torch.cumprod(1 - betas, 0)
+    small = betas[1:] * (1 - abar[:-1]) / (1 - abar[1:])
+    torch.testing.assert_close(ladder.reverse_variance(s, t, "fixed_small"), small, rtol=1e-9, atol=0)
+    torch.testing.assert_close(ladder.reverse_variance(s, t, "fixed_large"), betas[1:], rtol=1e-9, atol=0)
+    assert ladder.decoder_variance.item() == pytest.approx(small[0].item(), rel=1e-9)
+
+
+def test_level_zero_is_clean_and_levels_round_trip():
+    ladder = Ladder(Cosine(), 1000)
+    zero = torch.zeros(())
+    assert ladder.alpha(zero) == 1 and ladder.sigma(zero) == 0
+    level = torch.arange(1001)
+    for dtype in (torch.float32, torch.float64):
+        assert torch.equal(ladder.level(level.to(dtype) / 1000), level)
+
+
+@pytest.mark.parametrize("steps", [10, 20, 50])
+def test_grids_are_ddims_sequences(recorded, steps):
+    official, ladder = recorded("ddim"), Ladder(Linear())
+    for spacing, name in (("uniform", "uniform"), ("quadratic", "quad")):
+        grid = ladder.grid(steps, spacing)
+        assert grid[-1] == 0 and len(grid) == steps + 1
+        assert torch.equal(ladder.level(grid[:-1].flip(0)) - 1, official[f"seq.{name}.N{steps}"])
+
+
+def test_full_grid_visits_every_level_and_too_many_steps_are_refused():
+    ladder = Ladder(Linear(), 30)
+    assert torch.equal(ladder.level(ladder.grid(None)), torch.arange(30, -1, -1))
+    with pytest.raises(ValueError, match="between 1 and the model's 30 levels, got 31"):
+        ladder.grid(31)
+
+
+def test_training_times_cover_all_levels_evenly():
+    ladder = Ladder(Linear(), 10)
+    levels = ladder.level(ladder.sample_times(20_000, torch.device("cpu"), torch.Generator().manual_seed(0)))
+    counts = torch.bincount(levels, minlength=11)
+    assert counts[0] == 0 and counts[1:].min() > 1800 and counts[1:].max() < 2200
+
+
+def test_tables_survive_half_precision_and_stay_float64():
+    ladder = Ladder(Linear()).half()
+    assert ladder.alpha(torch.ones((), dtype=torch.float64)) == Ladder(Linear()).alpha(
+        torch.ones((), dtype=torch.float64)
+    )
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: Linear(20.0, 0.1), "0 < beta_min < beta_max"),
+        (lambda: Cosine(s=0.0), "s > 0"),
+        (lambda: Sigmoid(start=3.0, end=-3.0), "start < end"),
+        (lambda: Geometric(50.0, 0.01), "0 < sigma_min < sigma_max"),
+        (lambda: Ladder(Linear(), 1), "at least 2"),
+        (lambda: VP(Geometric()), "VP needs schedule=linear, cosine or sigmoid"),
+        (lambda: VE(Linear()), "VE needs schedule=geometric"),
+    ],
+)
+def test_bad_schedules_are_refused_in_words(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
