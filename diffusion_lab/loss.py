@@ -1,0 +1,84 @@
+"""Denoising score matching: every paper's loss is a weight on one residual, w(t) |eps_hat - eps|^2."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.process import NoiseProcess, Variance
+
+Weighting = Literal["simple", "x0", "v", "min_snr"]
+Reduction = Literal["mean", "half_sum"]
+
+
+def _snr(process: NoiseProcess, t: Tensor) -> Tensor:
+    return (process.alpha(t) / process.sigma(t)) ** 2
+
+
+WEIGHTS: dict[str, Callable[[NoiseProcess, Tensor, float], Tensor]] = {
+    "simple": lambda process, t, gamma: torch.ones_like(t),
+    "x0": lambda process, t, gamma: 1 / _snr(process, t),
+    "v": lambda process, t, gamma: (process.alpha(t) + process.sigma(t) ** 2 / process.alpha(t)) ** 2,
+    "min_snr": lambda process, t, gamma: (gamma / _snr(process, t)).clamp(max=1),
+}
+
+
+class DenoisingLoss:
+    """w(t) |eps_hat - eps|^2 per image, for t drawn by the process and eps ~ N(0, I).
+
+        w(t) = simple_weight * weighting(t) + vlb_weight * process.vlb_weight(t)
+
+    `weighting`, as a factor of the eps residual: "simple" = 1 (Ho et al. 2020, Eq. 14); "x0" = 1/SNR and "v", which weigh the
+    residual of x_0 or v evenly; "min_snr" = min(SNR, gamma)/SNR (Hang et al. 2023, Section 3.4).  The variational
+    weight makes "mean" the diffusion terms of the bound in nats per dimension (Ho et al. 2020, Eq. 12).
+
+    Args:
+        reduction: "mean" over the dimensions (DDPM) or "half_sum", 0.5 times the sum (NCSN, ScoreSDE VE).
+
+    Raises:
+        ValueError: for negative weights, weights that are both 0, or gamma <= 0.
+    """
+
+    def __init__(
+        self,
+        weighting: Weighting = "simple",
+        simple_weight: float = 1.0,
+        vlb_weight: float = 0.0,
+        gamma: float = 5.0,
+        variance: Variance = "fixed_large",
+        reduction: Reduction = "mean",
+    ) -> None:
+        if min(simple_weight, vlb_weight) < 0 or simple_weight + vlb_weight == 0:
+            raise ValueError(
+                f"simple_weight and vlb_weight must be >= 0 and not both 0, got {simple_weight} and {vlb_weight}"
+            )
+        if gamma <= 0:
+            raise ValueError(f"gamma must be positive, got {gamma}")
+        self.weighting, self.simple_weight, self.vlb_weight = WEIGHTS[weighting], simple_weight, vlb_weight
+        self.gamma, self.variance, self.reduction = gamma, variance, reduction
+
+    def weight(self, process: NoiseProcess, t: Tensor) -> Tensor:
+        """w(t), float32, of the shape of t."""
+        weight = self.simple_weight * self.weighting(process, t.double(), self.gamma)
+        if self.vlb_weight:
+            weight = weight + self.vlb_weight * process.vlb_weight(t, self.variance)
+        return weight.to(t.dtype)
+
+    def __call__(
+        self, denoiser: Denoiser, x0: Tensor, generator: torch.Generator | None = None, **condition: Tensor
+    ) -> Tensor:
+        """Loss of each image, shape (B,), for x0 of shape (B, ...)."""
+        t = denoiser.process.sample_times(len(x0), x0.device, generator)
+        eps = torch.randn(x0.shape, device=x0.device, dtype=x0.dtype, generator=generator)
+        return self.at(denoiser, x0, t, eps, **condition)
+
+    def at(self, denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor, **condition: Tensor) -> Tensor:
+        """Loss of each image, shape (B,), at given times t (B,) and noise eps (B, ...)."""
+        estimate = denoiser(denoiser.process.perturb(x0, t, eps), t, **condition)
+        squared = (estimate.eps - eps).square().flatten(1)
+        reduced = {"mean": squared.mean, "half_sum": lambda dim: 0.5 * squared.sum(dim)}[self.reduction](1)
+        return self.weight(denoiser.process, t).to(reduced.dtype) * reduced

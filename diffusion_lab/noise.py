@@ -1,0 +1,37 @@
+"""Where noise comes from when it must be reproducible: one generator for a batch, or one for each image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def image_generators(seed: int, indices: Sequence[int], device: torch.device | str = "cpu") -> list[torch.Generator]:
+    """One generator for each image, a function of (seed, index of the image) alone.
+
+    So image i is driven by the same noise whatever the batch it is drawn in and the device it is dealt to.
+    """
+    words = (int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0]) for index in indices)
+    return [torch.Generator(device).manual_seed(word >> 1) for word in words]  # 63 bits: MT19937 takes an int64
+
+
+def draw(shape: Sequence[int], generator: Generators, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """Standard normal noise of `shape` (B, ...), drawn where the generator lives.
+
+    Raises:
+        ValueError: if there is a generator for each image but not B of them.
+    """
+    if generator is None or isinstance(generator, torch.Generator):
+        source = device if generator is None else generator.device
+        return torch.randn(*shape, generator=generator, dtype=dtype, device=source).to(device)
+    if len(generator) != shape[0]:
+        raise ValueError(f"{len(generator)} generators for a batch of {shape[0]} images: give one for each image")
+    noise = torch.empty(*shape, dtype=dtype, device=generator[0].device)
+    for row, own in zip(noise, generator, strict=True):
+        torch.randn(row.shape, generator=own, out=row)
+    return noise.to(device)

@@ -1,0 +1,27 @@
+"""Denoisers that know the truth: networks without weights, for the exact targets of reference/analytic.py."""
+
+from __future__ import annotations
+
+import analytic
+import torch
+
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.parameterization import Parameterization
+from diffusion_lab.process import Ladder, NoiseProcess
+
+
+class ExactNetwork:
+    """The optimal eps of a target, computed in float64; told the level of a ladder or 999 t of a continuous process."""
+
+    def __init__(self, target: analytic.Mixture, process: NoiseProcess) -> None:
+        self.target, self.process = target, process
+
+    def __call__(self, x: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
+        discrete = isinstance(self.process, Ladder)
+        t = (told.double() + 1) / self.process.levels if discrete else told.double() / 999
+        return self.target.eps(x, self.process.alpha(t), self.process.sigma(t))
+
+
+def exact_denoiser(target: analytic.Mixture, process: NoiseProcess) -> Denoiser:
+    told = "level" if isinstance(process, Ladder) else "time_999"
+    return Denoiser(ExactNetwork(target, process), process, Parameterization(output="eps", told=told))

@@ -1,0 +1,143 @@
+"""Training losses against official values, and their weights against closed forms."""
+
+from __future__ import annotations
+
+import analytic
+import pytest
+import torch
+from exact import exact_denoiser
+
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.loss import WEIGHTS, DenoisingLoss
+from diffusion_lab.parameterization import Parameterization
+from diffusion_lab.process import VE, VP, Cosine, Geometric, Ladder, Linear, SubVP
+
+OFFICIAL = {  # process, parameterization, what the official program calls its network with
+    "ddpm": (lambda: Ladder(Linear()), Parameterization("eps", "level"), lambda c: c),
+    "smld": (lambda: Ladder(Geometric(0.01, 50.0)), Parameterization("score", "level"), lambda c: 999 - c),
+    "cont.vp": (lambda: VP(Linear()), Parameterization("scaled_score", "time_999"), lambda c: c),
+    "cont.subvp": (lambda: SubVP(Linear()), Parameterization("scaled_score", "time_999"), lambda c: c),
+    "cont.ve": (lambda: VE(Geometric(0.01, 50.0)), Parameterization("score", "log_sigma"), torch.exp),
+}
+
+
+def losses(official, name, weights, reduction, theta, dtype):
+    build, row, told = OFFICIAL[name]
+    process = build()
+    # In the VP models of score_sde the network's output is -sigma * score, i.e. eps.
+    sign = -1.0 if row.output == "scaled_score" else 1.0
+    denoiser = Denoiser(lambda x, c: sign * analytic.toy_net(x, told(c), theta), process, row)
+    if name == "ddpm":
+        t = (official["labels"] + 1) / 1000
+    elif name == "smld":
+        t = (1000 - official["labels"]) / 1000  # their label 0 is the largest sigma
+    else:
+        t = official["u"].to(dtype) * (1 - 1e-5) + 1e-5
+    loss = DenoisingLoss(**weights, reduction=reduction)
+    return loss.at(denoiser, official["x0"].to(dtype), t.to(dtype), official["z"].to(dtype)).mean()
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+@pytest.mark.parametrize("rm, reduction", [(1, "mean"), (0, "half_sum")])
+@pytest.mark.parametrize("likelihood", [0, 1])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+def test_losses_and_gradients_are_the_official_ones(recorded, name, rm, reduction, likelihood, dtype, tolerance):
+    if likelihood and not name.startswith("cont"):
+        pytest.skip("published for continuous processes only")
+    official = recorded("sde_losses")
+    key = f"{name}.lw{likelihood}.rm{rm}" if name.startswith("cont") else f"{name}.rm{rm}"
+    # Likelihood weighting is g^2 / sigma^2 on the eps residual: twice the variational weight.
+    weights = {"simple_weight": 0.0, "vlb_weight": 2.0} if likelihood else {}
+    theta = official["theta"].to(dtype).requires_grad_()
+    loss = losses(official, name, weights, reduction, theta, dtype)
+    (gradient,) = torch.autograd.grad(loss, theta)
+    assert abs(loss.item() / official[f"{key}.loss"].item() - 1) < tolerance
+    want = official[f"{key}.grad_theta"]
+    assert (gradient - want).abs().max() / want.abs().max() < 5 * tolerance
+
+
+@pytest.mark.parametrize("output", ["eps", "x0", "v", "score", "scaled_score"])
+@pytest.mark.parametrize("process", [Ladder(Linear()), Ladder(Geometric()), VP(Cosine())])
+def test_every_output_describes_the_same_guess(output, process):
+    """A network of each kind that says the same thing gives the same four views."""
+    generator = torch.Generator().manual_seed(0)
+    x0, eps = (torch.randn(5, 1, 2, 2, generator=generator, dtype=torch.float64) for _ in range(2))
+    t = torch.tensor([0.002, 0.1, 0.5, 0.9, 0.999], dtype=torch.float64)
+    alpha, sigma = process.marginal(t, x0)
+    x = alpha * x0 + sigma * eps
+    said = {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0, "score": -eps / sigma, "scaled_score": -eps}[output]
+    estimate = Denoiser(lambda x, c: said, process, Parameterization(output, "log_sigma"))(x, t)
+    torch.testing.assert_close(estimate.eps, eps, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(estimate.x0, x0, rtol=1e-6, atol=1e-4 if isinstance(process, Ladder) else 1e-6)
+    torch.testing.assert_close(estimate.v, alpha * eps - sigma * x0, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(estimate.score, -eps / sigma)
+
+
+@pytest.mark.parametrize("weighting, output", [("x0", "x0"), ("v", "v"), ("simple", "eps")])
+@pytest.mark.parametrize("process", [Ladder(Linear()), SubVP(Linear()), Ladder(Geometric(0.01, 5.0))])
+def test_weightings_make_the_named_residual_even(weighting, output, process):
+    """With weighting=x0 the loss is the plain mean squared error of x_0, and so on."""
+    x0, eps, guess = (torch.randn(6, 3, 2, 2, dtype=torch.float64) for _ in range(3))
+    t = torch.tensor([0.01, 0.1, 0.3, 0.6, 0.8, 0.9], dtype=torch.float64)
+    alpha, sigma = process.marginal(t, x0)
+    true = {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0}[output]
+    denoiser = Denoiser(lambda x, c: guess, process, Parameterization(output, "log_sigma"))
+    loss = DenoisingLoss(weighting=weighting).at(denoiser, x0, t, eps)
+    torch.testing.assert_close(loss, (guess - true).square().flatten(1).mean(1))
+
+
+def test_min_snr_is_the_published_clamp():
+    process = Ladder(Linear())
+    t = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    snr = process.log_snr(t).exp()
+    torch.testing.assert_close(WEIGHTS["min_snr"](process, t, 5.0), torch.minimum(snr, torch.tensor(5.0)) / snr)
+
+
+def test_variational_weight_is_ho_equation_12():
+    betas = Linear().betas(1000)
+    abar = torch.cumprod(1 - betas, 0)
+    process, t = Ladder(Linear()), torch.arange(2, 1001, dtype=torch.float64) / 1000
+    want = 1000 * betas**2 / (2 * betas * (1 - betas) * (1 - abar))  # sigma_t^2 = beta_t
+    torch.testing.assert_close(process.vlb_weight(t, "fixed_large"), want[1:], rtol=1e-8, atol=0)
+    small = betas[1:] * (1 - abar[:-1]) / (1 - abar[1:])
+    want = 1000 * betas[1:] ** 2 / (2 * small * (1 - betas[1:]) * (1 - abar[1:]))
+    torch.testing.assert_close(process.vlb_weight(t, "fixed_small"), want, rtol=1e-8, atol=0)
+
+
+def test_discrete_variational_weight_tends_to_the_continuous_one():
+    t = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    fine = Ladder(Linear(), 100_000).vlb_weight(t, "fixed_small")
+    torch.testing.assert_close(fine, VP(Linear()).vlb_weight(t, "fixed_small"), rtol=1e-3, atol=0)
+
+
+def test_weights_mix():
+    process, t = Ladder(Linear()), torch.tensor([0.1, 0.9])
+    both = DenoisingLoss(simple_weight=0.5, vlb_weight=0.1).weight(process, t)
+    torch.testing.assert_close(both, 0.5 + 0.1 * process.vlb_weight(t, "fixed_large").float())
+
+
+def test_eps_mse_floor_of_the_correlated_gaussian():
+    """The exact denoiser reaches the known floor (reference/README), and nothing could be below it."""
+    target = analytic.gauss64()
+    denoiser = exact_denoiser(target, Ladder(Linear()))
+    x0, _ = target.sample(8192, 0)
+    loss = DenoisingLoss()(denoiser, x0, torch.Generator().manual_seed(0))
+    assert loss.mean().item() == pytest.approx(0.089134, abs=4 * loss.std().item() / 8192**0.5)
+    assert 4 * loss.std().item() / 8192**0.5 < 0.012
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"simple_weight": 0.0}, "not both 0"),
+        ({"vlb_weight": -1.0}, "must be >= 0"),
+        ({"gamma": 0.0}, "gamma must be positive"),
+    ],
+)
+def test_senseless_weights_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        DenoisingLoss(**arguments)
+    with pytest.raises(ValueError, match="low < high"):
+        Parameterization(low=1.0, high=0.0)
+    with pytest.raises(ValueError, match="allowed: eps, x0, v"):
+        Parameterization(output="noise")
