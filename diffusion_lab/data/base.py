@@ -1,0 +1,189 @@
+"""DataModule: what every data set shares, from the stored bytes to float batches on the device."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from diffusion_lab.data.batches import TrainBatches, generator
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The two halves of a data set, and in a few words how they were separated.
+
+    Both are map-style data sets with `labels` (N,) and `__getitems__(indices) -> (x (B, ...), labels (B,))`.
+    """
+
+    train: Dataset
+    held_out: Dataset
+    how: str
+
+
+class DataModule(pl.LightningDataModule, ABC):
+    """Batches (x, label): x float32 (B, C, H, W) in [0, 1], x = byte / (grey_levels - 1), or points (B, 2).
+
+    `batch_size` counts a training batch over all ranks, `eval_batch_size` a held-out batch on one rank.
+    Training never ends (see TrainBatches) and continues where a checkpoint left it; held-out items come once
+    each, in stored order, rank r of W taking items r, r + W, ... Lightning must not deal them again:
+    Trainer(use_distributed_sampler=False).
+
+    A subclass gives `load()` and, if its items do not have 256 grey levels, GREY_LEVELS. Raises ValueError on
+    settings that contradict each other or the loaded files.
+    """
+
+    GREY_LEVELS: ClassVar[int | None] = 256
+
+    def __init__(
+        self,
+        *,
+        shape: tuple[int, ...],
+        grey_levels: int | None,
+        batch_size: int,
+        eval_batch_size: int,
+        flip: bool,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+        if len(self.shape) not in (1, 3) or min(self.shape) < 1:
+            raise ValueError(f"data.shape={list(self.shape)} must be [channels,height,width] or [2]")
+        if grey_levels != self.GREY_LEVELS:
+            stored = "null" if self.GREY_LEVELS is None else self.GREY_LEVELS
+            raise ValueError(f"data.grey_levels={grey_levels} must be {stored} for {type(self).__name__}")
+        if flip and len(self.shape) != 3:
+            raise ValueError("data.flip=true mirrors images, but these are points: set data.flip=false")
+        if seed < 0:
+            raise ValueError(f"data.seed={seed} must not be negative")
+        require_positive({"batch_size": batch_size, "eval_batch_size": eval_batch_size})
+        self.grey_levels, self.flip, self.seed = grey_levels, flip, seed
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.num_workers = 0
+        self.position = 0
+        self.batches: TrainBatches | None = None
+
+    @abstractmethod
+    def load(self) -> Splits:
+        """Read the files and divide them; called once per process, on first use."""
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The loaded and checked data sets."""
+        splits = self.load()
+        got = tuple(splits.train.__getitems__([0])[0].shape[1:])
+        if got != self.shape:
+            raise ValueError(
+                f"{type(self).__name__} holds items of shape {list(got)}, but data.shape={list(self.shape)}: "
+                f"set data.shape={str(list(got)).replace(' ', '')}"
+            )
+        return splits
+
+    def setup(self, stage: str) -> None:
+        """Load and check; a fit begins at batch 0, unless `load_state_dict` then says otherwise."""
+        size = len(self.splits.train)
+        if stage == "fit":
+            self.batches = TrainBatches(size, self.batch_size, self.seed, *self._rank_and_world())
+            self._seek(0)
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader(self.splits.train, batch_sampler=self.batches)
+
+    def val_dataloader(self) -> DataLoader:
+        rank, world = self._rank_and_world()
+        shard = Subset(self.splits.held_out, range(rank, len(self.splits.held_out), world))
+        order = torch.arange(len(shard)).split(self.eval_batch_size)
+        return self._loader(shard, batch_sampler=[part.tolist() for part in order])
+
+    def test_dataloader(self) -> DataLoader:
+        return self.val_dataloader()
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Grey levels to [0, 1] and, while training, mirror and count the batch, all on the device."""
+        x, label = batch
+        x = self._scale(x)
+        if self.trainer is None or not self.trainer.training:
+            return x, label
+        if self.flip:
+            mirrored = self.batches.flips(self.position).to(x.device)
+            x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
+        # Counted here and not in the sampler, which runs ahead of the training by what the loader prefetches.
+        self.position += 1
+        if not self.trainer.overfit_batches:
+            self.batches.start = self.position
+        return x, label
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"batches": self.position}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._seek(state_dict["batches"])
+
+    def images(self, split: Literal["train", "held_out"], count: int | None = None) -> Tensor:
+        """At most `count` items (all if None), float (n, C, H, W) in [0, 1], never mirrored, for measuring.
+
+        They come in one shuffled order that mixes the classes and depends on nothing but the size of the set.
+        """
+        chosen = self._first(split, count)
+        data = getattr(self.splits, split)
+        return torch.cat([self._scale(data.__getitems__(part.tolist())[0]) for part in chosen.split(1000)])
+
+    def labels(self, split: Literal["train", "held_out"], count: int | None = None) -> Tensor:
+        """Labels (n,) int64 of what `images(split, count)` returns, in the same order."""
+        return getattr(self.splits, split).labels[self._first(split, count)]
+
+    def describe(self) -> str:
+        """One line: what it is, how many items, how they were divided."""
+        train, held_out = len(self.splits.train), len(self.splits.held_out)
+        what = f"{'x'.join(map(str, self.shape))} images, {self.grey_levels} grey levels"
+        if self.grey_levels is None:
+            what = "points in the plane"
+        return f"{type(self).__name__}: {train} train and {held_out} held-out {what}; {self.splits.how}"
+
+    def _scale(self, x: Tensor) -> Tensor:
+        return x if self.grey_levels is None else x.to(torch.float32) / (self.grey_levels - 1)
+
+    def _first(self, split: str, count: int | None) -> Tensor:
+        if split not in ("train", "held_out"):
+            raise ValueError(f"split {split!r} does not exist: choose train or held_out")
+        size = len(getattr(self.splits, split))
+        return torch.randperm(size, generator=generator("images", size))[:count]
+
+    def _seek(self, position: int) -> None:
+        self.position = position
+        if self.batches is not None:
+            self.batches.start = position
+
+    def _rank_and_world(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _loader(self, data: Dataset, batch_sampler: TrainBatches | list[list[int]]) -> DataLoader:
+        return DataLoader(
+            data,
+            batch_sampler=batch_sampler,
+            collate_fn=_whole,
+            num_workers=self.num_workers,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+            # iter() of a DataLoader draws a number, which must not come from the global stream.
+            generator=torch.Generator(),
+        )
+
+
+def require_positive(values: Mapping[str, int]) -> None:
+    """Raise ValueError naming the first `data.<key>` below 1."""
+    for key, value in values.items():
+        if value < 1:
+            raise ValueError(f"data.{key}={value} must be at least 1")
+
+
+def _whole(batch: Batch) -> Batch:
+    return batch

@@ -1,0 +1,104 @@
+"""Which items make a batch: each random choice is a function of (seed, position), never of history."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+
+def generator(purpose: str, *numbers: int) -> torch.Generator:
+    """CPU generator whose stream depends on nothing but `purpose` and `numbers` (all >= 0).
+
+    The words are mixed by NumPy's SeedSequence, so that neighbouring seeds or epochs give unrelated streams.
+    """
+    mixed = np.random.SeedSequence([zlib.crc32(purpose.encode()), *numbers]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(mixed[0]))
+
+
+class InMemory(Dataset):
+    """A whole set as two tensors: `x` (N, ...) uint8 grey levels or float points, `labels` (N,) int64.
+
+    A batch is one tensor index: `__getitems__` gives (x (B, ...), labels (B,)) without a loop over items.
+
+    Raises ValueError if the two lengths differ.
+    """
+
+    def __init__(self, x: Tensor, labels: Tensor) -> None:
+        if len(x) != len(labels):
+            raise ValueError(f"{len(x)} items but {len(labels)} labels: the files do not belong together")
+        self.x = x.contiguous()
+        self.labels = labels.to(torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.x[index], self.labels[index]
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        chosen = torch.as_tensor(indices)
+        return self.x[chosen], self.labels[chosen]
+
+
+class TrainBatches(Sampler[list[int]]):
+    """Endless batches of indices: batch p is elements [p B, (p + 1) B) of perm_0, perm_1, perm_2, ...
+
+    perm_e is a permutation of range(size) drawn from (seed, e) alone: each epoch holds every index once, a
+    batch may cross two epochs, and iteration may begin at any position `start`. Rank r of `world` gets the
+    r-th of `world` equal consecutive shares of batch p: together they see the batch that one device would.
+
+    Raises ValueError if `batch_size` is not a multiple of `world`.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        start: int = 0,
+    ) -> None:
+        if batch_size % world:
+            below = batch_size - batch_size % world
+            near = f"{below} or {below + world}" if below else f"{world}"
+            raise ValueError(
+                f"data.batch_size={batch_size} cannot be split evenly over {world} ranks: set it to {near}"
+            )
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.share = batch_size // world
+        self.offset = rank * self.share
+        self.start = start
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        position = self.start
+        while True:
+            yield self.batch(position).tolist()
+            position += 1
+
+    def batch(self, position: int) -> Tensor:
+        """Indices (B / world,) of this rank's share of batch `position`."""
+        start = position * self.batch_size + self.offset
+        parts, missing = [], self.share
+        while missing:
+            epoch, offset = divmod(start, self.size)
+            parts.append(self._permutation(epoch)[offset : offset + missing])
+            start, missing = start + len(parts[-1]), missing - len(parts[-1])
+        return torch.cat(parts)
+
+    def flips(self, position: int) -> Tensor:
+        """Booleans (B / world,), each true with probability 1/2: which images of this share are mirrored."""
+        coins = torch.rand(self.batch_size, generator=generator("flip", self.seed, position)) < 0.5
+        return coins[self.offset : self.offset + self.share]
+
+    def _permutation(self, epoch: int) -> Tensor:
+        if epoch != self._epoch:
+            self._order = torch.randperm(self.size, generator=generator("order", self.seed, epoch))
+            self._epoch = epoch
+        return self._order

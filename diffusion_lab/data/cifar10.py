@@ -1,0 +1,89 @@
+"""CIFAR-10, the official batches."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import torch
+
+from diffusion_lab.data.base import DataModule, Splits
+from diffusion_lab.data.batches import InMemory
+from diffusion_lab.data.official import fetch, missing, refuse_damaged
+
+
+class CIFAR10(DataModule):
+    """50,000 train and 10,000 held-out (official test) images (3, 32, 32) in 10 classes; Krizhevsky 2009.
+
+    Reads <data_dir>/cifar-10-batches-py, each file checked against its published md5; what is missing there
+    is taken from <data_dir>/cifar-10-python.tar.gz. Raises FileNotFoundError for a missing file, ValueError
+    for a damaged one, by name.
+    """
+
+    def __init__(
+        self,
+        *,
+        data_dir: str,
+        download: bool = False,
+        shape: tuple[int, ...] = (3, 32, 32),
+        grey_levels: int | None = 256,
+        batch_size: int = 128,
+        eval_batch_size: int = 500,
+        flip: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            shape=shape,
+            grey_levels=grey_levels,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            flip=flip,
+            seed=seed,
+        )
+        self.data_dir, self.download = Path(data_dir).expanduser(), download
+
+    def prepare_data(self) -> None:
+        """Unpack what is missing from the archive, which is downloaded if asked to."""
+        archive, md5 = self._archive()
+        absent = [path for path, _ in self._files() if not path.exists()]
+        if absent and self.download and not archive.exists():
+            fetch(archive, md5, [self._official().url.removesuffix(archive.name)])
+        if absent and archive.exists():
+            refuse_damaged(archive, md5)
+            unpack(archive, absent)
+
+    def load(self) -> Splits:
+        for path, md5 in self._files():
+            if not path.exists():
+                raise missing(path, *self._archive())
+            refuse_damaged(path, md5)
+        return Splits(self._part(True), self._part(False), "official train and test split")
+
+    def _part(self, train: bool) -> InMemory:
+        official = self._official()(self.data_dir, train=train)
+        return InMemory(torch.from_numpy(official.data).permute(0, 3, 1, 2), torch.tensor(official.targets))
+
+    def _archive(self) -> tuple[Path, str]:
+        official = self._official()
+        return self.data_dir / official.filename, official.tgz_md5
+
+    def _files(self) -> list[tuple[Path, str]]:
+        official = self._official()
+        meta = (official.meta["filename"], official.meta["md5"])
+        listed = (*official.train_list, *official.test_list, meta)
+        return [(self.data_dir / official.base_folder / name, md5) for name, md5 in listed]
+
+    def _official(self) -> type:
+        import torchvision
+
+        return torchvision.datasets.CIFAR10
+
+
+def unpack(archive: Path, paths: list[Path]) -> None:
+    """Write just these files, <folder>/<file> in a tar archive, each of them whole or not at all."""
+    with tarfile.open(archive) as tar:
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{path.name}.partial")
+            partial.write_bytes(tar.extractfile(f"{path.parent.name}/{path.name}").read())
+            partial.replace(path)

@@ -1,0 +1,106 @@
+"""MNIST and Fashion-MNIST, the official files."""
+
+from __future__ import annotations
+
+import gzip
+import math
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusion_lab.data.base import DataModule, Splits
+from diffusion_lab.data.batches import InMemory
+from diffusion_lab.data.official import fetch, missing, refuse_damaged
+
+CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
+NATIVE = 28
+
+
+class MNIST(DataModule):
+    """60,000 train and 10,000 held-out (test) images (1, 28, 28); LeCun et al. 1998, Xiao et al. 2017.
+
+    `shape` (1, 32, 32) adds a black border of two pixels. Reads <data_dir>/{MNIST,FashionMNIST}/raw: the
+    published .gz, checked against its md5, or else the unpacked file, checked against its own header. Raises
+    FileNotFoundError for a missing file, ValueError for a damaged one, each by name.
+    """
+
+    def __init__(
+        self,
+        *,
+        variant: Literal["mnist", "fashion_mnist"] = "mnist",
+        data_dir: str,
+        download: bool = False,
+        shape: tuple[int, ...] = (1, NATIVE, NATIVE),
+        grey_levels: int | None = 256,
+        batch_size: int = 128,
+        eval_batch_size: int = 500,
+        flip: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            shape=shape,
+            grey_levels=grey_levels,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            flip=flip,
+            seed=seed,
+        )
+        if variant not in CLASSES:
+            raise ValueError(f"data.variant={variant} does not exist: choose one of {', '.join(CLASSES)}")
+        if self.shape not in ((1, 28, 28), (1, 32, 32)):
+            raise ValueError(f"data.shape={list(self.shape)} must be [1,28,28], or [1,32,32] with a border")
+        self.variant, self.data_dir, self.download = variant, Path(data_dir).expanduser(), download
+
+    @property
+    def folder(self) -> Path:
+        return self.data_dir / CLASSES[self.variant] / "raw"
+
+    def prepare_data(self) -> None:
+        """Download what is missing, if asked to."""
+        if not self.download:
+            return
+        for name, md5 in self._official().resources:
+            packed = self.folder / name
+            if not packed.exists() and not packed.with_suffix("").exists():
+                fetch(packed, md5, self._official().mirrors)
+
+    def load(self) -> Splits:
+        return Splits(self._part("train"), self._part("t10k"), "official train and test split")
+
+    def _part(self, name: str) -> InMemory:
+        border = (self.shape[-1] - NATIVE) // 2
+        x = torch.nn.functional.pad(self._read(f"{name}-images-idx3-ubyte")[:, None], [border] * 4)
+        return InMemory(x, self._read(f"{name}-labels-idx1-ubyte"))
+
+    def _read(self, name: str) -> Tensor:
+        packed, plain = self.folder / f"{name}.gz", self.folder / name
+        md5 = dict(self._official().resources)[packed.name]
+        refuse_damaged(packed, md5)
+        if packed.exists():
+            return read_idx(packed, gzip.decompress(packed.read_bytes()))
+        if plain.exists():
+            return read_idx(plain, plain.read_bytes())
+        raise missing(plain, packed, md5)
+
+    def _official(self) -> type:
+        import torchvision
+
+        return getattr(torchvision.datasets, CLASSES[self.variant])
+
+
+def read_idx(path: Path, content: bytes) -> Tensor:
+    """The uint8 array in an IDX file: bytes 0, 0, 8, rank, then `rank` big-endian int32 sides, then values.
+
+    Raises ValueError naming `path` if the content is not that, or not that long.
+    """
+    rank = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
+    header = 4 + 4 * rank
+    shape = np.frombuffer(content[4:header], ">i4").tolist() if len(content) >= header else []
+    if not shape or len(content) != header + math.prod(shape):
+        raise ValueError(
+            f"{path} is damaged ({len(content)} bytes do not fit its header): move it away and fetch it again"
+        )
+    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy())

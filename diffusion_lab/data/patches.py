@@ -1,0 +1,62 @@
+"""Small colour crops of the two photographs that come with scikit-learn: natural image statistics offline."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusion_lab.data.base import DataModule, Splits, require_positive
+from diffusion_lab.data.batches import InMemory, generator
+
+TRAIN_COLUMNS = 512  # of 640: the left 80 % of both photographs
+
+
+class Patches(DataModule):
+    """Distinct random crops (3, H, W) of china.jpg and flower.jpg (427 x 640); label = which photograph.
+
+    Train crops come from the left 512 columns, held-out crops from the right 128: no pixel is in both. Their
+    positions do not depend on `seed`. Raises ValueError if a crop does not fit, or for more than there are.
+    """
+
+    def __init__(
+        self,
+        *,
+        train_size: int = 10_000,
+        held_out_size: int = 2_000,
+        shape: tuple[int, ...] = (3, 32, 32),
+        grey_levels: int | None = 256,
+        batch_size: int = 128,
+        eval_batch_size: int = 500,
+        flip: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            shape=shape,
+            grey_levels=grey_levels,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            flip=flip,
+            seed=seed,
+        )
+        require_positive({"train_size": train_size, "held_out_size": held_out_size})
+        if len(self.shape) != 3 or self.shape[0] != 3 or max(self.shape[1:]) > 128:
+            raise ValueError(f"data.shape={list(self.shape)} must be [3,height,width], sides of at most 128")
+        self.sizes = (train_size, held_out_size)
+
+    def load(self) -> Splits:
+        from sklearn.datasets import load_sample_images
+
+        photos = torch.from_numpy(np.stack(load_sample_images().images)).permute(0, 3, 1, 2)
+        train = self._crops(photos[..., :TRAIN_COLUMNS], self.sizes[0], "train")
+        held_out = self._crops(photos[..., TRAIN_COLUMNS:], self.sizes[1], "held_out")
+        return Splits(train, held_out, f"columns before and from {TRAIN_COLUMNS} of china.jpg and flower.jpg")
+
+    def _crops(self, region: Tensor, count: int, split: str) -> InMemory:
+        windows = region.unfold(2, self.shape[1], 1).unfold(3, self.shape[2], 1).permute(0, 2, 3, 1, 4, 5)
+        places = windows.shape[:3]
+        if count > places.numel():
+            raise ValueError(f"data.{split}_size={count} must be at most {places.numel()} (distinct crops)")
+        chosen = torch.randperm(places.numel(), generator=generator(f"patches {split}"))[:count]
+        photo, top, left = torch.unravel_index(chosen, places)
+        return InMemory(windows[photo, top, left], photo)

@@ -1,0 +1,279 @@
+"""Data modules: which item comes when, on which rank, with which values."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import sklearn.datasets
+import torch
+from omegaconf import OmegaConf
+
+from diffusion_lab.data import MNIST, Digits, Patches, Toy2D, TrainBatches
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def trainer(rank: int = 0, world: int = 1, training: bool = True) -> SimpleNamespace:
+    """As much of a Trainer as a data module looks at."""
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    return SimpleNamespace(
+        global_rank=rank, world_size=world, training=training, overfit_batches=0.0, strategy=strategy
+    )
+
+
+def fitted(module, rank: int = 0, world: int = 1):
+    """The module as it stands when a fit begins on one rank."""
+    module.trainer = trainer(rank, world)
+    module.setup("fit")
+    return module
+
+
+def consume(module, count: int) -> list[torch.Tensor]:
+    """The images of the next `count` training batches, as a training step would receive them."""
+    batches = iter(module.train_dataloader())
+    return [module.on_after_batch_transfer(next(batches), 0)[0] for _ in range(count)]
+
+
+def test_each_epoch_holds_every_index_once_whatever_the_batch_size() -> None:
+    for batch_size in (4, 7, 25):  # 10 items: a batch may cross one epoch or hold several
+        batches = TrainBatches(10, batch_size, seed=3)
+        stream = torch.cat([batches.batch(p) for p in range(30)])
+        epochs = stream[:30].reshape(3, 10)
+        assert (epochs.sort(1).values == torch.arange(10)).all()
+        assert not torch.equal(epochs[0], epochs[1])
+    other = torch.cat([TrainBatches(10, 25, seed=4).batch(p) for p in range(30)])
+    assert not torch.equal(stream, other)
+
+
+def test_two_ranks_together_see_the_batch_of_one() -> None:
+    whole, *shares = (TrainBatches(100, 8, 0, rank, world) for rank, world in ((0, 1), (0, 2), (1, 2)))
+    for p in range(30):
+        assert torch.equal(torch.cat([s.batch(p) for s in shares]), whole.batch(p))
+        assert torch.equal(torch.cat([s.flips(p) for s in shares]), whole.flips(p))
+
+
+def test_seeking_equals_the_stream_from_there() -> None:
+    stream = iter(TrainBatches(10, 4, seed=0))
+    first = [next(stream) for _ in range(12)]
+    sought = iter(TrainBatches(10, 4, seed=0, start=5))
+    assert [next(sought) for _ in range(7)] == first[5:]
+
+
+def test_batch_that_does_not_divide_is_refused_before_loading_a_batch() -> None:
+    with pytest.raises(ValueError, match=r"data.batch_size=128 .*3 ranks: set it to 126 or 129"):
+        fitted(Digits(batch_size=128), rank=0, world=3)
+    module = Digits(batch_size=128)
+    module.trainer = trainer(0, 3)
+    module.setup("test")  # evaluating deals no training batches
+
+
+def test_flips_are_fair_mirror_images_only_while_training() -> None:
+    module = fitted(Patches(batch_size=256, train_size=300, held_out_size=10))
+    batch = module.splits.train.__getitems__(range(256))
+    plain = batch[0].float() / 255
+    x, label = module.on_after_batch_transfer(batch, 0)
+    mirrored = module.batches.flips(0)
+    assert torch.equal(x[mirrored], plain[mirrored].flip(-1))
+    assert torch.equal(x[~mirrored], plain[~mirrored])
+    assert torch.equal(label, batch[1])
+    coins = torch.cat([module.batches.flips(p) for p in range(200)]).double()
+    assert abs(coins.mean().item() - 0.5) < 4 * 0.5 / len(coins) ** 0.5
+
+    module.trainer.training = False
+    assert torch.equal(module.on_after_batch_transfer(batch, 0)[0], plain)
+    assert module.position == 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume_continues_with_the_next_batch_not_the_prefetched_one(workers: int) -> None:
+    def new() -> Patches:
+        module = Patches(batch_size=16, train_size=50, held_out_size=10, seed=7)
+        module.num_workers = workers
+        return fitted(module)
+
+    straight = consume(new(), 7)
+    broken = new()
+    consume(broken, 3)
+    state = broken.state_dict()
+    resumed = new()
+    resumed.load_state_dict(state)
+    for got, wanted in zip(consume(resumed, 4), straight[3:], strict=True):
+        assert torch.equal(got, wanted)
+
+
+class Recorder(pl.LightningModule):
+    """Keeps what it is shown and learns one number from it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[torch.Tensor] = []
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append(batch[0].clone())
+        return (self.weight - batch[0].mean()) ** 2
+
+    def validation_step(self, batch, batch_idx):
+        assert batch[0].max() <= 1
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(steps: int, *, flip: bool = True, checkpoint: Path | None = None, **options) -> tuple[Recorder, pl.Trainer]:
+    model = Recorder()
+    run = pl.Trainer(
+        max_steps=steps,
+        check_val_every_n_epoch=None,
+        use_distributed_sampler=False,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    data = Patches(batch_size=32, train_size=50, held_out_size=40, flip=flip)
+    run.fit(model, datamodule=data, ckpt_path=checkpoint)
+    return model, run
+
+
+def test_lightning_resumes_the_stream_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
+    straight, _ = fit(6, val_check_interval=2)
+    _, first = fit(3, val_check_interval=2)
+    first.save_checkpoint(tmp_path / "third.ckpt")
+    second, _ = fit(6, val_check_interval=2, checkpoint=tmp_path / "third.ckpt")
+    assert len(straight.seen) == 6
+    assert len(second.seen) == 3
+    assert torch.equal(torch.stack(second.seen), torch.stack(straight.seen[3:]))
+    assert torch.equal(second.weight, straight.weight)
+
+
+def test_short_epochs_go_on_in_the_stream_but_overfitting_repeats_its_batches() -> None:
+    straight, _ = fit(4, flip=False)
+    short, _ = fit(4, flip=False, limit_train_batches=2)
+    assert torch.equal(torch.stack(short.seen), torch.stack(straight.seen))
+    repeated, _ = fit(4, flip=False, overfit_batches=2)
+    assert torch.equal(torch.stack(repeated.seen), torch.stack(straight.seen[:2] * 2))
+
+
+def test_loaders_leave_the_global_random_stream_alone() -> None:
+    module = fitted(Digits(batch_size=32))
+    before = torch.get_rng_state()
+    consume(module, 3)
+    list(module.val_dataloader())
+    module.images("train", 5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_held_out_shards_cover_every_item_once_in_order() -> None:
+    def shard(rank: int, world: int) -> torch.Tensor:
+        return torch.cat([x for x, _ in fitted(Digits(batch_size=3, eval_batch_size=50), rank, world).val_dataloader()])
+
+    whole = shard(0, 1)
+    assert torch.equal(whole, Digits().splits.held_out.x)  # in order, last short batch kept
+    for rank in range(3):
+        assert torch.equal(shard(rank, 3), whole[rank::3])
+
+
+def test_images_and_labels_correspond_mix_classes_and_ignore_the_seed() -> None:
+    module = Digits(seed=1)
+    x, y = module.images("train", 64), module.labels("train", 64)
+    assert len(y.unique()) == 10
+    assert torch.equal(x, Digits(seed=2).images("train")[:64])
+    train = module.splits.train
+    stored = {(bytes(x), label) for x, label in zip(train.x.flatten(1).numpy(), train.labels.tolist(), strict=True)}
+    shown = zip((x * 16).round().byte().flatten(1).numpy(), y.tolist(), strict=True)
+    assert all((bytes(image), label) in stored for image, label in shown)
+    assert len(module.images("held_out", 10_000)) == 397
+    with pytest.raises(ValueError, match="train or held_out"):
+        module.images("test")
+
+
+def test_digits_are_split_without_overlap_on_17_levels() -> None:
+    module = fitted(Digits(batch_size=1400))
+    official = sklearn.datasets.load_digits()
+    train, held_out = module.splits.train, module.splits.held_out
+    assert (len(train), len(held_out)) == (1400, 397)
+    both = torch.cat([train.x, held_out.x]).flatten(1).double().numpy()
+    assert sorted(map(bytes, both)) == sorted(map(bytes, official.data))
+    assert train.labels.bincount().min() > 0 and held_out.labels.bincount(minlength=10).min() > 0
+    levels = consume(module, 1)[0].unique()
+    torch.testing.assert_close(levels, torch.arange(17) / 16)
+    assert module.describe().startswith("Digits: 1400 train and 397 held-out 1x8x8 images, 17 grey levels")
+
+
+def test_patches_are_crops_and_share_no_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    row, column = np.meshgrid(np.arange(427), np.arange(640), indexing="ij")
+    marked = np.stack([column // 4, row % 256, row // 256], -1).astype(np.uint8)
+    monkeypatch.setattr(sklearn.datasets, "load_sample_images", lambda: SimpleNamespace(images=[marked, marked]))
+    splits = Patches(train_size=3000, held_out_size=2000).splits
+    assert splits.train.x[:, 0].max() == 127 and splits.held_out.x[:, 0].min() == 128  # columns 511 and 512
+    assert splits.held_out.x[:, 0].max() == 159
+    height = splits.train.x[:, 1].int() + 256 * splits.train.x[:, 2].int()
+    assert (height.diff(dim=1) == 1).all() and height.min() == 0 and height.max() == 426
+    with pytest.raises(ValueError, match=r"data.held_out_size=100000 must be at most 76824"):
+        Patches(held_out_size=100_000).load()
+
+
+@pytest.mark.parametrize("name", ["two_modes", "moons"])
+def test_toy2d_points_are_a_fixed_draw_of_their_target(name: str) -> None:
+    module, other = (Toy2D(name=name, train_size=4000, held_out_size=500, seed=seed) for seed in (0, 1))
+    x = module.images("train")
+    assert x.shape == (4000, 2) and x.dtype == torch.float32
+    assert torch.equal(x, other.images("train"))
+    equal = Toy2D(name=name, train_size=500, held_out_size=500)
+    both = torch.cat([equal.images("train"), equal.images("held_out")])
+    assert len(both.unique(dim=0)) == 1000  # no held-out point was trained on
+    if module.target.modes is not None:
+        share = module.labels("train").double().mean().item()
+        assert abs(share - 0.8) < 4 * (0.16 / 4000) ** 0.5
+        assert torch.equal(module.labels("train") == 1, x.sum(1) > 0)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: Digits(shape=(1, 16, 16)).splits, r"shape \[1, 8, 8\], but data.shape=\[1, 16, 16\]"),
+        (lambda: Digits(grey_levels=256), "data.grey_levels=256 must be 17"),
+        (lambda: Toy2D(name="moons", flip=True), "data.flip"),
+        (lambda: Toy2D(name="moon"), "data.name=moon does not exist"),
+        (lambda: Toy2D(name="moons", train_size=0), "data.train_size=0"),
+        (lambda: Digits(batch_size=0), "data.batch_size=0"),
+        (lambda: MNIST(data_dir=".", shape=(1, 29, 29)), "data.shape"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf" / "data").glob("*.yaml")), ids=lambda path: path.stem)
+def test_configuration_gives_every_parameter_and_agrees_with_the_defaults(path: Path) -> None:
+    config = OmegaConf.to_container(OmegaConf.load(path))
+    config.pop("defaults", None)
+    module, name = config.pop("_target_").rsplit(".", 1)
+    parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+    assert set(config) == set(parameters)
+    assert config.pop("seed") == "${seed}"
+    for key, value in config.items():
+        default = parameters[key].default
+        if default is not inspect.Parameter.empty and key != "variant":
+            assert value == (list(default) if isinstance(default, tuple) else default), key
+    described = {line.split(":")[0] for line in path.read_text().splitlines() if "#" in line}
+    assert described >= set(config)
+
+
+def test_slow_libraries_are_imported_only_where_needed() -> None:
+    for path in (ROOT / "diffusion_lab" / "data").glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            names = [getattr(node, "module", None) or "", *(a.name for a in getattr(node, "names", []))]
+            assert not {name.split(".")[0] for name in names} & {"torchvision", "sklearn", "PIL"}, path.name
