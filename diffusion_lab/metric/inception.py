@@ -1,0 +1,141 @@
+"""The Inception features of FID, from a weight file that is checked before it is read and never executed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.metric.features import to_uint8
+
+_URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+_FILE = _URL.rsplit("/", 1)[-1]
+_DIGEST = "6726825d"
+
+
+class InceptionFeatures:
+    """The 2048 pool features of InceptionV3 (2015-12-05) with TensorFlow 1's resizing, as in torch-fidelity.
+
+    The extractor of every published FID (Heusel et al. 2017). Images are quantised by `to_uint8`, grey ones
+    repeated to three channels; the network runs in float32, without autocast or TF32. The weights are
+    `weights`, else the file in torch.hub's folder ($TORCH_HOME/hub/checkpoints); the network is used only for
+    `download=True`, when that file is missing. The file's sha256 must start with `digest` (at least 8 hex
+    digits).
+
+    Raises:
+        ImportError: without torch-fidelity.
+    """
+
+    name = "inception"
+    learned = False
+    short = "fid"
+    dimensions = 2048
+
+    def __init__(
+        self, weights: str | None = None, download: bool = False, batch_size: int = 100, digest: str = _DIGEST
+    ) -> None:
+        if len(digest) < 8 or set(digest) - set("0123456789abcdef"):
+            raise ValueError(f"digest must be at least 8 lower-case hex digits of a sha256, got {digest!r}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if find_spec("torch_fidelity") is None:
+            raise ImportError("Inception features need torch-fidelity: pip install torch-fidelity")
+        hub = Path(torch.hub.get_dir(), "checkpoints", _FILE)
+        self.path = hub if weights is None else Path(weights).expanduser()
+        self.batch_size = batch_size
+        self.digest = digest
+        self._missing = (
+            f"Inception weights {self.path} are missing: put {_FILE} there (sha256 {digest}..., "
+            f"from {_URL}), name a copy by metric.features.weights=PATH, set metric.features.download=true "
+            "(without weights), or go without FID: metric.features=null"
+        )
+        self._may_download = download and weights is None
+        self._network: torch.nn.Module | None = None
+        self._device = torch.device("cpu")
+
+    def prepare(
+        self,
+        train_images: Tensor | None = None,
+        train_labels: Tensor | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Read the weights, once, and move them to `device`; the training images are not needed.
+
+        Raises:
+            FileNotFoundError: if the file is missing or cannot be downloaded.
+            ValueError: if the file has another digest or is not a plain state dict of this network.
+        """
+        self._device = torch.device(device)
+        if self._network is None:
+            if not self.path.is_file():
+                self._download()
+            content = self.path.read_bytes()
+            found = hashlib.sha256(content).hexdigest()
+            if not found.startswith(self.digest):
+                raise ValueError(f"{self.path} has sha256 {found}, not {self.digest}...: cut or another file")
+            self._network = _network(content, self.path)
+            self.digest = found
+        self._network.to(self._device)
+
+    def _download(self) -> None:
+        if not self._may_download:
+            raise FileNotFoundError(self._missing)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # Checks the digest before it renames, so a cut download is never taken for whole.
+            torch.hub.download_url_to_file(_URL, str(self.path), hash_prefix=self.digest, progress=False)
+        except (OSError, RuntimeError) as error:
+            raise FileNotFoundError(f"{self._missing} (the download failed: {error})") from error
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Float32 features (B, 2048) of images (B, 1 or 3, H, W) in [0, 1], on the device of the images."""
+        if self._network is None:
+            raise RuntimeError("the Inception weights are not loaded yet: call prepare first")
+        if images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(f"Inception takes images (B, 1 or 3, H, W), got {tuple(images.shape)}")
+        pixels = to_uint8(images).to(self._device).expand(-1, 3, -1, -1)
+        with torch.no_grad(), torch.autocast(self._device.type, enabled=False), _full_precision():
+            features = [self._network(block)[0] for block in pixels.split(self.batch_size)]
+        return torch.cat(features).to(images.device)
+
+
+def _network(content: bytes, path: Path) -> torch.nn.Module:
+    """torch-fidelity's network with the weights in `content`; nothing in them is executed."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # a hostile or cut file can break the parser in any way
+        raise ValueError(f"{path} holds more than plain weights or is cut: refused, not executed") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds no state dict: a mapping from names to tensors is expected")
+    # Its constructor only takes a file and unpickles it without restraint: give it one that we wrote.
+    safe = io.BytesIO()
+    torch.save(dict(state), safe)
+    safe.seek(0)
+    with torch.random.fork_rng(devices=[]):  # the random initial weights must not move the caller's noise
+        try:
+            network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=safe)
+        except (RuntimeError, AttributeError) as error:  # keys or shapes of something else
+            raise ValueError(f"{path} holds the weights of another network, not of InceptionV3") from error
+    # Once more in float32: the first copy was rounded if the caller's default dtype is lower.
+    network.load_state_dict(state)
+    return network
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Convolutions in float32 proper: TF32, torch's default on GPUs, keeps only 10 bits of a feature."""
+    convolution = torch.backends.cudnn.conv
+    before = convolution.fp32_precision
+    convolution.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        convolution.fp32_precision = before
