@@ -1,0 +1,46 @@
+"""How a network is told the noise level: sines and cosines, then a small perceptron."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffusion_lab.network.layers import linear
+
+
+def sinusoidal(t: Tensor, dimension: int, period: float = 10000.0) -> Tensor:
+    """Sines, then cosines, of t at frequencies that fall geometrically from 1 to 1/period.
+
+    [sin(w_0 t) ... sin(w_{h-1} t), cos(w_0 t) ... cos(w_{h-1} t)],  w_k = period^(-k/(h-1)),  h = dimension/2
+    (official code of Ho et al. 2020; others divide by h, or put the cosines first).
+    Shapes: (B,) -> (B, dimension), in the precision of t.
+    """
+    half = dimension // 2
+    index = torch.arange(half, dtype=t.dtype, device=t.device)
+    angles = t[:, None] * torch.exp(index * -(math.log(period) / (half - 1)))
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class TimeEmbedding(nn.Module):
+    """Conditioning vector of a noise level, silu(W_2 silu(W_1 sinusoidal(t))): Ho et al. 2020, appendix B.
+
+    The last silu stands here, not in every block that reads the vector: the same numbers, computed once.
+    Shapes: (B,) -> (B, width). Raises ValueError where `dimension` does not hold two sines and two cosines.
+    """
+
+    def __init__(self, dimension: int, width: int) -> None:
+        super().__init__()
+        if dimension < 4 or dimension % 2:
+            raise ValueError(f"a time embedding of {dimension} dimensions: give an even number from 4 up")
+        self.dimension = dimension
+        self.dense1 = linear(dimension, width)
+        self.dense2 = linear(width, width)
+
+    def forward(self, t: Tensor) -> Tensor:
+        # bfloat16 cannot tell level 999 from 1000, so the waves are never coarser than float32.
+        weights = self.dense1.weight.dtype
+        waves = sinusoidal(t.to(torch.promote_types(weights, torch.float32)), self.dimension)
+        return F.silu(self.dense2(F.silu(self.dense1(waves.to(weights)))))

@@ -1,0 +1,46 @@
+"""The layers that every network is made of, with the weights they start from."""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+from torch import nn
+
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+
+
+def variance_scaling(layer: Layer, scale: float = 1.0) -> Layer:
+    """Draw a layer's weight with the given variance scale, zero its bias, and return the layer.
+
+    w ~ U(-a, a) with a^2 = 6 max(scale, 1e-10) / (fan_in + fan_out), so that Var(w) = scale / fan_average
+    (official code of Ho et al. 2020). Scale 0 stands for 1e-10: the layer starts as almost zero.
+    """
+    nn.init.xavier_uniform_(layer.weight, gain=math.sqrt(max(scale, 1e-10)))
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def linear(in_features: int, out_features: int, scale: float = 1.0) -> nn.Linear:
+    """Affine map (..., in_features) -> (..., out_features), drawn by `variance_scaling`."""
+    return variance_scaling(nn.Linear(in_features, out_features), scale)
+
+
+def conv1x1(in_channels: int, out_channels: int, scale: float = 1.0) -> nn.Conv2d:
+    """Affine map over the channels of each pixel, drawn by `variance_scaling`."""
+    return variance_scaling(nn.Conv2d(in_channels, out_channels, 1), scale)
+
+
+def conv3x3(in_channels: int, out_channels: int, scale: float = 1.0) -> nn.Conv2d:
+    """3x3 convolution that keeps the resolution, drawn by `variance_scaling`."""
+    return variance_scaling(nn.Conv2d(in_channels, out_channels, 3, padding=1), scale)
+
+
+def group_norm(channels: int, groups: int) -> nn.GroupNorm:
+    """Group normalisation with the epsilon 1e-6 of the DDPM family; ValueError where groups do not divide channels."""
+    if groups < 1 or channels % groups:
+        raise ValueError(
+            f"{channels} channels do not divide into groups={groups}: set groups to a divisor of {channels}, "
+            f"such as {math.gcd(channels, groups)}"
+        )
+    return nn.GroupNorm(groups, channels, eps=1e-6)

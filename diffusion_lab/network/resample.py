@@ -1,0 +1,31 @@
+"""Change of resolution by two, with a convolution."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffusion_lab.network.layers import conv3x3, variance_scaling
+
+
+class Downsample(nn.Module):
+    """Halve the resolution with a 3x3 convolution of stride 2 (Ho et al. 2020): (B, C, H, W) -> (B, C, H/2, W/2)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = variance_scaling(nn.Conv2d(channels, channels, 3, stride=2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # TensorFlow's SAME padding of an even size: one row below and one column to the right, none before.
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Repeat every pixel twice each way, then a 3x3 convolution (Ho et al. 2020): (B, C, H, W) -> (B, C, 2H, 2W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = conv3x3(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
