@@ -32,9 +32,9 @@ class DenoisingLoss:
 
         w(t) = simple_weight * weighting(t) + vlb_weight * process.vlb_weight(t)
 
-    `weighting`, as a factor of the eps residual: "simple" = 1 (Ho et al. 2020, Eq. 14); "x0" = 1/SNR and "v", which weigh the
-    residual of x_0 or v evenly; "min_snr" = min(SNR, gamma)/SNR (Hang et al. 2023, Section 3.4).  The variational
-    weight makes "mean" the diffusion terms of the bound in nats per dimension (Ho et al. 2020, Eq. 12).
+    `weighting`, as a factor of the eps residual: "simple" = 1 (Ho et al. 2020, Eq. 14); "x0" = 1/SNR and "v", which
+    weigh the residual of x_0 or v evenly; "min_snr" = min(SNR, gamma)/SNR (Hang et al. 2023, Section 3.4).  The
+    variational weight makes "mean" the diffusion terms of the bound in nats per dimension (Ho et al. 2020, Eq. 12).
 
     Args:
         reduction: "mean" over the dimensions (DDPM) or "half_sum", 0.5 times the sum (NCSN, ScoreSDE VE).

@@ -1,4 +1,5 @@
-"""What a network's output means, what it is told of the noise, and the range its images live in: a table, one row a paper.
+"""What a network's output means, what it is told of the noise, and the range its images live in: a table, one row a
+paper.
 
 Whatever the network outputs is read as a guess of the noise eps in x = alpha x_0 + sigma eps; the other three
 views (x_0, score, v) follow from it (see `denoiser.Estimate`).

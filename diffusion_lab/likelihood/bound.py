@@ -32,16 +32,16 @@ class VariationalBound:
 
         prior    KL(q(x_T | x_0) || N(0, prior_std^2 I))
         steps    sum over t = 2..T of KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))
-        decoder  -log p(x_0 | x_1): the mass that a Gaussian gives to the grey level (Eq. 13), whose outermost levels reach to
-                 infinity; for points in the plane the density of that Gaussian
+        decoder  -log p(x_0 | x_1): the mass that a Gaussian gives to the grey level (Eq. 13), whose outermost levels
+                 reach to infinity; for points in the plane the density of that Gaussian
 
     Each term is one draw of its expectation over x_t.
 
     Args:
         variance: of the reverse steps.
         clip: clip x0_hat to the image range, as Ho et al. do when they evaluate.
-        terms: how many of the T - 1 steps to evaluate for each image, evenly spread with random offsets and scaled up without
-            bias; None evaluates all.
+        terms: how many of the T - 1 steps to evaluate for each image, evenly spread with random offsets and scaled up
+            without bias; None evaluates all.
 
     Raises:
         ValueError: on a call with a process that has no levels.
@@ -118,8 +118,8 @@ class VariationalBound:
 def log_mass_of_level(x: Tensor, mean: Tensor, std: float, low: float, high: float, grey_levels: int) -> Tensor:
     """log of the mass of N(mean, std^2) on the bin of x, one of `grey_levels` even levels from low to high.
 
-    Ho et al. 2020, Eq. 13, for any number of levels, of the shape of x.  Exact in the far tails too, where the published code has
-    a floor of log 1e-12.
+    Ho et al. 2020, Eq. 13, for any number of levels, of the shape of x.  Exact in the far tails too, where the
+    published code has a floor of log 1e-12.
     """
     half = (high - low) / (grey_levels - 1) / 2
     # By symmetry the bin is taken on the left of the mean, where log_ndtr keeps its precision.

@@ -82,7 +82,7 @@ class NoiseProcess(nn.Module, ABC):
         return scale * kept, self.alpha(s) * v / self.sigma(t) ** 2, v * kept
 
     def reverse_variance(self, s: Tensor, t: Tensor, variance: Variance) -> Tensor:
-        """Variance of the model's step p(x_s | x_t): of the posterior ("fixed_small") or of q(x_t | x_s) ("fixed_large")."""
+        """Variance of the model's step p(x_s | x_t): fixed_small the posterior's, fixed_large q(x_t | x_s)'s."""
         small, large = self.posterior(s, t)[2], self.transition(s, t)[1]
         return {"fixed_small": small, "fixed_large": large}[variance]
 

@@ -12,8 +12,8 @@ from diffusion_lab.process.schedule import Schedule
 class Ladder(NoiseProcess):
     """Levels 1..N at t = i/N; level 0 is clean data (alpha = 1, sigma = 0).
 
-    On a beta schedule these are the N steps of Ho et al. 2020 (their zero-based index is i - 1); on a sigma schedule the
-    N noise levels of Song & Ermon 2019 (their index counts from the largest sigma).  Computed in float64.
+    On a beta schedule these are the N steps of Ho et al. 2020 (their zero-based index is i - 1); on a sigma schedule
+    the N noise levels of Song & Ermon 2019 (their index counts from the largest sigma).  Computed in float64.
     """
 
     def __init__(self, schedule: Schedule, levels: int = 1000) -> None:
@@ -56,8 +56,8 @@ class Ladder(NoiseProcess):
     def grid(self, steps: int | None, spacing: Spacing = "uniform") -> Tensor:
         """Times of S of the N levels (all of them if steps is None), then the clean level 0.
 
-        The sequences of Song, Meng & Ermon 2021 (DDIM), Appendix D.2, in zero-based indices: uniform = floor(i N / S), quadratic =
-        floor(0.8 N (i / (S - 1))^2), which repeats some of the lowest levels when S is large.
+        The sequences of Song, Meng & Ermon 2021 (DDIM), Appendix D.2, in zero-based indices: uniform = floor(i N /
+        S), quadratic = floor(0.8 N (i / (S - 1))^2), which repeats some of the lowest levels when S is large.
         """
         steps = self.levels if steps is None else steps
         if not 1 <= steps <= self.levels:
@@ -83,5 +83,5 @@ class Ladder(NoiseProcess):
 
     @property
     def decoder_variance(self) -> Tensor:
-        """Variance of the last reverse step, taken from the second level's posterior for both kinds (Ho et al.'s code)."""
+        """Variance of the last reverse step: the second level's posterior variance (Ho et al.'s code)."""
         return self.posterior(*torch.tensor([1.0, 2.0], dtype=torch.float64).div(self.levels))[2]

@@ -177,7 +177,8 @@ class Sigmoid(BetaSchedule):
 class Geometric(Schedule):
     """sigma(t) = sigma_min (sigma_max / sigma_min)^t with alpha = 1; Song et al. 2021, Eq. 30.
 
-    The ladder holds sigma_min = sigma_1 < ... < sigma_N = sigma_max with a constant ratio (Song & Ermon 2019, Section 4).
+    The ladder holds sigma_min = sigma_1 < ... < sigma_N = sigma_max with a constant ratio (Song & Ermon 2019, Section
+    4).
     """
 
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0) -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.process import Spacing
 from diffusion_lab.noise import Generators, draw
+from diffusion_lab.process import Spacing
 from diffusion_lab.sampler.predictor import Predictor
 
 

@@ -1,7 +1,7 @@
 """Predictors: one reverse step from t to s < t, x_s = a x_t + b x0_hat + c z with z ~ N(0, I).
 
-A predictor is the three numbers (a, b, c) of each step, so an equation of a paper is all there is to write.  They are computed
-once for all steps, in float64.
+A predictor is the three numbers (a, b, c) of each step, so an equation of a paper is all there is to write.  They are
+computed once for all steps, in float64.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Ancestral(Predictor):
 
         x_s = (scale sigma_s^2 / sigma_t^2) x_t + (alpha_s v / sigma_t^2) x0_hat + sqrt(variance) z
 
-    with scale = alpha_t / alpha_s and v = sigma_t^2 - scale^2 sigma_s^2.  `variance` is v sigma_s^2 / sigma_t^2 ("fixed_small") or
-    v ("fixed_large", beta_t between neighbouring levels).  The step to clean data adds no noise.
+    with scale = alpha_t / alpha_s and v = sigma_t^2 - scale^2 sigma_s^2.  `variance` is v sigma_s^2 / sigma_t^2
+    ("fixed_small") or v ("fixed_large", beta_t between neighbouring levels).  The step to clean data adds no noise.
     """
 
     def __init__(self, variance: Variance = "fixed_large") -> None:
