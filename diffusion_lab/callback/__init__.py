@@ -1,0 +1,11 @@
+"""Callbacks: EMA, checkpoints, evaluation, pictures, progress and logged numbers."""
+
+from diffusion_lab.callback.checkpoint import Checkpoint
+from diffusion_lab.callback.ema import EMA
+from diffusion_lab.callback.evaluation import Evaluation
+from diffusion_lab.callback.monitor import Monitor
+from diffusion_lab.callback.progress import Progress
+from diffusion_lab.callback.samples import Samples
+from diffusion_lab.callback.seed import RankSeed
+
+__all__ = ["EMA", "Checkpoint", "Evaluation", "Monitor", "Progress", "RankSeed", "Samples"]

@@ -1,0 +1,127 @@
+"""Exponential moving average of the network's parameters, used wherever a model is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from diffusion_lab.model import Model
+
+
+class EMA(pl.Callback):
+    """ema <- decay_n ema + (1 - decay_n) parameters after the n-th optimiser step, n = 1, 2, ...
+
+    Plain (Ho et al. 2020): decay_n = decay.  With `warmup` (Song et al. 2021, models/ema.py): decay_n = min(decay, (1
+    + n) / (10 + n)), so that the first weights are forgotten.  Held in float32 by parameter name, beside the
+    parameters; buffers are not averaged.  The average stands in for the parameters during validation, test and
+    prediction, and the training weights return whatever is raised meanwhile.  A checkpoint always holds both:
+    training weights in `state_dict`, the average in `ema`.
+
+    Raises:
+        ValueError: unless 0 <= decay < 1.
+    """
+
+    def __init__(self, decay: float = 0.9999, warmup: bool = False) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"EMA decay must be in [0, 1), got {decay}")
+        self.decay, self.warmup, self.updates = decay, warmup, 0
+        self.weights: dict[str, Tensor] = {}
+        self._training_weights: list[Tensor] | None = None
+        self._step = -1
+
+    @property
+    def swapped(self) -> bool:
+        """Whether the average stands in for the parameters now."""
+        return self._training_weights is not None
+
+    @property
+    def current_decay(self) -> float:
+        """Decay of the latest update."""
+        return min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
+
+    @torch.no_grad()
+    def update(self, network: torch.nn.Module) -> None:
+        """Take one step towards the network's parameters."""
+        self.updates += 1
+        averages = list(self.weights.values())
+        parameters = [p.detach().to(a) for p, a in zip(network.parameters(), averages, strict=True)]
+        torch._foreach_lerp_(averages, parameters, 1 - self.current_decay)
+
+    def start(self, network: torch.nn.Module) -> None:
+        """Begin at the network's parameters, unless weights of a checkpoint are there already."""
+        own = {name: p.detach().float() for name, p in network.named_parameters()}
+        kept = self.weights or {name: value.clone() for name, value in own.items()}
+        self.weights = {name: kept[name].to(own[name].device) for name in own}
+
+    @torch.no_grad()
+    def swap_in(self, network: torch.nn.Module) -> None:
+        """Put the average in the parameters' place."""
+        if self.swapped or not self.weights:
+            return
+        self._training_weights = [p.detach().clone() for p in network.parameters()]
+        for p, average in zip(network.parameters(), self.weights.values(), strict=True):
+            p.copy_(average)
+
+    @torch.no_grad()
+    def swap_out(self, network: torch.nn.Module) -> None:
+        """Put the training weights back."""
+        for p, value in zip(network.parameters(), self._training_weights or [], strict=self.swapped):
+            p.copy_(value)
+        self._training_weights = None
+
+    @contextmanager
+    def averaged(self, network: torch.nn.Module) -> Iterator[None]:
+        """Context in which the network has the averaged parameters."""
+        mine = not self.swapped
+        self.swap_in(network)
+        try:
+            yield
+        finally:
+            if mine:
+                self.swap_out(network)
+
+    def on_train_start(self, trainer: pl.Trainer, model: Model) -> None:
+        self._step = trainer.global_step
+        self.start(model.network)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, model: Model, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step != self._step:  # not in the middle of an accumulation
+            self._step = trainer.global_step
+            self.update(model.network)
+
+    def on_validation_start(self, trainer: pl.Trainer, model: Model) -> None:
+        self.swap_in(model.network)
+
+    def on_validation_end(self, trainer: pl.Trainer, model: Model) -> None:
+        self.swap_out(model.network)
+
+    on_test_start = on_predict_start = on_validation_start
+    on_test_end = on_predict_end = on_validation_end
+
+    def on_exception(self, trainer: pl.Trainer, model: Model, exception: BaseException) -> None:
+        self.swap_out(model.network)
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, model: Model, checkpoint: dict[str, Any]) -> None:
+        if self.swapped:
+            names = [f"denoiser.network.{name}" for name in self.weights]
+            own = dict(zip(names, self._training_weights, strict=True))
+            checkpoint["state_dict"] = {k: own.get(k, v) for k, v in checkpoint["state_dict"].items()}
+        checkpoint["ema"] = {
+            "decay": self.decay,
+            "warmup": self.warmup,
+            "updates": self.updates,
+            "weights": {name: value.clone() for name, value in self.weights.items()},
+        }
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, model: Model, checkpoint: dict[str, Any]) -> None:
+        # Loading replaces the parameters, so whatever was put aside belongs to other weights.
+        self._training_weights = None
+        if "ema" in checkpoint:
+            self.updates = checkpoint["ema"]["updates"]
+            self.weights = dict(checkpoint["ema"]["weights"])
+            self.start(model.network)

@@ -1,0 +1,91 @@
+"""Pictures of what the model draws, while it trains and at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from diffusion_lab import picture
+from diffusion_lab.callback.ema import EMA
+from diffusion_lab.model import Model
+
+
+class Samples(pl.Callback):
+    """Draws `count` samples every so many steps: `<run_dir>/samples/step_XXXXXXXX.png`, the same noise every time.
+
+    When training ends it also draws the denoising trajectory of a few (`trajectory.png`, `trajectory.gif`) and the
+    final grid (`samples.png`), all from the averaged weights.
+
+    Args:
+        run_dir: the run's directory.
+        every_n_steps: optimiser steps between two pictures; None draws only at the end.
+        count: images in a grid, or points in a plot of the plane.
+        frames: pictures of a trajectory.
+        seed: of the samples.
+    """
+
+    def __init__(
+        self, run_dir: str, every_n_steps: int | None = 1000, count: int = 64, frames: int = 12, seed: int = 0
+    ) -> None:
+        self.run_dir, self.every_n_steps = Path(run_dir), every_n_steps
+        self.count, self.frames, self.seed = count, frames, seed
+
+    def on_train_batch_end(self, trainer: pl.Trainer, model: Model, outputs: Any, batch: Any, batch_idx: int) -> None:
+        step, every = trainer.global_step, self.every_n_steps
+        if every and step % every == 0 and step < trainer.max_steps and trainer.is_global_zero:
+            self.draw(trainer, model, self.run_dir / "samples" / f"step_{step:08d}.png")
+
+    def on_train_end(self, trainer: pl.Trainer, model: Model) -> None:
+        if trainer.is_global_zero:
+            self.draw(trainer, model, self.run_dir / "samples.png", film=True)
+
+    def draw(self, trainer: pl.Trainer, model: Model, path: Path, film: bool = False) -> None:
+        """Write the picture, and the film of it on request; log the picture."""
+        ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), EMA())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with ema.averaged(model.network):
+            draw_samples(
+                model, model.sample(self.count, seed=self.seed), path, getattr(trainer.datamodule, "target", None)
+            )
+            if film:
+                draw_trajectory(model, path.with_name("trajectory"), self.frames, self.seed)
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_image"):
+                logger.log_image("samples", [str(path)], step=trainer.global_step)
+
+
+def draw_samples(model: Model, samples: torch.Tensor, path: Path, target: Any = None) -> None:
+    """A grid of images; points over the true density, with the learned score at a small noise level as arrows."""
+    if len(model.shape) == 3:
+        picture.save_png(picture.grid(samples), path)
+        return
+
+    def learned_score(x: torch.Tensor) -> torch.Tensor:
+        t = quiet_time(model)
+        with torch.no_grad(), model.evaluating():
+            return model.denoiser(x.to(model.device, torch.float32), t).score.cpu()
+
+    density = None if target is None else target.log_density
+    picture.plane_plot(samples, path, density=density, score=learned_score)
+
+
+def quiet_time(model: Model, sigma: float = 0.1) -> torch.Tensor:
+    """The time at which the noise is about `sigma`: small beside the data, yet the score there was learned."""
+    times = model.denoiser.process.grid(None)[:-1]
+    return times[(model.denoiser.process.sigma(times) - sigma).abs().argmin()]
+
+
+def draw_trajectory(model: Model, path: Path, frames: int, seed: int, count: int = 8) -> None:
+    """`path`.png, a strip of the noisy samples on their way to data, and for images `path`.gif."""
+    images = len(model.shape) == 3
+    states = list(model.trajectory(count if images else 2000, seed=seed))
+    keep = torch.linspace(0, len(states) - 1, min(frames, len(states))).round().long().tolist()
+    film = torch.stack([model.decode(states[i].x).cpu() for i in keep])
+    if not images:
+        picture.trajectory_plane(film, path.with_suffix(".png"))
+        return
+    picture.save_png(picture.strip(film), path.with_suffix(".png"))
+    picture.save_gif(film, path.with_suffix(".gif"))

@@ -1,0 +1,180 @@
+"""Numbers that judge a model: quality of its samples and likelihood of held-out data, each with its protocol."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.data import DataModule
+from diffusion_lab.likelihood import bits_per_dim
+from diffusion_lab.metric import (
+    Extractor,
+    FeatureMoments,
+    frechet_distance,
+    metric_name,
+    sliced_wasserstein,
+)
+from diffusion_lab.model import Model
+from diffusion_lab.noise import image_generators
+
+
+def gather(value: Any) -> list[Any]:
+    """The value of every rank, in rank order; [value] in a single process."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def own_chunks(count: int, size: int) -> Iterator[range]:
+    """Chunks of `size` indices out of 0..count-1 of this rank: chunk k falls to rank k modulo the number of ranks."""
+    here, ranks = 0, 1
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        here, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    for start in range(here * size, count, ranks * size):
+        yield range(start, min(start + size, count))
+
+
+class Evaluator:
+    """Scores samples against held-out data, and held-out data under the model.
+
+    Args:
+        features: extractor for the Fréchet distance of images; None for points in the plane.
+        samples: how many samples are scored.
+        likelihood_samples: how many held-out points the likelihood is averaged over; None takes all, 0 none.
+        batch_size: of sampling and of the likelihood.
+        seed: of the samples and of the likelihood's noise.
+    """
+
+    def __init__(
+        self,
+        features: Extractor | None,
+        samples: int = 1000,
+        likelihood_samples: int | None = None,
+        batch_size: int = 500,
+        seed: int = 0,
+    ) -> None:
+        self.features, self.samples, self.likelihood_samples = features, samples, likelihood_samples
+        self.batch_size, self.seed = batch_size, seed
+        self._real: tuple[FeatureMoments, FeatureMoments] | None = None
+
+    def prepare(self, data: DataModule, device: torch.device) -> None:
+        """Fit or load the extractor; call it early, so that a missing file is known before anything long.
+
+        Raises:
+            FileNotFoundError: if the extractor's weights are not there.
+        """
+        if self.features is not None:
+            training = (data.images("train"), data.labels("train")) if self.features.learned else (None, None)
+            self.features.prepare(*training, device)
+
+    def real(self, data: DataModule, device: torch.device) -> tuple[FeatureMoments, FeatureMoments]:
+        """Moments of the held-out images and of as many training images as there are samples; measured once."""
+        if self._real is None:
+            held_out, train = data.images("held_out"), data.images("train", self.samples)
+            self._real = tuple(self.moments(x.split(self.batch_size), device) for x in (held_out, train))
+        return self._real
+
+    def moments(self, batches: Iterable[Tensor], device: torch.device) -> FeatureMoments:
+        """Moments of the features of batches of images in [0, 1]."""
+        moments = FeatureMoments()
+        for images in batches:
+            moments.update(self.features(images.to(device)))
+        return moments
+
+    def __call__(self, model: Model, data: DataModule) -> dict[str, dict[str, Any]]:
+        """All metrics, name -> record with `value` and what it was measured against."""
+        model.denoiser.nfe = 0
+        drawn = [
+            model.sample(len(chunk), seed=self.seed, first=chunk[0], batch_size=len(chunk))
+            for chunk in own_chunks(self.samples, self.batch_size)
+        ]
+        calls = model.denoiser.nfe / max(len(drawn), 1)
+        records = self.quality(drawn, data, model.device)
+        for record in records.values():
+            record["nfe"] = calls
+        return {**records, **self.likelihood(model, data)}
+
+    def quality(self, drawn: list[Tensor], data: DataModule, device: torch.device) -> dict[str, dict[str, Any]]:
+        """Metrics of samples drawn on this rank and its fellows."""
+        if self.features is not None:
+            return self.image_quality(drawn, data, device)
+        return self.plane_quality(drawn, data) if hasattr(data, "target") else {}
+
+    def image_quality(self, drawn: list[Tensor], data: DataModule, device: torch.device) -> dict[str, dict[str, Any]]:
+        """Fréchet distance to the held-out images, beside that of as many training images."""
+        moments = FeatureMoments()
+        for other in gather(self.moments(drawn, device)):
+            moments.merge(other)
+        reference, training = (real.result() for real in self.real(data, device))
+        record = {
+            "value": frechet_distance(moments.result(), reference),
+            "training_images": frechet_distance(training, reference),
+            "samples": moments.count,
+            "reference": f"{reference.count} held-out images",
+            "extractor": self.features.digest,
+        }
+        if hasattr(self.features, "predict"):
+            own = Counter(k for images in drawn for k in self.features.predict(images.to(device)).tolist())
+            total = sum(map(Counter, gather(dict(own))), Counter())
+            record["classes"] = {str(k): total[k] for k in sorted(total)}
+        return {metric_name(self.features, moments.count): record}
+
+    def plane_quality(self, drawn: list[Tensor], data: DataModule) -> dict[str, dict[str, Any]]:
+        """Sliced Wasserstein distance to held-out points, mean exact log density, and the weights of the modes."""
+        points = torch.cat([p for part in gather(drawn) for p in part])
+        held_out, train = data.images("held_out", len(points)), data.images("train", len(points))
+        # Both counts are made equal, so that the distance compares like with like.
+        points = points[: len(held_out)]
+        kilo = f"{len(points) // 1000}k" if len(points) % 1000 == 0 else str(len(points))
+        records: dict[str, dict[str, Any]] = {
+            f"sliced_wasserstein_{kilo}": {
+                "value": sliced_wasserstein(points, held_out),
+                "training_points": sliced_wasserstein(train[: len(points)], held_out),
+                "reference": f"{len(held_out)} held-out points",
+            },
+            f"log_density_{kilo}": {
+                "value": data.target.log_density(points).mean().item(),
+                "training_points": data.target.log_density(train).mean().item(),
+            },
+        }
+        if data.target.modes is not None:
+            got, true = data.target.mode_weights(points), data.target.modes.weights
+            records[f"mode_weight_error_{kilo}"] = {
+                "value": (got - true.to(got)).abs().max().item(),
+                "weights": got.tolist(),
+                "true_weights": true.tolist(),
+            }
+        return records
+
+    def likelihood(self, model: Model, data: DataModule) -> dict[str, dict[str, Any]]:
+        """The model's likelihood of held-out data: bits/dim of images, nats of points, split in its terms."""
+        if model.likelihood is None or self.likelihood_samples == 0:
+            return {}
+        x = data.images("held_out", self.likelihood_samples)
+        own = []
+        with model.evaluating():
+            for chunk in own_chunks(len(x), self.batch_size):
+                x0 = model.encode(x[chunk.start : chunk.stop].to(model.device))
+                generators = image_generators(self.seed, chunk, "cpu")
+                bound = model.likelihood(model.denoiser, x0, model.grey_levels, generators)
+                own.append(torch.stack([-bound.log_likelihood, bound.prior, bound.steps, bound.decoder]).cpu())
+        nats = torch.cat([part for rank in gather(own) for part in rank], dim=1)
+        dimensions = math.prod(model.shape)
+        unit = "nats" if model.grey_levels is None else "bits_per_dim"
+        scaled = nats if model.grey_levels is None else bits_per_dim(-nats, dimensions)
+        total, *terms = scaled.mean(1).tolist()
+        return {
+            f"{model.likelihood.name}_{unit}": {
+                "value": total,
+                "standard_error": scaled[0].std().item() / math.sqrt(nats.shape[1]),
+                "terms": dict(zip(("prior", "steps", "decoder"), terms, strict=True)),
+                "reference": f"{nats.shape[1]} held-out {'points' if model.grey_levels is None else 'images'}",
+            }
+        }

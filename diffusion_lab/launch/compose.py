@@ -1,0 +1,127 @@
+"""Composing the command line into configurations, with errors that name the nearest valid word."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from diffusion_lab.launch.instantiate import ConfigError
+from diffusion_lab.launch.validation import check_network_fits_data, nearest, nodes, validate
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as plain containers."""
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def check(task: str, arguments: Sequence[str]) -> None:
+    """Compose and validate every job that the arguments ask for; nothing but Hydra is imported.
+
+    Raises:
+        ConfigError: for an unknown key or option, and for whatever `validate` refuses.
+    """
+    try:
+        overrides = OverridesParser.create().parse_overrides(list(arguments))
+    except HydraException as error:
+        raise ConfigError(_first_line(error)) from error
+    with _hydra():
+        for job in _jobs(overrides):
+            _check_words(task, job)
+            try:
+                config = compose(task, job)
+                OmegaConf.set_struct(config, False)
+                config.paths.run_dir = "."  # known only when the job starts
+                raw = OmegaConf.to_container(config, resolve=False)
+                missing = [f"{path}.{k}".lstrip(".") for path, node in nodes(raw) for k in node if node[k] == "???"]
+                if missing:
+                    raise ConfigError(f"{', '.join(missing)} must be given: add {missing[0]}=...")
+                check_network_fits_data(raw)  # unresolved: an image network asks for data.shape[1]
+                validate(plain(config))
+            except (HydraException, OmegaConfBaseException) as error:
+                raise ConfigError(_first_line(error)) from error
+
+
+class _hydra:
+    """Hydra initialised on our conf/, and whatever was there before put back."""
+
+    def __enter__(self) -> None:
+        GlobalHydra.instance().clear()
+        self.context = initialize_config_dir(str(CONF), version_base="1.3")
+
+    def __exit__(self, *_: object) -> None:
+        GlobalHydra.instance().clear()
+
+
+def _jobs(overrides: Sequence[Override]) -> Iterator[list[str]]:
+    """The override lists of every job of a sweep; one list without a sweep."""
+
+    def choices(override: Override) -> list[str]:
+        key = override.get_key_element()
+        if override.is_sweep_override() and (override.is_choice_sweep() or override.is_discrete_sweep()):
+            return [f"{key}={value}" for value in override.sweep_string_iterator()]
+        return [override.input_line]
+
+    kept = [o for o in overrides if not o.get_key_element().lstrip("+~").startswith("hydra")]
+    return (list(job) for job in itertools.product(*map(choices, kept)))
+
+
+def _check_words(task: str, job: Sequence[str]) -> None:
+    """Each override must name a group with an existing option, or a key that the chosen groups have."""
+    parsed = OverridesParser.create().parse_overrides(list(job))
+    groups = sorted(p.name for p in CONF.iterdir() if p.is_dir())
+    chosen = []
+    for override in parsed:
+        key = override.key_or_group
+        if key in groups and not isinstance(override.value(), dict):
+            names = sorted(str(p.relative_to(CONF / key).with_suffix("")) for p in (CONF / key).rglob("*.yaml"))
+            value = str(override.value())
+            if override.value() is not None and value not in names:
+                raise ConfigError(
+                    f"{key}={value} is no option of {key}{nearest(value, names)}; allowed: {', '.join(names)}"
+                )
+            chosen.append(override.input_line)
+    try:
+        keys = _keys(compose(task, chosen))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_first_line(error)) from error
+    for override in parsed:
+        key = override.key_or_group
+        if key not in groups and not override.is_add() and key not in keys:
+            raise ConfigError(_unknown(key, keys, groups))
+
+
+def _keys(config: DictConfig) -> set[str]:
+    """Every dotted path of a configuration."""
+    raw = OmegaConf.to_container(config, resolve=False)
+    return {f"{path}.{key}".lstrip(".") for path, node in nodes(raw) for key in node}
+
+
+def _unknown(key: str, keys: set[str], groups: Sequence[str]) -> str:
+    parent = key.rpartition(".")[0]
+    while parent and parent not in keys:
+        parent = parent.rpartition(".")[0]
+    depth = parent.count(".") + 1 if parent else 0
+    siblings = sorted(
+        k.split(".")[depth] for k in keys if k.count(".") == depth and k.startswith(f"{parent}." if parent else "")
+    )
+    where = f"allowed in {parent}" if parent else "allowed"
+    close = nearest(key, [*keys, *groups])
+    return f"{key} is not a key of the configuration{close}; {where}: {', '.join(dict.fromkeys(siblings))}"
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines() if line.strip()]
+    return " ".join(lines[:2]) if lines else type(error).__name__

@@ -1,0 +1,157 @@
+"""One training run: seed -> instantiate -> fit (which evaluates at its end) -> say where everything is."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from diffusion_lab import checkpoint, picture
+from diffusion_lab.callback import Evaluation
+from diffusion_lab.data import DataModule
+from diffusion_lab.launch.compose import plain
+from diffusion_lab.launch.instantiate import ConfigError, instantiate
+from diffusion_lab.launch.logger import build_loggers, finish_loggers
+from diffusion_lab.launch.report import say, table
+from diffusion_lab.model import Model
+
+
+def train(config: DictConfig) -> None:
+    """Train as configured, in Hydra's output directory."""
+    quieten()
+    choices, run_dir = HydraConfig.get().runtime.choices, Path(HydraConfig.get().runtime.output_dir)
+    OmegaConf.set_struct(config, False)
+    config.paths.run_dir = str(run_dir)
+    settings = plain(config)
+    settings["choices"] = {k: choices[k] for k in ("model", "data", "schedule", "network", "sampler", "metric")}
+    resume = settings["ckpt_path"] and checkpoint.find(settings["ckpt_path"], settings["paths"]["log_dir"])
+    if resume:
+        checkpoint.read(resume)
+    pl.seed_everything(settings["seed"], workers=True, verbose=False)
+    data, model, trainer = set_up(settings, run_dir)
+    loggers = build_loggers(settings["logger"], run_dir, settings) if trainer.is_global_zero else []
+    try:
+        trainer.loggers = loggers
+        if trainer.is_global_zero:
+            announce(settings, data, model, trainer, run_dir)
+        trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
+        if trainer.is_global_zero:
+            conclude(trainer, run_dir)
+    finally:
+        finish_loggers(loggers)
+
+
+def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, pl.Trainer]:
+    """Build everything; whatever is wrong with data, devices or options is refused here, before the first step."""
+    try:
+        data = instantiate(settings["data"], "data")
+        data.prepare_data()
+        data.setup("fit")
+        model = instantiate(settings["model"], "model")
+        model.config = settings
+        callbacks = list(instantiate(settings["callback"], "callback").values())
+        # Loggers join later: only the first rank has them, and the rank is known once there is a trainer.
+        trainer = instantiate({**settings["trainer"], "_partial_": True}, "trainer")(
+            callbacks=callbacks,
+            plugins=[checkpoint.AtomicCheckpointIO()],
+            default_root_dir=str(run_dir),
+            enable_checkpointing=False,
+            logger=False,
+        )
+        evaluation = next((c for c in callbacks if isinstance(c, Evaluation)), None)
+        if evaluation is not None:
+            prepare_evaluation(evaluation, settings, data, trainer)
+    except (OSError, ValueError, RuntimeError, MisconfigurationException) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(str(error).replace("\n", " ")) from error
+    return data, model, trainer
+
+
+def prepare_evaluation(evaluation: Evaluation, settings: dict[str, Any], data: DataModule, trainer: pl.Trainer) -> None:
+    """Fit or load the feature extractor now, so that missing weights are known before a long training."""
+    evaluation.protocol = {
+        "data": settings["choices"]["data"],
+        "sampler": describe_sampler(settings["choices"]["sampler"], settings["sampler"]),
+        "seed": evaluation.evaluator.seed,
+    }
+    try:
+        evaluation.evaluator.prepare(data, trainer.strategy.root_device)
+    except FileNotFoundError as error:
+        evaluation.evaluator.features = None
+        if trainer.is_global_zero:
+            say(f"the Fréchet distance is left out of this run's evaluation: {error}")
+
+
+def describe_sampler(name: str, sampler: dict[str, Any]) -> str:
+    """A sampler in words: its name and everything that was chosen about it."""
+    chosen = {**sampler.get("predictor", {}), **{k: v for k, v in sampler.items() if k != "predictor"}}
+    words = [f"{k}={'all' if v is None else v}" for k, v in chosen.items() if k[0] != "_"]
+    return f"{name} ({', '.join(words)})"
+
+
+def announce(settings: dict[str, Any], data: DataModule, model: Model, trainer: pl.Trainer, run_dir: Path) -> None:
+    """Say what is about to be trained, and leave the configuration and the schedule's picture beside the run."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
+    process = model.denoiser.process
+    times = process.grid(None).flip(0)
+    times = times[process.sigma(times) > 0]
+    title = f"{type(process).__name__}, schedule {settings['choices']['schedule']}"
+    picture.schedule_plot(times, process.alpha(times), process.sigma(times), run_dir / "schedule.png", title)
+    count = sum(p.numel() for p in model.network.parameters())
+    batch = settings["data"]["batch_size"] * settings["trainer"]["accumulate_grad_batches"]
+    say(f"data     {data.describe()}")
+    say(f"model    {type(model).__name__}, {type(model.network).__name__} with {count:,} parameters, {title}")
+    ranks = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
+    say(f"training {trainer.max_steps:,} steps, {batch} images a step on {ranks}")
+    say(f"run      {run_dir}")
+
+
+def conclude(trainer: pl.Trainer, run_dir: Path) -> None:
+    """The table of results, where everything is, and the command that samples from it."""
+    evaluation = next((c for c in trainer.callbacks if isinstance(c, Evaluation)), None)
+    if evaluation is not None and evaluation.results:
+        table(evaluation.results)
+    shown = os.path.relpath(run_dir)
+    for name, what in (
+        ("checkpoints", "weights, with everything needed to sample from them"),
+        ("samples.png", "samples"),
+        ("trajectory.png", "how a few of them came about"),
+        ("results.json", "the numbers above, with their protocol"),
+        ("metrics.csv", "loss, learning rate, gradient norm, images/s"),
+        ("schedule.png", "the noise schedule"),
+        ("config.yaml", "the resolved configuration"),
+    ):
+        if (run_dir / name).exists():
+            say(f"  {os.path.join(shown, name):<58} {what}")
+    say(f"sample from it:  python sample.py ckpt_path={shlex.quote(shown)} sampler=ddim")
+
+
+def quieten() -> None:
+    """Silence remarks of the libraries that a user can do nothing about."""
+    import logging
+
+    for name in ("pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for text in (
+        ".*LeafSpec.*",
+        ".*does not have many workers.*",
+        ".*litlogger.*",
+        ".*isinstance.treespec.*",
+        ".*`training_step` returned.*",
+        ".*Checkpoint directory.*",
+        ".*lr_scheduler.step.*",
+        ".*fit loop.*",
+        ".*dataloader is not resumable.*",
+    ):
+        warnings.filterwarnings("ignore", message=text)
+    torch.set_float32_matmul_precision("high")

@@ -1,0 +1,180 @@
+"""Refusing a configuration that cannot work, in one line each, before torch is even imported."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from diffusion_lab.launch import schema
+from diffusion_lab.launch.instantiate import ALLOWED, ConfigError
+
+POSITIVE, NOT_NEGATIVE, FRACTION = (0, math.inf, "()"), (0, math.inf, "[)"), (0, 1, "[)")
+COUNT = (1, math.inf, "[)")
+
+BOUNDS: dict[str, tuple[float, float, str]] = {
+    "accumulate_grad_batches": COUNT, "batch_size": COUNT, "beta_max": POSITIVE, "beta_min": POSITIVE,
+    "blocks": COUNT, "channels": COUNT, "count": COUNT, "decay": FRACTION, "depth": COUNT, "dropout": FRACTION,
+    "eps": POSITIVE, "eta": (0, 1, "[]"), "eval_batch_size": COUNT, "every_n_steps": COUNT, "frames": COUNT,
+    "gamma": POSITIVE, "gradient_clip_val": POSITIVE, "grid": COUNT, "heads": COUNT,
+    "held_out_fraction": (0, 1, "()"), "keep": COUNT, "levels": (2, math.inf, "[)"),
+    "likelihood_samples": NOT_NEGATIVE, "log_every_n_steps": COUNT, "lr": POSITIVE, "max_steps": COUNT,
+    "num_nodes": COUNT, "num_samples": COUNT, "num_workers": NOT_NEGATIVE, "refresh_seconds": NOT_NEGATIVE,
+    "s": POSITIVE, "samples": (2, math.inf, "[)"), "seed": NOT_NEGATIVE, "sigma_max": POSITIVE,
+    "sigma_min": POSITIVE, "simple_weight": NOT_NEGATIVE, "steps": COUNT, "tau": POSITIVE, "terms": COUNT,
+    "val_check_interval": POSITIVE, "vlb_weight": NOT_NEGATIVE, "warmup_steps": NOT_NEGATIVE,
+    "weight_decay": NOT_NEGATIVE, "width": COUNT,
+}  # fmt: skip
+"""Range of every number by the name of its key: (low, high, which ends belong to it)."""
+
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "trainer.precision": ("32-true", "bf16-mixed", "16-mixed", "64-true", "bf16-true"),
+    "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
+    "variance": ("fixed_large", "fixed_small"),
+    "weights": ("ema", "raw"),
+}
+"""Options of the keys that belong to no class of ours."""
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """ " (did you mean X?)" for the closest of the allowed words, or an empty string."""
+    close = difflib.get_close_matches(word, list(allowed), 1, cutoff=0.5)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def validate(config: Mapping[str, Any]) -> None:
+    """Check a resolved plain configuration against signatures, bounds and the rules between keys.
+
+    Raises:
+        ConfigError: naming the key, what is wrong and what is allowed.
+    """
+    for path, node in nodes(config):
+        if "_target_" in node:
+            check_signature(path, node)
+        for key, value in node.items():
+            check_value(f"{path}.{key}".lstrip("."), value)
+    for rule in RULES:
+        complaint = rule(config)
+        if complaint:
+            raise ConfigError(complaint)
+
+
+def check_network_fits_data(config: Mapping[str, Any]) -> None:
+    """Images need an image network and points a network of points.
+
+    Raises:
+        ConfigError: naming the network to choose.
+    """
+    shape, points = _get(config, "data.shape"), _get(config, "network.dimensions") is not None
+    if shape and config.get("network") and (len(shape) == 1) != points:
+        wanted = "network=mlp" if len(shape) == 1 else "network=unet or unet_small"
+        raise ConfigError(f"the data have shape {list(shape)}, which this network does not take: use {wanted}")
+
+
+def nodes(node: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every mapping of a configuration with its dotted path."""
+    if isinstance(node, Mapping):
+        yield path, node
+        for key, value in node.items():
+            yield from nodes(value, f"{path}.{key}".lstrip("."))
+
+
+def check_signature(path: str, node: Mapping[str, Any]) -> None:
+    """A node's keys and values against the signature of its class."""
+    target = str(node["_target_"])
+    if not any(target.startswith(f"{package}.") for package in ALLOWED):
+        raise ConfigError(f"{path}._target_={target} is refused: only classes of {', '.join(ALLOWED)} are built")
+    if not target.startswith("diffusion_lab."):
+        return
+    known = schema.parameters(target)
+    if known is None:
+        raise ConfigError(f"{path}._target_={target} does not exist")
+    for key, value in node.items():
+        if key.startswith("_"):
+            continue
+        if key not in known:
+            raise ConfigError(
+                f"{path}.{key} is not a parameter of {target}{nearest(key, known)}; allowed: {', '.join(known)}"
+            )
+        reason = schema.mismatch(known[key], value)
+        if reason:
+            raise ConfigError(f"{path}.{key}={value!r} {reason}{nearest(str(value), known[key].options or ())}")
+    missing = [k for k, p in known.items() if p.required and k not in node]
+    if missing and not node.get("_partial_"):
+        raise ConfigError(f"{path} needs a value for {', '.join(missing)}")
+
+
+def check_value(path: str, value: Any) -> None:
+    """One value against OPTIONS and BOUNDS."""
+    allowed = OPTIONS.get(path)
+    if allowed and value is not None and str(value) not in allowed:
+        raise ConfigError(f"{path}={value} must be one of {', '.join(allowed)}{nearest(str(value), allowed)}")
+    key = path.rpartition(".")[2]
+    if key not in BOUNDS or value is None or isinstance(value, (bool, Mapping)):
+        return
+    low, high, ends = BOUNDS[key]
+    wanted = f"a number in {ends[0]}{low}, {high}{ends[1]}"
+    if not isinstance(value, (int, float)):
+        raise ConfigError(f"{path}={value!r} must be {wanted}")
+    above = value > low or (ends[0] == "[" and value == low)
+    below = value < high or (ends[1] == "]" and value == high)
+    if not (above and below):
+        raise ConfigError(f"{path}={value} is out of range: it must be {wanted}")
+
+
+def _get(config: Mapping[str, Any], path: str) -> Any:
+    for key in path.split("."):
+        config = config.get(key) if isinstance(config, Mapping) else None
+    return config
+
+
+def _ordered(group: str, low: str, high: str) -> Callable[[Mapping[str, Any]], str | None]:
+    def rule(config: Mapping[str, Any]) -> str | None:
+        a, b = _get(config, f"{group}.{low}"), _get(config, f"{group}.{high}")
+        wrong = a is not None and b is not None and not a < b
+        return f"{group}.{low}={a} must be smaller than {group}.{high}={b}" if wrong else None
+
+    return rule
+
+
+def _batch_divides(config: Mapping[str, Any]) -> str | None:
+    devices, batch = _get(config, "trainer.devices"), _get(config, "data.batch_size")
+    count = len(devices) if isinstance(devices, list) else devices
+    if not isinstance(count, int) or not isinstance(batch, int) or count < 1:
+        return None
+    ranks = count * (_get(config, "trainer.num_nodes") or 1)
+    if batch % ranks == 0:
+        return None
+    return f"data.batch_size={batch} cannot be split evenly over {ranks} devices: use a multiple of {ranks}"
+
+
+def _steps_within_levels(config: Mapping[str, Any]) -> str | None:
+    steps, levels = _get(config, "sampler.steps"), _get(config, "model.levels")
+    too_many = isinstance(steps, int) and isinstance(levels, int) and steps > levels
+    return f"sampler.steps={steps} is more than model.levels={levels}: use at most {levels}" if too_many else None
+
+
+def _attention_exists(config: Mapping[str, Any]) -> str | None:
+    size, multipliers = _get(config, "network.image_size"), _get(config, "network.multipliers")
+    wanted = _get(config, "network.attention")
+    if not (isinstance(size, int) and multipliers and wanted):
+        return None
+    exist = [size // 2**i for i in range(len(multipliers))]
+    lacking = [r for r in wanted if r not in exist]
+    return (
+        f"network.attention={list(wanted)} asks for resolution {lacking[0]}, but there are only {exist}"
+        if lacking
+        else None
+    )
+
+
+RULES: tuple[Callable[[Mapping[str, Any]], str | None], ...] = (
+    _ordered("schedule", "sigma_min", "sigma_max"),
+    _ordered("schedule", "beta_min", "beta_max"),
+    _ordered("schedule", "start", "end"),
+    _batch_divides,
+    _steps_within_levels,
+    _attention_exists,
+)
+"""What must hold between keys; each returns a complaint or None."""

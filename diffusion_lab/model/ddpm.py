@@ -1,0 +1,46 @@
+"""DDPM: Ho, Jain & Abbeel 2020, Denoising Diffusion Probabilistic Models (arXiv:2006.11239)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.likelihood import VariationalBound
+from diffusion_lab.loss import DenoisingLoss
+from diffusion_lab.model.base import Model
+from diffusion_lab.parameterization import Parameterization
+from diffusion_lab.process import Ladder, Schedule
+from diffusion_lab.sampler import Sampler
+
+
+class DDPM(Model):
+    """A ladder of `levels` betas, a network that is told the level, and images in [-1, 1].
+
+    The published method predicts eps with L_simple (Eq. 14) and samples ancestrally with the variance beta_t
+    ("fixed_large"). `output` is what the network predicts instead; "score" is its sigma-scaled form, -eps.
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., torch.Tensor],
+        schedule: Schedule,
+        loss: DenoisingLoss,
+        sampler: Sampler,
+        likelihood: VariationalBound | None = None,
+        optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+        shape: Sequence[int] = (3, 32, 32),
+        grey_levels: int | None = 256,
+        levels: int = 1000,
+        output: Literal["eps", "x0", "v", "score"] = "eps",
+        warmup_steps: int = 0,
+        channels_last: bool = True,
+    ) -> None:
+        meaning = {"eps": "eps", "x0": "x0", "v": "v", "score": "scaled_score"}[output]
+        row = Parameterization(output=meaning, told="level", low=-1.0, high=1.0, unit_input=True)
+        denoiser = Denoiser(network, Ladder(schedule, levels), row)
+        super().__init__(
+            denoiser, loss, sampler, likelihood, optimizer, shape, grey_levels, warmup_steps, channels_last
+        )

@@ -1,0 +1,245 @@
+"""Pictures of images, noise schedules and samples in the plane; each file is written whole or not at all."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffusion_lab.metric import to_uint8
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+GAP = 217
+INK, BLUE, ORANGE = "#333333", "#2a6fb0", "#d1541f"
+
+Window = tuple[float, float, float, float]  # left, right, bottom, top
+
+
+def grid(images: Tensor, columns: int | None = None, scale: int | None = None, padding: int = 2) -> Tensor:
+    """Images (N, C, H, W) in [0, 1] as one picture (C, height, width) of bytes, row by row, with grey gaps.
+
+    Args:
+        columns: None makes it nearly square, without holes where that is possible.
+        scale: pixels that a pixel becomes along each side; None makes tiles at least 64 pixels large.
+        padding: width of the gaps, in pixels of the picture.
+
+    Raises:
+        ValueError: for another shape, no image, C other than 1 or 3, or values that are not finite.
+    """
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) == 0:
+        raise ValueError(f"images must be (N, 1 or 3, H, W), got {tuple(images.shape)}")
+    columns, scale = columns or _columns(len(images)), scale or math.ceil(64 / max(images.shape[2:]))
+    tiles = to_uint8(images.detach()).cpu().repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    count, channels, height, width = tiles.shape
+    down, right = height + padding, width + padding
+    size = math.ceil(count / columns) * down + padding, columns * right + padding
+    picture = tiles.new_full((channels, *size), GAP)
+    for index, tile in enumerate(tiles):
+        y, x = index // columns * down + padding, index % columns * right + padding
+        picture[:, y : y + height, x : x + width] = tile
+    return picture
+
+
+def _columns(count: int) -> int:
+    root = math.ceil(math.sqrt(count))
+    return next((c for c in range(root, int(1.6 * math.sqrt(count)) + 1) if count % c == 0), root)
+
+
+def strip(frames: Tensor) -> Tensor:
+    """Frames (T, N, C, H, W) in [0, 1] of N samples as one picture: a row per sample, a column per frame."""
+    return grid(frames.transpose(0, 1).flatten(0, 1), columns=len(frames))
+
+
+def save_png(image: Tensor, path: str | Path) -> None:
+    """Write a picture (C, H, W) of bytes, C = 1 or 3, as PNG."""
+    with _replacing(path) as temporary:
+        _pillow(image).save(temporary, format="PNG")
+
+
+def save_gif(frames: Tensor, path: str | Path, fps: float = 10.0, hold: float = 2.0) -> None:
+    """Write frames (T, N, C, H, W) in [0, 1] as a looping film of grids, the last for `hold` seconds."""
+    first, *rest = [_pillow(grid(images)) for images in frames]
+    durations = [round(1000 / fps)] * len(rest) + [round(1000 * hold)]
+    with _replacing(path) as temporary:
+        first.save(temporary, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+
+
+def _pillow(image: Tensor) -> Image.Image:
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(f"an image must be uint8 (1 or 3, H, W), got {image.dtype} {tuple(image.shape)}")
+    return Image.fromarray(image.permute(1, 2, 0).squeeze(2).cpu().numpy())
+
+
+@contextmanager
+def _replacing(path: str | Path) -> Iterator[Path]:
+    """A path to write to in the same folder, which takes the place of `path` if nothing is raised."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def schedule_plot(times: Tensor, alpha: Tensor, sigma: Tensor, path: str | Path, title: str = "") -> None:
+    """Plot alpha, sigma and the log signal-to-noise ratio log(alpha^2 / sigma^2) at times (T,)."""
+    t, figure, (scales, ratio) = _numpy(times), *_figure(2, title)
+    scales.plot(t, _numpy(alpha), color=BLUE, linewidth=2.2, label=r"signal  $\alpha(t)$")
+    scales.plot(t, _numpy(sigma), color=ORANGE, linewidth=2.2, label=r"noise  $\sigma(t)$")
+    scales.set(title="scales", yscale="log" if sigma.max() > 5 else "linear")
+    scales.legend(frameon=False, fontsize=12)
+    log_snr = 2 * (alpha.double().log() - sigma.double().log())
+    ratio.plot(t, _numpy(log_snr), color=INK, linewidth=2.2)
+    ratio.axhline(0, color=INK, linewidth=0.8, linestyle=":")
+    ratio.set(title=r"$\log\ \alpha^2/\sigma^2$")
+    for axes in (scales, ratio):
+        axes.set_xlabel("t   (0 = data)")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    with _replacing(path) as temporary:
+        figure.savefig(temporary)
+
+
+def plane_plot(
+    samples: Tensor,
+    path: str | Path,
+    *,
+    density: Callable[[Tensor], Tensor] | None = None,
+    score: Callable[[Tensor], Tensor] | None = None,
+    reference: Tensor | None = None,
+    limits: tuple[float, float] | None = None,
+    title: str = "",
+) -> None:
+    """Plot samples (N, 2) over the true density and, beside it, the learned score over the true density.
+
+    Args:
+        density: points (M, 2) -> log p (M,); None takes a histogram of `reference` (M, 2), if that is given.
+        score: points (M, 2) -> (M, 2), drawn as arrows of compressed length; None leaves that panel out.
+        limits: of both axes; None fits them to `reference`, or to the samples.
+
+    Raises:
+        ValueError: for points of another shape or that are not finite.
+    """
+    points = _points(samples)
+    window = (*limits, *limits) if limits else _window(points if reference is None else _points(reference))
+    figure, panels = _figure(1 if score is None else 2, title)
+    image = _density_image(window, density, reference, samples)
+    for axes in panels:
+        if image is not None:
+            # The square root shows the tails, too; without the darkest blues all marks stay visible.
+            axes.imshow(image**0.5, extent=window, origin="lower", cmap="Blues", vmin=0, vmax=1.7)
+        _frame(axes, window)
+    size = np.clip(10_000 / len(points), 2, 16)
+    panels[0].scatter(*points.T, s=size, color=ORANGE, alpha=0.7, linewidths=0)
+    panels[0].set_title(f"{len(points):,} samples")
+    if score is not None:
+        _arrows(panels[1], window, score, samples)
+        panels[1].set_title("learned score")
+    with _replacing(path) as temporary:
+        figure.savefig(temporary)
+
+
+def trajectory_plane(frames: Tensor, path: str | Path, times: Sequence[float] | None = None, title: str = "") -> None:
+    """Plot frames (T, N, 2) of N points one after the other; colour is the direction that a point ends in."""
+    from matplotlib.colors import hsv_to_rgb
+
+    film = np.stack([_points(frame) for frame in frames])
+    x, y = (film[-1] - np.median(film[-1], axis=0)).T
+    hue = np.arctan2(y, x) / (2 * np.pi) + 0.5
+    colours = hsv_to_rgb(np.stack([hue, np.full_like(hue, 0.85), np.full_like(hue, 0.8)], 1))
+    windows = [_window(points) for points in film]
+    widths = [right - left for left, right, _, _ in windows]
+    shared = max(widths) <= 4 * min(widths)  # noise much wider than the data would leave nothing to see
+    figure, panels = _figure(len(film), title, columns=6, side=2.6)
+    for index, (axes, points) in enumerate(zip(panels, film, strict=True)):
+        window = windows[int(np.argmax(widths)) if shared else index]
+        axes.scatter(*points.T, s=np.clip(4000 / len(points), 1, 10), c=colours, linewidths=0)
+        _frame(axes, window)
+        axes.set_title("" if times is None else f"t = {float(times[index]):.3g}", fontsize=11)
+        axes.set_xlabel("" if shared else f"{window[1] - window[0]:.3g} wide", fontsize=10, color=INK)
+    with _replacing(path) as temporary:
+        figure.savefig(temporary)
+
+
+def _density_image(
+    window: Window, density: Callable[[Tensor], Tensor] | None, reference: Tensor | None, like: Tensor
+) -> np.ndarray | None:
+    """The density on a lattice, rows from the bottom, its maximum being 1."""
+    if density is not None:
+        parts = [_numpy(density(part)) for part in _lattice(window, 200, like).split(4096)]
+        values = np.exp(np.concatenate(parts)).reshape(200, 200)
+    elif reference is not None:
+        left, right, bottom, top = window
+        x, y = _points(reference).T
+        values = np.histogram2d(y, x, bins=64, range=((bottom, top), (left, right)))[0]
+    else:
+        return None
+    return values / max(values.max(), 1e-300)
+
+
+def _arrows(axes: Axes, window: Window, score: Callable[[Tensor], Tensor], like: Tensor) -> None:
+    """The score s as arrows of length |s| / (|s| + median |s|), in cells of the lattice."""
+    lattice = _lattice(window, 24, like)
+    vectors = _numpy(score(lattice))
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    arrows = vectors / (length + np.median(length) + 1e-12)
+    arrows *= 1.1 * (window[1] - window[0]) / 24
+    axes.quiver(
+        *_numpy(lattice).T, *arrows.T, angles="xy", scale_units="xy", scale=1, pivot="mid",
+        color=INK, width=0.0028, headwidth=4, headlength=4.5, headaxislength=4,
+    )  # fmt: skip
+
+
+def _lattice(window: Window, side: int, like: Tensor) -> Tensor:
+    """Centres of the cells of a square lattice, rows from the bottom, (side^2, 2)."""
+    left, right, bottom, top = window
+    steps = (torch.arange(side, dtype=torch.float64) + 0.5) / side
+    y, x = torch.meshgrid(bottom + (top - bottom) * steps, left + (right - left) * steps, indexing="ij")
+    return torch.stack([x.flatten(), y.flatten()], 1).to(like.device, like.dtype)
+
+
+def _window(points: np.ndarray) -> Window:
+    """The square that holds all but stray points, with a margin."""
+    low, high = np.quantile(points, [0.005, 0.995], axis=0)
+    x, y = (low + high) / 2
+    half = 0.58 * max((high - low).max(), 1e-6)
+    return x - half, x + half, y - half, y + half
+
+
+def _figure(panels: int, title: str, columns: int = 2, side: float = 6.0) -> tuple[Figure, Sequence[Axes]]:
+    """A figure of square panels, without pyplot, whose figures would pile up."""
+    from matplotlib.figure import Figure
+
+    columns = min(columns, panels)
+    rows = math.ceil(panels / columns)
+    figure = Figure(figsize=(side * columns, side * rows), dpi=100, layout="constrained")
+    figure.suptitle(title, fontsize=14, color=INK)
+    return figure, [figure.add_subplot(rows, columns, 1 + i) for i in range(panels)]
+
+
+def _frame(axes: Axes, window: Window) -> None:
+    axes.set(xlim=window[:2], ylim=window[2:], xticks=[], yticks=[], aspect="equal")
+    axes.spines[:].set_color("#bbbbbb")
+
+
+def _points(values: Tensor) -> np.ndarray:
+    if values.ndim != 2 or values.shape[1] != 2 or not torch.isfinite(values).all():
+        raise ValueError(f"points must be finite and of shape (N, 2); these are {tuple(values.shape)}")
+    return _numpy(values)
+
+
+def _numpy(values: Tensor) -> np.ndarray:
+    return values.detach().double().cpu().numpy()

@@ -1,0 +1,157 @@
+"""Checkpoints: plain, self-sufficient, whole or absent; and a configuration cannot call what it likes."""
+
+from __future__ import annotations
+
+import os
+import pickle
+
+import pytest
+import torch
+
+import diffusion_lab
+from diffusion_lab import checkpoint
+from diffusion_lab.checkpoint import AtomicCheckpointIO, CheckpointError
+from diffusion_lab.launch.instantiate import ConfigError, instantiate, resolve
+
+MODEL = {
+    "_target_": "diffusion_lab.model.DDPM",
+    "network": {"_target_": "diffusion_lab.network.MLP", "dimensions": 2, "width": 16, "depth": 1},
+    "schedule": {"_target_": "diffusion_lab.process.Linear"},
+    "loss": {"_target_": "diffusion_lab.loss.DenoisingLoss"},
+    "sampler": {
+        "_target_": "diffusion_lab.sampler.Sampler",
+        "predictor": {"_target_": "diffusion_lab.sampler.DDIM"},
+        "steps": 5,
+    },
+    "optimizer": {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 1e-3},
+    "shape": [2],
+    "grey_levels": None,
+}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A checkpoint whose EMA weights are all 0.5, with the model that has the raw ones."""
+    torch.manual_seed(0)
+    model = instantiate(MODEL, "model")
+    contents = {
+        "state_dict": model.state_dict(),
+        "global_step": 7,
+        "config": {"model": MODEL},
+        "ema": {"weights": {n: torch.full_like(p, 0.5) for n, p in model.network.named_parameters()}},
+    }
+    path = tmp_path / "run" / "checkpoints" / "step_00000007.ckpt"
+    AtomicCheckpointIO().save_checkpoint(contents, path)
+    return path, model, contents
+
+
+def test_load_gives_the_model_ready_to_sample(saved):
+    path, model, _ = saved
+    raw = diffusion_lab.load(path, weights="raw")
+    assert torch.equal(raw.sample(3, seed=1), model.eval().sample(3, seed=1))
+    averaged = diffusion_lab.load(path.parents[1])  # the run directory
+    assert all((p == 0.5).all() for p in averaged.network.parameters())
+    assert not averaged.training and averaged.sample(2).shape == (2, 2)
+
+
+def test_sampling_restores_training_mode_and_ignores_batch_size(saved):
+    model = saved[1].train()
+    whole = model.sample(6, seed=3)
+    assert model.training
+    torch.testing.assert_close(model.sample(6, seed=3, batch_size=4), whole)
+    torch.testing.assert_close(model.sample(2, seed=3, first=4), whole[4:])
+
+
+def test_last_is_the_newest_run(saved, tmp_path):
+    path, _, contents = saved
+    newer = tmp_path / "other" / "checkpoints" / "step_00000009.ckpt"
+    AtomicCheckpointIO().save_checkpoint(contents, newer)
+    os.utime(newer.parent, (2e9, 2e9))
+    assert checkpoint.find("last", tmp_path) == newer
+    with pytest.raises(CheckpointError, match="no run with a checkpoint"):
+        checkpoint.find("last", tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match="does not exist"):
+        checkpoint.find(tmp_path / "typo")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        checkpoint.find(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "foreign", "other"])
+def test_damaged_and_foreign_files_are_named_in_one_line(saved, tmp_path, damage):
+    bad = tmp_path / "bad.ckpt"
+    whole = saved[0].read_bytes()
+    if damage == "other":
+        torch.save({"weights": torch.ones(2)}, bad)
+    else:
+        bad.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "foreign": b"not a checkpoint at all"}[damage])
+    with pytest.raises(CheckpointError, match=r"bad\.ckpt") as error:
+        checkpoint.read(bad)
+    assert "\n" not in str(error.value)[:200]
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
+def test_hostile_pickle_is_not_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {}, "config": {"model": MODEL}, "x": Bomb()}, tmp_path / "a.ckpt")
+    (tmp_path / "b.ckpt").write_bytes(pickle.dumps(Bomb()))
+    for name in ("a.ckpt", "b.ckpt"):
+        with pytest.raises(CheckpointError, match="refused|cannot be read"):
+            checkpoint.read(name)
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "torch.load",
+        "torch.hub.load",
+        "builtins.eval",
+        "diffusion_lab.checkpoint.torch.load",
+        "diffusion_lab.checkpoint.pickle.loads",
+        "diffusion_lab.checkpoint.load",
+        "diffusion_lab.checkpoint.Path",
+        "torch.nn.modules.module.functools.partial",
+    ],
+)
+def test_hostile_targets_are_refused(saved, tmp_path, target):
+    with pytest.raises(ConfigError, match="refused|does not exist"):
+        resolve(target)
+    contents = {**saved[2], "config": {"model": {**MODEL, "network": {"_target_": target, "f": "x"}}}}
+    AtomicCheckpointIO().save_checkpoint(contents, tmp_path / "bad.ckpt")
+    with pytest.raises(ConfigError, match="refused|does not exist"):
+        diffusion_lab.load(tmp_path / "bad.ckpt")
+
+
+def test_bad_arguments_name_the_node():
+    with pytest.raises(ConfigError, match=r"model\.schedule: .*beta_minimum"):
+        instantiate({**MODEL, "schedule": {"_target_": "diffusion_lab.process.Linear", "beta_minimum": 1}}, "model")
+    with pytest.raises(ConfigError, match=r"model\.schedule: .*0 < beta_min < beta_max"):
+        instantiate({**MODEL, "schedule": {"_target_": "diffusion_lab.process.Linear", "beta_min": 30.0}}, "model")
+
+
+def test_missing_ema_and_wrong_weights_are_said(saved):
+    contents = saved[2]
+    with pytest.raises(CheckpointError, match="weights=raw"):
+        checkpoint.build({k: v for k, v in contents.items() if k != "ema"})
+    with pytest.raises(CheckpointError, match="do not fit"):
+        checkpoint.build({**contents, "state_dict": {}}, "raw")
+
+
+def test_an_interrupted_save_leaves_the_old_file_and_no_litter(saved, monkeypatch):
+    path, _, contents = saved
+    before = path.read_bytes()
+
+    def half(checkpoint, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(OSError, match="No space"):
+        AtomicCheckpointIO().save_checkpoint(contents, path)
+    assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == [path.name]

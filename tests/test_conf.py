@@ -1,0 +1,162 @@
+"""The command line: everything composes, the published numbers are there, and mistakes are refused in words."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hydra import compose
+
+from diffusion_lab.launch import schema
+from diffusion_lab.launch.compose import CONF, _hydra, check, plain
+from diffusion_lab.launch.instantiate import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def composed(*overrides: str) -> dict:
+    with _hydra():
+        config = compose("train", list(overrides))
+    return plain(config)
+
+
+def test_the_published_run_composes_to_the_published_numbers():
+    official = json.loads((ROOT / "tests/reference/ddpm_cifar10.json").read_text())
+    c = composed("model=ddpm", "data=cifar10", "trainer.devices=8")
+    assert c["trainer"]["devices"] == 8 and c["data"]["flip"] is True
+    assert {
+        "batch_size": c["data"]["batch_size"],
+        "lr": c["optimizer"]["lr"],
+        "adam_eps": c["optimizer"]["eps"],
+        "warmup": c["warmup_steps"],
+        "ema": c["callback"]["ema"]["decay"],
+        "ema_warmup": c["callback"]["ema"]["warmup"],
+        "steps": c["trainer"]["max_steps"],
+        "dropout": c["network"]["dropout"],
+        "clip": c["trainer"]["gradient_clip_val"],
+        "levels": c["model"]["levels"],
+        "beta_first": c["schedule"]["beta_min"] / 1000,
+        "beta_last": c["schedule"]["beta_max"] / 1000,
+        "channels": c["network"]["channels"],
+        "multipliers": c["network"]["multipliers"],
+        "attention": c["network"]["attention"],
+        "blocks": c["network"]["blocks"],
+        "variance": c["model"]["sampler"]["predictor"]["variance"],
+        "output": c["model"]["output"],
+        "fid_samples": c["metric"]["samples"],
+    } == official
+
+
+def options(group: str) -> list[str]:
+    return sorted(str(p.relative_to(CONF / group).with_suffix("")) for p in (CONF / group).rglob("*.yaml"))
+
+
+GROUPS = ["data", "schedule", "sampler", "metric", "optimizer", "logger", "debug"]
+
+
+@pytest.mark.parametrize("choice", [f"{g}={o}" for g in GROUPS for o in options(g) if o != "trained"])
+def test_every_option_composes_and_is_valid(choice):
+    check("train", [choice] + (["data.root=somewhere"] if choice == "data=image_folder" else []))
+
+
+def test_every_data_set_gets_a_network_that_fits():
+    for name in options("data"):
+        if name != "image_folder":
+            c = composed(f"data={name}")
+            assert ("dimensions" in c["network"]) == (len(c["data"]["shape"]) == 1)
+    assert "dimensions" not in composed("data=digits", "network=unet")["network"]  # the command line wins
+    assert composed("data=cifar10", "optimizer.lr=1e-3")["optimizer"]["lr"] == 1e-3
+
+
+def test_every_class_and_key_in_conf_exists():
+    for path in CONF.rglob("*.yaml"):
+        for line in path.read_text().splitlines():
+            if "_target_: diffusion_lab" in line:
+                assert schema.parameters(line.split()[-1]) is not None, f"{path}: {line}"
+
+
+def test_every_key_is_explained():
+    """Each key of a component has a comment on its line, or is a section or a plain reference to another group."""
+    for path in CONF.rglob("*.yaml"):
+        if path.parent.name in ("recipe", "debug", "hydra", "experiment"):
+            continue
+        for line in path.read_text().splitlines():
+            body = line.strip()
+            plain_reference = body.endswith("}") and "${" in body
+            if not body or body.startswith(("#", "-", "_target_", "defaults")) or body.endswith(":") or plain_reference:
+                continue
+            explained = "#" in body or body.split(":")[0] in ("name", "samples", "enabled")
+            assert explained, f"{path}: {line}"
+
+
+REFUSED = [
+    ("trainer.devcies=8", "did you mean trainer.devices?"),
+    ("modle=ddpm", "did you mean model?"),
+    ("data=digit", "did you mean digits?"),
+    ("schedule=linear,cosin", "did you mean cosine?"),
+    ("model.output=epsilon", "must be one of eps, x0, v, score"),
+    ("variance=large", "must be one of fixed_large, fixed_small"),
+    ("optimizer.lr=-1", "out of range"),
+    ("callback.ema.decay=1.5", r"a number in \[0, 1\)"),
+    ("network.dropout=1", "out of range"),
+    ("model.levels=abc", "must be int"),
+    ("+model.foo=1", "not a parameter of diffusion_lab.model.DDPM"),
+    ("model.loss.weighting=minsnr", r"did you mean min_snr\?"),
+    ("sampler=ddim sampler.predictor.eta=2", "out of range"),
+    ("sampler.steps=2000", "more than model.levels=1000"),
+    ("data.batch_size=100 trainer.devices=8", "split evenly over 8 devices"),
+    ("schedule=geometric schedule.sigma_min=60", "must be smaller than schedule.sigma_max"),
+    ("network.attention=[5]", r"only \[8, 4\]"),
+    ("network=mlp", "use network=unet"),
+    ("data=toy2d network=unet_small", "use network=mlp"),
+    ("data=image_folder", "data.root must be given"),
+    ("optimizer._target_=os.system", "refused"),
+    ("network._target_=diffusion_lab.network.Nothing", "does not exist"),
+    ("trainer.precision=bf16", "did you mean bf16-true"),
+    ("seed=-1", "out of range"),
+]
+
+
+@pytest.mark.parametrize("arguments, message", REFUSED, ids=[a for a, _ in REFUSED])
+def test_mistakes_are_refused_in_one_line(arguments, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        check("train", arguments.split())
+    assert "\n" not in str(error.value)
+
+
+def test_refusal_is_quick_with_exit_code_2_and_starts_nothing(tmp_path):
+    start = time.perf_counter()
+    command = [sys.executable, str(ROOT / "train.py"), "trainer.devcies=8", f"paths.log_dir={tmp_path}/logs"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and time.perf_counter() - start < 5
+    assert done.stderr.startswith("error: trainer.devcies is not a key") and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_is_useful_and_needs_no_torch(tmp_path):
+    code = "import sys; sys.argv = ['train.py', '--help']; import runpy\ntry: runpy.run_path(sys.argv[0], run_name='__main__')\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for word in (
+        "schedule",
+        "cosine",
+        "toy2d",
+        "python train.py model=ddpm data=cifar10 trainer.devices=8",
+        "max_steps",
+    ):
+        assert word in done.stdout
+
+
+def test_sample_needs_a_checkpoint_and_knows_its_words():
+    with pytest.raises(ConfigError, match="ckpt_path must be given"):
+        check("sample", [])
+    with pytest.raises(ConfigError, match="did you mean num_samples"):
+        check("sample", ["ckpt_path=last", "num_sample=3"])
+    with pytest.raises(ConfigError, match="must be one of ema, raw"):
+        check("sample", ["ckpt_path=last", "weights=best"])
+    check("sample", ["ckpt_path=last", "sampler=ddim", "sampler.steps=20"])
+    check("sample", ["ckpt_path=last", "sampler.steps=20"])

@@ -1,0 +1,178 @@
+"""The commands a user types, each run for real in a new process."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import diffusion_lab
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(script: str, *arguments: str, cwd: Path, code: int = 0) -> str:
+    command = [sys.executable, str(ROOT / script), *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A directory in which `python train.py debug=fast` was run, its run directory, and what was printed."""
+    root = tmp_path_factory.mktemp("digits")
+    said = run("train.py", "debug=fast", "trainer.accelerator=cpu", "variance=fixed_small", "logger=csv", cwd=root)
+    return root, next(root.glob("logs/train/ddpm_digits/*")), said
+
+
+def test_run_directory_holds_everything(digits):
+    root, folder, said = digits
+    config = (folder / "config.yaml").read_text()
+    assert "???" not in config and "${" not in config and "max_steps: 4" in config
+    assert [p.name for p in sorted(folder.glob("checkpoints/*"))] == ["step_00000002.ckpt", "step_00000004.ckpt"]
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    losses = [(int(r["step"]), float(r["train/loss"])) for r in rows if r["train/loss"]]
+    assert [s for s, _ in losses] == [1, 2, 3, 4] and all(0.3 < loss < 3 for _, loss in losses)
+    for column in ("train/learning_rate", "train/grad_norm", "train/images_per_second", "train/ema_decay", "val/loss"):
+        assert any(r[column] for r in rows), column
+    rates = [float(r["train/learning_rate"]) for r in rows if r["train/learning_rate"]]
+    assert rates[1] == pytest.approx(2 * rates[0])  # warming up
+    grid = np.asarray(Image.open(folder / "samples.png"))
+    assert grid.shape[0] >= 2 * 64 and grid.std() > 10
+    assert (folder / "samples/step_00000002.png").exists() and (folder / "schedule.png").exists()
+    assert Image.open(folder / "trajectory.gif").n_frames >= 2 and (folder / "trajectory.png").exists()
+    for name in ("samples.png", "results.json", f"python sample.py ckpt_path={folder.relative_to(root)}"):
+        assert name in said
+
+
+def test_results_carry_their_protocol(digits):
+    results = json.loads((digits[1] / "results.json").read_text())
+    assert results["weights"] == "ema" and results["step"] == 4 and "fixed_small" in results["sampler"]
+    distance = results["metrics"]["fd_digits_20"]
+    assert distance["nfe"] == 4 and distance["reference"] == "397 held-out images" and distance["samples"] == 20
+    assert sum(distance["classes"].values()) == 20 and distance["training_images"] < distance["value"]
+    bound = results["metrics"]["bound_bits_per_dim"]
+    assert bound["value"] == pytest.approx(sum(bound["terms"].values())) and bound["standard_error"] > 0
+
+
+def test_checkpoint_is_plain_and_loads_in_python(digits):
+    path = sorted(digits[1].glob("checkpoints/*"))[-1]
+    contents = torch.load(path, weights_only=True)
+    assert contents["config"]["data"]["batch_size"] == 128 and contents["ema"]["updates"] == 4
+    model = diffusion_lab.load(digits[1])
+    images = model.sample(5, seed=3)
+    assert images.shape == (5, 1, 8, 8) and images.min() >= 0 and images.max() <= 1
+
+
+def test_sample_command_writes_images_and_numbers(digits):
+    root, folder, _ = digits
+    said = run(
+        "sample.py", "ckpt_path=last", "sampler=ddim", "sampler.steps=3", "num_samples=10", "evaluate=true", "png=true",
+        "trajectory=true", "batch_size=4", cwd=root,
+    )  # fmt: skip
+    out = next(root.glob("logs/sample/*"))
+    images = np.load(out / "samples.npz")["images"]
+    assert images.dtype == np.uint8 and images.shape == (10, 8, 8, 1)
+    pngs = sorted((out / "png").glob("*.png"))
+    assert len(pngs) == 10 and (np.asarray(Image.open(pngs[3])) == images[3, :, :, 0]).all()
+    results = json.loads((out / "results.json").read_text())
+    assert results["nfe"] == 3 and "ddim (eta=0.0, steps=3" in results["sampler"] and "fd_digits_10" in said
+    assert (out / "samples.png").exists() and (out / "trajectory.png").exists()
+    # The same images come out of Python, in another batch size.
+    from diffusion_lab.sampler import DDIM, Sampler
+
+    again = diffusion_lab.load(folder).sample(10, sampler=Sampler(DDIM(), 3, clip=False))
+    assert np.abs(again.permute(0, 2, 3, 1).numpy() * 255 - images).max() < 0.6
+
+
+def test_resume_goes_on_where_it_stopped(digits):
+    root, folder, _ = digits
+    run(
+        "train.py",
+        "debug=fast",
+        "trainer.accelerator=cpu",
+        "trainer.max_steps=6",
+        "ckpt_path=last",
+        "logger=csv",
+        cwd=root,
+    )
+    newest = max(root.glob("logs/train/ddpm_digits/*"), key=lambda p: p.stat().st_mtime)
+    assert newest != folder
+    contents = torch.load(newest / "checkpoints/step_00000006.ckpt", weights_only=True)
+    assert contents["global_step"] == 6 and contents["ema"]["updates"] == 6
+
+
+def test_sampling_refuses_in_one_line(digits):
+    root = digits[0]
+    for arguments, message in (
+        (["ckpt_path=nowhere"], "nowhere does not exist"),
+        (["ckpt_path=last", "sampler.steps=5000"], "between 1 and the model's 1000 levels"),
+        (["ckpt_path=last", "device=cuda:7"], "device=cuda:7 is not available"),
+    ):
+        said = run("sample.py", *arguments, cwd=root, code=2)
+        assert message in said and "Traceback" not in said
+
+
+def test_missing_data_is_refused_before_training(tmp_path):
+    said = run("train.py", "data=cifar10", "logger=csv", "trainer.accelerator=cpu", cwd=tmp_path, code=2)
+    assert "data.download=true" in said and "Traceback" not in said
+
+
+def test_points_in_the_plane(tmp_path):
+    run(
+        "train.py",
+        "data=toy2d",
+        "data.name=two_modes",
+        "debug=fast",
+        "trainer.accelerator=cpu",
+        "logger=csv",
+        cwd=tmp_path,
+    )
+    folder = next(tmp_path.glob("logs/train/ddpm_toy2d/*"))
+    assert np.asarray(Image.open(folder / "samples.png")).shape[1] >= 1000
+    metrics = json.loads((folder / "results.json").read_text())["metrics"]
+    assert {"sliced_wasserstein_20", "log_density_20", "mode_weight_error_20", "bound_nats"} <= metrics.keys()
+
+
+@pytest.mark.parametrize("changes", [
+    ["schedule=cosine", "model.output=v", "model.loss.weighting=v"],
+    ["schedule=sigmoid", "model.output=x0", "model.loss.weighting=min_snr"],
+    ["schedule=geometric", "schedule.sigma_max=20", "model.output=score", "model.loss.vlb_weight=0.001"],
+])  # fmt: skip
+def test_schedules_outputs_and_weights_compose(tmp_path, changes):
+    run("train.py", "data=toy2d", "debug=fast", "trainer.accelerator=cpu", "logger=csv", *changes, cwd=tmp_path)
+
+
+def test_a_sweep_runs_every_job(tmp_path):
+    run(
+        "train.py",
+        "-m",
+        "data=toy2d",
+        "debug=fast",
+        "trainer.accelerator=cpu",
+        "logger=csv",
+        "schedule=linear,cosine",
+        cwd=tmp_path,
+    )
+    configs = [p.read_text() for p in sorted(tmp_path.glob("logs/sweep/*/*/config.yaml"))]
+    assert len(configs) == 2 and "process.Linear" in configs[0] and "process.Cosine" in configs[1]
+
+
+def test_paper_size_network_trains_saves_and_samples(tmp_path):
+    """The published U-Net on real 32x32 colour crops: a step, a checkpoint, a sample."""
+    said = run(
+        "train.py", "data=patches", "data.train_size=64", "data.held_out_size=32", "debug=fast", "trainer.accelerator=cpu",
+        "logger=csv", "trainer.max_steps=1", "data.batch_size=4", "callback.samples.every_n_steps=null", "sampler.steps=2",
+        "callback.evaluation.evaluator.likelihood_samples=0", cwd=tmp_path,
+    )  # fmt: skip
+    assert "35,746,307 parameters" in said and "the Fréchet distance is left out" in said
+    run("sample.py", "ckpt_path=last", "num_samples=1", "sampler=ddim", "sampler.steps=2", cwd=tmp_path)
+    assert np.load(next(tmp_path.glob("logs/sample/*/samples.npz")))["images"].shape == (1, 32, 32, 3)
