@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "metric": set(),
     "picture": {"metric"},
     "evaluation": {"model", "data", "metric", "likelihood", "noise"},
-    "callback": {"model", "evaluation", "picture"},
+    "callback": {"model", "data", "evaluation", "picture"},
 }
 HEAVY = {"hydra", "omegaconf"}
 MAY_USE_HYDRA = {"launch", "checkpoint"}

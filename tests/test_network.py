@@ -1,128 +1,283 @@
-"""The networks against the official ones, weight for weight, and against what their docstrings promise."""
+"""The networks against what their docstrings promise."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+import inspect
+import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from reference.analytic import recipe_weights
-from torch import Tensor
+import torch.nn.functional as F
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import Tensor, nn
 
-from diffusion_lab.network import UNet
+from diffusion_lab.network import MLP, UNet
+from diffusion_lab.network.blocks import AttentionBlock, ResidualBlock
+from diffusion_lab.network.embedding import TimeEmbedding, sinusoidal
+from diffusion_lab.network.resample import Downsample, Upsample
 
-REFERENCE = Path(__file__).parent / "reference"
 CONF = Path(__file__).parents[1] / "conf" / "network"
 
-# Each part of our blocks, and the parts it is made of in the two official layouts: ScoreSDE's port numbers its
-# blocks in order of execution; DDIM's, which converted TensorFlow checkpoints share, names them by their place.
-PARTS: dict[str, dict[str, dict[str, list[str]]]] = {
-    "layer": {"": {"score_sde": [""], "ddim": [""]}},
-    "resample": {".conv": {"score_sde": [".Conv_0"], "ddim": [".conv"]}},
-    "residual": {
-        ".norm1": {"score_sde": [".GroupNorm_0"], "ddim": [".norm1"]},
-        ".conv1": {"score_sde": [".Conv_0"], "ddim": [".conv1"]},
-        ".shift": {"score_sde": [".Dense_0"], "ddim": [".temb_proj"]},
-        ".norm2": {"score_sde": [".GroupNorm_1"], "ddim": [".norm2"]},
-        ".conv2": {"score_sde": [".Conv_1"], "ddim": [".conv2"]},
-        ".shortcut": {"score_sde": [".NIN_0"], "ddim": [".nin_shortcut"]},
-    },
-    "attention": {
-        ".norm": {"score_sde": [".GroupNorm_0"], "ddim": [".norm"]},
-        ".qkv": {"score_sde": [".NIN_0", ".NIN_1", ".NIN_2"], "ddim": [".q", ".k", ".v"]},
-        ".out": {"score_sde": [".NIN_3"], "ddim": [".proj_out"]},
-    },
+FRESH = {
+    "unet": lambda **form: UNet(
+        3, 8, **{"channels": 16, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "groups": 4, **form}
+    ),
+    "mlp": lambda: MLP(3, width=32),
 }
+SHAPES = {"unet": (3, 8, 8), "mlp": (3,)}
+both = pytest.mark.parametrize("kind", FRESH)
 
 
-def walk(net: UNet) -> Iterator[tuple[str, str, str]]:
-    """Every block in order of execution, as (kind, our name, DDIM's name)."""
-
-    def stages(count: int, ours: str, theirs: str) -> Iterator[tuple[str, str, str]]:
-        for i in range(count):
-            yield "residual", f"{ours}.{i}.residual", f"{theirs}.block.{i}"
-            yield "attention", f"{ours}.{i}.attention", f"{theirs}.attn.{i}"
-
-    yield "layer", "time.dense1", "temb.dense.0"
-    yield "layer", "time.dense2", "temb.dense.1"
-    yield "layer", "enter.0", "conv_in"
-    bottom = len(net.down) - 1
-    for level in range(bottom + 1):
-        if level > 0:
-            yield "resample", f"enter.{level}", f"down.{level - 1}.downsample"
-        yield from stages(len(net.down[level]), f"down.{level}", f"down.{level}")
-    yield "residual", "middle.0.residual", "mid.block_1"
-    yield "attention", "middle.0.attention", "mid.attn_1"
-    yield "residual", "middle.1.residual", "mid.block_2"
-    for level in range(bottom, -1, -1):
-        yield from stages(len(net.up[bottom - level]), f"up.{bottom - level}", f"up.{level}")
-        if level > 0:
-            yield "resample", f"leave.{bottom - level}", f"up.{level}.upsample"
-    yield "layer", f"leave.{bottom}.0", "norm_out"
-    yield "layer", f"leave.{bottom}.2", "conv_out"
+def case(kind: str, batch: int = 4, **form: object) -> tuple[nn.Module, Tensor, Tensor]:
+    """A network with weights of ordinary size in every layer, in evaluation mode, and an input."""
+    torch.manual_seed(0)
+    net = randomise(FRESH[kind](**form)).eval()
+    return net, torch.randn(batch, *SHAPES[kind]), torch.linspace(0, 999, batch)
 
 
-def official_names(net: UNet, port: str) -> Iterator[tuple[list[str], str, Callable[..., Tensor]]]:
-    """What each of our tensors is made of: (official names, our name, official tensors -> our tensor)."""
-    shapes = {name: tensor.shape for name, tensor in net.state_dict().items()}
-    present = [block for block in walk(net) if any(name.startswith(block[1] + ".") for name in shapes)]
-    for number, (kind, ours, place) in enumerate(present):
-        prefix = f"all_modules.{number}" if port == "score_sde" else place
-        for part, sources in PARTS[kind].items():
-            for leaf in ("weight", "bias"):
-                if (name := f"{ours}{part}.{leaf}") in shapes:
-                    names = [f"{prefix}{source}.{leaf}" for source in sources[port]]
-                    yield [nin_leaf(n) for n in names], name, to_ours(shapes[name], ".NIN_" in names[0])
-
-
-def nin_leaf(name: str) -> str:
-    return name.replace("weight", "W").replace("bias", "b") if ".NIN_" in name else name
-
-
-def to_ours(shape: torch.Size, transposed: bool) -> Callable[..., Tensor]:
-    """Official tensors one below the other in our shape; ScoreSDE's 1x1 maps are stored (in, out)."""
-    return lambda *tensors: torch.cat([t.T if transposed and t.dim() == 2 else t for t in tensors]).reshape(shape)
-
-
-def load_official(name: str, port: str, net: UNet) -> dict[str, Tensor]:
-    """Give the net the weights of a recorded official one, each used once, and return the recorded arrays."""
-    with np.load(REFERENCE / f"{name}.npz") as file:
-        record = dict(file)
-    meta = json.loads(bytes(record.pop("_meta")).decode())
-    weights = recipe_weights(meta["layout"], kinds=meta["kinds"])
-    names = list(official_names(net, port))
-    assert sorted(official for officials, _, _ in names for official in officials) == sorted(weights)
-    net.load_state_dict(
-        {ours: turn(*(torch.from_numpy(weights[o]) for o in officials)) for officials, ours, turn in names}
-    )
-    return {key: torch.from_numpy(array) for key, array in record.items()}
-
-
-OFFICIAL = {
-    "score_sde": ("net_ddpm_small", {"blocks": 1, "up_attention": "last"}),
-    "ddim": ("net_ddim_small", {"blocks": 2, "up_attention": "every"}),
-}
-
-
-def official(port: str) -> tuple[UNet, dict[str, Tensor]]:
-    name, form = OFFICIAL[port]
-    net = UNet(3, 16, channels=32, multipliers=(1, 2), attention=(8,), **form).eval()
-    return net, load_official(name, port, net)
+def randomise(net: nn.Module) -> nn.Module:
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=(parameter[0].numel() if parameter.dim() > 1 else 10) ** -0.5)
+    return net
 
 
 def error(value: Tensor, truth: Tensor) -> float:
     return ((value - truth).abs().max() / truth.abs().max()).item()
 
 
-@pytest.mark.parametrize("port", OFFICIAL)
-def test_same_weights_give_the_official_output(port):
-    net, record = official(port)
+# --------------------------------------------------------------------------- parts
+
+
+def test_waves_are_sines_then_cosines_from_one_radian_to_1e_4():
+    t = torch.tensor([0.0, 1.0, 999.0], dtype=torch.float64)
+    frequencies = [1.0, 10000 ** (-1 / 3), 10000 ** (-2 / 3), 1e-4]
+    truth = [[wave(value * w) for wave in (math.sin, math.cos) for w in frequencies] for value in t.tolist()]
+    torch.testing.assert_close(sinusoidal(t, 8), torch.tensor(truth, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+
+
+def test_a_bfloat16_network_still_tells_neighbouring_levels_apart():
+    embedding = TimeEmbedding(32, 64).bfloat16()
+    levels = torch.tensor([998, 999])
+    assert levels.bfloat16().unique().numel() == 1
     with torch.no_grad():
-        single = net(record["x"], record["cond"])
-        double = net.double()(record["x"].double(), record["cond"])
-    print(error(single, record["y_f32"]), error(double, record["y_f64"]))
-    assert error(single, record["y_f32"]) < 5e-6
-    assert error(double, record["y_f64"]) < 1e-9
+        low, high = embedding(levels).float()
+    assert (low - high).abs().max() > 0.05 * low.abs().max()
+
+
+def test_downsampling_pads_below_and_right_only():
+    layer, x = Downsample(1), torch.arange(1.0, 17).reshape(1, 1, 4, 4)
+    nn.init.zeros_(layer.conv.weight)
+    with torch.no_grad():
+        layer.conv.weight[0, 0, 0, 0] = 1
+        assert layer(x).equal(torch.tensor([[[[1.0, 3], [9, 11]]]]))
+        layer.conv.weight[0, 0, 2, 2] = 1
+        assert layer(x).equal(torch.tensor([[[[1.0 + 11, 3], [9, 11]]]]))
+
+
+def test_upsampling_repeats_pixels():
+    layer, x = Upsample(1), torch.tensor([[[[1.0, 2], [3, 4]]]])
+    nn.init.dirac_(layer.conv.weight)
+    with torch.no_grad():
+        assert layer(x).equal(x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_attention_is_softmax_attention_head_by_head(heads):
+    torch.manual_seed(0)
+    block, x = randomise(AttentionBlock(16, groups=4, heads=heads)).double(), torch.randn(2, 16, 3, 5).double()
+    h = F.group_norm(x, 4, block.norm.weight, block.norm.bias, eps=1e-6)
+    q, k, v = (
+        torch.einsum("oc,bchw->bohw", weight, h).flatten(2) + bias[:, None]
+        for weight, bias in zip(block.qkv.weight.chunk(3), block.qkv.bias.chunk(3), strict=True)
+    )
+    mixed = []
+    for rows in torch.arange(16).chunk(heads):
+        weights = torch.einsum("bcn,bcm->bnm", q[:, rows], k[:, rows]) / math.sqrt(len(rows))
+        mixed.append(torch.einsum("bnm,bcm->bcn", weights.softmax(dim=2), v[:, rows]))
+    truth = torch.einsum("oc,bcn->bon", block.out.weight, torch.cat(mixed, 1)) + block.out.bias[:, None]
+    torch.testing.assert_close(block(x), x + truth.reshape(x.shape), rtol=1e-10, atol=1e-10)
+
+
+def test_mlp_is_its_equation():
+    torch.manual_seed(0)
+    net, x, t = randomise(MLP(2, width=8, depth=2, embedding=6)).double(), torch.randn(5, 2).double(), torch.arange(5.0)
+    e = net.time(t)
+    h = x @ net.enter.weight.T + net.enter.bias
+    modulation = (e @ net.modulation.weight.T + net.modulation.bias).reshape(5, 2, 2, 8)
+    for i, layer in enumerate(net.hidden):
+        z = (1 + modulation[:, 0, i]) * (h @ layer.weight.T + layer.bias) + modulation[:, 1, i]
+        h = h + z / (1 + torch.exp(-z))
+    torch.testing.assert_close(net(x, t), h @ net.leave.weight.T + net.leave.bias, rtol=1e-10, atol=1e-10)
+
+
+# --------------------------------------------------------------------------- the start of training
+
+
+@pytest.mark.parametrize("pointwise", [1.0, 0.1])
+def test_variance_of_every_layer_at_the_start(pointwise):
+    torch.manual_seed(0)
+    residual, attention = ResidualBlock(128, 192, 256, pointwise_scale=pointwise), AttentionBlock(128, 32, 1, pointwise)
+    expected = {  # scale / fan average, of a uniform distribution: its bound is sqrt(3) standard deviations
+        residual.conv1.weight: 1 / (9 * 160),
+        residual.shift.weight: 1 / 224,
+        residual.conv2.weight: 1e-10 / (9 * 192),
+        residual.shortcut.weight: pointwise / 160,
+        attention.qkv.weight: pointwise / 128,
+        attention.out.weight: 1e-10 / 128,
+    }
+    for weight, variance in expected.items():
+        assert weight.var().item() == pytest.approx(variance, rel=0.03)
+        assert weight.abs().max().item() == pytest.approx(math.sqrt(3 * variance), rel=0.01)
+    biases = [p for block in (residual, attention) for name, p in block.named_parameters() if name.endswith("bias")]
+    assert all(bias.count_nonzero() == 0 for bias in biases)
+
+
+@both
+def test_a_new_network_predicts_almost_nothing(kind):
+    torch.manual_seed(0)
+    output = FRESH[kind]()(torch.randn(4, *SHAPES[kind]), torch.linspace(0, 999, 4))
+    assert 0 < output.abs().max() < 1e-3
+
+
+@both
+def test_gradients_reach_every_parameter(kind):
+    net, x, t = case(kind)
+    net.train().double()(x.double(), t).square().sum().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-6] == []
+
+
+# --------------------------------------------------------------------------- behaviour
+
+
+@both
+def test_each_sample_is_told_its_own_level(kind):
+    net, x, _ = case(kind, batch=1)
+    with torch.no_grad():
+        batch = net(x.repeat_interleave(2, dim=0), torch.tensor([998, 999]))
+        alone = torch.cat([net(x, torch.tensor([level])) for level in (998.0, 999.0)])
+    assert error(batch, alone) < 1e-5
+    assert error(batch[:1], batch[1:]) > 0.01
+
+
+def test_dropout_only_in_training():
+    net, x, t = case("unet", dropout=0.5)
+    with torch.no_grad():
+        kept = case("unet", dropout=0.0)[0].train()(x, t)
+        assert net(x, t).equal(kept)
+        first, second = net.train()(x, t), net(x, t)
+    assert error(first, kept) > 0.05
+    assert error(first, second) > 0.05
+
+
+def test_channels_last_changes_the_memory_but_not_the_output():
+    net, x, t = case("unet")
+    with torch.no_grad():
+        rows = net(x, t)
+        pixels = net.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last), t)
+    assert pixels.is_contiguous(memory_format=torch.channels_last)
+    assert error(pixels, rows) < 1e-5
+
+
+def test_turning_kernels_and_image_turns_the_output():
+    net, _, t = case("unet")
+    wide = torch.randn(4, 3, 8, 12)
+    with torch.no_grad():
+        truth = net(wide, t)
+        for parameter in net.parameters():
+            if parameter.dim() == 4:
+                parameter.copy_(parameter.mT.clone())
+        assert error(net(wide.mT, t).mT, truth) < 1e-5
+
+
+@both
+def test_bfloat16_autocast_stays_near_float32(kind):
+    net, x, t = case(kind)
+    with torch.no_grad():
+        single = net(x, t)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mixed = net(x, t)
+    assert mixed.dtype == torch.bfloat16
+    assert 0 < error(mixed.float(), single) < 0.05
+
+
+def test_checkpointing_gives_the_same_gradients_from_less_memory():
+    def gradients(checkpoint: bool) -> tuple[list[Tensor], int]:
+        net, x, t = case("unet", checkpoint=checkpoint, dropout=0.5)
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda s: kept.append(s.numel()) or s, lambda s: s):
+            torch.manual_seed(1)
+            loss = net.train()(x, t).square().sum()
+        loss.backward()
+        return [parameter.grad for parameter in net.parameters()], sum(kept)
+
+    (plain, all_kept), (again, few_kept) = gradients(False), gradients(True)
+    for gradient, truth in zip(again, plain, strict=True):
+        torch.testing.assert_close(gradient, truth)
+    assert few_kept < 0.5 * all_kept
+
+
+@both
+def test_compiles_into_one_graph_under_the_same_names(kind):
+    net, x, t = case(kind)
+    names = list(net.state_dict())
+    truth = net(x, t)
+    net.compile(backend="aot_eager", fullgraph=True)
+    output = net(x, t)
+    output.sum().backward()
+    assert error(output, truth) < 1e-5
+    assert list(net.state_dict()) == names
+
+
+# --------------------------------------------------------------------------- configuration and refusals
+
+
+@pytest.mark.parametrize("name, shape", [("unet", [3, 32, 32]), ("unet_small", [1, 8, 8]), ("mlp", [2])])
+def test_a_configuration_names_every_argument_and_explains_it(name, shape):
+    text = (CONF / f"{name}.yaml").read_text()
+    config = OmegaConf.create({"data": {"shape": shape}, "network": OmegaConf.create(text)}).network
+    with torch.device("meta"):
+        net = instantiate(config)
+        assert net(torch.empty(2, *shape), torch.empty(2)).shape == (2, *shape)
+    assert set(config) - {"_target_"} == set(inspect.signature(type(net)).parameters)
+    silent = [line for line in text.splitlines() if "#" not in line and "${" not in line and "_target_" not in line]
+    assert silent == []
+
+
+@pytest.mark.parametrize(
+    "form, message",
+    [
+        ({"image_size": 30}, "image_size=30 cannot be halved 3 times.*multiple of 8"),
+        ({"attention": [12, 16]}, r"attention=\[12\].*choose from \[32, 16, 8, 4\]"),
+        ({"channels": 48}, "48 channels do not divide into groups=32.*such as 16"),
+        ({"heads": 3}, "256 channels: heads=3 does not divide"),
+        ({"channels": 2, "groups": 2}, "time embedding of 2 dimensions.*from 4 up"),
+        ({"blocks": 0}, "blocks=0.*at least 1"),
+        ({"multipliers": []}, r"multipliers=\[\].*at least one"),
+        ({"up_attention": "first"}, "up_attention='first'.*'every' or 'last'"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(form, message):
+    with pytest.raises(ValueError, match=message), torch.device("meta"):
+        UNet(**{"in_channels": 3, "image_size": 32, **form})
+
+
+@pytest.mark.parametrize("form", [{"width": 0}, {"depth": 0}, {"dimensions": 0}])
+def test_an_empty_perceptron_is_refused(form):
+    with pytest.raises(ValueError, match=f"{next(iter(form))}=0.*at least 1"):
+        MLP(**form)
+
+
+@pytest.mark.parametrize(
+    "net, shape, message",
+    [
+        (FRESH["unet"], (2, 1, 8, 8), r"\(2, 1, 8, 8\): the network takes \(batch, 3, height, width\)"),
+        (FRESH["unet"], (2, 3, 8, 7), "divisible by 2"),
+        (FRESH["unet"], (3, 8, 8), r"\(3, 8, 8\)"),
+        (FRESH["mlp"], (2, 2), r"\(2, 2\).*\(batch, 3\)"),
+    ],
+)
+def test_inputs_of_another_shape_are_refused(net, shape, message):
+    with pytest.raises(ValueError, match=message):
+        net()(torch.zeros(shape), torch.zeros(2))

@@ -10,6 +10,7 @@ import torch
 
 from diffusion_lab import picture
 from diffusion_lab.callback.ema import EMA
+from diffusion_lab.data import DataModule
 from diffusion_lab.model import Model
 
 
@@ -47,9 +48,7 @@ class Samples(pl.Callback):
         ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), EMA())
         path.parent.mkdir(parents=True, exist_ok=True)
         with ema.averaged(model.network):
-            draw_samples(
-                model, model.sample(self.count, seed=self.seed), path, getattr(trainer.datamodule, "target", None)
-            )
+            draw_samples(model, model.sample(self.count, seed=self.seed), path, trainer.datamodule)
             if film:
                 draw_trajectory(model, path.with_name("trajectory"), self.frames, self.seed)
         for logger in trainer.loggers:
@@ -57,8 +56,11 @@ class Samples(pl.Callback):
                 logger.log_image("samples", [str(path)], step=trainer.global_step)
 
 
-def draw_samples(model: Model, samples: torch.Tensor, path: Path, target: Any = None) -> None:
-    """A grid of images; points over the true density, with the learned score at a small noise level as arrows."""
+def draw_samples(model: Model, samples: torch.Tensor, path: Path, data: DataModule | None = None) -> None:
+    """A grid of images; points over the true density, with the learned score at a small noise level as arrows.
+
+    The data of points give the density and the window; without them there is only the score.
+    """
     if len(model.shape) == 3:
         picture.save_png(picture.grid(samples), path)
         return
@@ -68,8 +70,8 @@ def draw_samples(model: Model, samples: torch.Tensor, path: Path, target: Any = 
         with torch.no_grad(), model.evaluating():
             return model.denoiser(x.to(model.device, torch.float32), t).score.cpu()
 
-    density = None if target is None else target.log_density
-    picture.plane_plot(samples, path, density=density, score=learned_score)
+    truth = {} if data is None else {"density": data.target.log_density, "reference": data.images("held_out", 5000)}
+    picture.plane_plot(samples, path, score=learned_score, **truth)
 
 
 def quiet_time(model: Model, sigma: float = 0.1) -> torch.Tensor:
@@ -82,7 +84,12 @@ def draw_trajectory(model: Model, path: Path, frames: int, seed: int, count: int
     """`path`.png, a strip of the noisy samples on their way to data, and for images `path`.gif."""
     images = len(model.shape) == 3
     states = list(model.trajectory(count if images else 2000, seed=seed))
-    keep = torch.linspace(0, len(states) - 1, min(frames, len(states))).round().long().tolist()
+    # Evenly in the share of signal: even steps in time would show noise for the most part.
+    times = torch.tensor([state.t for state in states], dtype=torch.float64)
+    alpha, sigma = model.denoiser.process.alpha(times), model.denoiser.process.sigma(times)
+    share = alpha / (alpha + sigma)
+    wanted = torch.linspace(share[0].item(), share[-1].item(), min(frames, len(states)), dtype=share.dtype)
+    keep = (share - wanted[:, None]).abs().argmin(1).tolist()
     film = torch.stack([model.decode(states[i].x).cpu() for i in keep])
     if not images:
         picture.trajectory_plane(film, path.with_suffix(".png"))

@@ -175,7 +175,7 @@ def _wants_wandb(options: WandbOptions) -> bool:
     found = importlib.util.find_spec("wandb")
     if found is not None and found.origin is not None:  # a folder ./wandb of earlier runs has no origin
         return True
-    remedy = "wandb is not installed: pip install 'diffusion_lab[wandb]', or say logger=csv"
+    remedy = "wandb is not installed: pip install wandb, or say logger=csv"
     if options.enabled is True:
         raise ConfigError(remedy)
     say(f"W&B is configured here, but {remedy}; metrics go to the CSV file only")

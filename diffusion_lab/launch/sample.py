@@ -123,7 +123,7 @@ def write_samples(model: Model, samples: Tensor, out: Path, config: DictConfig, 
     values = to_uint8(samples).permute(0, 2, 3, 1) if images else samples
     np.savez_compressed(out / "samples.npz", **{"images" if images else "points": values.numpy()})
     shown = samples[: config.grid] if images else samples
-    draw_samples(model, shown, out / "samples.png", getattr(data, "target", None))
+    draw_samples(model, shown, out / "samples.png", data)
     if config.png and images:
         (out / "png").mkdir(exist_ok=True)
         for index, image in enumerate(samples):

@@ -33,20 +33,23 @@ def train(config: DictConfig) -> None:
     settings = plain(config)
     settings["choices"] = {k: choices[k] for k in ("model", "data", "schedule", "network", "sampler", "metric")}
     resume = settings["ckpt_path"] and checkpoint.find(settings["ckpt_path"], settings["paths"]["log_dir"])
-    if resume:
-        checkpoint.read(resume)
+    step = checkpoint.read(resume)["global_step"] if resume else 0
     pl.seed_everything(settings["seed"], workers=True, verbose=False)
     data, model, trainer = set_up(settings, run_dir)
     loggers = build_loggers(settings["logger"], run_dir, settings) if trainer.is_global_zero else []
+    trainer.loggers, done = loggers, False
     try:
-        trainer.loggers = loggers
+        for logger in loggers[:1]:
+            logger.truncate(step)
         if trainer.is_global_zero:
             announce(settings, data, model, trainer, run_dir)
         trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
         if trainer.is_global_zero:
             conclude(trainer, run_dir)
+        done = True
     finally:
-        finish_loggers(loggers)
+        kept = settings["logger"]["wandb"]["log_model"] and checkpoint.checkpoints(run_dir)
+        finish_loggers(loggers, failed=not done, model=kept[0] if kept else None)
 
 
 def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, pl.Trainer]:

@@ -67,10 +67,12 @@ class Model(pl.LightningModule):
         return row.low + (row.high - row.low) * data if len(self.shape) == 3 else data
 
     def decode(self, x: Tensor) -> Tensor:
-        """The inverse of `encode`, images clipped to [0, 1], float32."""
+        """The inverse of `encode`, float32; images clipped to [0, 1] and rounded to the grey levels that data have."""
         row = self.denoiser.parameterization
-        x = x.float()
-        return ((x - row.low) / (row.high - row.low)).clamp(0, 1) if len(self.shape) == 3 else x
+        if len(self.shape) == 1:
+            return x.float()
+        images = ((x.float() - row.low) / (row.high - row.low)).clamp(0, 1)
+        return (images * (self.grey_levels - 1)).round() / (self.grey_levels - 1)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         return self.loss(self.denoiser, self.encode(batch[0])).mean()
@@ -79,7 +81,8 @@ class Model(pl.LightningModule):
         """The training loss on held-out data, with the same times and noise in every validation."""
         generator = torch.Generator(self.device).manual_seed(batch_idx)
         loss = self.loss(self.denoiser, self.encode(batch[0]), generator).mean()
-        self.log("val/loss", loss, batch_size=len(batch[0]), sync_dist=True)
+        # "step" is Lightning's word for the row: without it the value lands one row too early.
+        self.log_dict({"val/loss": loss, "step": float(self.global_step)}, batch_size=len(batch[0]), sync_dist=True)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Final numbers come from the Evaluation callback, not from batches."""

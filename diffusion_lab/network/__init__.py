@@ -1,4 +1,4 @@
-"""Networks: functions of a noisy input and one conditioning number; they know no data range and no process."""
+"""Networks: functions of a noisy input and one number; they know no data range and no process."""
 
 from diffusion_lab.network.mlp import MLP
 from diffusion_lab.network.unet import UNet

@@ -1,4 +1,4 @@
-"""The two blocks of a U-Net: residual convolution, conditioned on the noise level, and self-attention over pixels."""
+"""The two blocks of a U-Net: residual convolutions told the noise level, and self-attention over pixels."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from diffusion_lab.network.layers import conv1x1, conv3x3, group_norm, linear
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised convolutions around a shift by the noise level, added to the input (Ho et al. 2020, appendix B).
+    """Two normalised convolutions around a shift by the noise level, added to the input.
 
     h = conv1(silu(norm1(x))) + shift(e),   y = shortcut(x) + conv2(dropout(silu(norm2(h))))
 
-    `e` is the output of `TimeEmbedding`, which ends in a silu. `conv2` starts as almost zero, so that the block starts
-    as its shortcut: the identity, or a 1x1 convolution of variance scale `pointwise_scale` where the width changes.
+    (Ho et al. 2020, appendix B.) `e` is the output of `TimeEmbedding`, which ends in a silu. `conv2` starts
+    as almost zero, so that the block starts as its shortcut: the identity, or, where the width changes, a 1x1
+    convolution of variance scale `pointwise_scale`.
     Shapes: x (B, in_channels, H, W), e (B, embedding) -> (B, out_channels, H, W).
     """
 
@@ -43,11 +44,11 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention among all pixels, added to the input (Ho et al. 2020, appendix B; Vaswani et al. 2017, eq. 1).
+    """Self-attention among all pixels, added to the input (Vaswani et al. 2017, eq. 1).
 
     q, k, v = split(W norm(x)),   y = x + out(softmax(q k^T / sqrt(d)) v),   d = channels / heads
 
-    The maps are linear over channels, pixels as a sequence: for channels_last memory every reshape below is free.
+    The maps are linear over channels, pixels as a sequence: in channels_last memory no reshape below copies.
     `out` starts as almost zero, so that the block starts as the identity. Shape: (B, channels, H, W), kept.
     Raises ValueError where the channels do not divide into the heads.
     """

@@ -37,7 +37,7 @@ def conv3x3(in_channels: int, out_channels: int, scale: float = 1.0) -> nn.Conv2
 
 
 def group_norm(channels: int, groups: int) -> nn.GroupNorm:
-    """Group normalisation with the epsilon 1e-6 of the DDPM family; ValueError where groups do not divide channels."""
+    """Group normalisation with DDPM's epsilon, 1e-6; ValueError where groups do not divide channels."""
     if groups < 1 or channels % groups:
         raise ValueError(
             f"{channels} channels do not divide into groups={groups}: set groups to a divisor of {channels}, "

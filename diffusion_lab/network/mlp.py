@@ -1,4 +1,4 @@
-"""A small network for points."""
+"""A network for points."""
 
 from __future__ import annotations
 
@@ -9,35 +9,33 @@ from diffusion_lab.network.embedding import TimeEmbedding
 from diffusion_lab.network.layers import linear
 
 
-class HiddenBlock(nn.Module):
-    """h + W_2 silu(W_1 silu(h) + shift(e)): a residual block without space, e from `TimeEmbedding`."""
-
-    def __init__(self, width: int, embedding: int) -> None:
-        super().__init__()
-        self.dense1 = linear(width, width)
-        self.shift = linear(embedding, width)
-        self.dense2 = linear(width, width, scale=0.0)
-
-    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        return h + self.dense2(F.silu(self.dense1(F.silu(h)) + self.shift(embedding)))
-
-
 class MLP(nn.Module):
-    """Residual perceptron for points, conditioned like the U-Net: x (B, dimensions) and t (B,) -> (B, dimensions).
+    """Residual perceptron: points x (B, dimensions) and t (B,) -> (B, dimensions).
 
-    t may be any number up to a few thousand: the fastest wave of the embedding turns by one radian per unit (so that
-    neighbours among the levels 0 ... 999 differ), the slowest by 1e-4.
+    h_0 = W_0 x,   h_i = h_{i-1} + silu((1 + a_i) W_i h_{i-1} + b_i),   y = W h_depth,   [a, b] = V e(t)
+
+    t, whatever number the caller conditions on, scales and shifts every layer (FiLM: Perez et al. 2018). e is
+    the `TimeEmbedding` of the U-Net, `embedding` numbers wide: its waves turn by 1 ... 1e-4 radians a unit,
+    so that neighbours among the levels 0 ... 999 differ, and no two of them are alike.
+    V and W start as almost zero. Raises ValueError for an input of another shape, or a number below 1.
     """
 
     def __init__(self, dimensions: int = 2, width: int = 128, depth: int = 3, embedding: int = 64) -> None:
         super().__init__()
-        self.time = TimeEmbedding(embedding, width)
+        if min(dimensions, width, depth) < 1:
+            raise ValueError(f"dimensions={dimensions}, width={width}, depth={depth}: give each at least 1")
+        self.dimensions = dimensions
+        self.time = TimeEmbedding(embedding, embedding)
         self.enter = linear(dimensions, width)
-        self.hidden = nn.ModuleList(HiddenBlock(width, width) for _ in range(depth))
+        self.hidden = nn.ModuleList(linear(width, width) for _ in range(depth))
+        self.modulation = linear(embedding, 2 * depth * width, scale=0.0)
         self.leave = linear(width, dimensions, scale=0.0)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        h, embedding = self.enter(x), self.time(t)
-        for block in self.hidden:
-            h = block(h, embedding)
-        return self.leave(F.silu(h))
+        if x.dim() != 2 or x.shape[1] != self.dimensions:
+            raise ValueError(f"input of shape {tuple(x.shape)}: the network takes (batch, {self.dimensions})")
+        h = self.enter(x)
+        scales, shifts = self.modulation(self.time(t)).unflatten(1, (2, len(self.hidden), -1)).unbind(1)
+        for layer, scale, shift in zip(self.hidden, scales.unbind(1), shifts.unbind(1), strict=True):
+            h = h + F.silu(layer(h) * (1 + scale) + shift)
+        return self.leave(h)

@@ -9,7 +9,7 @@ from diffusion_lab.network.layers import conv3x3, variance_scaling
 
 
 class Downsample(nn.Module):
-    """Halve the resolution with a 3x3 convolution of stride 2 (Ho et al. 2020): (B, C, H, W) -> (B, C, H/2, W/2)."""
+    """3x3 convolution of stride 2 (Ho et al. 2020, official code): (B, C, H, W) -> (B, C, H/2, W/2)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -21,7 +21,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Repeat every pixel twice each way, then a 3x3 convolution (Ho et al. 2020): (B, C, H, W) -> (B, C, 2H, 2W)."""
+    """Every pixel twice each way, then a 3x3 convolution (as above): (B, C, H, W) -> (B, C, 2H, 2W)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from diffusion_lab.network.resample import Downsample, Upsample
 
 
 class Stage(nn.Module):
-    """A residual block, then attention or nothing; with `checkpoint` the backward pass computes both again."""
+    """A residual block, then attention or nothing; with `checkpoint`, computed again in the backward pass."""
 
     def __init__(self, residual: ResidualBlock, attention: AttentionBlock | None, checkpoint: bool) -> None:
         super().__init__()
@@ -36,9 +36,10 @@ class UNet(nn.Module):
     """Noise-conditional U-Net of DDPM: x (B, in_channels, H, W) and t (B,) -> (B, out_channels, H, W).
 
     Level i has resolution image_size / 2^i and channels * multipliers[i] channels. On the way down it is
-    entered by a downsampling (the top one by the stem) and passes `blocks` stages; each of these blocks + 1
-    outputs is kept, and concatenated to the input of one of the level's blocks + 1 stages on the way up, which
-    is left by an upsampling (the top one by the head). Between the ways: a stage with attention, one without.
+    entered by a downsampling (the top one by a convolution) and passes `blocks` stages. Each of these
+    blocks + 1 outputs is kept, and concatenated to the input of one of the blocks + 1 stages on the way up,
+    where the level is left by an upsampling (the top one by the head). Between the two stand a stage with
+    attention and one without.
     Source: Ho et al. 2020, appendix B; official code, `unet2d16b2` (35,746,307 parameters for CIFAR-10).
 
     t: whatever number the caller conditions on (DDPM: the level index 0 ... 999), of any real type.
@@ -47,7 +48,7 @@ class UNet(nn.Module):
         (Ho et al.), or the "last" of a level only (ScoreSDE's port: 35,218,947 parameters).
     pointwise_scale: variance scale with which q, k, v and the 1x1 shortcuts start (ScoreSDE's port: 0.1).
     checkpoint: compute the stages again in the backward pass, which takes less memory and more time.
-    Raises ValueError where sizes do not fit together: those of the net at once, those of an input in `forward`.
+    Raises ValueError where sizes do not fit together: those of the net at once, of an input in `forward`.
     """
 
     def __init__(
@@ -69,7 +70,6 @@ class UNet(nn.Module):
         super().__init__()
         check_shape(multipliers, blocks, up_attention)
         check_resolutions(image_size, len(multipliers), attention)
-        self.in_channels, self.divisor = in_channels, 2 ** (len(multipliers) - 1)
 
         def stage(source: int, width: int, attends: bool) -> Stage:
             residual = ResidualBlock(source, width, 4 * channels, groups, dropout, pointwise_scale)
@@ -81,16 +81,15 @@ class UNet(nn.Module):
         self.enter = nn.ModuleList([conv3x3(in_channels, channels), *map(Downsample, widths[:-1])])
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for level, width in enumerate(widths):
-            above, below = [channels, *widths][level], [*widths, width][level + 1]
+            over, under = [channels, *widths][level], [*widths, width][level + 1]
             attends = image_size // 2**level in attention
-            sources = [above] + [width] * (blocks - 1)
-            self.down.append(nn.ModuleList(stage(source, width, attends) for source in sources))
-            sources = [below + width] + [2 * width] * (blocks - 1) + [width + above]
+            self.down.append(nn.ModuleList(stage(w, width, attends) for w in [over] + [width] * (blocks - 1)))
+            sources = [under + width] + [2 * width] * (blocks - 1) + [width + over]
             placed = [attends and up_attention == "every"] * blocks + [attends]
             self.up.insert(0, nn.ModuleList(map(stage, sources, [width] * (blocks + 1), placed)))
         self.middle = nn.ModuleList([stage(width, width, True), stage(width, width, False)])
-        self.leave = nn.ModuleList(map(Upsample, widths[:0:-1]))
-        self.leave.append(head(widths[0], out_channels or in_channels, groups))
+        top = head(widths[0], out_channels or in_channels, groups)
+        self.leave = nn.ModuleList([*map(Upsample, widths[:0:-1]), top])
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         self.check_input(x)
@@ -111,10 +110,11 @@ class UNet(nn.Module):
         return h
 
     def check_input(self, x: Tensor) -> None:
-        if x.dim() != 4 or x.shape[1] != self.in_channels or any(n % self.divisor for n in x.shape[2:]):
+        channels, divisor = self.enter[0].in_channels, 2 ** (len(self.down) - 1)
+        if x.dim() != 4 or x.shape[1] != channels or any(n % divisor for n in x.shape[2:]):
             raise ValueError(
-                f"an input of shape {tuple(x.shape)}: the network takes (batch, {self.in_channels}, height, width) "
-                f"with height and width divisible by {self.divisor}"
+                f"input of shape {tuple(x.shape)}: the network takes (batch, {channels}, height, width), "
+                f"height and width divisible by {divisor}"
             )
 
 
@@ -127,14 +127,15 @@ def check_shape(multipliers: tuple[int, ...], blocks: int, up_attention: str) ->
     """Raise ValueError where the network would have no level, no block, or an unknown way up."""
     if not multipliers or min(multipliers) < 1 or blocks < 1:
         raise ValueError(
-            f"multipliers={list(multipliers)}, blocks={blocks}: give at least one multiplier, and each at least 1"
+            f"multipliers={list(multipliers)}, blocks={blocks}: "
+            f"give at least one multiplier, and each number at least 1"
         )
     if up_attention not in ("every", "last"):
         raise ValueError(f"up_attention={up_attention!r}: choose 'every' or 'last'")
 
 
 def check_resolutions(image_size: int, levels: int, attention: tuple[int, ...]) -> None:
-    """Raise ValueError where the image cannot be halved often enough, or no level has a resolution asked for."""
+    """Raise ValueError where the image cannot be halved so often, or no level has a resolution asked for."""
     if image_size % 2 ** (levels - 1):
         raise ValueError(
             f"image_size={image_size} cannot be halved {levels - 1} times, as {levels} multipliers ask: "

@@ -1,0 +1,89 @@
+"""The wiring: ranges, the learning rate's warm-up, gradients that reach the network, noise of its own on every rank."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from diffusion_lab.callback import RankSeed
+from diffusion_lab.loss import DenoisingLoss
+from diffusion_lab.model import DDPM
+from diffusion_lab.network import MLP, UNet
+from diffusion_lab.process import Linear
+from diffusion_lab.sampler import DDIM, Sampler
+
+
+def images_model(**changes) -> DDPM:
+    network = UNet(1, 8, channels=8, multipliers=(1, 1), blocks=1, attention=(4,), groups=2, dropout=0.5)
+    return DDPM(network, Linear(), DenoisingLoss(), Sampler(DDIM(), 2), shape=(1, 8, 8), **changes)
+
+
+def test_encode_and_decode_are_inverse_on_the_grey_levels():
+    model = images_model(grey_levels=17)
+    levels = torch.arange(17).float().reshape(1, 1, 1, 17) / 16
+    x = model.encode(levels)
+    assert x.min() == -1 and x.max() == 1
+    torch.testing.assert_close(model.decode(x), levels, rtol=0, atol=1e-7)
+    torch.testing.assert_close(model.decode(x + 0.06), levels, rtol=0, atol=1e-7)  # less than half a level, 1/16
+    assert torch.equal(model.decode(torch.tensor([[[[-3.0, 3.0]]]])), torch.tensor([[[[0.0, 1.0]]]]))
+
+
+def test_points_keep_their_coordinates():
+    model = DDPM(MLP(), Linear(), DenoisingLoss(), Sampler(DDIM(), 2), shape=(2,), grey_levels=None)
+    points = torch.tensor([[-3.0, 7.5]])
+    assert torch.equal(model.encode(points), points) and torch.equal(model.decode(points), points)
+
+
+@pytest.mark.parametrize("warmup, want", [(4, [0, 0.25, 0.5, 0.75, 1, 1]), (0, [1, 1, 1, 1, 1, 1])])
+def test_learning_rate_warms_up_from_zero_as_published(warmup, want):
+    model = images_model(optimizer=lambda p: torch.optim.Adam(p, lr=2e-4), warmup_steps=warmup)
+    configured = model.configure_optimizers()
+    optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in want:
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([2e-4 * w for w in want])
+
+
+def test_training_step_is_the_loss_of_the_encoded_batch():
+    model = images_model(grey_levels=17).eval()
+    batch = (torch.rand(6, 1, 8, 8), torch.zeros(6))
+    torch.manual_seed(5)
+    loss = model.training_step(batch, 0)
+    torch.manual_seed(5)
+    torch.testing.assert_close(loss, model.loss(model.denoiser, 2 * batch[0] - 1).mean())
+    loss.backward()
+    assert all(p.grad is not None for p in model.network.parameters())
+
+
+def test_gradient_norm_is_the_global_one_and_clipped():
+    model = images_model()
+    for p in model.network.parameters():
+        p.grad = torch.ones_like(p)
+    count = sum(p.numel() for p in model.network.parameters())
+    model.configure_gradient_clipping(None, gradient_clip_val=1.0)
+    assert model.grad_norm.item() == pytest.approx(count**0.5, rel=1e-5)
+    clipped = torch.stack([p.grad.norm() for p in model.network.parameters()]).norm()
+    assert clipped.item() == pytest.approx(1, rel=1e-4)
+
+
+def test_sampling_switches_dropout_off():
+    model = images_model().train()
+    torch.nn.init.normal_(model.network.leave[-1][-1].weight)
+    assert torch.equal(model.sample(2, seed=1), model.sample(2, seed=1)) and model.training
+
+
+class Rank:
+    def __init__(self, rank, step):
+        self.global_rank, self.global_step = rank, step
+
+
+def test_every_rank_and_every_resume_has_its_own_noise():
+    drawn = []
+    for rank, step in ((0, 0), (1, 0), (0, 10), (0, 0)):
+        RankSeed(3).on_train_start(Rank(rank, step), None)
+        drawn.append(torch.randn(4))
+    assert torch.equal(drawn[0], drawn[3])
+    assert not torch.allclose(drawn[0], drawn[1]) and not torch.allclose(drawn[0], drawn[2])
