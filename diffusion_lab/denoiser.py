@@ -66,7 +66,8 @@ class Denoiser(nn.Module):
         told = row.conditioning(self.process, t)
         seen = x / (alpha**2 + sigma**2).sqrt() if row.unit_input else x
         dtype = self.network_dtype or x.dtype
-        output = self.network(seen.to(dtype), told.to(x.device, dtype).expand(len(x)), **condition)
+        # What the network is told keeps its precision: bfloat16 cannot tell level 998 from 999.
+        output = self.network(seen.to(dtype), told.to(x.device, x.dtype).expand(len(x)), **condition)
         return Estimate(x, alpha, sigma, row.eps(output.to(x.dtype), x, alpha, sigma))
 
     @property

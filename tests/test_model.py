@@ -34,9 +34,13 @@ def test_points_keep_their_coordinates():
     assert torch.equal(model.encode(points), points) and torch.equal(model.decode(points), points)
 
 
-@pytest.mark.parametrize("warmup, want", [(4, [0, 0.25, 0.5, 0.75, 1, 1]), (0, [1, 1, 1, 1, 1, 1])])
-def test_learning_rate_warms_up_from_zero_as_published(warmup, want):
-    model = images_model(optimizer=lambda p: torch.optim.Adam(p, lr=2e-4), warmup_steps=warmup)
+@pytest.mark.parametrize("warmup, decay, want", [
+    (4, None, [0, 0.25, 0.5, 0.75, 1, 1]),
+    (0, None, [1, 1, 1, 1, 1, 1]),
+    (0, 4, [1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5, 0, 0]),
+])  # fmt: skip
+def test_learning_rate_warms_up_from_zero_as_published(warmup, decay, want):
+    model = images_model(optimizer=lambda p: torch.optim.Adam(p, lr=2e-4), warmup_steps=warmup, decay_steps=decay)
     configured = model.configure_optimizers()
     optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     rates = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any, Literal
 
@@ -44,6 +45,8 @@ def main(task: Literal["train", "sample"]) -> None:
 
 
 def refuse(error: Exception) -> None:
-    """Say in one line what is wrong, and exit with status 2."""
+    """Say in one line what is wrong, and exit with status 2 (HYDRA_FULL_ERROR=1 shows where it came from)."""
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        raise error
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)

@@ -15,9 +15,9 @@ COUNT = (1, math.inf, "[)")
 
 BOUNDS: dict[str, tuple[float, float, str]] = {
     "accumulate_grad_batches": COUNT, "batch_size": COUNT, "beta_max": POSITIVE, "beta_min": POSITIVE,
-    "blocks": COUNT, "channels": COUNT, "count": COUNT, "decay": FRACTION, "depth": COUNT, "dropout": FRACTION,
-    "eps": POSITIVE, "eta": (0, 1, "[]"), "eval_batch_size": COUNT, "every_n_steps": COUNT, "frames": COUNT,
-    "gamma": POSITIVE, "gradient_clip_val": POSITIVE, "grid": COUNT, "heads": COUNT,
+    "blocks": COUNT, "channels": COUNT, "count": COUNT, "decay": FRACTION, "decay_steps": COUNT, "depth": COUNT,
+    "dropout": FRACTION, "eps": POSITIVE, "eta": (0, 1, "[]"), "eval_batch_size": COUNT, "every_n_steps": COUNT,
+    "frames": COUNT, "gamma": POSITIVE, "gradient_clip_val": POSITIVE, "grid": COUNT, "heads": COUNT,
     "held_out_fraction": (0, 1, "()"), "keep": COUNT, "levels": (2, math.inf, "[)"),
     "likelihood_samples": NOT_NEGATIVE, "log_every_n_steps": COUNT, "lr": POSITIVE, "max_steps": COUNT,
     "num_nodes": COUNT, "num_samples": COUNT, "num_workers": NOT_NEGATIVE, "refresh_seconds": NOT_NEGATIVE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -27,8 +28,8 @@ class Model(pl.LightningModule):
         optimizer: parameters -> optimiser; None for a model that is only sampled from.
         shape: of one data point, (C, H, W) or (2,).
         grey_levels: number of values an image's pixel can have; None for points.
-        warmup_steps: the learning rate grows as min(step / warmup_steps, 1), so the first update has rate 0, as
-            published.
+        warmup_steps: the learning rate grows as min(step / warmup_steps, 1), the first update at rate 0, as published.
+        decay_steps: it then follows a cosine to 0 at this step; None keeps it.
         channels_last: lay the network's weights out for the faster convolutions.
 
     `config` is the composed configuration as plain containers; it goes into every checkpoint, which then needs
@@ -45,11 +46,12 @@ class Model(pl.LightningModule):
         shape: Sequence[int],
         grey_levels: int | None = None,
         warmup_steps: int = 0,
+        decay_steps: int | None = None,
         channels_last: bool = True,
     ) -> None:
         super().__init__()
         self.denoiser, self.loss, self.sampler, self.likelihood = denoiser, loss, sampler, likelihood
-        self.optimizer, self.warmup_steps = optimizer, warmup_steps
+        self.optimizer, self.warmup_steps, self.decay_steps = optimizer, warmup_steps, decay_steps
         self.shape, self.grey_levels = tuple(shape), grey_levels
         self.grad_norm: Tensor | None = None
         self.config: dict[str, Any] | None = None
@@ -89,11 +91,15 @@ class Model(pl.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.optimizer(self.network.parameters())
-        warmup = max(self.warmup_steps, 1)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(step / warmup, 1.0) if self.warmup_steps else 1.0
-        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def learning_rate_factor(self, step: int) -> float:
+        """What the learning rate is multiplied by at an optimiser step, 0, 1, ..."""
+        warm = min(step / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
+        if self.decay_steps is None:
+            return warm
+        return warm * 0.5 * (1 + math.cos(math.pi * min(step / self.decay_steps, 1.0)))
 
     def configure_gradient_clipping(
         self,

@@ -36,11 +36,21 @@ class DDPM(Model):
         levels: int = 1000,
         output: Literal["eps", "x0", "v", "score"] = "eps",
         warmup_steps: int = 0,
+        decay_steps: int | None = None,
         channels_last: bool = True,
     ) -> None:
         meaning = {"eps": "eps", "x0": "x0", "v": "v", "score": "scaled_score"}[output]
         row = Parameterization(output=meaning, told="level", low=-1.0, high=1.0, unit_input=True)
         denoiser = Denoiser(network, Ladder(schedule, levels), row)
         super().__init__(
-            denoiser, loss, sampler, likelihood, optimizer, shape, grey_levels, warmup_steps, channels_last
+            denoiser,
+            loss,
+            sampler,
+            likelihood,
+            optimizer,
+            shape,
+            grey_levels,
+            warmup_steps,
+            decay_steps,
+            channels_last,
         )
