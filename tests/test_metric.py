@@ -251,7 +251,7 @@ class TestClassifierFeatures:
         lopsided = torch.cat([rows[: 40 if k < 5 else 80] for k, rows in enumerate(classes)])
         real = distance(images)
         redrawn = [images[torch.randint(1000, (1000,), generator=seeded(k))] for k in range(5)]
-        assert max(map(distance, redrawn)) < 1.4 * real  # chance alone
+        assert max(map(distance, redrawn)) < 1.35 * real  # chance alone
         assert distance(train[1000:]) < 2 * real  # 400 images: fewer give a higher distance
         assert distance(images + 0.05 * noise) > 4 * real
         assert distance(images + 0.1 * noise) > 2.5 * distance(images + 0.05 * noise)
@@ -259,7 +259,7 @@ class TestClassifierFeatures:
         assert distance(images[lopsided]) > 1.4 * real
         assert distance(images[:20].repeat(50, 1, 1, 1)) > 4 * real
         for k in range(10):
-            assert distance(images[labels != k]) > 1.4 * real, f"without class {k}"
+            assert distance(images[labels != k]) > 1.25 * real, f"without class {k}"
 
     def test_fit_is_the_same_whatever_the_caller_does(self, digits):
         train, labels = digits[:2]
