@@ -9,17 +9,17 @@ import time
 from pathlib import Path
 
 import pytest
-from hydra import compose
+from hydra import compose, initialize_config_dir
 
 from diffusion_lab.launch import schema
-from diffusion_lab.launch.compose import CONF, _hydra, check, plain
+from diffusion_lab.launch.compose import CONF, check, plain
 from diffusion_lab.launch.instantiate import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def composed(*overrides: str) -> dict:
-    with _hydra():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", list(overrides))
     return plain(config)
 

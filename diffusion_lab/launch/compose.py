@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -37,7 +36,7 @@ def check(task: str, arguments: Sequence[str]) -> None:
         overrides = OverridesParser.create().parse_overrides(list(arguments))
     except HydraException as error:
         raise ConfigError(_first_line(error)) from error
-    with _hydra():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         for job in _jobs(overrides):
             _check_words(task, job)
             try:
@@ -52,17 +51,6 @@ def check(task: str, arguments: Sequence[str]) -> None:
                 validate(plain(config))
             except (HydraException, OmegaConfBaseException) as error:
                 raise ConfigError(_first_line(error)) from error
-
-
-class _hydra:
-    """Hydra initialised on our conf/, and whatever was there before put back."""
-
-    def __enter__(self) -> None:
-        GlobalHydra.instance().clear()
-        self.context = initialize_config_dir(str(CONF), version_base="1.3")
-
-    def __exit__(self, *_: object) -> None:
-        GlobalHydra.instance().clear()
 
 
 def _jobs(overrides: Sequence[Override]) -> Iterator[list[str]]:
