@@ -28,6 +28,8 @@ class Checkpoint(pl.Callback):
         if self._saved == trainer.global_step:
             return
         self._saved = trainer.global_step
+        for logger in trainer.loggers:  # a log never ends before the checkpoint that goes on from it
+            logger.save()
         trainer.save_checkpoint(self.folder / f"step_{trainer.global_step:08d}.ckpt")
         if self.keep and trainer.is_global_zero:
             for old in sorted(self.folder.glob("step_*.ckpt"))[: -self.keep]:

@@ -36,10 +36,13 @@ class Evaluation(pl.Callback):
         self.evaluator, self.run_dir, self.protocol = evaluator, Path(run_dir), protocol or {}
         self.every_n_steps, self.at_end = every_n_steps, at_end
         self.results: dict[str, Any] | None = None
+        self._evaluated = 0
 
     def on_train_batch_end(self, trainer: pl.Trainer, model: Model, outputs: Any, batch: Any, batch_idx: int) -> None:
         step, every = trainer.global_step, self.every_n_steps
-        if every and step % every == 0 and step < trainer.max_steps:
+        # `_evaluated`: several batches of an accumulation end at the same step.
+        if every and step % every == 0 and self._evaluated != step < trainer.max_steps:
+            self._evaluated = step
             self.evaluate(trainer, model)
 
     def on_train_end(self, trainer: pl.Trainer, model: Model) -> None:

@@ -33,10 +33,13 @@ class Samples(pl.Callback):
     ) -> None:
         self.run_dir, self.every_n_steps = Path(run_dir), every_n_steps
         self.count, self.frames, self.seed = count, frames, seed
+        self._drawn = 0
 
     def on_train_batch_end(self, trainer: pl.Trainer, model: Model, outputs: Any, batch: Any, batch_idx: int) -> None:
         step, every = trainer.global_step, self.every_n_steps
-        if every and step % every == 0 and step < trainer.max_steps and trainer.is_global_zero:
+        # `_drawn`: several batches of an accumulation end at the same step.
+        if every and step % every == 0 and self._drawn != step < trainer.max_steps and trainer.is_global_zero:
+            self._drawn = step
             self.draw(trainer, model, self.run_dir / "samples" / f"step_{step:08d}.png")
 
     def on_train_end(self, trainer: pl.Trainer, model: Model) -> None:
