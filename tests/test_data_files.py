@@ -126,7 +126,7 @@ def test_mnist_reads_packed_or_plain_files_and_pads(mnist, tmp_path: Path, suffi
     for path in folder.iterdir():
         if path.suffix != suffix:
             path.unlink()
-    splits = MNIST(variant=variant, data_dir=str(tmp_path)).splits
+    splits = MNIST(variant=variant, data_dir=str(tmp_path), shape=(1, 28, 28)).splits
     assert np.array_equal(splits.train.x[:, 0].numpy(), images[:6])
     assert splits.held_out.labels.tolist() == labels[6:].tolist()
     padded = MNIST(variant=variant, data_dir=str(tmp_path), shape=(1, 32, 32)).splits.train.x

@@ -22,9 +22,9 @@ NATIVE = 28
 class MNIST(DataModule):
     """60,000 train and 10,000 held-out (test) images (1, 28, 28); LeCun et al. 1998, Xiao et al. 2017.
 
-    `shape` (1, 32, 32) adds a black border of two pixels. Reads <data_dir>/{MNIST,FashionMNIST}/raw: the
-    published .gz, checked against its md5, or else the unpacked file, checked against its own header. Raises
-    FileNotFoundError for a missing file, ValueError for a damaged one, each by name.
+    `shape` (1, 32, 32) adds a black border of two pixels, so that a network can halve it. Reads
+    <data_dir>/{MNIST,FashionMNIST}/raw: the published .gz, checked against its md5, or else the unpacked file, checked
+    against its own header. Raises FileNotFoundError for a missing file, ValueError for a damaged one, each by name.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class MNIST(DataModule):
         variant: Literal["mnist", "fashion_mnist"] = "mnist",
         data_dir: str,
         download: bool = False,
-        shape: tuple[int, ...] = (1, NATIVE, NATIVE),
+        shape: tuple[int, ...] = (1, 32, 32),
         grey_levels: int | None = 256,
         batch_size: int = 128,
         eval_batch_size: int = 500,
