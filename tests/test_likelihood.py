@@ -57,18 +57,11 @@ def test_some_terms_estimate_all_of_them_without_bias():
     target, process = analytic.diag64(), Ladder(Linear(), 200)
     denoiser = exact_denoiser(target, process)
     x0, _ = target.sample(3000, 2)
-    few = VariationalBound("fixed_small", clip=False, terms=9)(denoiser, x0, None, torch.Generator().manual_seed(1))
-    assert denoiser.nfe == 10
-    want = expected_bound(target, process, "fixed_small")[1].item()
+    few = VariationalBound("fixed_large", clip=False, terms=40)(denoiser, x0, None, torch.Generator().manual_seed(1))
+    assert denoiser.nfe == 41
+    want = expected_bound(target, process, "fixed_large")[1].item()
     assert few.steps.mean().item() == pytest.approx(want, abs=4.5 * few.steps.std().item() / 3000**0.5)
     assert few.steps.std().item() / 3000**0.5 < 0.02 * abs(want)
-
-
-def test_a_fine_ladder_tends_to_the_exact_likelihood():
-    target = analytic.diag64()
-    exact = -target.logpdf(target.sample(20_000, 0)[0]).mean().item()
-    gaps = [sum(expected_bound(target, Ladder(Linear(), n), "fixed_large")).item() - exact for n in (1000, 4000, 16000)]
-    assert gaps[0] > gaps[1] > gaps[2] > -0.5
 
 
 @pytest.mark.parametrize("levels", [2, 17, 256])
