@@ -118,6 +118,7 @@ REFUSED = [
     ("network._target_=diffusion_lab.network.Nothing", "does not exist"),
     ("trainer.precision=bf16", "did you mean bf16-true"),
     ("seed=-1", "out of range"),
+    ("sampler=trained", "choose ancestral or ddim"),
 ]
 
 

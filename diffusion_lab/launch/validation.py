@@ -169,11 +169,17 @@ def _attention_exists(config: Mapping[str, Any]) -> str | None:
     )
 
 
+def _sampler_is_whole(config: Mapping[str, Any]) -> str | None:
+    lacking = config.get("model") is not None and "_target_" not in (config.get("sampler") or {})
+    return "sampler=trained only makes sense for sample.py: choose ancestral or ddim" if lacking else None
+
+
 RULES: tuple[Callable[[Mapping[str, Any]], str | None], ...] = (
     _ordered("schedule", "sigma_min", "sigma_max"),
     _ordered("schedule", "beta_min", "beta_max"),
     _ordered("schedule", "start", "end"),
     _batch_divides,
+    _sampler_is_whole,
     _steps_within_levels,
     _attention_exists,
 )

@@ -50,7 +50,9 @@ class Model(pl.LightningModule):
         channels_last: bool = True,
     ) -> None:
         super().__init__()
-        self.denoiser, self.loss, self.sampler, self.likelihood = denoiser, loss, sampler, likelihood
+        self.denoiser, self.loss, self.sampler = denoiser, loss, sampler
+        # likelihood=none composes to a node without a class, i.e. a mapping.
+        self.likelihood = likelihood if callable(likelihood) else None
         self.optimizer, self.warmup_steps, self.decay_steps = optimizer, warmup_steps, decay_steps
         self.shape, self.grey_levels = tuple(shape), grey_levels
         self.grad_norm: Tensor | None = None
