@@ -119,8 +119,6 @@ class EMA(pl.Callback):
         }
 
     def on_load_checkpoint(self, trainer: pl.Trainer, model: Model, checkpoint: dict[str, Any]) -> None:
-        # Loading replaces the parameters, so whatever was put aside belongs to other weights.
-        self._training_weights = None
         if "ema" in checkpoint:
             self.updates = checkpoint["ema"]["updates"]
             self.weights = dict(checkpoint["ema"]["weights"])
