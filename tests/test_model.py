@@ -76,7 +76,7 @@ def test_gradient_norm_is_the_global_one_and_clipped():
 def test_sampling_switches_dropout_off():
     model = images_model().train()
     torch.nn.init.normal_(model.network.leave[-1][-1].weight, std=0.1)
-    first, again = (list(model.trajectory(2, seed=1))[0].x for _ in range(2))
+    first, again = (next(iter(model.trajectory(2, seed=1))).x for _ in range(2))
     assert torch.equal(first, again) and model.training
     noisy = [model.denoiser(first, torch.tensor(0.5)).eps for _ in range(2)]
     assert not torch.allclose(*noisy)  # dropout does show where it is on
