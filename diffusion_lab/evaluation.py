@@ -17,6 +17,7 @@ from diffusion_lab.metric import (
     FeatureMoments,
     frechet_distance,
     metric_name,
+    sample_count,
     sliced_wasserstein,
 )
 from diffusion_lab.model import Model
@@ -132,7 +133,7 @@ class Evaluator:
         held_out, train = data.images("held_out", len(points)), data.images("train", len(points))
         # Both counts are made equal, so that the distance compares like with like.
         points = points[: len(held_out)]
-        kilo = f"{len(points) // 1000}k" if len(points) % 1000 == 0 else str(len(points))
+        kilo = sample_count(len(points))
         records: dict[str, dict[str, Any]] = {
             f"sliced_wasserstein_{kilo}": {
                 "value": sliced_wasserstein(points, held_out),

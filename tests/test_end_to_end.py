@@ -152,6 +152,12 @@ def test_points_in_the_plane(tmp_path):
 ])  # fmt: skip
 def test_schedules_outputs_and_weights_compose(tmp_path, changes):
     run("train.py", "data=toy2d", "debug=fast", "trainer.accelerator=cpu", "logger=csv", *changes, cwd=tmp_path)
+    config = next(tmp_path.glob("logs/train/*/*/config.yaml")).read_text()
+    for change in changes:
+        key, value = change.split("=")
+        if "." in key:
+            assert f"{key.split('.')[-1]}: {value}" in config
+    assert next(tmp_path.glob("logs/train/*/*/results.json")).exists()
 
 
 def test_a_sweep_runs_every_job(tmp_path):

@@ -120,13 +120,14 @@ def write_samples(model: Model, samples: Tensor, out: Path, config: DictConfig, 
     """samples.npz (uint8 images (N, H, W, C), or float points), samples.png and what else was asked for."""
     out.mkdir(parents=True, exist_ok=True)
     images = len(model.shape) == 3
-    values = to_uint8(samples).permute(0, 2, 3, 1) if images else samples
+    stored = to_uint8(samples) if images else samples
+    values = stored.permute(0, 2, 3, 1) if images else stored
     np.savez_compressed(out / "samples.npz", **{"images" if images else "points": values.numpy()})
     shown = samples[: config.grid] if images else samples
     draw_samples(model, shown, out / "samples.png", data)
     if config.png and images:
         (out / "png").mkdir(exist_ok=True)
-        for index, image in enumerate(samples):
-            picture.save_png(to_uint8(image), out / "png" / f"{index:06d}.png")
+        for index, image in enumerate(stored):
+            picture.save_png(image, out / "png" / f"{index:06d}.png")
     if config.trajectory:
         draw_trajectory(model, out / "trajectory", 12, config.seed)

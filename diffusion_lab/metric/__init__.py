@@ -5,7 +5,7 @@ they never enter a `state_dict`, an EMA copy or a precision cast of the model.
 """
 
 from diffusion_lab.metric.classifier import ClassifierFeatures
-from diffusion_lab.metric.features import Extractor, metric_name, to_uint8
+from diffusion_lab.metric.features import Extractor, metric_name, sample_count, to_uint8
 from diffusion_lab.metric.frechet import FeatureMoments, Moments, frechet_distance, moments
 from diffusion_lab.metric.inception import InceptionFeatures
 from diffusion_lab.metric.two_sample import energy_distance, mode_weights, sliced_wasserstein
@@ -21,6 +21,7 @@ __all__ = [
     "metric_name",
     "mode_weights",
     "moments",
+    "sample_count",
     "sliced_wasserstein",
     "to_uint8",
 ]

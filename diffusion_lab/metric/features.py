@@ -51,5 +51,9 @@ def metric_name(extractor: Extractor, count: int) -> str:
     Extractor and count belong to the name, because a distance is biased upwards by a finite count and numbers
     of different extractors or counts must never be compared.
     """
-    size = f"{count // 1000}k" if count % 1000 == 0 else str(count)
-    return f"{extractor.short}_{extractor.name}_{size}"
+    return f"{extractor.short}_{extractor.name}_{sample_count(count)}"
+
+
+def sample_count(count: int) -> str:
+    """A count as it stands in the name of a metric: thousands as 10k, anything else in full."""
+    return f"{count // 1000}k" if count % 1000 == 0 else str(count)
