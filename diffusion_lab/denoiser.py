@@ -64,7 +64,7 @@ class Denoiser(nn.Module):
         row = self.parameterization
         alpha, sigma = self.process.marginal(t, x)
         told = row.conditioning(self.process, t)
-        seen = x / (alpha**2 + sigma**2).sqrt() if row.unit_input else x
+        seen = row.network_input(x, alpha, sigma)
         dtype = self.network_dtype or x.dtype
         # What the network is told keeps its precision: bfloat16 cannot tell level 998 from 999.
         output = self.network(seen.to(dtype), told.to(x.device, x.dtype).expand(len(x)), **condition)

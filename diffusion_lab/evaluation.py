@@ -156,26 +156,34 @@ class Evaluator:
 
     def likelihood(self, model: Model, data: DataModule) -> dict[str, dict[str, Any]]:
         """The model's likelihood of held-out data: bits/dim of images, nats of points, split in its terms."""
-        if model.likelihood is None or self.likelihood_samples == 0:
+        if self.likelihood_samples == 0:
             return {}
         x = data.images("held_out", self.likelihood_samples)
-        own = []
+        return dict(self.one_likelihood(name, model, x) for name in model.likelihood)
+
+    def one_likelihood(self, name: str, model: Model, x: Tensor) -> tuple[str, dict[str, Any]]:
+        """(name with its unit, record) of one of the model's likelihoods."""
+        own, calls = [], []
         with model.evaluating():
             for chunk in own_chunks(len(x), self.batch_size):
                 x0 = model.encode(x[chunk.start : chunk.stop].to(model.device))
-                generators = image_generators(self.seed, chunk, "cpu")
-                bound = model.likelihood(model.denoiser, x0, model.grey_levels, generators)
-                own.append(torch.stack([-bound.log_likelihood, bound.prior, bound.steps, bound.decoder]).cpu())
-        nats = torch.cat([part for rank in gather(own) for part in rank], dim=1)
-        dimensions = math.prod(model.shape)
-        unit = "nats" if model.grey_levels is None else "bits_per_dim"
-        scaled = nats if model.grey_levels is None else bits_per_dim(-nats, dimensions)
-        total, *terms = scaled.mean(1).tolist()
-        return {
-            f"{model.likelihood.name}_{unit}": {
-                "value": total,
-                "standard_error": scaled[0].std().item() / math.sqrt(nats.shape[1]),
-                "terms": dict(zip(("prior", "steps", "decoder"), terms, strict=True)),
-                "reference": f"{nats.shape[1]} held-out {'points' if model.grey_levels is None else 'images'}",
-            }
+                model.denoiser.nfe = 0
+                result = model.likelihood[name](
+                    model.denoiser, x0, model.grey_levels, image_generators(self.seed, chunk, "cpu")
+                )
+                calls.append(model.denoiser.nfe)
+                own.append((-result.log_likelihood.cpu(), {k: v.cpu() for k, v in result.terms.items()}))
+        ranks = [part for rank in gather(own) for part in rank]
+        images, dimensions = model.grey_levels is not None, math.prod(model.shape)
+
+        def scaled(parts: list[Tensor]) -> Tensor:
+            return bits_per_dim(-torch.cat(parts), dimensions) if images else torch.cat(parts)
+
+        total = scaled([nats for nats, _ in ranks])
+        return f"{name}_{'bits_per_dim' if images else 'nats'}", {
+            "value": total.mean().item(),
+            "standard_error": total.std().item() / math.sqrt(len(total)),
+            "terms": {k: scaled([terms[k] for _, terms in ranks]).mean().item() for k in ranks[0][1]},
+            "nfe": sum(calls) / max(len(calls), 1),
+            "reference": f"{len(total)} held-out {'images' if images else 'points'}",
         }

@@ -11,12 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from diffusion_lab.process import NoiseProcess
 
 Output = Literal["eps", "x0", "v", "score", "scaled_score"]
-Told = Literal["level", "time_999", "log_sigma"]
+Told = Literal["level", "level_from_top", "time_999", "log_sigma", "nothing"]
 
 TO_EPS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "eps": lambda out, x, alpha, sigma: out,
@@ -29,11 +30,14 @@ TO_EPS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
 """(output, x, alpha, sigma) -> eps for each meaning of the output."""
 
 CONDITIONING: dict[str, Callable[[NoiseProcess, Tensor], Tensor]] = {
-    "level": lambda process, t: t * process.levels - 1,
+    "level": lambda process, t: (process.level(t) - 1).clamp(min=0),
+    "level_from_top": lambda process, t: process.levels - process.level(t).clamp(min=1),
     "time_999": lambda process, t: 999 * t,
     "log_sigma": lambda process, t: process.sigma(t).log(),
+    "nothing": lambda process, t: torch.zeros_like(t),
 }
-"""(process, t) -> the number the network is told: DDPM's zero-based level, ScoreSDE's 999 t, NCSN++'s log sigma."""
+"""(process, t) -> the number the network is told: DDPM's zero-based level, NCSN's (counted from the largest sigma; between
+two levels, both are real numbers), ScoreSDE's 999 t, NCSN++'s log sigma, NCSNv2's nothing."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,10 @@ class Parameterization:
     Args:
         output: meaning of the network's output; "scaled_score" is sigma * score = -eps.
         told: what the network is conditioned on.
-        low, high: range of the images inside the model ([-1, 1] for DDPM, [0, 1] for NCSN).
-        unit_input: divide the network's input by sqrt(alpha^2 + sigma^2), its scale for data of unit variance.  This is
-            1 for a variance-preserving process; it keeps a network usable when sigma grows to 50.
+        low, high: range of the images inside the model ([-1, 1] for DDPM, [0, 1] for NCSN); every published network
+            sees this range stretched to [-1, 1].
+        unit_input: divide the network's input by sqrt(alpha^2 + sigma^2), its scale for data of unit variance (sigma on
+            the network's scale).  This is 1 for DDPM; it keeps a network usable when sigma grows to 50.
 
     Raises:
         ValueError: if an option is unknown or low >= high.
@@ -63,6 +68,15 @@ class Parameterization:
                 raise ValueError(f"parameterization {key}={value!r} is unknown; allowed: {', '.join(table)}")
         if not self.low < self.high:
             raise ValueError(f"the image range needs low < high, got [{self.low}, {self.high}]")
+
+    def network_input(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """What the network sees of x: images (B, C, H, W) on the scale where [low, high] is [-1, 1], points as are."""
+        stretch, centre = 1.0, 0.0
+        if x.dim() == 4:
+            stretch, centre = 2 / (self.high - self.low), (self.low + self.high) / (self.high - self.low)
+        if (stretch, centre) != (1.0, 0.0):
+            x = stretch * x - centre
+        return x / (alpha**2 + (stretch * sigma) ** 2).sqrt() if self.unit_input else x
 
     def eps(self, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The noise that the network's output stands for, of the shape of x."""

@@ -63,7 +63,7 @@ def strip(frames: Tensor) -> Tensor:
 
 def save_png(image: Tensor, path: str | Path) -> None:
     """Write a picture (C, H, W) of bytes, C = 1 or 3, as PNG."""
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         _pillow(image).save(temporary, format="PNG")
 
 
@@ -71,7 +71,7 @@ def save_gif(frames: Tensor, path: str | Path, fps: float = 10.0, hold: float = 
     """Write frames (T, N, C, H, W) in [0, 1] as a looping film of grids, the last for `hold` seconds."""
     first, *rest = [_pillow(grid(images)) for images in frames]
     durations = [round(1000 / fps)] * len(rest) + [round(1000 * hold)]
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         first.save(temporary, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
 
 
@@ -82,7 +82,7 @@ def _pillow(image: Tensor) -> Image.Image:
 
 
 @contextmanager
-def _replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path) -> Iterator[Path]:
     """A path to write to in the same folder, which takes the place of `path` if nothing is raised."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,20 +96,20 @@ def _replacing(path: str | Path) -> Iterator[Path]:
 
 def schedule_plot(times: Tensor, alpha: Tensor, sigma: Tensor, path: str | Path, title: str = "") -> None:
     """Plot alpha, sigma and the log signal-to-noise ratio log(alpha^2 / sigma^2) at times (T,)."""
-    t, figure, (scales, ratio) = _numpy(times), *_figure(2, title)
-    scales.plot(t, _numpy(alpha), color=BLUE, linewidth=2.2, label=r"signal  $\alpha(t)$")
-    scales.plot(t, _numpy(sigma), color=ORANGE, linewidth=2.2, label=r"noise  $\sigma(t)$")
+    t, figure, (scales, ratio) = to_numpy(times), *square_panels(2, title)
+    scales.plot(t, to_numpy(alpha), color=BLUE, linewidth=2.2, label=r"signal  $\alpha(t)$")
+    scales.plot(t, to_numpy(sigma), color=ORANGE, linewidth=2.2, label=r"noise  $\sigma(t)$")
     scales.set(title="scales", yscale="log" if sigma.max() > 5 else "linear")
     scales.legend(frameon=False, fontsize=12)
     log_snr = 2 * (alpha.double().log() - sigma.double().log())
-    ratio.plot(t, _numpy(log_snr), color=INK, linewidth=2.2)
+    ratio.plot(t, to_numpy(log_snr), color=INK, linewidth=2.2)
     ratio.axhline(0, color=INK, linewidth=0.8, linestyle=":")
     ratio.set(title=r"$\log\ \alpha^2/\sigma^2$")
     for axes in (scales, ratio):
         axes.set_xlabel("t   (0 = data)")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         figure.savefig(temporary)
 
 
@@ -133,22 +133,22 @@ def plane_plot(
     Raises:
         ValueError: for points of another shape or that are not finite.
     """
-    points = _points(samples)
-    window = (*limits, *limits) if limits else _window(points if reference is None else _points(reference))
-    figure, panels = _figure(1 if score is None else 2, title)
-    image = _density_image(window, density, reference, samples)
+    points = plane_points(samples)
+    window = (*limits, *limits) if limits else fitted_window(points if reference is None else plane_points(reference))
+    figure, panels = square_panels(1 if score is None else 2, title)
+    image = density_image(window, density, reference, samples)
     for axes in panels:
         if image is not None:
             # The square root shows the tails, too; without the darkest blues all marks stay visible.
             axes.imshow(image**0.5, extent=window, origin="lower", cmap="Blues", vmin=0, vmax=1.7)
-        _frame(axes, window)
+        set_window(axes, window)
     size = np.clip(10_000 / len(points), 2, 16)
     panels[0].scatter(*points.T, s=size, color=ORANGE, alpha=0.7, linewidths=0)
     panels[0].set_title(f"{len(points):,} samples")
     if score is not None:
-        _arrows(panels[1], window, score, samples)
+        draw_arrows(panels[1], window, score, samples)
         panels[1].set_title("learned score")
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         figure.savefig(temporary)
 
 
@@ -156,54 +156,54 @@ def trajectory_plane(frames: Tensor, path: str | Path, times: Sequence[float] | 
     """Plot frames (T, N, 2) of N points one after the other; colour is the direction that a point ends in."""
     from matplotlib.colors import hsv_to_rgb
 
-    film = np.stack([_points(frame) for frame in frames])
+    film = np.stack([plane_points(frame) for frame in frames])
     x, y = (film[-1] - np.median(film[-1], axis=0)).T
     hue = np.arctan2(y, x) / (2 * np.pi) + 0.5
     colours = hsv_to_rgb(np.stack([hue, np.full_like(hue, 0.85), np.full_like(hue, 0.8)], 1))
-    windows = [_window(points) for points in film]
+    windows = [fitted_window(points) for points in film]
     widths = [right - left for left, right, _, _ in windows]
     shared = max(widths) <= 4 * min(widths)  # noise much wider than the data would leave nothing to see
-    figure, panels = _figure(len(film), title, columns=6, side=2.6)
+    figure, panels = square_panels(len(film), title, columns=6, side=2.6)
     for index, (axes, points) in enumerate(zip(panels, film, strict=True)):
         window = windows[int(np.argmax(widths)) if shared else index]
         axes.scatter(*points.T, s=np.clip(4000 / len(points), 1, 10), c=colours, linewidths=0)
-        _frame(axes, window)
+        set_window(axes, window)
         axes.set_title("" if times is None else f"t = {float(times[index]):.3g}", fontsize=11)
         axes.set_xlabel("" if shared else f"{window[1] - window[0]:.3g} wide", fontsize=10, color=INK)
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         figure.savefig(temporary)
 
 
-def _density_image(
+def density_image(
     window: Window, density: Callable[[Tensor], Tensor] | None, reference: Tensor | None, like: Tensor
 ) -> np.ndarray | None:
     """The density on a lattice, rows from the bottom, its maximum being 1."""
     if density is not None:
-        parts = [_numpy(density(part)) for part in _lattice(window, 200, like).split(4096)]
+        parts = [to_numpy(density(part)) for part in cell_centres(window, 200, like).split(4096)]
         values = np.exp(np.concatenate(parts)).reshape(200, 200)
     elif reference is not None:
         left, right, bottom, top = window
-        x, y = _points(reference).T
+        x, y = plane_points(reference).T
         values = np.histogram2d(y, x, bins=64, range=((bottom, top), (left, right)))[0]
     else:
         return None
     return values / max(values.max(), 1e-300)
 
 
-def _arrows(axes: Axes, window: Window, score: Callable[[Tensor], Tensor], like: Tensor) -> None:
+def draw_arrows(axes: Axes, window: Window, score: Callable[[Tensor], Tensor], like: Tensor) -> None:
     """The score s as arrows of length |s| / (|s| + median |s|), in cells of the lattice."""
-    lattice = _lattice(window, 24, like)
-    vectors = _numpy(score(lattice))
+    lattice = cell_centres(window, 24, like)
+    vectors = to_numpy(score(lattice))
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     arrows = vectors / (length + np.median(length) + 1e-12)
     arrows *= 1.1 * (window[1] - window[0]) / 24
     axes.quiver(
-        *_numpy(lattice).T, *arrows.T, angles="xy", scale_units="xy", scale=1, pivot="mid",
+        *to_numpy(lattice).T, *arrows.T, angles="xy", scale_units="xy", scale=1, pivot="mid",
         color=INK, width=0.0028, headwidth=4, headlength=4.5, headaxislength=4,
     )  # fmt: skip
 
 
-def _lattice(window: Window, side: int, like: Tensor) -> Tensor:
+def cell_centres(window: Window, side: int, like: Tensor) -> Tensor:
     """Centres of the cells of a square lattice, rows from the bottom, (side^2, 2)."""
     left, right, bottom, top = window
     steps = (torch.arange(side, dtype=torch.float64) + 0.5) / side
@@ -211,7 +211,7 @@ def _lattice(window: Window, side: int, like: Tensor) -> Tensor:
     return torch.stack([x.flatten(), y.flatten()], 1).to(like.device, like.dtype)
 
 
-def _window(points: np.ndarray) -> Window:
+def fitted_window(points: np.ndarray) -> Window:
     """The square that holds all but stray points, with a margin."""
     low, high = np.quantile(points, [0.005, 0.995], axis=0)
     x, y = (low + high) / 2
@@ -219,7 +219,7 @@ def _window(points: np.ndarray) -> Window:
     return x - half, x + half, y - half, y + half
 
 
-def _figure(panels: int, title: str, columns: int = 2, side: float = 6.0) -> tuple[Figure, Sequence[Axes]]:
+def square_panels(panels: int, title: str, columns: int = 2, side: float = 6.0) -> tuple[Figure, Sequence[Axes]]:
     """A figure of square panels, without pyplot, whose figures would pile up."""
     from matplotlib.figure import Figure
 
@@ -230,16 +230,16 @@ def _figure(panels: int, title: str, columns: int = 2, side: float = 6.0) -> tup
     return figure, [figure.add_subplot(rows, columns, 1 + i) for i in range(panels)]
 
 
-def _frame(axes: Axes, window: Window) -> None:
+def set_window(axes: Axes, window: Window) -> None:
     axes.set(xlim=window[:2], ylim=window[2:], xticks=[], yticks=[], aspect="equal")
     axes.spines[:].set_color("#bbbbbb")
 
 
-def _points(values: Tensor) -> np.ndarray:
+def plane_points(values: Tensor) -> np.ndarray:
     if values.ndim != 2 or values.shape[1] != 2 or not torch.isfinite(values).all():
         raise ValueError(f"points must be finite and of shape (N, 2); these are {tuple(values.shape)}")
-    return _numpy(values)
+    return to_numpy(values)
 
 
-def _numpy(values: Tensor) -> np.ndarray:
+def to_numpy(values: Tensor) -> np.ndarray:
     return values.detach().double().cpu().numpy()

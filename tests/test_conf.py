@@ -12,7 +12,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from diffusion_lab.launch import schema
-from diffusion_lab.launch.compose import CONF, check, plain
+from diffusion_lab.launch.compose import CONF, PARTS, check, options, plain
 from diffusion_lab.launch.instantiate import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,16 +51,25 @@ def test_the_published_run_composes_to_the_published_numbers():
     } == official
 
 
-def options(group: str) -> list[str]:
-    return sorted(str(p.relative_to(CONF / group).with_suffix("")) for p in (CONF / group).rglob("*.yaml"))
-
-
-GROUPS = ["data", "schedule", "sampler", "metric", "optimizer", "logger", "debug"]
+GROUPS = ["data", "schedule", "loss", "sampler", "likelihood", "metric", "optimizer", "logger", "debug", *PARTS]
+NEEDS = {"data=image_folder": ["data.root=somewhere"], "sampler=custom": ["sampler/predictor=ddim"]}
 
 
 @pytest.mark.parametrize("choice", [f"{g}={o}" for g in GROUPS for o in options(g) if o != "trained"])
 def test_every_option_composes_and_is_valid(choice):
-    check("train", [choice] + (["data.root=somewhere"] if choice == "data=image_folder" else []))
+    check("train", [choice, *NEEDS.get(choice, [])])
+
+
+@pytest.mark.parametrize("model", [o for o in options("model")])
+@pytest.mark.parametrize("data", [o for o in options("data") if o != "image_folder"])
+def test_every_model_composes_with_every_data_set(model, data):
+    check("train", [f"model={model}", f"data={data}"])
+
+
+@pytest.mark.parametrize("sde", options("sde"))
+@pytest.mark.parametrize("sampler", [o for o in options("sampler") if o not in ("trained", "custom")])
+def test_every_sde_composes_with_every_sampler(sde, sampler):
+    check("train", ["model=score_sde", f"sde={sde}", f"sampler={sampler}"])
 
 
 def test_every_data_set_gets_a_network_that_fits():
@@ -89,7 +98,7 @@ def test_every_key_is_explained():
             plain_reference = body.endswith("}") and "${" in body
             if not body or body.startswith(("#", "-", "_target_", "defaults")) or body.endswith(":") or plain_reference:
                 continue
-            explained = "#" in body or body.split(":")[0] in ("name", "samples", "enabled")
+            explained = "#" in body or body.split(":")[0] in ("name", "samples", "enabled", "sigma_max")
             assert explained, f"{path}: {line}"
 
 
@@ -105,20 +114,20 @@ REFUSED = [
     ("network.dropout=1", "out of range"),
     ("model.levels=abc", "must be int"),
     ("+model.foo=1", "not a parameter of diffusion_lab.model.DDPM"),
-    ("model.loss.weighting=minsnr", r"did you mean min_snr\?"),
+    ("loss.weighting=minsnr", r"did you mean min_snr\?"),
     ("sampler=ddim sampler.predictor.eta=2", "out of range"),
-    ("sampler.steps=2000", "more than model.levels=1000"),
+    ("sampler.steps=2000", "more than the model's 1000 levels"),
     ("data.batch_size=100 trainer.devices=8", "split evenly over 8 devices"),
     ("schedule=geometric schedule.sigma_min=60", "must be smaller than schedule.sigma_max"),
     ("network.attention=[5]", r"only \[8, 4\]"),
-    ("network=mlp", "use network=unet"),
+    ("network=mlp", "such as network=unet_small"),
     ("data=toy2d network=unet_small", "use network=mlp"),
     ("data=image_folder", "data.root must be given"),
     ("optimizer._target_=os.system", "refused"),
     ("network._target_=diffusion_lab.network.Nothing", "does not exist"),
     ("trainer.precision=bf16", "did you mean bf16-true"),
     ("seed=-1", "out of range"),
-    ("sampler=trained", "choose ancestral or ddim"),
+    ("sampler=trained", "choose ancestral, ddim"),
 ]
 
 

@@ -33,7 +33,7 @@ def model(**changes) -> DDPM:
         Scalar(),
         Linear(),
         DenoisingLoss(),
-        Sampler(DDIM(), 2),
+        Sampler(DDIM(), steps=2),
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.5),
         shape=(1, 2, 2),
         levels=10,

@@ -91,7 +91,7 @@ def test_sample_command_writes_images_and_numbers(digits):
     # The same images come out of Python, in another batch size.
     from diffusion_lab.sampler import DDIM, Sampler
 
-    again = diffusion_lab.load(folder).sample(10, sampler=Sampler(DDIM(), 3, clip=False))
+    again = diffusion_lab.load(folder).sample(10, sampler=Sampler(DDIM(), steps=3))
     assert np.abs(again.permute(0, 2, 3, 1).numpy() * 255 - images).max() < 0.6
 
 

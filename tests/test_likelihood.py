@@ -48,6 +48,8 @@ def test_bound_is_the_analytic_one_on_gaussian_data(schedule, variance):
     ):
         assert got.mean().item() == pytest.approx(want.item(), abs=4.5 * got.std().item() / 4000**0.5 + 1e-9)
     total = -bound.log_likelihood
+    assert list(bound.terms) == ["prior", "steps", "decoder"]
+    torch.testing.assert_close(sum(bound.terms.values()), total)
     assert total.std().item() / 4000**0.5 < 0.02 * abs(total.mean().item())  # a lost term would show
     assert total.mean() > -target.logpdf(x0).mean()
     assert denoiser.nfe == 100

@@ -28,9 +28,9 @@ def losses(official, name, weights, reduction, theta, dtype):
     sign = -1.0 if row.output == "scaled_score" else 1.0
     denoiser = Denoiser(lambda x, c: sign * analytic.toy_net(x, told(c), theta), process, row)
     if name == "ddpm":
-        t = (official["labels"] + 1) / 1000
+        t = (official["labels"].double() + 1) / 1000
     elif name == "smld":
-        t = (1000 - official["labels"]) / 1000  # their label 0 is the largest sigma
+        t = (1000 - official["labels"].double()) / 1000  # their label 0 is the largest sigma
     else:
         t = official["u"].to(dtype) * (1 - 1e-5) + 1e-5
     loss = DenoisingLoss(**weights, reduction=reduction)
@@ -46,8 +46,7 @@ def test_losses_and_gradients_are_the_official_ones(recorded, name, rm, reductio
         pytest.skip("published for continuous processes only")
     official = recorded("sde_losses")
     key = f"{name}.lw{likelihood}.rm{rm}" if name.startswith("cont") else f"{name}.rm{rm}"
-    # Likelihood weighting is g^2 / sigma^2 on the eps residual: twice the variational weight.
-    weights = {"simple_weight": 0.0, "vlb_weight": 2.0} if likelihood else {}
+    weights = {"weighting": "likelihood"} if likelihood else {}
     theta = official["theta"].to(dtype).requires_grad_()
     loss = losses(official, name, weights, reduction, theta, dtype)
     (gradient,) = torch.autograd.grad(loss, theta)
@@ -102,6 +101,27 @@ def test_variational_weight_is_ho_equation_12():
     small = betas[1:] * (1 - abar[:-1]) / (1 - abar[1:])
     want = 1000 * betas[1:] ** 2 / (2 * small * (1 - betas[1:]) * (1 - abar[1:]))
     torch.testing.assert_close(process.vlb_weight(t, "fixed_small"), want, rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("process", [VP(Linear()), SubVP(Linear()), VE(Geometric())])
+def test_likelihood_weighting_is_twice_the_variational_one_and_importance_keeps_its_mean(process):
+    t = torch.tensor([0.2, 0.5, 0.8])
+    twice = 2 * DenoisingLoss(simple_weight=0.0, vlb_weight=1.0).weight(process, t)
+    torch.testing.assert_close(DenoisingLoss("likelihood").weight(process, t), twice)
+    # The network says 0, so the loss is w(t) |eps|^2 with mean E_t[w(t)] = log-SNR range, whatever the times' density.
+    denoiser = Denoiser(lambda x, c: torch.zeros_like(x), process, Parameterization("eps", "nothing"))
+    losses = {
+        times: DenoisingLoss("likelihood", times=times)(
+            denoiser, torch.zeros(20_000, 4), torch.Generator().manual_seed(0)
+        )
+        for times in ("uniform", "importance")
+    }
+    high, low = process.log_snr(torch.tensor([1e-5, 1.0], dtype=torch.float64))
+    want = (high - low).item() / (1 - 1e-5)
+    for loss in losses.values():
+        assert loss.mean().item() == pytest.approx(want, abs=4.5 * loss.std().item() / 20_000**0.5)
+    spread = losses["uniform"].std() / losses["importance"].std()
+    assert spread > (0.99 if isinstance(process, VE) else 5)  # VE's uniform times are even in log-SNR already
 
 
 def test_discrete_variational_weight_tends_to_the_continuous_one():

@@ -15,7 +15,7 @@ from diffusion_lab.sampler import DDIM, Sampler
 
 def images_model(**changes) -> DDPM:
     network = UNet(1, 8, channels=8, multipliers=(1, 1), blocks=1, attention=(4,), groups=2, dropout=0.5)
-    return DDPM(network, Linear(), DenoisingLoss(), Sampler(DDIM(), 2), shape=(1, 8, 8), **changes)
+    return DDPM(network, Linear(), DenoisingLoss(), Sampler(DDIM(), steps=2), shape=(1, 8, 8), **changes)
 
 
 def test_encode_and_decode_are_inverse_on_the_grey_levels():
@@ -29,7 +29,7 @@ def test_encode_and_decode_are_inverse_on_the_grey_levels():
 
 
 def test_points_keep_their_coordinates():
-    model = DDPM(MLP(), Linear(), DenoisingLoss(), Sampler(DDIM(), 2), shape=(2,), grey_levels=None)
+    model = DDPM(MLP(), Linear(), DenoisingLoss(), Sampler(DDIM(), steps=2), shape=(2,), grey_levels=None)
     points = torch.tensor([[-3.0, 7.5]])
     assert torch.equal(model.encode(points), points) and torch.equal(model.decode(points), points)
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from diffusion_lab.process import SDE, VE, VP, Cosine, Geometric, Ladder, Linear, Sigmoid, SubVP
+from diffusion_lab.process import VE, VP, Cosine, Geometric, Ladder, Linear, NoiseProcess, Sigmoid, SingleLevel, SubVP
 
 SDES = {"ve": lambda: VE(Geometric(0.01, 50.0)), "vp": lambda: VP(Linear()), "subvp": lambda: SubVP(Linear())}
 BETA_SCHEDULES = [Linear(), Cosine(), Sigmoid(), Sigmoid(tau=0.3), Linear(0.05, 12.0)]
@@ -101,14 +101,62 @@ def test_cosine_and_sigmoid_closed_forms():
     torch.testing.assert_close(Sigmoid(tau=0.7).log_abar(t).exp(), jabri)
 
 
-@pytest.mark.parametrize("sde", [*(build() for build in SDES.values()), VP(Cosine()), SubVP(Sigmoid())])
-def test_drift_and_diffusion_follow_from_the_marginal(sde: SDE):
-    """f = d log alpha / dt and g^2 = d sigma^2 / dt - 2 f sigma^2."""
-    t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64, requires_grad=True)
+LADDERS = [Ladder(Linear()), Ladder(Geometric(), 10), Ladder(Cosine(), 200)]
+
+
+@pytest.mark.parametrize(
+    "sde", [*(build() for build in SDES.values()), VP(Cosine()), SubVP(Sigmoid()), *LADDERS, SingleLevel(0.3)]
+)
+def test_drift_and_diffusion_follow_from_the_marginal(sde: NoiseProcess):
+    """f = d log alpha / dt and g^2 = d sigma^2 / dt - 2 f sigma^2, of discrete levels read in continuous time too."""
+    t = torch.linspace(0.00513, 0.99013, 50, dtype=torch.float64, requires_grad=True)
     (f,) = torch.autograd.grad((sde.alpha(t).log() + 0 * t).sum(), t)
     (rate,) = torch.autograd.grad((sde.sigma(t) ** 2).sum(), t)
     torch.testing.assert_close(sde.f(t), f, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(sde.g(t) ** 2, rate - 2 * f * sde.sigma(t).detach() ** 2, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("ladder", LADDERS)
+def test_between_levels_the_ladder_is_smooth_monotone_and_of_its_family(ladder):
+    t = torch.linspace(1e-4, 1, 20_001, dtype=torch.float64)
+    assert (ladder.log_snr(t).diff() < 0).all()
+    kept = ladder.alpha(t) if isinstance(ladder.schedule, Geometric) else ladder.alpha(t) ** 2 + ladder.sigma(t) ** 2
+    torch.testing.assert_close(kept, torch.ones_like(t), rtol=1e-12, atol=0)
+    level = torch.arange(2, ladder.levels, dtype=torch.float64) / ladder.levels
+    before, after = (ladder.g(level + side * 1e-9) for side in (-1, 1))  # f follows: both from one derivative
+    torch.testing.assert_close(before, after, rtol=1e-5, atol=0)
+
+
+def test_geometric_levels_are_geometric_between_too():
+    ladder, t = Ladder(Geometric(0.01, 1.0), 10), torch.tensor([0.25, 0.77], dtype=torch.float64)
+    torch.testing.assert_close(ladder.sigma(t), 0.01 * 100 ** ((10 * t - 1) / 9), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("process", [build() for build in SDES.values()] + LADDERS)
+def test_time_inverts_log_snr_and_grids_are_even_in_what_they_say(process):
+    t = torch.linspace(0.002, 1, 50, dtype=torch.float64)
+    torch.testing.assert_close(process.time(process.log_snr(t)), t, rtol=1e-9, atol=1e-12)
+    even, karras = process.grid(9, "log_snr"), process.grid(9, "karras", rho=3.0)
+    for grid in (even, karras):
+        assert len(grid) == 9 and grid[0] == 1 and grid[-1] == pytest.approx(process.t_min)
+    steps = process.log_snr(even).diff()
+    torch.testing.assert_close(steps, steps.mean().expand(8), rtol=1e-6, atol=0)
+    steps = ((-process.log_snr(karras) / 2).exp() ** (1 / 3)).diff()
+    torch.testing.assert_close(steps, steps.mean().expand(8), rtol=1e-6, atol=0)
+    with pytest.raises(ValueError, match="at least 2 sampler steps, got 1"):
+        process.grid(1, "karras")
+
+
+@pytest.mark.parametrize("process", [build() for build in SDES.values()] + LADDERS[:1])
+def test_importance_times_are_even_in_log_snr_and_correct_for_it(process):
+    t, factor = process.importance_times(20_000, torch.device("cpu"), torch.Generator().manual_seed(0))
+    high, low = process.log_snr(torch.tensor([process.t_train_min, 1.0], dtype=torch.float64))
+    u = ((process.log_snr(t.double()) - low) / (high - low)).sort().values
+    assert (u - torch.linspace(0, 1, 20_000)).abs().max() < 1.7 / 20_000**0.5  # Kolmogorov's bound, 0.6 %
+    # E[factor h(t)] is the mean of h over uniform times.
+    for h in (torch.ones_like(t), t**2):
+        exact = 1.0 if (h == 1).all() else (1 - process.t_train_min**3) / 3 / (1 - process.t_train_min)
+        assert (factor * h).mean().item() == pytest.approx(exact, abs=4.5 * (factor * h).std().item() / 20_000**0.5)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +192,7 @@ def test_level_zero_is_clean_and_levels_round_trip():
     assert ladder.alpha(zero) == 1 and ladder.sigma(zero) == 0
     level = torch.arange(1001)
     for dtype in (torch.float32, torch.float64):
-        assert torch.equal(ladder.level(level.to(dtype) / 1000), level)
+        assert torch.equal(ladder.level(level.to(dtype) / 1000), level.double())
 
 
 @pytest.mark.parametrize("steps", [10, 20, 50])
@@ -152,13 +200,12 @@ def test_grids_are_ddims_sequences(recorded, steps):
     official, ladder = recorded("ddim"), Ladder(Linear())
     for spacing, name in (("uniform", "uniform"), ("quadratic", "quad")):
         grid = ladder.grid(steps, spacing)
-        assert grid[-1] == 0 and len(grid) == steps + 1
-        assert torch.equal(ladder.level(grid[:-1].flip(0)) - 1, official[f"seq.{name}.N{steps}"])
+        assert torch.equal(ladder.level(grid.flip(0)) - 1, official[f"seq.{name}.N{steps}"].double())
 
 
 def test_full_grid_visits_every_level_and_too_many_steps_are_refused():
     ladder = Ladder(Linear(), 30)
-    assert torch.equal(ladder.level(ladder.grid(None)), torch.arange(30, -1, -1))
+    assert torch.equal(ladder.level(ladder.grid(None)), torch.arange(30.0, 0, -1).double())
     with pytest.raises(ValueError, match="between 1 and the model's 30 levels, got 31"):
         ladder.grid(31)
 
@@ -166,7 +213,7 @@ def test_full_grid_visits_every_level_and_too_many_steps_are_refused():
 def test_training_times_cover_all_levels_evenly():
     ladder = Ladder(Linear(), 10)
     levels = ladder.level(ladder.sample_times(20_000, torch.device("cpu"), torch.Generator().manual_seed(0)))
-    counts = torch.bincount(levels, minlength=11)
+    counts = torch.bincount(levels.long(), minlength=11)
     assert counts[0] == 0 and counts[1:].min() > 1800 and counts[1:].max() < 2200
 
 

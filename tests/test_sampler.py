@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import analytic
 import numpy as np
 import pytest
 import torch
 from exact import exact_denoiser
 
+from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.noise import draw, image_generators
+from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import VE, VP, Cosine, Geometric, Ladder, Linear, SubVP
-from diffusion_lab.sampler import DDIM, Ancestral, Sampler
+from diffusion_lab.sampler import (
+    DDIM, EDM, Ancestral, AnnealedLangevin, DPMSolver, EulerMaruyama, Langevin, ReverseDiffusion, Sampler, UniPC,
+)  # fmt: skip
 
 PROCESSES = {
     "linear": lambda: Ladder(Linear(), 1000),
@@ -42,10 +48,9 @@ def test_ddim_matches_the_official_program(recorded, monkeypatch, target, spacin
     noise = np.random.RandomState(92).randn(steps, *official.shape).astype(np.float32)
     # The official program draws at every step; ours not where there is nothing to add.
     denoiser = exact_denoiser(analytic.TARGETS[target](), Ladder(Linear()))
-    sampler = Sampler(DDIM(eta), steps, spacing, clip=False)
-    times = denoiser.process.grid(steps, spacing)
-    used = sampler.predictor.coefficients(denoiser.process, times[:-1], times[1:])[2] > 0
-    monkeypatch.setattr("diffusion_lab.sampler.base.draw", Replay(noise[used.numpy()]))
+    sampler = Sampler(DDIM(eta), steps=steps, spacing=spacing)
+    used = [move.c > 0 for move in sampler.predictor.moves(denoiser.process, sampler.check(denoiser))]
+    monkeypatch.setattr("diffusion_lab.sampler.base.draw", Replay(noise[:-1][used]))
     *_, last = sampler.trajectory(denoiser, x)
     assert (last.x - official).abs().max() / official.abs().max() < 1e-4
 
@@ -58,15 +63,15 @@ def test_clipped_fixed_large_ancestral_matches_the_official_program(recorded, mo
     noise = np.random.RandomState(92).randn(steps, *official.shape).astype(np.float32)
     monkeypatch.setattr("diffusion_lab.sampler.base.draw", Replay(noise))
     denoiser = exact_denoiser(analytic.TARGETS[target](), Ladder(Linear()))
-    *_, last = Sampler(Ancestral("fixed_large"), steps).trajectory(denoiser, x)
+    *_, last = Sampler(Ancestral("fixed_large"), steps=steps, clip=True).trajectory(denoiser, x)
     assert (last.x - official).abs().max() / official.abs().max() < 1e-4
 
 
 def test_ddim_with_eta_one_is_ddpm_fixed_small_exactly():
-    denoiser = exact_denoiser(analytic.gmm2d(), Ladder(Linear()))
-    for steps in (1000, 25):
+    denoiser = exact_denoiser(analytic.gmm2d(), Ladder(Linear(), 200))
+    for steps in (None, 25):
         samples = [
-            Sampler(predictor, steps, clip=False, precision="float64")(
+            Sampler(predictor, steps=steps, precision="float64")(
                 denoiser, (8, 2, 1, 1), torch.Generator().manual_seed(3)
             )
             for predictor in (DDIM(1.0), Ancestral("fixed_small"))
@@ -74,53 +79,222 @@ def test_ddim_with_eta_one_is_ddpm_fixed_small_exactly():
         torch.testing.assert_close(*samples, rtol=1e-9, atol=1e-9)
 
 
-def affine_law(target, denoiser, sampler):
+def affine_law(target, process, sampler):
     """Exact mean and covariance of a sampler's output on Gaussian data, in float64.
 
-    With Gaussian data x0_hat = K x + k, so each step is affine: in the eigenbasis of the covariance mean and variance follow a
-    recursion and need no Monte Carlo.
+    With Gaussian data score and x0_hat are affine in x, so in the eigenbasis of the covariance every state is a row of
+    means plus a row of weights for each noise drawn so far, and needs no Monte Carlo.
     """
-    process, lam = denoiser.process, target.lam[0]
-    times = process.grid(sampler.steps, sampler.spacing)
-    m0 = target.u[0].T @ target.m[0]
-    mean, var = torch.zeros_like(m0), torch.full_like(lam, process.prior_std**2)
-    coefficients = sampler.predictor.coefficients(process, times[:-1], times[1:])
-    for t, a, b, c in zip(times[:-1], *coefficients, strict=True):
+    times = sampler.check(exact_denoiser(target, process))
+    lam, m0 = target.lam[0], target.u[0].T @ target.m[0]
+    langevin = sampler.corrector.steps if sampler.corrector else 0
+    rows = torch.zeros(2 + len(times) * (2 + langevin), len(lam), dtype=torch.float64)
+    fresh = iter(range(2, len(rows)))
+    x = rows.clone()
+    x[1] = process.prior_std
+
+    def score(x, t):
         alpha, sigma = process.alpha(t), process.sigma(t)
-        gain = alpha * lam / (alpha**2 * lam + sigma**2)
-        mean = a * mean + b * (m0 + gain * (mean - alpha * m0))
-        var = (a + b * gain) ** 2 * var + c**2
-    return target.u[0] @ mean, target.u[0] @ torch.diag(var) @ target.u[0].T
+        centred = x.clone()
+        centred[0] -= alpha * m0
+        return -centred / (alpha**2 * lam + sigma**2)
+
+    def x0_hat(x, t):
+        return (x + process.sigma(t) ** 2 * score(x, t)) / process.alpha(t)
+
+    def noise(std):
+        z = torch.zeros_like(x)
+        z[next(fresh)] = std
+        return z
+
+    moves = sampler.predictor.moves(process, times) if sampler.predictor else [None] * (len(times) - 1)
+    guesses, before = [], x
+    for t, arrived, move in zip(times, [None, *moves], [*moves, None]):
+        refined = None  # the guess at the present x, where there is one
+        if arrived and arrived.refine:
+            a, b = arrived.refine
+            refined = x0_hat(x, t)
+            x = a * before + sum(w * g for w, g in zip(b, [refined, *guesses]))
+            refined = refined if sampler.predictor.reuse else None
+        for _ in range(langevin):
+            e = sampler.corrector.size(process, t, None, None)
+            x, refined = x + e * score(x, t) + noise((2 * e) ** 0.5), None
+        if move is None:
+            continue
+        if move.churn:
+            x, refined = move.churn[0] * x + noise(move.churn[1]), None
+        guesses = [x0_hat(x, move.t) if refined is None else refined, *guesses]
+        before, x = x, move.a * x + sum(w * g for w, g in zip(move.b, guesses))
+        if move.c:
+            x = x + noise(move.c)
+    if sampler.denoise:
+        x = x0_hat(x, t) if refined is None else refined
+    u = target.u[0]
+    return u @ x[0], u @ torch.diag((x[1:] ** 2).sum(0)) @ u.T
 
 
-@pytest.mark.parametrize("process", PROCESSES)
-@pytest.mark.parametrize(
-    "predictor", [Ancestral("fixed_small"), Ancestral("fixed_large"), DDIM(0.0), DDIM(0.5)], ids=str
-)
-def test_exact_gaussian_law_through_the_public_loop(process, predictor):
-    target = analytic.gauss64()
+SAMPLERS = {
+    "ancestral small": (Ancestral("fixed_small"), None),
+    "ancestral large": (Ancestral("fixed_large"), None),
+    "ddim": (DDIM(0.0), None),
+    "ddim 0.5": (DDIM(0.5), None),
+    "reverse diffusion": (ReverseDiffusion(), None),
+    "euler-maruyama": (EulerMaruyama(), None),
+    "probability flow": (EulerMaruyama(probability_flow=True), None),
+    "dpm 2": (DPMSolver(2), None),
+    "dpm 3": (DPMSolver(3), None),
+    "unipc 2": (UniPC(2), None),
+    "unipc 3 bh1": (UniPC(3, "bh1"), None),
+    "heun": (EDM(2), None),
+    "euler with churn": (EDM(1, churn=3.0), None),
+    "heun with churn": (EDM(2, churn=3.0, s_noise=1.01), None),
+    "annealed langevin": (None, AnnealedLangevin(snr=0.3, steps=3)),
+    "pc": (ReverseDiffusion(), AnnealedLangevin(snr=0.2, steps=2)),
+    "unipc with langevin": (UniPC(2), AnnealedLangevin(snr=0.1, steps=1)),
+    "heun with langevin": (EDM(2), AnnealedLangevin(snr=0.1, steps=1)),
+}
+STEPS = {"reverse diffusion": 25, "euler-maruyama": 25, "pc": 25}
+
+
+@pytest.mark.parametrize("process", ["linear", "geometric", "vp", "subvp", "ve"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_exact_gaussian_law_through_the_public_loop(process, name):
+    target, (predictor, corrector) = analytic.gauss64(), SAMPLERS[name]
     denoiser = exact_denoiser(target, PROCESSES[process]())
-    sampler = Sampler(predictor, 12, clip=False)
-    mean, covariance = affine_law(target, denoiser, sampler)
-    n = 20_000
+    spacing = "uniform" if name in STEPS else "karras"
+    sampler = Sampler(predictor, corrector, STEPS.get(name, 8), spacing, denoise="churn" not in name)
+    mean, covariance = affine_law(target, denoiser.process, sampler)
+    n = 4_000
     x = sampler(denoiser, (n, 1, 8, 8), torch.Generator().manual_seed(0)).flatten(1).double()
     assert ((x.mean(0) - mean).abs() < 4.5 * (covariance.diag() / n).sqrt()).all()
-    assert (x.var(0) / covariance.diag() - 1).abs().max() < 0.045  # 4.5 standard errors
-    assert x.var(0).sum() / covariance.trace() == pytest.approx(1, abs=0.015)
+    assert (x.var(0) / covariance.diag() - 1).abs().max() < 0.1  # 4.5 standard errors
+    assert x.var(0).sum() / covariance.trace() == pytest.approx(1, abs=0.03)
 
 
-@pytest.mark.parametrize("predictor", [Ancestral("fixed_small"), DDIM(0.0)], ids=str)
-def test_many_steps_give_the_data_law(predictor):
-    target = analytic.gauss64()
-    denoiser = exact_denoiser(target, Ladder(Linear()))
-    mean, covariance = affine_law(target, denoiser, Sampler(predictor, None, clip=False))
-    assert (mean - target.m[0]).abs().max() < 0.01
-    assert (covariance - target.c[0]).abs().max() < 0.02 * target.c[0].abs().max()  # the error of 1000 steps
+FINE = {
+    "ancestral small": 300, "ddim": 300, "reverse diffusion": 400, "euler-maruyama": 400, "dpm 3": 60,
+    "unipc 3 bh1": 60, "heun": 60, "heun with churn": 100, "pc": 200,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("process", ["vp", "subvp", "ve"])
+@pytest.mark.parametrize("name", FINE)
+def test_many_steps_give_the_data_law(process, name):
+    target, process, (predictor, corrector) = analytic.gauss64(), PROCESSES[process](), SAMPLERS[name]
+    predictor = EDM(2, churn=3.0) if name == "heun with churn" else predictor
+    spacing = "uniform" if FINE[name] >= 200 else "log_snr"
+    mean, covariance = affine_law(target, process, Sampler(predictor, corrector, FINE[name], spacing))
+    # VE starts at mean 0 and without the data's variance, as published.
+    slack = 0.02 if isinstance(process, VE) else 0.01
+    assert (mean - target.m[0]).abs().max() < slack
+    assert (covariance - target.c[0]).abs().max() < 0.06 * target.c[0].abs().max()
+
+
+def exact_flow(target, process, x, t, s):
+    """The probability-flow ODE's map from t to s for Gaussian data: standardise at t, and undo it at s."""
+    u, m0, lam = target.u[0], target.u[0].T @ target.m[0], target.lam[0]
+    std = {r: (process.alpha(r) ** 2 * lam + process.sigma(r) ** 2).sqrt() for r in (t, s)}
+    z = (x.flatten(1) @ u - process.alpha(t) * m0) / std[t]
+    return ((z * std[s] + process.alpha(s) * m0) @ u.T).reshape(x.shape)
+
+
+ORDERS = {
+    "euler": (EulerMaruyama(probability_flow=True), "log_snr", (0.85, 1.25)),
+    "edm euler": (EDM(1), "log_snr", (0.9, 1.15)),
+    "ddim": (DDIM(), "log_snr", (0.9, 1.15)),
+    "heun": (EDM(2), "log_snr", (1.85, 2.2)),
+    "dpm 2m": (DPMSolver(2), "log_snr", (1.7, 2.2)),
+    "dpm 3m": (DPMSolver(3), "log_snr", (2.0, 2.6)),  # the published form is of order 2, see DPMSolver.third
+    "unipc 1": (UniPC(1), "log_snr", (1.7, 2.3)),
+    "unipc 2": (UniPC(2), "log_snr", (2.4, 3.4)),
+    "unipc 3": (UniPC(3), "log_snr", (2.2, 4.8)),
+    "unipc 3 bh1": (UniPC(3, "bh1"), "log_snr", (2.2, 4.8)),
+}
+
+
+@pytest.mark.parametrize("process", ["vp", "subvp", "ve", "linear"])
+@pytest.mark.parametrize("name", ORDERS)
+def test_order_of_convergence(process, name):
+    """log(error ratio) / log(step ratio) when the steps are halved, twice."""
+    target, process, (predictor, spacing, (low, high)) = analytic.gauss64(), PROCESSES[process](), ORDERS[name]
+    denoiser = exact_denoiser(target, process)
+    x = process.prior_std * torch.randn(16, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    errors = []
+    for moves in (20, 40, 80):
+        sampler = Sampler(predictor, None, moves + 1, spacing, denoise=False, precision="float64")
+        times = sampler.check(denoiser)
+        want = exact_flow(target, process, x, times[0], times[-1])
+        *_, last = sampler.trajectory(denoiser, x)
+        errors.append((last.x - want).square().mean().sqrt().item())
+    orders = [math.log2(errors[i] / errors[i + 1]) for i in range(2)]
+    assert low < orders[1] < high
+
+
+@pytest.mark.parametrize("variant", ["bh1", "bh2"])
+def test_unipc_is_exact_for_guesses_that_are_polynomials_of_log_snr(variant):
+    """x_s - a x_t = sigma_s int e^lambda x0(lambda) dlambda, of degree 2 for the predictor and 3 once refined."""
+    process, times = VP(Linear()), VP(Linear()).grid(9, "log_snr") ** 1.05
+    lam = process.log_snr(times) / 2
+    moves = UniPC(3, variant).moves(process, times)
+    for i in (3, 6):
+        fine = torch.linspace(lam[i], lam[i + 1], 20_001, dtype=torch.float64)
+        for degree in range(4):
+            integral = torch.trapezoid(fine.exp() * (fine - lam[0]) ** degree, fine)
+            want = process.sigma(times[i + 1]) * integral
+            at = [(lam[i + 1 - k] - lam[0]) ** degree for k in range(4)]
+            predicted = sum(b * x0 for b, x0 in zip(moves[i].b, at[1:], strict=True))
+            refined = sum(b * x0 for b, x0 in zip(moves[i].refine[1], at, strict=True))
+            assert refined.item() == pytest.approx(want.item(), rel=1e-7)
+            assert (predicted.item() == pytest.approx(want.item(), rel=1e-7)) == (degree < 3)
+
+
+def test_dpm_solver_of_order_one_and_edm_euler_are_ddim():
+    for build in PROCESSES.values():
+        denoiser = exact_denoiser(analytic.gmm2d(), build())
+        x = denoiser.process.prior_std * torch.randn(4, 2, 1, 1)
+        ends = []
+        for predictor in (DDIM(), DPMSolver(1), EDM(1)):
+            *_, last = Sampler(predictor, None, 12, "karras", precision="float64").trajectory(denoiser, x)
+            ends.append(last.x)
+        torch.testing.assert_close(ends[1], ends[0], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(ends[2], ends[0], rtol=1e-9, atol=1e-9)
+
+
+NFE = [
+    (DDIM(), None, 7, 7), (DPMSolver(3), None, 7, 7), (UniPC(3), None, 7, 7), (EDM(2), None, 18, 35),
+    (ReverseDiffusion(), Langevin(steps=1), 30, 60), (None, AnnealedLangevin(snr=0.1, steps=5), 10, 51),
+    (EDM(2), Langevin(steps=2), 4, 4 * 2 + 3 * 2 + 1), (UniPC(2), Langevin(), 5, 5 + 4 + 5), (EDM(1, churn=9.0), None, 6, 6),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("predictor, corrector, steps, nfe", NFE)
+def test_nfe_is_counted_and_the_trajectory_ends_at_data(predictor, corrector, steps, nfe):
+    """EDM's 18 steps are 35 evaluations, ScoreSDE's PC two a step, NCSNv2's denoising one more."""
+    denoiser = exact_denoiser(analytic.gmm2d(), VP(Linear()))
+    states = list(Sampler(predictor, corrector, steps).trajectory(denoiser, torch.randn(3, 2, 1, 1)))
+    assert denoiser.nfe == nfe
+    assert states[-1].t == 0 and torch.equal(states[-1].x, states[-1].x0)
+    assert len(states) == steps + (predictor is None)
+
+
+def test_long_steps_of_the_vp_discretisation_are_refused():
+    with pytest.raises(ValueError, match="use more sampler.steps"):
+        Sampler(ReverseDiffusion(), steps=10).check(exact_denoiser(analytic.gmm2d(), VP(Linear())))
+
+
+def test_uniform_start():
+    denoiser = Denoiser(None, Ladder(Geometric(0.01, 3.0), 10), Parameterization(low=0.0))
+    sampler = Sampler(DDIM(), start="uniform")
+    images = sampler.prior(denoiser, (1, 1, 300, 300), torch.Generator().manual_seed(0))
+    points = sampler.prior(denoiser, (50_000, 2), torch.Generator().manual_seed(0))
+    for x, low, high in ((images, 0, 1), (points, -3, 3)):
+        even = torch.linspace(low, high, x.numel())
+        assert (x.flatten().sort().values - even).abs().max() < 1.7 * (high - low) / x.numel() ** 0.5
 
 
 def test_each_image_has_its_own_noise():
     denoiser = exact_denoiser(analytic.gmm2d(), Ladder(Linear(), 50))
-    sampler = Sampler(Ancestral(), clip=False)
+    sampler = Sampler(Ancestral())
 
     def sample(indices):
         return sampler(denoiser, (len(indices), 2, 1, 1), image_generators(7, indices))
@@ -133,17 +307,10 @@ def test_each_image_has_its_own_noise():
         draw((4, 2), image_generators(0, range(3)), torch.float32)
 
 
-def test_nfe_is_counted_and_the_trajectory_ends_at_data():
-    denoiser = exact_denoiser(analytic.gmm2d(), Ladder(Linear()))
-    states = list(Sampler(DDIM(), 7, clip=False).trajectory(denoiser, torch.randn(3, 2, 1, 1)))
-    assert denoiser.nfe == 7 == len(states)
-    assert states[-1].t == 0 and torch.allclose(states[-1].x, states[-1].x0, atol=1e-6)
-
-
 def test_clip_bounds_the_estimates():
     denoiser = exact_denoiser(analytic.gauss64(), Ladder(Linear()))
-    wide = list(Sampler(DDIM(), 5, clip=False).trajectory(denoiser, 3 * torch.randn(4, 1, 8, 8)))
-    clipped = list(Sampler(DDIM(), 5, clip=True).trajectory(denoiser, 3 * torch.randn(4, 1, 8, 8)))
+    wide = list(Sampler(DDIM(), steps=5).trajectory(denoiser, 3 * torch.randn(4, 1, 8, 8)))
+    clipped = list(Sampler(DDIM(), steps=5, clip=True).trajectory(denoiser, 3 * torch.randn(4, 1, 8, 8)))
     assert max(s.x0.abs().max() for s in wide) > 1.2 and max(s.x0.abs().max() for s in clipped) <= 1
 
 
@@ -152,12 +319,27 @@ def test_float64_on_request_agrees_with_float32():
     x = torch.randn(4, 2, 1, 1)
     outs = []
     for precision in ("float32", "float64"):
-        *_, last = Sampler(DDIM(), 50, clip=False, precision=precision).trajectory(denoiser, x)
+        *_, last = Sampler(DDIM(), steps=50, precision=precision).trajectory(denoiser, x)
         outs.append(last.x)
     assert [o.dtype for o in outs] == [torch.float32, torch.float64]
     torch.testing.assert_close(outs[0].double(), outs[1], rtol=1e-4, atol=1e-4)
 
 
-def test_eta_out_of_range_is_refused():
-    with pytest.raises(ValueError, match="between 0"):
-        DDIM(1.5)
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: DDIM(1.5), "between 0"),
+        (lambda: DPMSolver(4), "order 1, 2 or 3"),
+        (lambda: UniPC(0), "order 1, 2 or 3"),
+        (lambda: EDM(3), "order 1 .Euler. or 2"),
+        (lambda: EDM(churn=-1.0), "churn must be >= 0"),
+        (lambda: Langevin(snr=0.0), "snr > 0"),
+        (lambda: AnnealedLangevin(), "either step_size or snr"),
+        (lambda: AnnealedLangevin(1e-5, 0.1), "either step_size or snr"),
+        (lambda: AnnealedLangevin(-1e-5), "must be positive"),
+        (lambda: Sampler(None), "a predictor, a corrector, or both"),
+    ],
+)
+def test_senseless_samplers_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

@@ -18,12 +18,23 @@ from omegaconf.errors import OmegaConfBaseException
 from diffusion_lab.launch.instantiate import ConfigError
 from diffusion_lab.launch.validation import check_network_fits_data, nearest, nodes, validate
 
+PARTS = ("sampler/predictor", "sampler/corrector")
+"""Groups inside a group."""
+
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """The resolved configuration as plain containers."""
-    return OmegaConf.to_container(config, resolve=True)
+    """The resolved configuration as plain containers.
+
+    A recipe may hold a setting for a part of the sampler or a likelihood that was not chosen; it is dropped.
+    """
+    settings = OmegaConf.to_container(config, resolve=True)
+    for group in ("sampler", "likelihood"):
+        for node in (settings.get(group), (settings.get("model") or {}).get(group)):
+            for key in [k for k, v in (node or {}).items() if isinstance(v, dict) and "_target_" not in v]:
+                del node[key]
+    return settings
 
 
 def check(task: str, arguments: Sequence[str]) -> None:
@@ -69,12 +80,12 @@ def _jobs(overrides: Sequence[Override]) -> Iterator[list[str]]:
 def _check_words(task: str, job: Sequence[str]) -> None:
     """Each override must name a group with an existing option, or a key that the chosen groups have."""
     parsed = OverridesParser.create().parse_overrides(list(job))
-    groups = sorted(p.name for p in CONF.iterdir() if p.is_dir())
+    groups = [*sorted(p.name for p in CONF.iterdir() if p.is_dir()), *PARTS]
     chosen = []
     for override in parsed:
         key = override.key_or_group
         if key in groups and not isinstance(override.value(), dict):
-            names = sorted(str(p.relative_to(CONF / key).with_suffix("")) for p in (CONF / key).rglob("*.yaml"))
+            names = options(key)
             value = str(override.value())
             if override.value() is not None and value not in names:
                 raise ConfigError(
@@ -89,6 +100,13 @@ def _check_words(task: str, job: Sequence[str]) -> None:
         key = override.key_or_group
         if key not in groups and not override.is_add() and key not in keys:
             raise ConfigError(_unknown(key, keys, groups))
+
+
+def options(group: str) -> list[str]:
+    """Names of a group's options, without those of the groups inside it."""
+    paths = (CONF / group).rglob("*.yaml")
+    names = sorted(str(path.relative_to(CONF / group).with_suffix("")) for path in paths)
+    return [n for n in names if not any(f"{group}/{n}".startswith(f"{part}/") for part in PARTS if part != group)]
 
 
 def _keys(config: DictConfig) -> set[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,6 +18,7 @@ from diffusion_lab import checkpoint, picture
 from diffusion_lab.callback.evaluation import write_results
 from diffusion_lab.callback.samples import draw_samples, draw_trajectory
 from diffusion_lab.evaluation import Evaluator
+from diffusion_lab.launch.compose import plain
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.launch.report import say, table
 from diffusion_lab.launch.train import describe_sampler, quieten
@@ -35,7 +36,8 @@ def sample(config: DictConfig) -> None:
     name, settings = choose_sampler(config, contents["config"])
     try:
         model.sampler = instantiate(settings, "sampler")
-        model.denoiser.process.grid(model.sampler.steps, model.sampler.spacing)
+        model.sampler.check(model.denoiser)
+        model.likelihood = choose_likelihood(config, model)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     evaluator, data = prepare_evaluation(config, contents["config"], model) if config.evaluate else (None, None)
@@ -77,11 +79,22 @@ def pick_device(name: str) -> torch.device:
 def choose_sampler(config: DictConfig, trained: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """(name, settings) of the sampler: the one named, or the checkpoint's with the given keys replaced."""
     config.variance = config.variance or trained.get("variance", "fixed_large")
-    chosen = OmegaConf.to_container(config.sampler, resolve=True)
+    config.sampler_steps = config.sampler_steps or trained.get("sampler_steps")
+    chosen = plain(config)["sampler"]
     if "_target_" in chosen:
         return HydraConfig.get().runtime.choices.sampler, chosen
     replaced = {k: v for k, v in chosen.items() if v is not None}
     return trained["choices"]["sampler"], {**trained["model"]["sampler"], **replaced}
+
+
+def choose_likelihood(config: DictConfig, model: Model) -> dict[str, Any]:
+    """The likelihoods named, or the checkpoint's."""
+    if HydraConfig.get().runtime.choices.likelihood == "trained":
+        return model.likelihood
+    chosen = instantiate(plain(config)["likelihood"] or {}, "likelihood")
+    if "bound" in chosen and model.denoiser.process.levels is None:
+        raise ConfigError("likelihood=bound needs a model with discrete levels: choose likelihood=flow or none")
+    return chosen
 
 
 def prepare_evaluation(config: DictConfig, trained: dict[str, Any], model: Model) -> tuple[Evaluator, Any]:

@@ -17,7 +17,7 @@ class Parameter:
 
     annotation: str
     types: tuple[type, ...] | None
-    options: tuple[str, ...] | None
+    options: tuple[str | int, ...] | None
     required: bool
 
 
@@ -98,7 +98,7 @@ _SIMPLE: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
-def _admitted(path: Path, node: ast.expr | None) -> tuple[tuple[type, ...] | None, tuple[str, ...] | None]:
+def _admitted(path: Path, node: ast.expr | None) -> tuple[tuple[type, ...] | None, tuple[str | int, ...] | None]:
     """(types, options) of an annotation; (None, None) for one that only instantiation can check."""
     if node is None:
         return None, None
@@ -111,7 +111,8 @@ def _admitted(path: Path, node: ast.expr | None) -> tuple[tuple[type, ...] | Non
     if isinstance(node, ast.Subscript):
         if ast.unparse(node.value) == "Literal":
             items = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-            return (str,), tuple(ast.literal_eval(i) for i in items)
+            options = tuple(ast.literal_eval(i) for i in items)
+            return tuple({type(option) for option in options}), options
         return _SIMPLE.get(ast.unparse(node.value)), None
     name = ast.unparse(node)
     if name in _SIMPLE:
@@ -127,8 +128,9 @@ def _admitted(path: Path, node: ast.expr | None) -> tuple[tuple[type, ...] | Non
 
 def mismatch(parameter: Parameter, value: Any) -> str | None:
     """Why a configured value does not fit a parameter, or None."""
-    if parameter.options and isinstance(value, str) and value not in parameter.options:
-        return f"must be one of {', '.join(parameter.options)}"
+    options = parameter.options or ()
+    if type(value) in {type(option) for option in options} and value not in options:
+        return f"must be one of {', '.join(map(str, options))}"
     if parameter.types is None or isinstance(value, dict):
         return None
     if (isinstance(value, bool) and bool not in parameter.types) or not isinstance(value, parameter.types):

@@ -31,7 +31,7 @@ def train(config: DictConfig) -> None:
     OmegaConf.set_struct(config, False)
     config.paths.run_dir = str(run_dir)
     settings = plain(config)
-    settings["choices"] = {k: choices[k] for k in ("model", "data", "schedule", "network", "sampler", "metric")}
+    settings["choices"] = {k: choices[k] for k in ("model", "sde", "data", "schedule", "loss", "network", "sampler", "likelihood", "metric")}
     resume = settings["ckpt_path"] and checkpoint.find(settings["ckpt_path"], settings["paths"]["log_dir"])
     step = checkpoint.read(resume)["global_step"] if resume else 0
     pl.seed_everything(settings["seed"], workers=True, verbose=False)
@@ -59,6 +59,7 @@ def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, 
         data.prepare_data()
         data.setup("fit")
         model = instantiate(settings["model"], "model")
+        model.sampler.check(model.denoiser)
         model.config = settings
         callbacks = list(instantiate(settings["callback"], "callback").values())
         # Loggers join later: only the first rank has them, and the rank is known once there is a trainer.
@@ -96,9 +97,11 @@ def prepare_evaluation(evaluation: Evaluation, settings: dict[str, Any], data: D
 
 def describe_sampler(name: str, sampler: dict[str, Any]) -> str:
     """A sampler in words: its name and everything that was chosen about it."""
-    chosen = {**sampler.get("predictor", {}), **{k: v for k, v in sampler.items() if k != "predictor"}}
-    words = [f"{k}={'all' if v is None else v}" for k, v in chosen.items() if k[0] != "_"]
-    return f"{name} ({', '.join(words)})"
+    parts = [sampler, *(part for part in sampler.values() if isinstance(part, dict))]
+    chosen = [(k, v) for part in parts for k, v in part.items() if k[0] != "_" and not isinstance(v, dict)]
+    words = [f"{k}={'all' if v is None and k == 'steps' else v}" for k, v in chosen if v is not None or k == "steps"]
+    kinds = "+".join(p["_target_"].rpartition(".")[2] for p in parts[1:])
+    return f"{name} ({', '.join([*([kinds] if kinds else []), *words])})"
 
 
 def announce(settings: dict[str, Any], data: DataModule, model: Model, trainer: pl.Trainer, run_dir: Path) -> None:
@@ -107,7 +110,6 @@ def announce(settings: dict[str, Any], data: DataModule, model: Model, trainer: 
     (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
     process = model.denoiser.process
     times = process.grid(None).flip(0)
-    times = times[process.sigma(times) > 0]
     title = f"{type(process).__name__}, schedule {settings['choices']['schedule']}"
     picture.schedule_plot(times, process.alpha(times), process.sigma(times), run_dir / "schedule.png", title)
     count = sum(p.numel() for p in model.network.parameters())

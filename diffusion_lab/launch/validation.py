@@ -15,14 +15,15 @@ COUNT = (1, math.inf, "[)")
 
 BOUNDS: dict[str, tuple[float, float, str]] = {
     "accumulate_grad_batches": COUNT, "batch_size": COUNT, "beta_max": POSITIVE, "beta_min": POSITIVE,
-    "blocks": COUNT, "channels": COUNT, "count": COUNT, "decay": FRACTION, "decay_steps": COUNT, "depth": COUNT,
+    "blocks": COUNT, "churn": NOT_NEGATIVE, "channels": COUNT, "count": COUNT, "decay": FRACTION, "decay_steps": COUNT, "depth": COUNT,
     "dropout": FRACTION, "eps": POSITIVE, "eta": (0, 1, "[]"), "eval_batch_size": COUNT, "every_n_steps": COUNT,
     "frames": COUNT, "gamma": POSITIVE, "gradient_clip_val": POSITIVE, "grid": COUNT, "heads": COUNT,
     "held_out_fraction": (0, 1, "()"), "keep": COUNT, "levels": (2, math.inf, "[)"),
     "likelihood_samples": NOT_NEGATIVE, "log_every_n_steps": COUNT, "lr": POSITIVE, "max_steps": COUNT,
     "num_nodes": COUNT, "num_samples": COUNT, "num_workers": NOT_NEGATIVE, "refresh_seconds": NOT_NEGATIVE,
-    "s": POSITIVE, "samples": (2, math.inf, "[)"), "seed": NOT_NEGATIVE, "sigma_max": POSITIVE,
-    "sigma_min": POSITIVE, "simple_weight": NOT_NEGATIVE, "steps": COUNT, "tau": POSITIVE, "terms": COUNT,
+    "atol": POSITIVE, "probes": COUNT, "rho": POSITIVE, "rtol": POSITIVE, "s": POSITIVE, "samples": (2, math.inf, "[)"), "s_noise": POSITIVE, "sampler_steps": COUNT,
+    "seed": NOT_NEGATIVE, "sigma": POSITIVE, "sigma_max": POSITIVE,
+    "sigma_min": POSITIVE, "simple_weight": NOT_NEGATIVE, "snr": POSITIVE, "step_size": POSITIVE, "steps": COUNT, "tau": POSITIVE, "terms": COUNT,
     "val_check_interval": POSITIVE, "vlb_weight": NOT_NEGATIVE, "warmup_steps": NOT_NEGATIVE,
     "weight_decay": NOT_NEGATIVE, "width": COUNT,
 }  # fmt: skip
@@ -39,7 +40,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """ " (did you mean X?)" for the closest of the allowed words, or an empty string."""
-    close = difflib.get_close_matches(word, list(allowed), 1, cutoff=0.5)
+    close = difflib.get_close_matches(word, list(map(str, allowed)), 1, cutoff=0.5)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
@@ -68,7 +69,7 @@ def check_network_fits_data(config: Mapping[str, Any]) -> None:
     """
     shape, points = _get(config, "data.shape"), _get(config, "network.dimensions") is not None
     if shape and config.get("network") and (len(shape) == 1) != points:
-        wanted = "network=mlp" if len(shape) == 1 else "network=unet or unet_small"
+        wanted = "network=mlp" if len(shape) == 1 else "a network of images, such as network=unet_small"
         raise ConfigError(f"the data have shape {list(shape)}, which this network does not take: use {wanted}")
 
 
@@ -149,10 +150,30 @@ def _batch_divides(config: Mapping[str, Any]) -> str | None:
     return f"data.batch_size={batch} cannot be split evenly over {ranks} devices: use a multiple of {ranks}"
 
 
+def _levels(config: Mapping[str, Any]) -> int | None:
+    levels = _get(config, "model.levels") or _get(config, "model.process.levels")
+    return levels if isinstance(levels, int) else None
+
+
 def _steps_within_levels(config: Mapping[str, Any]) -> str | None:
-    steps, levels = _get(config, "sampler.steps"), _get(config, "model.levels")
-    too_many = isinstance(steps, int) and isinstance(levels, int) and steps > levels
-    return f"sampler.steps={steps} is more than model.levels={levels}: use at most {levels}" if too_many else None
+    steps, levels = _get(config, "sampler.steps"), _levels(config)
+    even = _get(config, "sampler.spacing") in ("uniform", "quadratic")
+    too_many = even and isinstance(steps, int) and levels is not None and steps > levels
+    return f"sampler.steps={steps} is more than the model's {levels} levels: use at most {levels}" if too_many else None
+
+
+def _likelihood_fits(config: Mapping[str, Any]) -> str | None:
+    wanted = _get(config, "model.likelihood.bound") is not None
+    if wanted and _levels(config) is None:
+        return "likelihood=bound (or both) needs a model with discrete levels: choose likelihood=flow or none"
+    return None
+
+
+def _sde_belongs(config: Mapping[str, Any]) -> str | None:
+    target = _get(config, "model._target_")
+    if config.get("sde") and target and not str(target).endswith(".ScoreSDE"):
+        return "sde=... chooses the process of model=score_sde: add model=score_sde, or leave it out"
+    return None
 
 
 def _attention_exists(config: Mapping[str, Any]) -> str | None:
@@ -169,9 +190,16 @@ def _attention_exists(config: Mapping[str, Any]) -> str | None:
     )
 
 
+def _sampler_moves(config: Mapping[str, Any]) -> str | None:
+    sampler = config.get("sampler") or {}
+    if str(sampler.get("_target_")).endswith(".Sampler") and not (sampler.get("predictor") or sampler.get("corrector")):
+        return "the sampler neither predicts nor corrects: choose sampler/predictor=... or sampler/corrector=..."
+    return None
+
+
 def _sampler_is_whole(config: Mapping[str, Any]) -> str | None:
     lacking = config.get("model") is not None and "_target_" not in (config.get("sampler") or {})
-    return "sampler=trained only makes sense for sample.py: choose ancestral or ddim" if lacking else None
+    return "sampler=trained only makes sense for sample.py: choose ancestral, ddim, ..." if lacking else None
 
 
 RULES: tuple[Callable[[Mapping[str, Any]], str | None], ...] = (
@@ -180,7 +208,10 @@ RULES: tuple[Callable[[Mapping[str, Any]], str | None], ...] = (
     _ordered("schedule", "start", "end"),
     _batch_divides,
     _sampler_is_whole,
+    _sampler_moves,
     _steps_within_levels,
+    _likelihood_fits,
+    _sde_belongs,
     _attention_exists,
 )
 """What must hold between keys; each returns a complaint or None."""

@@ -22,6 +22,11 @@ class Bound:
     decoder: Tensor
 
     @property
+    def terms(self) -> dict[str, Tensor]:
+        """The three terms by name."""
+        return {"prior": self.prior, "steps": self.steps, "decoder": self.decoder}
+
+    @property
     def log_likelihood(self) -> Tensor:
         """The lower bound on log p(x_0), (B,), in nats."""
         return -(self.prior + self.steps + self.decoder)

@@ -2,5 +2,8 @@
 
 from diffusion_lab.model.base import Model
 from diffusion_lab.model.ddpm import DDPM
+from diffusion_lab.model.ncsn import NCSN, NCSNv2
+from diffusion_lab.model.score import ScoreMatching
+from diffusion_lab.model.score_sde import ScoreSDE
 
-__all__ = ["DDPM", "Model"]
+__all__ = ["DDPM", "NCSN", "Model", "NCSNv2", "ScoreMatching", "ScoreSDE"]

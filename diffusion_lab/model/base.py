@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,9 +12,14 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.loss import DenoisingLoss
 from diffusion_lab.noise import image_generators
 from diffusion_lab.sampler import Sampler, State
+
+Loss = Callable[..., Tensor]
+"""(denoiser, x0, generator) -> the loss of each data point, (B,)."""
+
+Likelihood = Callable[..., Any]
+"""(denoiser, x0, grey_levels, generator) -> something with a `log_likelihood` and its `terms`, in nats."""
 
 
 class Model(pl.LightningModule):
@@ -24,10 +29,11 @@ class Model(pl.LightningModule):
         denoiser: network, process and parameterization.
         loss: training loss.
         sampler: sampler used when `sample` is given none.
-        likelihood: what evaluates log p of data (`likelihood.VariationalBound`); None if the method has none.
+        likelihood: what evaluates log p of data, by name ("bound", "flow"); None evaluates none.
         optimizer: parameters -> optimiser; None for a model that is only sampled from.
         shape: of one data point, (C, H, W) or (2,).
         grey_levels: number of values an image's pixel can have; None for points.
+        dequantize: train on images blurred evenly within their grey levels, (k + u) / grey_levels (NCSN).
         warmup_steps: the learning rate grows as min(step / warmup_steps, 1), the first update at rate 0, as published.
         decay_steps: it then follows a cosine to 0 at this step; None keeps it.
         channels_last: lay the network's weights out for the faster convolutions.
@@ -39,22 +45,23 @@ class Model(pl.LightningModule):
     def __init__(
         self,
         denoiser: Denoiser,
-        loss: DenoisingLoss,
+        loss: Loss,
         sampler: Sampler,
-        likelihood: Callable[..., Any] | None,
+        likelihood: Mapping[str, Likelihood] | None,
         optimizer: Callable[..., torch.optim.Optimizer] | None,
         shape: Sequence[int],
         grey_levels: int | None = None,
+        dequantize: bool = False,
         warmup_steps: int = 0,
         decay_steps: int | None = None,
         channels_last: bool = True,
     ) -> None:
         super().__init__()
         self.denoiser, self.loss, self.sampler = denoiser, loss, sampler
-        # likelihood=none composes to a node without a class, i.e. a mapping.
-        self.likelihood = likelihood if callable(likelihood) else None
+        # A recipe may hold a setting for a likelihood that was not chosen: such a node is no object.
+        self.likelihood = {name: one for name, one in (likelihood or {}).items() if callable(one)}
         self.optimizer, self.warmup_steps, self.decay_steps = optimizer, warmup_steps, decay_steps
-        self.shape, self.grey_levels = tuple(shape), grey_levels
+        self.shape, self.grey_levels, self.dequantize = tuple(shape), grey_levels, dequantize
         self.grad_norm: Tensor | None = None
         self.config: dict[str, Any] | None = None
         if channels_last and len(self.shape) == 3 and isinstance(denoiser.network, torch.nn.Module):
@@ -79,7 +86,10 @@ class Model(pl.LightningModule):
         return (images * (self.grey_levels - 1)).round() / (self.grey_levels - 1)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self.loss(self.denoiser, self.encode(batch[0])).mean()
+        data = batch[0]
+        if self.dequantize and self.grey_levels is not None:
+            data = (data * (self.grey_levels - 1) + torch.rand_like(data)) / self.grey_levels
+        return self.loss(self.denoiser, self.encode(data)).mean()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """The training loss on held-out data, with the same times and noise in every validation."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
 
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.likelihood import VariationalBound
-from diffusion_lab.loss import DenoisingLoss
-from diffusion_lab.model.base import Model
+from diffusion_lab.model.base import Likelihood, Loss, Model
 from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import Ladder, Schedule
 from diffusion_lab.sampler import Sampler
@@ -27,14 +25,15 @@ class DDPM(Model):
         self,
         network: Callable[..., torch.Tensor],
         schedule: Schedule,
-        loss: DenoisingLoss,
+        loss: Loss,
         sampler: Sampler,
-        likelihood: VariationalBound | None = None,
+        likelihood: Mapping[str, Likelihood] | None = None,
         optimizer: Callable[..., torch.optim.Optimizer] | None = None,
         shape: Sequence[int] = (3, 32, 32),
         grey_levels: int | None = 256,
         levels: int = 1000,
         output: Literal["eps", "x0", "v", "score"] = "eps",
+        dequantize: bool = False,
         warmup_steps: int = 0,
         decay_steps: int | None = None,
         channels_last: bool = True,
@@ -50,6 +49,7 @@ class DDPM(Model):
             optimizer,
             shape,
             grey_levels,
+            dequantize,
             warmup_steps,
             decay_steps,
             channels_last,

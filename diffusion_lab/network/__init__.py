@@ -1,6 +1,9 @@
 """Networks: functions of a noisy input and one number; they know no data range and no process."""
 
+from diffusion_lab.network.energy import Energy
 from diffusion_lab.network.mlp import MLP
+from diffusion_lab.network.ncsnpp import NCSNpp
+from diffusion_lab.network.refinenet import RefineNet
 from diffusion_lab.network.unet import UNet
 
-__all__ = ["MLP", "UNet"]
+__all__ = ["MLP", "Energy", "NCSNpp", "RefineNet", "UNet"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -24,23 +26,50 @@ def sinusoidal(t: Tensor, dimension: int, period: float = 10000.0) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-class TimeEmbedding(nn.Module):
-    """Conditioning vector of a noise level, silu(W_2 silu(W_1 sinusoidal(t))): Ho et al. 2020, appendix B.
+class FourierWaves(nn.Module):
+    """Sines, then cosines, of t at random frequencies, which are saved but never trained.
 
+    [sin(2 pi w_1 t) ... sin(2 pi w_h t), cos(2 pi w_1 t) ... cos(2 pi w_h t)],  w ~ N(0, scale^2),  h = dimension/2
+    (Tancik et al. 2020; Song et al. 2021, appendix H: scale 16, t = log sigma).
+    Shapes: (B,) -> (B, dimension), in the precision of the frequencies, never coarser than float32.
+    """
+
+    def __init__(self, dimension: int, scale: float) -> None:
+        super().__init__()
+        precision = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        self.frequencies = nn.Parameter(scale * torch.randn(dimension // 2, dtype=precision), requires_grad=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        angles = t.to(self.frequencies.dtype)[:, None] * self.frequencies * (2 * math.pi)
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FourierWaves:
+        # A network cast to bfloat16 must keep its frequencies: rounded, they would turn by other angles, a radian off.
+        def kept(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.element_size() >= 4 else tensor.to(moved.device)
+
+        return super()._apply(kept, recurse)
+
+
+class TimeEmbedding(nn.Module):
+    """Conditioning vector of a noise level, silu(W_2 silu(W_1 waves(t))): Ho et al. 2020, appendix B.
+
+    waves: (B,) -> (B, dimension), `sinusoidal` if not given.
     The last silu stands here, not in every block that reads the vector: the same numbers, computed once.
     Shapes: (B,) -> (B, width). Raises ValueError where `dimension` does not hold two sines and two cosines.
     """
 
-    def __init__(self, dimension: int, width: int) -> None:
+    def __init__(self, dimension: int, width: int, waves: nn.Module | None = None) -> None:
         super().__init__()
         if dimension < 4 or dimension % 2:
             raise ValueError(f"a time embedding of {dimension} dimensions: give an even number from 4 up")
-        self.dimension = dimension
+        self.waves = waves or partial(sinusoidal, dimension=dimension)
         self.dense1 = linear(dimension, width)
         self.dense2 = linear(width, width)
 
     def forward(self, t: Tensor) -> Tensor:
         # bfloat16 cannot tell level 999 from 1000, so the waves are never coarser than float32.
         weights = self.dense1.weight.dtype
-        waves = sinusoidal(t.to(torch.promote_types(weights, torch.float32)), self.dimension)
+        waves = self.waves(t.to(torch.promote_types(weights, torch.float32)))
         return F.silu(self.dense2(F.silu(self.dense1(waves.to(weights)))))

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from torch import nn
 
-Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 
 def variance_scaling(layer: Layer, scale: float = 1.0) -> Layer:
@@ -36,8 +36,13 @@ def conv3x3(in_channels: int, out_channels: int, scale: float = 1.0) -> nn.Conv2
     return variance_scaling(nn.Conv2d(in_channels, out_channels, 3, padding=1), scale)
 
 
-def group_norm(channels: int, groups: int) -> nn.GroupNorm:
-    """Group normalisation with DDPM's epsilon, 1e-6; ValueError where groups do not divide channels."""
+def group_norm(channels: int, groups: int, least: int | None = None) -> nn.GroupNorm:
+    """Group normalisation with DDPM's epsilon, 1e-6; ValueError where groups do not divide channels.
+
+    With `least`, there are fewer groups where they would have less than this many channels each.
+    """
+    if least is not None:
+        groups = min(groups, channels // least)
     if groups < 1 or channels % groups:
         raise ValueError(
             f"{channels} channels do not divide into groups={groups}: set groups to a divisor of {channels}, "

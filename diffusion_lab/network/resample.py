@@ -1,19 +1,24 @@
-"""Change of resolution by two, with a convolution."""
+"""Change of resolution by two, with a convolution or without, with a low-pass filter or without."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_lab.network.fir import FirDouble, FirDownsample, FirHalve, FirUpsample
 from diffusion_lab.network.layers import conv3x3, variance_scaling
 
 
 class Downsample(nn.Module):
-    """3x3 convolution of stride 2 (Ho et al. 2020, official code): (B, C, H, W) -> (B, C, H/2, W/2)."""
+    """3x3 convolution of stride 2 (Ho et al. 2020, official code): (B, C, H, W) -> (B, out_channels, H/2, W/2)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, out_channels: int | None = None) -> None:
         super().__init__()
-        self.conv = variance_scaling(nn.Conv2d(channels, channels, 3, stride=2))
+        self.conv = variance_scaling(nn.Conv2d(channels, out_channels or channels, 3, stride=2))
 
     def forward(self, x: Tensor) -> Tensor:
         # TensorFlow's SAME padding of an even size: one row below and one column to the right, none before.
@@ -21,11 +26,24 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Every pixel twice each way, then a 3x3 convolution (as above): (B, C, H, W) -> (B, C, 2H, 2W)."""
+    """Every pixel twice each way, then a 3x3 convolution (as above): (B, C, H, W) -> (B, out_channels, 2H, 2W)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, out_channels: int | None = None) -> None:
         super().__init__()
-        self.conv = conv3x3(channels, channels)
+        self.conv = conv3x3(channels, out_channels or channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Resampling(NamedTuple):
+    """One way to change the resolution: without weights, and with a convolution from channels to channels."""
+
+    halve: Callable[[], nn.Module]
+    double: Callable[[], nn.Module]
+    downsample: Callable[[int, int], nn.Module]
+    upsample: Callable[[int, int], nn.Module]
+
+
+MEAN = Resampling(partial(nn.AvgPool2d, 2), partial(nn.Upsample, scale_factor=2.0), Downsample, Upsample)
+FIR = Resampling(FirHalve, FirDouble, FirDownsample, FirUpsample)

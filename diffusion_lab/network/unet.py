@@ -6,30 +6,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint as recompute
 
-from diffusion_lab.network.blocks import AttentionBlock, ResidualBlock
+from diffusion_lab.network.blocks import AttentionBlock, ResidualBlock, head
 from diffusion_lab.network.embedding import TimeEmbedding
-from diffusion_lab.network.layers import conv3x3, group_norm
+from diffusion_lab.network.layers import conv3x3
 from diffusion_lab.network.resample import Downsample, Upsample
-
-
-class Stage(nn.Module):
-    """A residual block, then attention or nothing; with `checkpoint`, computed again in the backward pass."""
-
-    def __init__(self, residual: ResidualBlock, attention: AttentionBlock | None, checkpoint: bool) -> None:
-        super().__init__()
-        self.residual = residual
-        self.attention = attention or nn.Identity()
-        self.checkpoint = checkpoint
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        if self.checkpoint and self.training:
-            return recompute(self.compute, x, embedding, use_reentrant=False)
-        return self.compute(x, embedding)
-
-    def compute(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return self.attention(self.residual(x, embedding))
+from diffusion_lab.network.sizes import check_choice, check_input, check_levels, check_resolutions
+from diffusion_lab.network.stage import Stage
 
 
 class UNet(nn.Module):
@@ -68,7 +51,8 @@ class UNet(nn.Module):
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        check_shape(multipliers, blocks, up_attention)
+        check_levels(multipliers, blocks)
+        check_choice("up_attention", up_attention, ["every", "last"])
         check_resolutions(image_size, len(multipliers), attention)
 
         def stage(source: int, width: int, attends: bool) -> Stage:
@@ -92,7 +76,7 @@ class UNet(nn.Module):
         self.leave = nn.ModuleList([*map(Upsample, widths[:0:-1]), top])
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        self.check_input(x)
+        check_input(x, self.enter[0].in_channels, len(self.down))
         embedding = self.time(t)
         h, skips = x, []
         for enter, stages in zip(self.enter, self.down, strict=True):
@@ -108,42 +92,3 @@ class UNet(nn.Module):
                 h = stage(torch.cat([h, skips.pop()], dim=1), embedding)
             h = leave(h)
         return h
-
-    def check_input(self, x: Tensor) -> None:
-        channels, divisor = self.enter[0].in_channels, 2 ** (len(self.down) - 1)
-        if x.dim() != 4 or x.shape[1] != channels or any(n % divisor for n in x.shape[2:]):
-            raise ValueError(
-                f"input of shape {tuple(x.shape)}: the network takes (batch, {channels}, height, width), "
-                f"height and width divisible by {divisor}"
-            )
-
-
-def head(channels: int, out_channels: int, groups: int) -> nn.Sequential:
-    """Norm, silu, and a convolution that starts as almost zero: the network starts by predicting nothing."""
-    return nn.Sequential(group_norm(channels, groups), nn.SiLU(), conv3x3(channels, out_channels, scale=0.0))
-
-
-def check_shape(multipliers: tuple[int, ...], blocks: int, up_attention: str) -> None:
-    """Raise ValueError where the network would have no level, no block, or an unknown way up."""
-    if not multipliers or min(multipliers) < 1 or blocks < 1:
-        raise ValueError(
-            f"multipliers={list(multipliers)}, blocks={blocks}: "
-            f"give at least one multiplier, and each number at least 1"
-        )
-    if up_attention not in ("every", "last"):
-        raise ValueError(f"up_attention={up_attention!r}: choose 'every' or 'last'")
-
-
-def check_resolutions(image_size: int, levels: int, attention: tuple[int, ...]) -> None:
-    """Raise ValueError where the image cannot be halved so often, or no level has a resolution asked for."""
-    if image_size % 2 ** (levels - 1):
-        raise ValueError(
-            f"image_size={image_size} cannot be halved {levels - 1} times, as {levels} multipliers ask: "
-            f"pad the images to a multiple of {2 ** (levels - 1)}, or give fewer multipliers"
-        )
-    sizes = [image_size // 2**level for level in range(levels)]
-    if missing := sorted(set(attention) - set(sizes)):
-        raise ValueError(
-            f"attention={missing}: the network has no such resolution; at image_size={image_size} "
-            f"with {levels} multipliers choose from {sizes}"
-        )

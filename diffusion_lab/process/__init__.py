@@ -1,9 +1,10 @@
-"""Noise processes: schedules, the continuous SDEs and the discrete ladder."""
+"""Noise processes: schedules, the continuous SDEs, the discrete ladder and a single level."""
 
 from diffusion_lab.process.base import NoiseProcess, Spacing, Variance
 from diffusion_lab.process.ladder import Ladder
 from diffusion_lab.process.schedule import Cosine, Geometric, Linear, Schedule, Sigmoid
 from diffusion_lab.process.sde import SDE, VE, VP, SubVP
+from diffusion_lab.process.single import SingleLevel
 
 __all__ = [
     "SDE",
@@ -16,6 +17,7 @@ __all__ = [
     "NoiseProcess",
     "Schedule",
     "Sigmoid",
+    "SingleLevel",
     "Spacing",
     "SubVP",
     "Variance",

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Spacing = Literal["uniform", "quadratic"]
-"""How a sampler's times are spread over [0, 1]; see `NoiseProcess.grid`."""
+Spacing = Literal["uniform", "quadratic", "log_snr", "karras"]
+"""How a sampler's times are spread; see `NoiseProcess.grid`."""
 
 Variance = Literal["fixed_small", "fixed_large"]
 """Variance of the reverse step: that of q(x_s | x_t, x_0), or that of q(x_t | x_s) (Ho et al. 2020, Section 3.2)."""
@@ -18,14 +18,18 @@ Variance = Literal["fixed_small", "fixed_large"]
 class NoiseProcess(nn.Module, ABC):
     """A Gaussian noise process on the clock t in [0, 1], t = 0 being data.
 
-    `t` and `s < t` are scalar tensors or of shape (B,); `alpha` and `sigma` keep their shape and dtype.
+    It is the solution of dx = f(t) x dt + g(t) dw from x_0 (Song et al. 2021, Section 3.4).  `t` and `s < t` are
+    scalar tensors or of shape (B,); every function of time keeps their shape and dtype.
     """
 
     levels: int | None = None
     """Number of discrete levels; None for a continuous process."""
 
-    t_min: float = 0.0
-    """Where sampling ends."""
+    t_min: float
+    """The last time at which a sampler asks the network; a final denoising step leads from there to t = 0."""
+
+    t_train_min: float = 1e-5
+    """Training times are in [t_train_min, 1]."""
 
     prior_std: float = 1.0
 
@@ -38,12 +42,35 @@ class NoiseProcess(nn.Module, ABC):
         """Noise scale."""
 
     @abstractmethod
+    def f(self, t: Tensor) -> Tensor:
+        """Drift coefficient d log alpha / dt."""
+
+    @abstractmethod
+    def g(self, t: Tensor) -> Tensor:
+        """Diffusion coefficient, g^2 = d sigma^2 / dt - 2 f sigma^2."""
+
+    @abstractmethod
     def sample_times(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
         """Training times, float32, shape (batch,)."""
 
+    def importance_times(
+        self, batch: int, device: torch.device, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(t, factor), each (batch,), float32: times uniform in log-SNR, and what uniform ones would have weighed.
+
+        As g^2 / sigma^2 = -d log_snr / dt, these are the times of density proportional to g^2 / sigma^2, under which
+        likelihood weighting has the least variance (Song et al. 2021b, Section 4.2); factor = uniform density / it.
+        """
+        ends = torch.tensor([self.t_train_min, 1.0], dtype=torch.float64)
+        high, low = self.log_snr(ends).tolist()
+        u = torch.rand(batch, device=device, generator=generator)
+        t = self.time(low + (high - low) * (u if device.type == "mps" else u.double())).clamp(min=self.t_train_min)
+        factor = (high - low) / (1 - self.t_train_min) * (self.sigma(t) / self.g(t)) ** 2
+        return t.float(), factor.float()
+
     @abstractmethod
-    def grid(self, steps: int | None, spacing: Spacing = "uniform") -> Tensor:
-        """Decreasing sampling times t_S > ... > t_0 = t_min, float64 on the CPU, shape (steps + 1,)."""
+    def even_grid(self, steps: int | None, spacing: Literal["uniform", "quadratic"]) -> Tensor:
+        """`grid` for times that are even in t or in sqrt(t)."""
 
     @abstractmethod
     def vlb_weight(self, t: Tensor, variance: Variance) -> Tensor:
@@ -52,6 +79,38 @@ class NoiseProcess(nn.Module, ABC):
     def log_snr(self, t: Tensor) -> Tensor:
         """log(alpha^2 / sigma^2), decreasing in t."""
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        """The time in (0, 1] at which the log-SNR has a value: the inverse of `log_snr`, by bisection."""
+        low, high = torch.zeros_like(log_snr), torch.ones_like(log_snr)
+        for _ in range(torch.finfo(log_snr.dtype).bits):
+            middle = (low + high) / 2
+            before = self.log_snr(middle) > log_snr
+            low, high = torch.where(before, middle, low), torch.where(before, high, middle)
+        return high
+
+    def grid(self, steps: int | None, spacing: Spacing = "uniform", rho: float = 7.0) -> Tensor:
+        """The `steps` decreasing times at which a sampler asks the network, float64 on the CPU, shape (steps,).
+
+        "uniform" and "quadratic" are even in t and in sqrt(t) (on a ladder: among its levels), from t = 1 to t_min;
+        "log_snr" is even in log(alpha/sigma) (Lu et al. 2022, Section 3.4); "karras" is even in
+        (sigma/alpha)^(1/rho) (Karras et al. 2022, Eq. 5).  None takes every level of a ladder, or 1000 times.
+
+        Raises:
+            ValueError: for fewer steps than 1 (2 where both ends must be met), or more than a ladder has levels.
+        """
+        if spacing in ("uniform", "quadratic"):
+            return self.even_grid(steps, spacing)
+        steps = (self.levels or 1000) if steps is None else steps
+        if steps < 2:
+            raise ValueError(f"spacing={spacing} needs at least 2 sampler steps, got {steps}")
+        ends = torch.tensor([1.0, self.t_min], dtype=torch.float64)
+        u, log_snr = torch.linspace(0, 1, steps, dtype=torch.float64), self.log_snr(ends)
+        if spacing == "log_snr":
+            value = torch.lerp(*log_snr, u)
+        else:  # sigma / alpha = exp(-log_snr / 2)
+            value = -2 * rho * torch.lerp(*(-log_snr / (2 * rho)).exp(), u).log()
+        return torch.cat([ends[:1], self.time(value[1:-1]), ends[1:]])
 
     def marginal(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) at t, shaped (B, 1, ..., 1) or (), with the device and dtype of `like`."""
@@ -69,6 +128,10 @@ class NoiseProcess(nn.Module, ABC):
         """
         scale = self.alpha(t) / self.alpha(s)
         return scale, (self.sigma(t) ** 2 - (scale * self.sigma(s)) ** 2).clamp(min=0)
+
+    def discretize(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(scale, variance) of the forward step from s to t as the method discretises it; here the exact one."""
+        return self.transition(s, t)
 
     def posterior(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(a, b, variance) of q(x_s | x_t, x_0) = N(a x_t + b x_0, variance I); Ho et al. 2020, Eqs. 6 and 7.

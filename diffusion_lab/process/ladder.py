@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from diffusion_lab.process.base import NoiseProcess, Spacing, Variance
+from diffusion_lab.process.base import NoiseProcess, Variance
 from diffusion_lab.process.schedule import Schedule
 
 
@@ -14,6 +16,9 @@ class Ladder(NoiseProcess):
 
     On a beta schedule these are the N steps of Ho et al. 2020 (their zero-based index is i - 1); on a sigma schedule
     the N noise levels of Song & Ermon 2019 (their index counts from the largest sigma).  Computed in float64.
+
+    Between the levels log(sigma^2/alpha^2) is a monotone cubic in time and the schedule's family gives alpha, so that
+    a discrete model can be read in continuous time with continuous f and g; below level 1 it is a power of time.
     """
 
     def __init__(self, schedule: Schedule, levels: int = 1000) -> None:
@@ -26,35 +31,57 @@ class Ladder(NoiseProcess):
                 f"the schedule does not give {levels} increasing noise levels: use another number of levels"
             )
         self.schedule, self.levels, self.prior_std = schedule, levels, schedule.prior_std
-        clean = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-        self._table = torch.stack([torch.cat([clean[0], alpha]), torch.cat([clean[1], sigma])])
+        self.t_min = self.t_train_min = 1 / levels
+        log_ratio = 2 * (sigma.log() - alpha.log())
         # One float64 copy per device, and no buffer: .half() or bf16-true must not round a schedule,
         # and samplers ask with scalars on the CPU while training asks with batches on the device.
-        self._tables = {self._table.device: self._table}
+        self._tables = {log_ratio.device: torch.stack([log_ratio, monotone_slopes(log_ratio)])}
 
     def level(self, t: Tensor) -> Tensor:
-        """Index 0..N of the level at t, int64."""
-        return (t * self.levels).round().long()
+        """The level at t, a real number in [0, N]; what differs from a whole one by rounding of t is whole."""
+        level = t.double() * self.levels if t.device.type != "mps" else t * self.levels
+        whole = level.round()
+        return torch.where((level - whole).abs() < 4 * self.levels * torch.finfo(t.dtype).eps, whole, level)
 
-    def _look_up(self, row: int, t: Tensor) -> Tensor:
+    def _ratio(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(sigma^2/alpha^2, its rate in time) at t, float64."""
+        level = self.level(t)
         if t.device not in self._tables:
-            wide = torch.float32 if t.device.type == "mps" else torch.float64
-            self._tables[t.device] = self._table.to(t.device, wide)
-        return self._tables[t.device][row][self.level(t)].to(t.dtype)
+            self._tables[t.device] = next(iter(self._tables.values())).to(t.device, level.dtype)
+        table = self._tables[t.device]
+        below = level.floor().clamp(1, self.levels - 1)
+        (y0, m0), (y1, m1) = table[:, below.long() - 1], table[:, below.long()]
+        u, rise = level - below, y1 - y0
+        # Hermite's cubic through both values with both slopes.
+        curve = y0 + u * (m0 + u * (3 * rise - 2 * m0 - m1 + u * (m0 + m1 - 2 * rise)))
+        slope = m0 + u * (2 * (3 * rise - 2 * m0 - m1) + 3 * u * (m0 + m1 - 2 * rise))
+        first = level < 1
+        curve = torch.where(first, y0 + m0 * level.log(), curve)
+        slope = torch.where(first, m0 / level, slope)
+        return curve.exp(), self.levels * slope * curve.exp()
 
     def alpha(self, t: Tensor) -> Tensor:
-        return self._look_up(0, t)
+        return self.schedule.alpha_of(self._ratio(t)[0]).to(t.dtype)
 
     def sigma(self, t: Tensor) -> Tensor:
-        return self._look_up(1, t)
+        ratio = self._ratio(t)[0]
+        return (self.schedule.alpha_of(ratio) * ratio.sqrt()).to(t.dtype)
+
+    def f(self, t: Tensor) -> Tensor:
+        ratio, rate = self._ratio(t)
+        return (self.schedule.rate_of_log_alpha(ratio) * rate).to(t.dtype)
+
+    def g(self, t: Tensor) -> Tensor:
+        ratio, rate = self._ratio(t)
+        return (self.schedule.alpha_of(ratio) * rate.sqrt()).to(t.dtype)
 
     def sample_times(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
         """Uniform over the levels 1..N."""
         level = torch.randint(1, self.levels + 1, (batch,), device=device, generator=generator)
         return level / self.levels
 
-    def grid(self, steps: int | None, spacing: Spacing = "uniform") -> Tensor:
-        """Times of S of the N levels (all of them if steps is None), then the clean level 0.
+    def even_grid(self, steps: int | None, spacing: Literal["uniform", "quadratic"]) -> Tensor:
+        """Times of S of the N levels, all of them if steps is None.
 
         The sequences of Song, Meng & Ermon 2021 (DDIM), Appendix D.2, in zero-based indices: uniform = floor(i N /
         S), quadratic = floor(0.8 N (i / (S - 1))^2), which repeats some of the lowest levels when S is large.
@@ -66,8 +93,7 @@ class Ladder(NoiseProcess):
             "uniform": torch.arange(steps) * self.levels // steps,
             "quadratic": (torch.linspace(0, (0.8 * self.levels) ** 0.5, steps, dtype=torch.float64) ** 2).long(),
         }[spacing]
-        levels = torch.cat([torch.zeros(1, dtype=torch.int64), indices + 1]).flip(0)
-        return levels.to(torch.float64) / self.levels
+        return (indices + 1).flip(0).to(torch.float64) / self.levels
 
     def vlb_weight(self, t: Tensor, variance: Variance) -> Tensor:
         """N b^2 sigma_t^2 / (2 alpha_t^2 var): Ho et al. 2020, Eq. 12, times the N terms that a uniform t stands for.
@@ -75,13 +101,20 @@ class Ladder(NoiseProcess):
         b multiplies x_0 in the posterior mean, var is the variance of the reverse step; at the first level, where the
         posterior variance vanishes, var is that of the second (Ho et al.'s code).
         """
-        t = t.double()
-        s = t - 1 / self.levels
+        level = self.level(t).double().round()
+        t, s = level / self.levels, (level - 1) / self.levels
         b, var = self.posterior(s, t)[1], self.reverse_variance(s, t, variance)
-        var = torch.where(self.level(t) == 1, self.decoder_variance.to(t.device), var)
+        var = torch.where(level == 1, self.decoder_variance.to(t.device), var)
         return self.levels * (b * self.sigma(t) / self.alpha(t)) ** 2 / (2 * var)
 
     @property
     def decoder_variance(self) -> Tensor:
         """Variance of the last reverse step: the second level's posterior variance (Ho et al.'s code)."""
         return self.posterior(*torch.tensor([1.0, 2.0], dtype=torch.float64).div(self.levels))[2]
+
+
+def monotone_slopes(values: Tensor) -> Tensor:
+    """Slopes of a monotone cubic through values at 0, 1, ...: harmonic means of the rises (Fritsch & Butland 1984)."""
+    rise = values.diff()
+    inner = 2 * rise[1:] * rise[:-1] / (rise[1:] + rise[:-1])
+    return torch.cat([rise[:1], inner, rise[-1:]])

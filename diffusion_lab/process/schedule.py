@@ -33,6 +33,14 @@ class Schedule(ABC):
         """Noise scale sigma(t), of the shape of t."""
 
     @abstractmethod
+    def alpha_of(self, ratio: Tensor) -> Tensor:
+        """alpha where sigma^2/alpha^2 has the value `ratio`: what the schedule's family keeps constant decides."""
+
+    @abstractmethod
+    def rate_of_log_alpha(self, ratio: Tensor) -> Tensor:
+        """d log alpha / d ratio."""
+
+    @abstractmethod
     def ladder(self, levels: int) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) of the levels 1..N, each of shape (N,), float64."""
 
@@ -88,6 +96,12 @@ class BetaSchedule(Schedule):
     def sigma(self, t: Tensor) -> Tensor:
         # expm1: 1 - exp(.) loses 1 % of sigma at t = 1e-5 in float32.
         return (-torch.expm1(self.log_abar(t))).sqrt()
+
+    def alpha_of(self, ratio: Tensor) -> Tensor:
+        return (1 + ratio).rsqrt()
+
+    def rate_of_log_alpha(self, ratio: Tensor) -> Tensor:
+        return -0.5 / (1 + ratio)
 
     def betas(self, levels: int) -> Tensor:
         """Discrete betas, beta_i = min(1 - abar(i/N) / abar((i-1)/N), 0.999), shape (N,), float64.
@@ -192,6 +206,12 @@ class Geometric(Schedule):
 
     def sigma(self, t: Tensor) -> Tensor:
         return self.sigma_min * (t * math.log(self.sigma_max / self.sigma_min)).exp()
+
+    def alpha_of(self, ratio: Tensor) -> Tensor:
+        return torch.ones_like(ratio)
+
+    def rate_of_log_alpha(self, ratio: Tensor) -> Tensor:
+        return torch.zeros_like(ratio)
 
     def ladder(self, levels: int) -> tuple[Tensor, Tensor]:
         sigma = torch.linspace(math.log(self.sigma_min), math.log(self.sigma_max), levels, dtype=torch.float64).exp()

@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from diffusion_lab.process.base import NoiseProcess, Spacing, Variance
+from diffusion_lab.process.base import NoiseProcess, Variance
 from diffusion_lab.process.schedule import BetaSchedule, Geometric
 
 
 class SDE(NoiseProcess):
-    """A continuous process: f = d log alpha / dt and g^2 = d sigma^2 / dt - 2 f sigma^2."""
-
-    t_train_min = 1e-5
-    """Training times are uniform on [t_train_min, 1], as published for all three processes."""
-
-    @abstractmethod
-    def f(self, t: Tensor) -> Tensor:
-        """Drift coefficient, of the shape of t."""
-
-    @abstractmethod
-    def g(self, t: Tensor) -> Tensor:
-        """Diffusion coefficient, of the shape of t."""
+    """A process that is continuous in training too: times are uniform on [1e-5, 1], as published for all three."""
 
     def sample_times(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
         u = torch.rand(batch, device=device, generator=generator)
         return self.t_train_min + (1 - self.t_train_min) * u
 
-    def grid(self, steps: int | None, spacing: Spacing = "uniform") -> Tensor:
-        """steps + 1 times from 1 to t_min (1000 steps if None), evenly spaced in t or in sqrt(t)."""
+    def even_grid(self, steps: int | None, spacing: Literal["uniform", "quadratic"]) -> Tensor:
         steps = 1000 if steps is None else steps
-        if steps < 1:
-            raise ValueError(f"sampler steps must be at least 1, got {steps}")
-        u = torch.linspace(1, 0, steps + 1, dtype=torch.float64) ** {"uniform": 1, "quadratic": 2}[spacing]
+        if steps < 2:
+            raise ValueError(f"a continuous process needs at least 2 sampler steps, got {steps}")
+        u = torch.linspace(1, 0, steps, dtype=torch.float64) ** {"uniform": 1, "quadratic": 2}[spacing]
         return self.t_min + (1 - self.t_min) * u
 
     def vlb_weight(self, t: Tensor, variance: Variance) -> Tensor:
@@ -65,6 +53,19 @@ class VP(SDE):
     def g(self, t: Tensor) -> Tensor:
         return self.schedule.beta(t).sqrt()
 
+    def discretize(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """x_t = sqrt(1 - beta_i) x_s + sqrt(beta_i) z with beta_i = beta(t) (t - s); Song et al. 2021, Eq. 10.
+
+        Raises:
+            ValueError: if a step is so long that beta_i reaches 1.
+        """
+        step = self.schedule.beta(t) * (t - s)
+        if (step >= 1).any():
+            raise ValueError(
+                f"steps of VP's discretisation are too long, beta_i = {step.max():.3g} >= 1: use more sampler.steps"
+            )
+        return (1 - step).sqrt(), step
+
 
 class SubVP(VP):
     """Sub-variance preserving: VP's drift, sigma = 1 - abar, g = sqrt(beta (1 - abar^2)); Song et al. 2021, Eq. 14."""
@@ -74,6 +75,10 @@ class SubVP(VP):
 
     def g(self, t: Tensor) -> Tensor:
         return (self.schedule.beta(t) * -torch.expm1(2 * self.schedule.log_abar(t))).sqrt()
+
+    def discretize(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """x_t = (1 + f(t) h) x_s + g(t) sqrt(h) z with h = t - s, the Euler step of the official program."""
+        return 1 + self.f(t) * (t - s), self.g(t) ** 2 * (t - s)
 
 
 class VE(SDE):

@@ -11,7 +11,8 @@ from torch import Tensor
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.process import NoiseProcess, Variance
 
-Weighting = Literal["simple", "x0", "v", "min_snr"]
+Weighting = Literal["simple", "x0", "v", "min_snr", "likelihood"]
+Times = Literal["uniform", "importance"]
 Reduction = Literal["mean", "half_sum"]
 
 
@@ -24,6 +25,7 @@ WEIGHTS: dict[str, Callable[[NoiseProcess, Tensor, float], Tensor]] = {
     "x0": lambda process, t, gamma: 1 / _snr(process, t),
     "v": lambda process, t, gamma: (process.alpha(t) + process.sigma(t) ** 2 / process.alpha(t)) ** 2,
     "min_snr": lambda process, t, gamma: (gamma / _snr(process, t)).clamp(max=1),
+    "likelihood": lambda process, t, gamma: (process.g(t) / process.sigma(t)) ** 2,
 }
 
 
@@ -33,10 +35,12 @@ class DenoisingLoss:
         w(t) = simple_weight * weighting(t) + vlb_weight * process.vlb_weight(t)
 
     `weighting`, as a factor of the eps residual: "simple" = 1 (Ho et al. 2020, Eq. 14); "x0" = 1/SNR and "v", which
-    weigh the residual of x_0 or v evenly; "min_snr" = min(SNR, gamma)/SNR (Hang et al. 2023, Section 3.4).  The
-    variational weight makes "mean" the diffusion terms of the bound in nats per dimension (Ho et al. 2020, Eq. 12).
+    weigh the residual of x_0 or v evenly; "min_snr" = min(SNR, gamma)/SNR (Hang et al. 2023, Section 3.4);
+    "likelihood" = g^2/sigma^2 (Song et al. 2021b, Section 3).  The variational weight makes "mean" the diffusion terms of the bound in nats per dimension (Ho et al. 2020, Eq. 12).
 
     Args:
+        times: "uniform", as the process draws them, or "importance", uniform in log-SNR with the weights corrected, so
+            that the expectation stays and the variance of the likelihood weighting falls (Song et al. 2021b, 4.2).
         reduction: "mean" over the dimensions (DDPM) or "half_sum", 0.5 times the sum (NCSN, ScoreSDE VE).
 
     Raises:
@@ -50,6 +54,7 @@ class DenoisingLoss:
         vlb_weight: float = 0.0,
         gamma: float = 5.0,
         variance: Variance = "fixed_large",
+        times: Times = "uniform",
         reduction: Reduction = "mean",
     ) -> None:
         if min(simple_weight, vlb_weight) < 0 or simple_weight + vlb_weight == 0:
@@ -59,7 +64,7 @@ class DenoisingLoss:
         if gamma <= 0:
             raise ValueError(f"gamma must be positive, got {gamma}")
         self.weighting, self.simple_weight, self.vlb_weight = WEIGHTS[weighting], simple_weight, vlb_weight
-        self.gamma, self.variance, self.reduction = gamma, variance, reduction
+        self.gamma, self.variance, self.times, self.reduction = gamma, variance, times, reduction
 
     def weight(self, process: NoiseProcess, t: Tensor) -> Tensor:
         """w(t), float32, of the shape of t."""
@@ -72,9 +77,13 @@ class DenoisingLoss:
         self, denoiser: Denoiser, x0: Tensor, generator: torch.Generator | None = None, **condition: Tensor
     ) -> Tensor:
         """Loss of each image, shape (B,), for x0 of shape (B, ...)."""
-        t = denoiser.process.sample_times(len(x0), x0.device, generator)
+        process, factor = denoiser.process, 1.0
+        if self.times == "importance":
+            t, factor = process.importance_times(len(x0), x0.device, generator)
+        else:
+            t = process.sample_times(len(x0), x0.device, generator)
         eps = torch.randn(x0.shape, device=x0.device, dtype=x0.dtype, generator=generator)
-        return self.at(denoiser, x0, t, eps, **condition)
+        return factor * self.at(denoiser, x0, t, eps, **condition)
 
     def at(self, denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor, **condition: Tensor) -> Tensor:
         """Loss of each image, shape (B,), at given times t (B,) and noise eps (B, ...)."""

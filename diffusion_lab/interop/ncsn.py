@@ -1,0 +1,79 @@
+"""Weights of the official NCSN and NCSNv2 (Song & Ermon 2019, 2020), without the "module." before each name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+from diffusion_lab.interop.mapping import Link, convert
+from diffusion_lab.network import RefineNet
+
+DOWN = {6: ("1", "2", "3", "31", "4", "5")}
+"""What the official network of so many stages calls them, from the top; the others count from 1."""
+
+UP = {6: ("1", "2", "31", "3", "4", "5")}
+"""What it calls its refinement blocks, from the bottom."""
+
+LEAVES = {
+    "weight": "weight",
+    "bias": "bias",
+    "table": "embed.weight",
+    "alpha": "alpha",
+    "gamma": "gamma",
+    "beta": "beta",
+}
+"""Our tensors of a layer and the official ones, in official order."""
+
+
+def refinenet(network: RefineNet, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of `RefineNet` from that of the official NCSN or NCSNv2 of the same settings.
+
+    The sigmas that NCSNv2 carries are no weights, and are not read.
+    Raises ValueError, in one line, where weights are missing, left over or of another shape.
+    """
+    return convert(network, official, refinenet_links(network), unread=["sigmas"])
+
+
+def trainable_order(network: RefineNet) -> list[str]:
+    """Official names of the trained weights in official order: that in which its optimiser numbers them."""
+    return [link.theirs for link in refinenet_links(network)]
+
+
+def refinenet_links(network: RefineNet) -> Iterator[Link]:
+    """Each official tensor, in official order, with ours."""
+    own = network.state_dict().keys()
+    for ours, theirs in layers(network):
+        for leaf, official in LEAVES.items():
+            if f"{ours}.{leaf}" in own:
+                yield Link(f"{ours}.{leaf}", f"{theirs}.{official}")
+
+
+def layers(network: RefineNet) -> Iterator[tuple[str, str]]:
+    """Every layer that either network has, as (our name, official name), in official order."""
+    yield from [("enter", "begin_conv"), ("norm", "normalizer"), ("leave", "end_conv")]
+    depth = len(network.down)
+    counted = tuple(str(number + 1) for number in range(depth))
+    for stage, number in enumerate(DOWN.get(depth, counted)):
+        for i, block in enumerate(network.down[stage]):
+            pooled = ".conv" if block.halves else ""
+            names = {"conv1": "conv1", "norm2": "normalize2", "conv2": f"conv2{pooled}"}
+            names |= {"shortcut": f"shortcut{pooled}", "norm1": "normalize1"}
+            yield from ((f"down.{stage}.{i}.{ours}", f"res{number}.{i}.{theirs}") for ours, theirs in names.items())
+    # Registered by number: where 31 is computed before 3, it still stands behind it.
+    for number, place in sorted(zip(UP.get(depth, counted), range(depth), strict=True)):
+        ours, theirs, block = f"up.{place}", f"refine{number}", network.up[place]
+        for i, adapt in enumerate(block.adapt):
+            yield from units(len(adapt.units), f"{ours}.adapt.{i}", f"{theirs}.adapt_convs.{i}")
+        yield from units(len(block.units.units), f"{ours}.units", f"{theirs}.output_convs")
+        for part, official in (("fuse", "msf"), ("pool", "crp")):
+            for kind in ("convs", "norms"):
+                yield from ((f"{ours}.{part}.{kind}.{i}", f"{theirs}.{official}.{kind}.{i}") for i in range(2))
+
+
+def units(count: int, ours: str, theirs: str) -> Iterator[tuple[str, str]]:
+    """Layers of `count` residual units of two convolutions each."""
+    for i in range(count):
+        for j in range(2):
+            for kind in ("norm", "conv"):
+                yield f"{ours}.units.{i}.{j}.{kind}", f"{theirs}.{i + 1}_{j + 1}_{kind}"

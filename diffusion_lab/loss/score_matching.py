@@ -1,0 +1,123 @@
+"""Score matching without a target: the score's own derivatives stand in for the unknown true score.
+
+All of them match the score of the perturbed data p_t, x = alpha x_0 + sigma eps, so that they train whatever denoising
+score matching trains; on `SingleLevel` with a small sigma that is the data themselves.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from diffusion_lab.denoiser import Denoiser
+
+Probe = Literal["rademacher", "gaussian"]
+
+
+class ImplicitScoreMatching:
+    """sigma^power [tr(grad s(x)) + |s(x)|^2 / 2] per image (Hyvärinen 2005, Theorem 1), for x ~ p_t.
+
+    Its mean is that of |s - grad log p_t|^2 / 2 up to a constant, whatever s.  The trace is exact and costs a
+    vector-Jacobian product for every dimension of x: for points, and for images of a few pixels.
+
+    Args:
+        sigma_power: weight of a noise level; 2 makes all levels count alike (Song & Ermon 2019, section 4.2), 0 is the
+            unweighted loss of the paper.
+    """
+
+    def __init__(self, sigma_power: float = 2.0) -> None:
+        self.sigma_power = sigma_power
+
+    def __call__(
+        self, denoiser: Denoiser, x0: Tensor, generator: torch.Generator | None = None, **condition: Tensor
+    ) -> Tensor:
+        """Loss of each image, shape (B,), for x0 of shape (B, ...)."""
+        return self.at(denoiser, x0, *_time_and_noise(denoiser, x0, generator), **condition)
+
+    def at(self, denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor, **condition: Tensor) -> Tensor:
+        """Loss of each image, shape (B,), at given times t (B,) and noise eps (B, ...)."""
+        dimensions = x0[0].numel()
+        basis = torch.eye(dimensions, device=x0.device, dtype=x0.dtype).reshape(dimensions, 1, *x0.shape[1:])
+        score, curvature = _derivatives(denoiser, x0, t, eps, basis.expand(-1, *x0.shape), condition)
+        return _weight(denoiser, t, self.sigma_power, score) * (curvature.sum(0) + _half_square(score))
+
+
+class SlicedScoreMatching:
+    """sigma^power [v^T grad s(x) v + (v^T s(x))^2 / 2] per image, averaged over random v with E[v v^T] = I.
+
+    Its mean over v is the implicit loss, at the cost of one vector-Jacobian product for every v (Song et al. 2019,
+    arXiv:1905.07088, section 3).  `reduce_variance` puts the known mean of the second term, |s(x)|^2 / 2, in its place
+    (there "SSM-VR"; with Gaussian v the sliced loss of NCSN's official program).
+
+    Args:
+        projections: number of v for every image.
+        probe: law of v; the trace's estimate varies less with "rademacher", v_i = +1 or -1.
+        sigma_power: as of `ImplicitScoreMatching`.
+
+    Raises:
+        ValueError: for no projection or an unknown probe.
+    """
+
+    def __init__(
+        self,
+        projections: int = 1,
+        reduce_variance: bool = True,
+        probe: Probe = "rademacher",
+        sigma_power: float = 2.0,
+    ) -> None:
+        if projections < 1:
+            raise ValueError(f"projections must be at least 1, got {projections}")
+        if probe not in ("rademacher", "gaussian"):
+            raise ValueError(f"probe={probe!r} is unknown; allowed: rademacher, gaussian")
+        self.projections, self.reduce_variance = projections, reduce_variance
+        self.probe, self.sigma_power = probe, sigma_power
+
+    def __call__(
+        self, denoiser: Denoiser, x0: Tensor, generator: torch.Generator | None = None, **condition: Tensor
+    ) -> Tensor:
+        """Loss of each image, shape (B,), for x0 of shape (B, ...)."""
+        t, eps = _time_and_noise(denoiser, x0, generator)
+        v = torch.randn(self.projections, *x0.shape, device=x0.device, dtype=x0.dtype, generator=generator)
+        if self.probe == "rademacher":
+            v = torch.where(v < 0, -1.0, 1.0).to(v.dtype)
+        return self.at(denoiser, x0, t, eps, v, **condition)
+
+    def at(self, denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor, v: Tensor, **condition: Tensor) -> Tensor:
+        """Loss of each image, shape (B,), at given times t (B,), noise eps (B, ...) and projections v (P, B, ...)."""
+        score, curvature = _derivatives(denoiser, x0, t, eps, v, condition)
+        if self.reduce_variance:
+            half_square = _half_square(score)
+        else:
+            half_square = 0.5 * (v * score).flatten(2).sum(2).square().mean(0)
+        return _weight(denoiser, t, self.sigma_power, score) * (curvature.mean(0) + half_square)
+
+
+def _time_and_noise(denoiser: Denoiser, x0: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    t = denoiser.process.sample_times(len(x0), x0.device, generator)
+    return t, torch.randn(x0.shape, device=x0.device, dtype=x0.dtype, generator=generator)
+
+
+def _derivatives(
+    denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor, v: Tensor, condition: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The score s (B, ...) at the perturbed x, and v^T grad s v (P, B) for v (P, B, ...)."""
+    training = torch.is_grad_enabled()
+    # Validation turns autograd off, in Lightning even for every tensor made meanwhile, but this loss needs it.
+    # The fused kernels of attention have no second derivative.
+    with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        x = denoiser.process.perturb(x0, t, eps).detach().requires_grad_()
+        score = denoiser(x, t.clone(), **condition).score
+        products = (torch.autograd.grad(score, x, u, retain_graph=True, create_graph=training)[0] for u in v)
+        curvature = torch.stack([(u * product).flatten(1).sum(1) for u, product in zip(v, products, strict=True)])
+    return score, curvature
+
+
+def _half_square(score: Tensor) -> Tensor:
+    return 0.5 * score.square().flatten(1).sum(1)
+
+
+def _weight(denoiser: Denoiser, t: Tensor, power: float, like: Tensor) -> Tensor:
+    return denoiser.process.sigma(t).to(like.dtype) ** power

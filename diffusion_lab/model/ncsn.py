@@ -1,0 +1,66 @@
+"""NCSN and NCSNv2: Song & Ermon 2019 (arXiv:1907.05600) and 2020 (arXiv:2006.09011)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.model.base import Likelihood, Loss, Model
+from diffusion_lab.parameterization import Parameterization
+from diffusion_lab.process import Ladder, Schedule
+from diffusion_lab.sampler import Sampler
+
+FIRST = Parameterization(output="score", told="level_from_top", low=0.0, high=1.0)
+SECOND = Parameterization(output="scaled_score", told="nothing", low=0.0, high=1.0)
+
+
+class NCSN(Model):
+    """A ladder of `levels` sigmas, a network that is told the level and outputs the score, and images in [0, 1].
+
+    The published method weighs denoising score matching by sigma^2 (Eq. 6), which is 1/2 sum |eps_hat - eps|^2, and
+    samples by annealed Langevin dynamics (Algorithm 1).
+    """
+
+    row = FIRST
+
+    def __init__(
+        self,
+        network: Callable[..., torch.Tensor],
+        schedule: Schedule,
+        loss: Loss,
+        sampler: Sampler,
+        likelihood: Mapping[str, Likelihood] | None = None,
+        optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+        shape: Sequence[int] = (3, 32, 32),
+        grey_levels: int | None = 256,
+        levels: int = 10,
+        dequantize: bool = False,
+        warmup_steps: int = 0,
+        decay_steps: int | None = None,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__(
+            Denoiser(network, Ladder(schedule, levels), self.row),
+            loss,
+            sampler,
+            likelihood,
+            optimizer,
+            shape,
+            grey_levels,
+            dequantize,
+            warmup_steps,
+            decay_steps,
+            channels_last,
+        )
+
+
+class NCSNv2(NCSN):
+    """NCSN with a network that is told nothing, its output being sigma times the score (Technique 3).
+
+    The choice of sigmas, of their number and of the step size (Techniques 1, 2 and 4) is computed for a data set by
+    `process.techniques`; the average of the weights (Technique 5) is the EMA callback.
+    """
+
+    row = SECOND

@@ -1,0 +1,50 @@
+"""Score matching at one noise level: the road to NCSN (Hyvärinen 2005, Vincent 2011, Song et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.model.base import Likelihood, Loss, Model
+from diffusion_lab.parameterization import Parameterization
+from diffusion_lab.process import SingleLevel
+from diffusion_lab.sampler import Sampler
+
+
+class ScoreMatching(Model):
+    """A network whose output is the score of the data blurred by one small sigma; images in [0, 1].
+
+    Any loss of `diffusion_lab.loss` trains it; Langevin dynamics samples from it.
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., torch.Tensor],
+        loss: Loss,
+        sampler: Sampler,
+        likelihood: Mapping[str, Likelihood] | None = None,
+        optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+        shape: Sequence[int] = (2,),
+        grey_levels: int | None = None,
+        sigma: float = 0.1,
+        dequantize: bool = False,
+        warmup_steps: int = 0,
+        decay_steps: int | None = None,
+        channels_last: bool = True,
+    ) -> None:
+        row = Parameterization(output="score", told="nothing", low=0.0, high=1.0)
+        super().__init__(
+            Denoiser(network, SingleLevel(sigma), row),
+            loss,
+            sampler,
+            likelihood,
+            optimizer,
+            shape,
+            grey_levels,
+            dequantize,
+            warmup_steps,
+            decay_steps,
+            channels_last,
+        )

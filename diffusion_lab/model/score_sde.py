@@ -1,0 +1,55 @@
+"""ScoreSDE: Song et al. 2021, Score-Based Generative Modeling through SDEs (arXiv:2011.13456)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.model.base import Likelihood, Loss, Model
+from diffusion_lab.parameterization import Output, Parameterization, Told
+from diffusion_lab.process import NoiseProcess
+from diffusion_lab.sampler import Sampler
+
+
+class ScoreSDE(Model):
+    """Any noise process with the row of the parameterization table that belongs to it (conf/sde).
+
+    VE: sigma times the score, told log sigma, images in [0, 1]; VP and sub-VP: eps, told 999 t, images in [-1, 1].  The
+    discrete variants (SMLD, DDPM) of the same networks are the ladders of the same schedules.
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., torch.Tensor],
+        process: NoiseProcess,
+        loss: Loss,
+        sampler: Sampler,
+        likelihood: Mapping[str, Likelihood] | None = None,
+        optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+        shape: Sequence[int] = (3, 32, 32),
+        grey_levels: int | None = 256,
+        output: Output = "eps",
+        told: Told = "time_999",
+        low: float = -1.0,
+        high: float = 1.0,
+        unit_input: bool = False,
+        dequantize: bool = False,
+        warmup_steps: int = 0,
+        decay_steps: int | None = None,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__(
+            Denoiser(network, process, Parameterization(output, told, low, high, unit_input)),
+            loss,
+            sampler,
+            likelihood,
+            optimizer,
+            shape,
+            grey_levels,
+            dequantize,
+            warmup_steps,
+            decay_steps,
+            channels_last,
+        )

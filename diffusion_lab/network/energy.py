@@ -1,0 +1,42 @@
+"""A network whose output is the gradient of a scalar: an energy-based model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+class Energy(nn.Module):
+    """-grad_x E(x, t) of the energy E = |x - f(x, t)|^2 / 2, f any network that keeps the shape of x.
+
+    -grad_x E = (grad_x f)^T (x - f) - (x - f),   p(x) ~ exp(-E) where the output is read as the score
+
+    So the output is the gradient of something, which the output of a network in general is not, and the model has a
+    density up to its normaliser; with a comparable structure it does as well as a score (Salimans & Ho 2021, "Should
+    EBMs model the energy or the score?").  Read as "scaled_score", E stands for -sigma log p.
+
+    The output is differentiable when autograd is on, as training and the second derivatives of score matching need;
+    it can be computed with autograd off, too.  It costs a backward pass through f.  f must be smooth: the second
+    derivative of ReLU is zero.
+
+    Args:
+        network: f, (x, t) -> tensor of the shape of x.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def energy(self, x: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        """E(x, t) of x (B, ...) and t (B,), shape (B,); its zero has no meaning."""
+        return 0.5 * (x - self.network(x, t, **condition)).square().flatten(1).sum(1)
+
+    def forward(self, x: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        training = torch.is_grad_enabled()
+        # Sampling turns autograd off, but -grad E needs it; the fused kernels of attention have no second derivative.
+        with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            x = x if training and x.requires_grad else x.clone().detach().requires_grad_()
+            energy = self.energy(x, t.clone(), **condition)
+            (gradient,) = torch.autograd.grad(energy.sum(), x, create_graph=training)
+        return -gradient

@@ -1,0 +1,99 @@
+"""What all parts of one NCSN++ have in common, and the parts made of it; each option is a row of a table below."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from diffusion_lab.network.blocks import AttentionBlock, ResidualBlock, head
+from diffusion_lab.network.pyramid import Bypass, InputSkip, OutputSkip, OutputStart, Residual
+from diffusion_lab.network.resample import FIR, MEAN, Resampling
+from diffusion_lab.network.stage import Stage, Untold
+
+Widths = Callable[[int, int], nn.Module]
+
+
+@dataclass(frozen=True)
+class Kit:
+    """Settings of every part; names and meaning as in `NCSNpp`, and `told`: numbers of the embedding, None for none."""
+
+    in_channels: int
+    out_channels: int
+    told: int | None
+    dropout: float
+    groups: int
+    resblock_type: str
+    fir: bool
+    resamp_with_conv: bool
+    skip_rescale: bool
+    progressive_combine: str
+    init_scale: float
+    checkpoint: bool
+
+    # ScoreSDE's own 1x1 maps start small: those of the attention, and the shortcuts of the older block.
+    small = 0.1
+    least = 4
+
+    @property
+    def resampling(self) -> Resampling:
+        return FIR if self.fir else MEAN
+
+    def stage(self, source: int, width: int, attends: bool = False, resample: nn.Module | None = None) -> Stage:
+        """A residual block from `source` channels to `width`, then attention where the stage attends."""
+        norm = {"groups": self.groups, "least": self.least}
+        last = {"init_scale": self.init_scale, "skip_rescale": self.skip_rescale}
+        shortcut = {"biggan": 1.0, "ddpm": self.small}[self.resblock_type]
+        residual = ResidualBlock(
+            source, width, self.told, dropout=self.dropout, pointwise_scale=shortcut, resample=resample, **norm, **last
+        )
+        attention = AttentionBlock(width, pointwise_scale=self.small, **norm, **last) if attends else None
+        return Stage(residual, attention, self.checkpoint)
+
+    def change(self, width: int, resample: Callable[[], nn.Module], convolve: Widths) -> nn.Module:
+        """A step to another resolution: inside of a residual block, or by a convolution or none."""
+        if self.resblock_type == "biggan":
+            return self.stage(width, width, resample=resample())
+        return Untold(convolve(width, width) if self.resamp_with_conv else resample())
+
+    def head(self, width: int, out_channels: int, scale: float) -> nn.Sequential:
+        return head(width, out_channels, self.groups, self.least, scale)
+
+    def picture(self, width: int) -> nn.Sequential:
+        """What one resolution paints."""
+        return self.head(width, self.out_channels, self.init_scale)
+
+
+def input_skip(kit: Kit, before: int, width: int) -> nn.Module:
+    return InputSkip(kit.resampling.halve(), kit.in_channels, width, kit.progressive_combine == "cat")
+
+
+def input_residual(kit: Kit, before: int, width: int) -> nn.Module:
+    return Residual(kit.resampling.downsample(before, width), kit.skip_rescale)
+
+
+def output_skip(kit: Kit, below: int | None, width: int) -> nn.Module:
+    picture = kit.picture(width)
+    return OutputSkip(kit.resampling.double(), picture) if below else OutputStart(picture)
+
+
+def output_residual(kit: Kit, below: int | None, width: int) -> nn.Module:
+    if below is None:
+        return OutputStart(kit.head(width, width, scale=1.0))
+    return Residual(kit.resampling.upsample(below, width), kit.skip_rescale)
+
+
+def bypass(kit: Kit, before: int | None, width: int) -> nn.Module:
+    return Bypass()
+
+
+INPUTS = {"none": bypass, "input_skip": input_skip, "residual": input_residual}
+OUTPUTS = {"none": bypass, "output_skip": output_skip, "residual": output_residual}
+CHOICES = {
+    "resblock_type": ("biggan", "ddpm"),
+    "progressive": tuple(OUTPUTS),
+    "progressive_input": tuple(INPUTS),
+    "progressive_combine": ("sum", "cat"),
+    "embedding": ("fourier", "positional"),
+}

@@ -1,0 +1,156 @@
+"""NCSN++ and DDPM++, the U-Nets of ScoreSDE."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_lab.network.embedding import FourierWaves, TimeEmbedding
+from diffusion_lab.network.kit import CHOICES, INPUTS, OUTPUTS, Kit
+from diffusion_lab.network.layers import conv3x3
+from diffusion_lab.network.sizes import check_choice, check_input, check_levels, check_resolutions
+from diffusion_lab.network.stage import Untold
+
+
+class NCSNpp(nn.Module):
+    """Noise-conditional U-Net of ScoreSDE: x (B, in_channels, H, W) and t (B,) -> (B, out_channels, H, W).
+
+    The way down and up is that of `UNet` with up_attention="last". New are: the resolution changes inside of residual
+    blocks, through a low-pass filter; sums of two are divided by sqrt(2); the image enters at every resolution; and a
+    picture may be painted at every resolution.
+    Source: Song et al. 2021, appendix H; official code, `ncsnpp`. As it stands NCSN++ of CIFAR-10 (62,758,915
+    parameters); with fir=False, progressive_input="none", embedding="positional" DDPM++ (61,804,419).
+
+    t: whatever number the caller conditions on: log sigma for embedding="fourier", 999 t or a level for "positional".
+    Unlike the official network this one neither takes the logarithm, nor moves x to [-1, 1], nor divides by sigma.
+    image_size: only places the attention; every H and W divisible by 2^(levels - 1) will do.
+    attention: the resolutions whose stages attend, on the way up the last of a level.
+    groups: of a norm at most, each of at least 4 channels.
+    resblock_type: "biggan", or "ddpm": the resolution changes between the blocks, by a convolution if resamp_with_conv.
+    fir: filter with [1, 3, 3, 1] where the resolution changes, or else average and repeat pixels.
+    skip_rescale: divide every sum of a block's input and output, and of a residual pyramid, by sqrt(2).
+    progressive_input: on the way down each resolution's first block is given nothing more ("none"), the image made
+        smaller ("input_skip", joined by progressive_combine), or the running sum of features ("residual").
+    progressive: the output is computed from the last features ("none"), is the sum of pictures of each resolution
+        ("output_skip"), or is computed from a running sum of features ("residual"; takes two levels).
+    fourier_scale: standard deviation of the random frequencies of the "fourier" embedding.
+    conditional: False for a network that is not told t.
+    init_scale: variance scale with which the last layer of each block, and the output, start; 0: almost zero.
+    checkpoint: compute the stages again in the backward pass, which takes less memory and more time.
+    Raises ValueError where sizes do not fit together: those of the net at once, of an input in `forward`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        image_size: int,
+        out_channels: int | None = None,
+        channels: int = 128,
+        multipliers: tuple[int, ...] = (1, 2, 2, 2),
+        blocks: int = 4,
+        attention: tuple[int, ...] = (16,),
+        dropout: float = 0.1,
+        groups: int = 32,
+        resblock_type: Literal["biggan", "ddpm"] = "biggan",
+        fir: bool = True,
+        resamp_with_conv: bool = True,
+        skip_rescale: bool = True,
+        progressive: Literal["none", "output_skip", "residual"] = "none",
+        progressive_input: Literal["none", "input_skip", "residual"] = "residual",
+        progressive_combine: Literal["sum", "cat"] = "sum",
+        embedding: Literal["fourier", "positional"] = "fourier",
+        fourier_scale: float = 16.0,
+        conditional: bool = True,
+        init_scale: float = 0.0,
+        checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        chosen = (resblock_type, progressive, progressive_input, progressive_combine, embedding)
+        for (option, allowed), value in zip(CHOICES.items(), chosen, strict=True):
+            check_choice(option, value, allowed)
+        check_levels(multipliers, blocks)
+        check_resolutions(image_size, len(multipliers), attention)
+        if channels < Kit.least:
+            raise ValueError(f"channels={channels}: give at least {Kit.least}, one group of a norm")
+        if progressive == "residual" and len(multipliers) < 2:
+            raise ValueError("progressive='residual' sums over resolutions: give at least two multipliers")
+        self.resblock_type, self.fir, self.embedding, self.conditional = resblock_type, fir, embedding, conditional
+        self.progressive, self.progressive_input = progressive, progressive_input
+        kit = Kit(
+            in_channels,
+            out_channels or in_channels,
+            4 * channels if conditional else None,
+            dropout,
+            groups,
+            resblock_type,
+            fir,
+            resamp_with_conv,
+            skip_rescale,
+            progressive_combine,
+            init_scale,
+            checkpoint,
+        )
+        waves = FourierWaves(2 * channels, fourier_scale) if embedding == "fourier" else None
+        size = 2 * channels if embedding == "fourier" else channels
+        self.time = TimeEmbedding(size, 4 * channels, waves) if conditional else None
+        widths = [channels * multiplier for multiplier in multipliers]
+        attends = [image_size // 2**level in attention for level in range(len(widths))]
+        kept = self.build_down(kit, channels, widths, blocks, attends)
+        self.middle = nn.ModuleList([kit.stage(widths[-1], widths[-1], True), kit.stage(widths[-1], widths[-1])])
+        self.build_up(kit, kept, widths, blocks, attends)
+
+    def build_down(self, kit: Kit, channels: int, widths: list[int], blocks: int, attends: list[bool]) -> list[int]:
+        """Build the way down; return the channels of each output that is kept for the way up."""
+        self.enter = nn.ModuleList([Untold(conv3x3(kit.in_channels, channels))])
+        self.inputs = nn.ModuleList([INPUTS["none"](kit, kit.in_channels, channels)])
+        self.down = nn.ModuleList()
+        wider = 2 if self.progressive_input == "input_skip" and kit.progressive_combine == "cat" else 1
+        kept, pyramid = [channels], kit.in_channels
+        for level, width in enumerate(widths):
+            if level > 0:
+                above = widths[level - 1]
+                self.enter.append(kit.change(above, kit.resampling.halve, kit.resampling.downsample))
+                self.inputs.append(INPUTS[self.progressive_input](kit, pyramid, above))
+                kept.append(wider * above)
+                pyramid = above
+            sources = [kept[-1]] + [width] * (blocks - 1)
+            self.down.append(nn.ModuleList(kit.stage(source, width, attends[level]) for source in sources))
+            kept += [width] * blocks
+        return kept
+
+    def build_up(self, kit: Kit, kept: list[int], widths: list[int], blocks: int, attends: list[bool]) -> None:
+        """Build the way up."""
+        self.up, self.outputs, self.leave = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        below = None
+        for level, width in reversed(list(enumerate(widths))):
+            sources = [below or width] + [width] * blocks
+            last = [False] * blocks + [attends[level]]
+            stages = (kit.stage(h + kept.pop(), width, attend) for h, attend in zip(sources, last, strict=True))
+            self.up.append(nn.ModuleList(stages))
+            self.outputs.append(OUTPUTS[self.progressive](kit, below, width))
+            if level > 0:
+                self.leave.append(kit.change(width, kit.resampling.double, kit.resampling.upsample))
+            below = width
+        self.leave.append(Untold() if self.progressive == "output_skip" else Untold(*kit.picture(widths[0])))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        check_input(x, self.enter[0][0].in_channels, len(self.down))
+        embedding = self.time(t) if self.conditional else None
+        h, pyramid, kept = x, x, []
+        for enter, feed, stages in zip(self.enter, self.inputs, self.down, strict=True):
+            pyramid, h = feed(pyramid, enter(h, embedding))
+            kept.append(h)
+            for stage in stages:
+                h = stage(h, embedding)
+                kept.append(h)
+        for stage in self.middle:
+            h = stage(h, embedding)
+        pyramid = None
+        for stages, paint, leave in zip(self.up, self.outputs, self.leave, strict=True):
+            for stage in stages:
+                h = stage(torch.cat([h, kept.pop()], dim=1), embedding)
+            pyramid, h = paint(pyramid, h)
+            h = leave(h, embedding)
+        return pyramid if self.progressive == "output_skip" else h

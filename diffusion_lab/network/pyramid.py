@@ -1,0 +1,73 @@
+"""The pyramids of NCSN++: the image at every resolution, fed in on the way down and painted on the way up.
+
+(Song et al. 2021, appendix H, after Karras et al. 2020, section 4.1.) Each module stands where the resolution has just
+changed, or is about to: (pyramid, h) -> (pyramid, h), both of one resolution afterwards.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_lab.network.blocks import join
+from diffusion_lab.network.layers import conv1x1
+
+Pair = tuple[Tensor | None, Tensor]
+
+
+class Bypass(nn.Module):
+    """No pyramid: both as they were."""
+
+    def forward(self, pyramid: Tensor | None, h: Tensor) -> Pair:
+        return pyramid, h
+
+
+class InputSkip(nn.Module):
+    """p <- halve(p),   h <- h + W p, or where `concatenate` [W p, h]: p is the image itself, made smaller."""
+
+    def __init__(self, halve: nn.Module, image_channels: int, channels: int, concatenate: bool) -> None:
+        super().__init__()
+        self.halve = halve
+        self.conv = conv1x1(image_channels, channels)
+        self.concatenate = concatenate
+
+    def forward(self, pyramid: Tensor, h: Tensor) -> Pair:
+        pyramid = self.halve(pyramid)
+        image = self.conv(pyramid)
+        return pyramid, torch.cat([image, h], dim=1) if self.concatenate else image + h
+
+
+class Residual(nn.Module):
+    """p <- R p + h, or where `skip_rescale` (R p + h) / sqrt(2),   h <- p; R: a convolution to the other resolution."""
+
+    def __init__(self, resample: nn.Module, skip_rescale: bool) -> None:
+        super().__init__()
+        self.resample = resample
+        self.skip_rescale = skip_rescale
+
+    def forward(self, pyramid: Tensor, h: Tensor) -> Pair:
+        joined = join(self.resample(pyramid), h, self.skip_rescale)
+        return joined, joined
+
+
+class OutputStart(nn.Module):
+    """p <- head(h): the first and smallest picture of the way up."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, pyramid: None, h: Tensor) -> Pair:
+        return self.head(h), h
+
+
+class OutputSkip(nn.Module):
+    """p <- enlarge(p) + head(h): the picture made larger, and what this resolution adds to it."""
+
+    def __init__(self, enlarge: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.enlarge = enlarge
+        self.head = head
+
+    def forward(self, pyramid: Tensor, h: Tensor) -> Pair:
+        return self.enlarge(pyramid) + self.head(h), h

@@ -1,0 +1,152 @@
+"""The blocks of a RefineNet: residual blocks that halve or dilate, and refinement blocks that merge two resolutions."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffusion_lab.network.normalization import ConditionalInstanceNormPlus, InstanceNormPlus, NoNorm, Position
+
+POOLS = {"average": nn.AvgPool2d, "max": nn.MaxPool2d}
+
+
+def convolution(in_channels: int, out_channels: int, size: int = 3, dilation: int = 1, bias: bool = True) -> nn.Conv2d:
+    """Convolution that keeps the resolution, started as torch starts it (as in the official code)."""
+    return nn.Conv2d(in_channels, out_channels, size, padding=dilation * (size // 2), dilation=dilation, bias=bias)
+
+
+def normalise(channels: int, levels: int | None) -> nn.Module:
+    """InstanceNorm++, conditional where there are levels to tell apart."""
+    return ConditionalInstanceNormPlus(channels, levels) if levels else InstanceNormPlus(channels)
+
+
+def normalise_if_told(channels: int, levels: int | None) -> nn.Module:
+    """Conditional InstanceNorm++ or none: the refinement blocks of NCSNv2 do without."""
+    return ConditionalInstanceNormPlus(channels, levels) if levels else NoNorm()
+
+
+class DilatedBlock(nn.Module):
+    """Two normalised convolutions, added to the input (Song & Ermon 2019, appendix A).
+
+    h = conv2(elu(norm2(conv1(elu(norm1(x)))))),   y = x + h
+
+    The first block of a stage changes the width, in conv2, and either halves the resolution or dilates:
+    dilation = 1: y = conv1x1(mean2x2(x)) + mean2x2(h);  dilation > 1: y = conv3x3(x) + h, and no resolution is lost.
+    Shapes: (B, in_channels, H, W) -> (B, out_channels, H, W), or half of H and W.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, dilation: int = 1, levels: int | None = None, first: bool = False
+    ) -> None:
+        super().__init__()
+        self.norm1 = normalise(in_channels, levels)
+        self.conv1 = convolution(in_channels, in_channels, dilation=dilation)
+        self.norm2 = normalise(in_channels, levels)
+        self.conv2 = convolution(in_channels, out_channels, dilation=dilation)
+        self.halves = first and dilation == 1
+        size = 1 if self.halves else 3
+        self.shortcut = convolution(in_channels, out_channels, size, dilation) if first else nn.Identity()
+
+    def forward(self, x: Tensor, position: Position | None) -> Tensor:
+        h = self.conv1(F.elu(self.norm1(x, position)))
+        h = self.conv2(F.elu(self.norm2(h, position)))
+        if self.halves:
+            x, h = F.avg_pool2d(x, 2), F.avg_pool2d(h, 2)
+        return self.shortcut(x) + h
+
+
+class PreActivated(nn.Module):
+    """conv(elu(norm(x))), a convolution without bias; shape (B, channels, H, W), kept."""
+
+    def __init__(self, channels: int, levels: int | None) -> None:
+        super().__init__()
+        self.norm = normalise_if_told(channels, levels)
+        self.conv = convolution(channels, channels, bias=False)
+
+    def forward(self, x: Tensor, position: Position | None) -> Tensor:
+        return self.conv(F.elu(self.norm(x, position)))
+
+
+class ResidualUnits(nn.Module):
+    """`count` times x + conv(elu(conv(elu(x)))), normalised before each elu or not; (B, channels, H, W), kept."""
+
+    def __init__(self, channels: int, count: int, levels: int | None) -> None:
+        super().__init__()
+        self.units = nn.ModuleList(
+            nn.ModuleList(PreActivated(channels, levels) for _ in range(2)) for _ in range(count)
+        )
+
+    def forward(self, x: Tensor, position: Position | None) -> Tensor:
+        for first, second in self.units:
+            x = x + second(first(x, position), position)
+        return x
+
+
+class Fusion(nn.Module):
+    """Sum of convolved inputs, each brought to the resolution of the first: (B, in_channels[i], H_i, W_i) -> one.
+
+    The resampling is bilinear with aligned corners.
+    """
+
+    def __init__(self, in_channels: list[int], out_channels: int, levels: int | None) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(normalise_if_told(width, levels) for width in in_channels)
+        self.convs = nn.ModuleList(convolution(width, out_channels) for width in in_channels)
+
+    def forward(self, inputs: list[Tensor], position: Position | None) -> Tensor:
+        size = inputs[0].shape[2:]
+        layers = zip(self.norms, self.convs, inputs, strict=True)
+        first, *rest = [conv(norm(x, position)) for norm, conv, x in layers]
+        for h in rest:
+            same = h.shape[2:] == size
+            first = first + (h if same else F.interpolate(h, size, mode="bilinear", align_corners=True))
+        return first
+
+
+class ChainedPooling(nn.Module):
+    """A chain of poolings over 5x5 pixels, every link of it added (Lin et al. 2017): (B, channels, H, W), kept.
+
+    p_0 = elu(x),   p_i = conv_i(pool(norm_i(p_{i-1}))),   y = p_0 + p_1 + p_2
+    """
+
+    def __init__(self, channels: int, levels: int | None, pool: Literal["average", "max"]) -> None:
+        super().__init__()
+        self.pool = POOLS[pool](5, stride=1, padding=2)
+        self.norms = nn.ModuleList(normalise_if_told(channels, levels) for _ in range(2))
+        self.convs = nn.ModuleList(convolution(channels, channels, bias=False) for _ in range(2))
+
+    def forward(self, x: Tensor, position: Position | None) -> Tensor:
+        path = total = F.elu(x)
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            path = conv(self.pool(norm(path, position)))
+            total = total + path
+        return total
+
+
+class RefineBlock(nn.Module):
+    """Units on each input, their fusion, chained pooling, units (Lin et al. 2017, "RefineNet", figure 3).
+
+    The inputs are what the way down kept at a stage and, but for the deepest stage, the block before.
+    Shapes: (B, in_channels[i], H_i, W_i), i = 0 and perhaps 1 -> (B, out_channels, H_0, W_0).
+    """
+
+    def __init__(
+        self,
+        in_channels: list[int],
+        out_channels: int,
+        levels: int | None,
+        pool: Literal["average", "max"],
+        units: int = 1,
+    ) -> None:
+        super().__init__()
+        self.adapt = nn.ModuleList(ResidualUnits(width, 2, levels) for width in in_channels)
+        self.fuse = Fusion(in_channels, out_channels, levels) if len(in_channels) > 1 else None
+        self.pool = ChainedPooling(out_channels, levels, pool)
+        self.units = ResidualUnits(out_channels, units, levels)
+
+    def forward(self, inputs: list[Tensor], position: Position | None) -> Tensor:
+        adapted = [adapt(x, position) for adapt, x in zip(self.adapt, inputs, strict=True)]
+        h = self.fuse(adapted, position) if self.fuse else adapted[0]
+        return self.units(self.pool(h, position), position)

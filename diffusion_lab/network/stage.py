@@ -1,0 +1,33 @@
+"""The steps a U-Net is made of: from an image and the embedding of a noise level to an image."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recompute
+
+from diffusion_lab.network.blocks import AttentionBlock, ResidualBlock
+
+
+class Stage(nn.Module):
+    """A residual block, then attention or nothing; with `checkpoint`, computed again in the backward pass."""
+
+    def __init__(self, residual: ResidualBlock, attention: AttentionBlock | None, checkpoint: bool) -> None:
+        super().__init__()
+        self.residual = residual
+        self.attention = attention or nn.Identity()
+        self.checkpoint = checkpoint
+
+    def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        if self.checkpoint and self.training:
+            return recompute(self.compute, x, embedding, use_reentrant=False)
+        return self.compute(x, embedding)
+
+    def compute(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        return self.attention(self.residual(x, embedding))
+
+
+class Untold(nn.Sequential):
+    """Layers that are not told the noise level, in a place where others are."""
+
+    def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        return super().forward(x)

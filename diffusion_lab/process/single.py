@@ -1,0 +1,48 @@
+"""One noise level: the setting of score matching before annealing."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.process.base import NoiseProcess, Variance
+
+
+class SingleLevel(NoiseProcess):
+    """x = x_0 + sigma eps with one sigma (Vincent 2011); the only level stands at t = 1 and clean data at t = 0.
+
+    Read in continuous time it is Brownian motion, sigma(t)^2 = sigma^2 t.
+    """
+
+    levels, t_min = 1, 1.0
+
+    def __init__(self, sigma: float = 0.1) -> None:
+        super().__init__()
+        if not sigma > 0:
+            raise ValueError(f"sigma must be positive, got {sigma}")
+        self.prior_std = self.level_sigma = float(sigma)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.level_sigma * t.sqrt()
+
+    def f(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
+
+    def g(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, self.level_sigma)
+
+    def sample_times(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+        return torch.ones(batch, device=device)
+
+    def even_grid(self, steps: int | None, spacing: Literal["uniform", "quadratic"]) -> Tensor:
+        if steps not in (None, 1):
+            raise ValueError(f"a single noise level has one sampler step, got {steps}")
+        return torch.ones(1, dtype=torch.float64)
+
+    def vlb_weight(self, t: Tensor, variance: Variance) -> Tensor:
+        raise ValueError("a single noise level has no variational bound: set vlb_weight=0")

@@ -1,0 +1,63 @@
+"""Euler and Heun steps with churn: the samplers of Karras et al. 2022 (EDM) for any process."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.process import NoiseProcess
+from diffusion_lab.sampler.predictor import Move, Predictor
+
+
+class EDM(Predictor):
+    """Karras et al. 2022 (arXiv:2206.00364), Algorithm 2, in x/alpha and n = sigma/alpha.
+
+        n_hat = (1 + gamma) n,   x_hat = x + sqrt(n_hat^2 - n^2) s_noise z
+        d = (x_hat - x0_hat) / n_hat,   x_s = x_hat + (n_s - n_hat) d,
+        order 2:  x_s = x_hat + (n_s - n_hat) (d + d_s) / 2     with d_s at that first x_s
+
+    gamma = min(churn / steps, sqrt(2) - 1) for n in [s_min, s_max], else 0.  Order 1 without churn is DDIM; order 2
+    is Heun's method, two evaluations a step.
+    """
+
+    reuse = False
+
+    def __init__(
+        self,
+        order: Literal[1, 2] = 2,
+        churn: float = 0.0,
+        s_min: float = 0.0,
+        s_max: float = math.inf,
+        s_noise: float = 1.0,
+    ) -> None:
+        if order not in (1, 2):
+            raise ValueError(f"EDM's sampler has order 1 (Euler) or 2 (Heun), got {order}")
+        if churn < 0 or s_noise <= 0:
+            raise ValueError(f"churn must be >= 0 and s_noise > 0, got {churn} and {s_noise}")
+        self.order, self.churn, self.s_min, self.s_max, self.s_noise = order, churn, s_min, s_max, s_noise
+
+    def moves(self, process: NoiseProcess, times: Tensor) -> list[Move]:
+        noise = (-process.log_snr(times) / 2).exp()
+        churned = (noise >= self.s_min) & (noise <= self.s_max)
+        # The clock ends at t = 1: noise cannot be raised beyond what it reaches.
+        raised = noise * (1 + churned * min(self.churn / len(times), math.sqrt(2) - 1))
+        raised = raised.clamp(max=noise[0].item())
+        late = torch.where(raised > noise, process.time(-2 * raised.log()), times)
+        moves = []
+        for i, s in enumerate(times[1:]):
+            t, n, n_s, alpha_s = late[i], raised[i].item(), noise[i + 1].item(), process.alpha(s).item()
+            scale, ratio = alpha_s / process.alpha(t).item(), n_s / n
+            added = self.s_noise * math.sqrt(max(n**2 - noise[i].item() ** 2, 0.0)) * process.alpha(t).item()
+            churn = ((process.alpha(t) / process.alpha(times[i])).item(), added) if added > 0 else None
+            half = (n_s - n) / 2  # times d and d_s, where d_s is at x_s = ratio x_hat + (1 - ratio) x0_hat
+            refine = (
+                scale * (1 + half / n + half / n_s * ratio),
+                (-alpha_s * half / n_s, alpha_s * (half / n_s * (1 - ratio) - half / n)),
+            )
+            moves.append(
+                Move(t, s, scale * ratio, (alpha_s * (1 - ratio),), 0.0, churn, refine if self.order == 2 else None)
+            )
+        return moves

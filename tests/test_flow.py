@@ -1,0 +1,441 @@
+"""The probability-flow ODE, its divergence and its solver, as sampler and as likelihood, against closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import analytic
+import pytest
+import torch
+from exact import ExactNetwork, exact_denoiser
+
+from diffusion_lab import flow
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.flow import directions, integrate, velocity, velocity_and_divergence
+from diffusion_lab.likelihood import FlowLikelihood, bits_per_dim, dequantize
+from diffusion_lab.noise import draw, image_generators
+from diffusion_lab.parameterization import Parameterization
+from diffusion_lab.process import VE, VP, Geometric, Ladder, Linear, SingleLevel, SubVP
+from diffusion_lab.sampler.ode import ProbabilityFlow
+
+PROCESSES = {
+    "ve": VE(Geometric(0.01, 50.0)),
+    "vp": VP(Linear()),
+    "subvp": SubVP(Linear()),
+    "ladder": Ladder(Linear(), 1000),
+}
+SDES = ["ve", "vp", "subvp"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tensors are tiny here: a second thread is only waited for."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def flowed(target, process, x, t0, t1):
+    """x at t1 on the probability flow of a Gaussian target through x at t0, and log |det dx(t1)/dx(t0)|.
+
+    Along an eigenvector of the covariance, with v_t = alpha_t^2 lam + sigma_t^2, x_t - alpha_t m grows as sqrt(v_t).
+    """
+    t = torch.tensor([t0, t1], dtype=torch.float64)
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    v = alpha[:, None] ** 2 * target.lam[0] + sigma[:, None] ** 2
+    y = (x.double().flatten(1) - alpha[0] * target.m[0]) @ target.u[0] * (v[1] / v[0]).sqrt()
+    return (y @ target.u[0].T + alpha[1] * target.m[0]).reshape(x.shape), 0.5 * (v[1] / v[0]).log().sum()
+
+
+# ---------------------------------------------------------------------------------------------- velocity, divergence
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("t", [0.0123, 0.4, 1.0])
+def test_velocity_is_the_time_derivative_of_the_exact_flow(name, t):
+    target, process = analytic.gauss64(), PROCESSES[name]
+    x, h = torch.randn(3, 1, 8, 8, dtype=torch.float64, generator=seeded(0)), 1e-6
+    ends = [flowed(target, process, x, t, t + s)[0] for s in ((-2 * h, -h) if t == 1 else (-h, h))]
+    want = (1.5 * x - 2 * ends[1] + 0.5 * ends[0]) / h if t == 1 else (ends[1] - ends[0]) / (2 * h)
+    denoiser = exact_denoiser(target, process)
+    got = velocity(denoiser, x, torch.tensor(t, dtype=torch.float64))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
+    torch.testing.assert_close(velocity(denoiser, x, torch.full((3,), t, dtype=torch.float64)), got)
+
+
+@pytest.mark.parametrize("make", [analytic.gmm2d, analytic.gauss64])
+def test_exact_trace_is_the_trace_of_the_jacobian(make):
+    target, process = make(), PROCESSES["vp"]
+    denoiser = exact_denoiser(target, process)
+    x, t = target.sample(5, 0)[0], torch.tensor(0.2, dtype=torch.float64)
+    speed, divergence = velocity_and_divergence(denoiser, x, t, directions(x, "exact", 1))
+    torch.testing.assert_close(speed, velocity(denoiser, x, t))
+    for i in range(5):
+        jacobian = torch.autograd.functional.jacobian(lambda y: velocity(denoiser, y[None], t)[0], x[i])
+        assert divergence[i].item() == pytest.approx(jacobian.reshape(target.dim, -1).trace().item(), rel=1e-10)
+    assert not (speed.requires_grad or divergence.requires_grad)
+
+
+@pytest.mark.parametrize("probe", ["rademacher", "gaussian"])
+def test_hutchinson_is_unbiased_and_has_its_variance(probe):
+    """Variance 2 |J|_F^2 / k from normals; for signs, the diagonal adds none (J is symmetric)."""
+    target, process, n = analytic.gauss64(), PROCESSES["vp"], 4000
+    denoiser, t = exact_denoiser(target, process), torch.tensor(0.3, dtype=torch.float64)
+    x = target.sample(1, 0)[0]
+    jacobian = torch.autograd.functional.jacobian(lambda y: velocity(denoiser, y, t), x).reshape(64, 64)
+    off = jacobian - torch.diag(jacobian.diag()) if probe == "rademacher" else jacobian
+    x = x.expand(n, -1, -1, -1)
+    for k in (1, 4, 16):
+        vectors = directions(x, probe, k, seeded(k))
+        got = velocity_and_divergence(denoiser, x, t, vectors)[1]
+        want = (2 * off.square().sum() / k).sqrt().item()
+        assert got.std().item() == pytest.approx(want, rel=0.06)  # 4.5 standard errors, tails included
+        assert got.mean().item() == pytest.approx(jacobian.trace().item(), abs=4.5 * want / n**0.5)
+    if probe == "rademacher":
+        torch.testing.assert_close(vectors.abs(), torch.full_like(vectors, 0.25))
+
+
+def test_probes_of_an_image_are_its_own():
+    x = torch.zeros(6, 1, 8, 8, dtype=torch.float64)
+    every = directions(x, "rademacher", 3, image_generators(0, range(6)))
+    some = directions(x[:2], "rademacher", 3, image_generators(0, [4, 1]))
+    assert torch.equal(some, every[:, [4, 1]])
+    assert not torch.equal(every[0], every[1]) and not torch.equal(every[:, 0], every[:, 1])
+
+
+# ------------------------------------------------------------------------------------------------------------ solver
+
+
+@pytest.mark.parametrize("method", ["dopri5", "dopri8", "bosh3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("times", [(0.0, 0.7, 1.5), (1.5, 0.7, 0.0)])
+def test_integrate_solves_what_has_a_closed_form(method, dtype, times):
+    """y' = y cos t has y = C exp(sin t); z' = 2 t has z = t^2 + C."""
+
+    def function(t, y, z):
+        return y * t.cos().to(y), torch.full_like(z, 2 * t)
+
+    y0, z0 = torch.tensor([[1.0, -2.0], [30.0, 0.1]], dtype=dtype), torch.tensor([0.0, 5.0], dtype=dtype)
+    states = integrate(function, (y0, z0), times, 1e-5, 1e-5, method)
+    for t, (y, z) in zip(times[1:], states, strict=True):
+        assert y.dtype == z.dtype == dtype
+        torch.testing.assert_close(y, y0 * math.exp(math.sin(t) - math.sin(times[0])), rtol=5e-5, atol=5e-5)
+        torch.testing.assert_close(z, z0 + t**2 - times[0] ** 2, rtol=5e-5, atol=5e-5)
+
+
+def test_a_solution_keeps_no_graph_of_the_network():
+    weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+    ((y,),) = integrate(lambda t, y: (weight * y,), (torch.ones(2, 3, dtype=torch.float64),), (0.0, 1.0), 1e-5, 1e-5)
+    assert not y.requires_grad
+
+
+def test_a_sample_is_solved_as_well_in_a_crowd_as_alone():
+    """A thousand samples at rest must not hide the error of one that moves: not one step may differ."""
+
+    def solve(y):
+        count = 0
+
+        def function(t, y):
+            nonlocal count
+            count += 1
+            return (20 * y * (20 * t).cos().to(y),)
+
+        return integrate(function, (y,), (0.0, 1.0), 1e-5, 1e-5)[-1][0], count
+
+    alone, steps = solve(torch.ones(1, 3, dtype=torch.float64))
+    crowd, as_many = solve(torch.cat([torch.ones(1, 3), torch.zeros(1000, 3)]).double())
+    assert as_many == steps
+    torch.testing.assert_close(crowd[:1], alone, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("times", [(1e-5, 1.0), (1.0, 1e-3), (0.5, 0.50001)])
+def test_solver_never_leaves_the_interval(monkeypatch, dtype, times):
+    """Neither after clamping, nor, but for rounding and the trial of the first step, before."""
+    asked, raw = [], []
+    solve = flow.odeint
+
+    def watched(function, *args, **options):
+        def noted(t, state):
+            raw.append(t.item())
+            return function(t, state)
+
+        return solve(noted, *args, **options)
+
+    def function(t, y):
+        asked.append(t.item())
+        return (torch.full_like(y, math.cos(t)),)
+
+    monkeypatch.setattr(flow, "odeint", watched)
+    y0 = torch.ones(2, 3, dtype=dtype)
+    ((y,),) = integrate(function, (y0,), times, 1e-4, 1e-4)
+    low, high = min(times), max(times)
+    assert all(low <= t <= high for t in asked)
+    assert all(low - 1e-7 <= t <= high + 1e-7 for t in raw[:1] + raw[2:])
+    assert times[0] == asked[0] and asked[-1] == pytest.approx(times[1], abs=1e-7)
+    torch.testing.assert_close(y, y0 + math.sin(times[1]) - math.sin(times[0]), rtol=0, atol=1e-4)
+
+
+def test_a_solver_that_cannot_go_on_says_so():
+    start = (torch.full((2, 3), 2.0, dtype=torch.float64),)
+    with pytest.raises(RuntimeError, match=r"stuck near t = 0\.5\d*: .*loosen the tolerances"):
+        integrate(lambda t, y: (y**2,), start, (0.0, 1.0), 1e-5, 1e-5)  # y = 1 / (1/2 - t)
+    with pytest.raises(RuntimeError, match="stuck near t = 0: .*nan"):
+        integrate(lambda t, y: (y * math.nan,), start, (0.0, 1.0), 1e-5, 1e-5)
+    with pytest.raises(RuntimeError, match="max_num_steps exceeded"):
+        integrate(lambda t, y: (y * (99 * t).cos(),), start, (0.0, 1.0), 1e-8, 1e-8, max_steps=5)
+
+
+# -------------------------------------------------------------------------------------------------------- likelihood
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "name, published, close", [("ve", 122, 1e-4), ("vp", 56, 1e-4), ("subvp", 68, 1e-4), ("ladder", 56, 5e-4)]
+)
+def test_likelihood_of_an_image_is_the_exact_one(name, published, close, precision):
+    """With a diagonal covariance one random sign vector gives the trace exactly; NFE are those of SciPy's RK45.
+
+    A ladder is less smooth in time, so the solver errs more; and its data are placed at its first level.
+    """
+    target, process = analytic.diag64(), PROCESSES[name]
+    denoiser = exact_denoiser(target, process)
+    x0 = target.sample(64, 0)[0]
+    denoiser.nfe = 3
+    got = FlowLikelihood(precision=precision)(denoiser, x0, None, seeded(0))
+    z, change = flowed(target, process, x0, process.t_train_min, 1.0)
+    prior = torch.distributions.Normal(torch.tensor(0.0, dtype=torch.float64), process.prior_std)
+    want = {"prior": -prior.log_prob(z).flatten(1).sum(1), "volume": -change.expand(64), "bins": torch.zeros(64)}
+    for term, nats in got.terms.items():
+        assert bits_per_dim(nats - want.pop(term), 64).abs().max().item() < close, term
+    assert not want
+    error = (bits_per_dim(got.log_likelihood, 64) - bits_per_dim(target.logpdf(x0), 64)).mean().abs().item()
+    print(f"{name} {precision}: NFE {got.nfe} (published {published}), bits/dim error {error:.1e}")
+    if name != "ladder":
+        assert error < 2e-4
+    assert got.nfe == denoiser.nfe - 3 <= 1.5 * published
+    torch.testing.assert_close(sum(got.terms.values()), -got.log_likelihood)
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_density_of_points_by_the_exact_trace(name):
+    target, process = analytic.gmm2d(), PROCESSES[name]
+    x0 = target.sample(100, 0)[0]
+    likelihood = FlowLikelihood(rtol=1e-6, atol=1e-6, probe="exact", t_min=0.02)
+    got = likelihood(exact_denoiser(target, process), x0, None).log_likelihood
+    t = torch.tensor(0.02, dtype=torch.float64)
+    want = target.logpdf(x0, process.alpha(t), process.sigma(t))
+    assert (got - want).abs().max().item() < 0.02  # x_1 is not quite N(0, prior_std^2)
+    assert (got - want).mean().abs().item() < 1e-3
+
+
+def test_density_of_points_integrates_to_one():
+    target, process = analytic.gmm2d(), PROCESSES["subvp"]
+    sides = torch.arange(-2.1, 2.7, 0.15, dtype=torch.float64), torch.arange(-1.7, 2.8, 0.15, dtype=torch.float64)
+    x0 = torch.cartesian_prod(*sides).reshape(-1, 2, 1, 1)
+    got = FlowLikelihood(1e-4, 1e-4, probe="exact", t_min=0.01)(
+        exact_denoiser(target, process), x0, None
+    ).log_likelihood
+    assert (got.exp().sum() * 0.15**2).item() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("probe, probes", [("rademacher", 1), ("gaussian", 2)])
+def test_estimated_likelihood_is_unbiased(probe, probes):
+    target, process, n = analytic.gauss64(), PROCESSES["vp"], 300
+    denoiser, x0 = exact_denoiser(target, process), target.sample(1, 0)[0]
+    exact = FlowLikelihood(probe="exact")(denoiser, x0, None).log_likelihood.item()
+    copies = x0.expand(n, -1, -1, -1)
+    got = FlowLikelihood(probe=probe, probes=probes)(denoiser, copies, None, seeded(1)).log_likelihood
+    assert got.std().item() > 1  # else there is nothing to average
+    assert got.mean().item() == pytest.approx(exact, abs=4 * got.std().item() / n**0.5)
+
+
+def ranged(target, process, low, high):
+    """The exact denoiser of images in [low, high], whose network sees them in [-1, 1]."""
+    exact = ExactNetwork(target, process)
+
+    def network(seen, told):
+        return exact(low + (high - low) * (seen + 1) / 2, told)
+
+    return Denoiser(network, process, Parameterization(told="time_999", low=low, high=high))
+
+
+@pytest.mark.parametrize(
+    "low, high, levels, offset", [(-1.0, 1.0, 256, 7.0), (0.0, 1.0, 256, 8.0), (-1.0, 1.0, 17, math.log2(17) - 1)]
+)
+def test_offset_follows_from_the_range_and_the_levels(low, high, levels, offset):
+    target, process = analytic.diag64(), PROCESSES["vp"]
+    level = torch.randint(levels, (5, 1, 8, 8), generator=seeded(0)).double()
+    x0 = low + (high - low) * level / (levels - 1)
+    got = FlowLikelihood()(ranged(target, process, low, high), x0, levels, seeded(7))
+    torch.testing.assert_close(bits_per_dim(-got.terms["bins"], 64), torch.full((5,), offset, dtype=torch.float64))
+    u = torch.special.ndtr(draw(x0.shape, seeded(7), torch.float64))
+    official = low + (high - low) * (u + (levels - 1) * (level / (levels - 1))) / levels
+    want = FlowLikelihood()(exact_denoiser(target, process), official, None, seeded(8)).log_likelihood
+    torch.testing.assert_close(got.log_likelihood + got.terms["bins"], want, rtol=0, atol=1e-3)
+
+
+def test_dequantization_fills_each_bin_evenly():
+    level = torch.arange(17, dtype=torch.float64).repeat_interleave(2000)
+    x = dequantize(level / 16, 0.0, 1.0, 17, seeded(0))
+    assert torch.equal((x * 17).floor(), level)
+    u = (x * 17 - level).reshape(17, 2000)
+    for power in (1, 2):
+        assert (u**power).mean().item() == pytest.approx(1 / (power + 1), abs=0.01)
+    assert u.mean(1).sub(0.5).abs().max().item() < 0.03
+
+
+def test_dequantized_probabilities_sum_to_no_more_than_one_and_approach_it():
+    """sum_k exp E_u log p(k) <= sum_k P(k) <= 1 (Theis et al. 2016, Eq. 10), with equality for fine levels."""
+    target = analytic.Mixture([0.4, 0.6], [[-0.3], [0.25]], [[[0.01]], [[0.02]]], (1, 1, 1))
+    denoiser, totals = exact_denoiser(target, PROCESSES["subvp"]), {}
+    for levels in (4, 16, 64):
+        x0 = torch.linspace(-1, 1, levels, dtype=torch.float64).repeat_interleave(400).reshape(-1, 1, 1, 1)
+        nats = FlowLikelihood(probe="exact")(denoiser, x0, levels, seeded(levels)).log_likelihood
+        totals[levels] = nats.reshape(levels, 400).mean(1).exp().sum().item()
+        whole = nats.reshape(levels, 400).exp().mean(1).sum().item()  # without the logarithm it is the mass itself
+        assert whole == pytest.approx(1, abs=0.06 if levels == 4 else 0.02)
+    assert totals[4] < totals[16] < totals[64] < 1.002
+    assert totals[4] < 0.9 and totals[64] > 0.99
+
+
+def test_likelihood_of_an_image_does_not_depend_on_its_batch():
+    target, process = analytic.gauss64(), PROCESSES["vp"]
+    x0 = target.sample(6, 0)[0].clamp(-1, 1)
+    x0[0] *= 30  # a hard neighbour changes the steps, not the result
+
+    def nats(indices):
+        generators = image_generators(0, indices)
+        return FlowLikelihood()(exact_denoiser(target, process), x0[indices], 17, generators).log_likelihood
+
+    difference = nats([4, 1]) - nats(list(range(6)))[[4, 1]]
+    assert bits_per_dim(difference, 64).abs().max().item() < 1e-4
+
+
+class Scaled(torch.nn.Module):
+    """eps_hat = w x: a network with a weight, whose linear flow is known."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(0.5, dtype=dtype))
+
+    def forward(self, x, told):
+        assert x.dtype == self.weight.dtype
+        return self.weight * x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_network_with_weights_of_its_own_precision_in_any_gradient_mode(dtype, precision, mode):
+    """VE with eps_hat = x/2: d log x / dt = (log sigma)' sigma / 2, so x grows by exp((sigma_1 - sigma_0) / 2)."""
+    process = VE(Geometric(0.01, 2.0))
+    denoiser = Denoiser(Scaled(dtype), process, Parameterization(told="time_999"))
+    with mode():
+        x0 = torch.randn(4, 1, 2, 2, generator=seeded(0))
+        tolerance = {torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
+        got = FlowLikelihood(tolerance, tolerance, precision=precision)(denoiser, x0, None, seeded(0))
+    z0 = x0.clone().to(got.prior.dtype)
+    growth = (process.sigma(torch.tensor(1.0)) - process.sigma(torch.tensor(process.t_train_min))).item() / 2
+    tolerance = 1e-4 if dtype == torch.float32 else 0.03
+    torch.testing.assert_close(got.terms["volume"], torch.full((4,), -4 * growth).to(z0), rtol=tolerance, atol=0)
+    z = z0 * math.exp(growth)
+    want = (z / 2).square().flatten(1).sum(1) / 2 + 4 * math.log(2 * math.sqrt(2 * math.pi))
+    torch.testing.assert_close(got.terms["prior"], want, rtol=2 * tolerance, atol=0)
+    assert denoiser.network.weight.grad is None
+    assert not any(term.requires_grad for term in got.terms.values())
+
+
+def test_sensible_numbers():
+    with pytest.raises(ValueError, match="rtol and atol must be positive"):
+        FlowLikelihood(rtol=0)
+    with pytest.raises(ValueError, match="rtol and atol must be positive"):
+        ProbabilityFlow(atol=-1)
+    with pytest.raises(ValueError, match="t_min must be between"):
+        FlowLikelihood(t_min=0)
+    for wrong in ({"probes": 0}, {"probe": "exact", "probes": 2}):
+        with pytest.raises(ValueError, match="probes must be at least 1, and 1 with probe=exact"):
+            FlowLikelihood(**wrong)
+    still = Denoiser(lambda x, told: x, SingleLevel(0.1), Parameterization(told="nothing"))
+    for refused in (
+        lambda: FlowLikelihood()(still, torch.zeros(1, 2), None),
+        lambda: ProbabilityFlow()(still, (1, 2)),
+        lambda: ProbabilityFlow().check(still),
+    ):
+        with pytest.raises(ValueError, match="more than one noise level"):
+            refused()
+    with pytest.raises(ValueError, match="frames must be at least 1"):
+        ProbabilityFlow(frames=0)
+
+
+# ----------------------------------------------------------------------------------------------------------- sampler
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("name", SDES)
+def test_probability_flow_maps_the_prior_to_the_exact_gaussian_law(name, precision):
+    """The flow of a Gaussian is affine, so its images of 0 and of the unit vectors are the law: mean and covariance."""
+    target, process = analytic.gauss64(), PROCESSES[name]
+    sampler, denoiser = ProbabilityFlow(denoise=False, precision=precision), exact_denoiser(target, process)
+    starts = process.prior_std * torch.cat([torch.zeros(1, 64), torch.eye(64)]).reshape(65, 1, 8, 8)
+    *_, end = sampler.trajectory(denoiser, starts.to(sampler.dtype))
+    assert end.t == process.t_min and end.x.dtype == sampler.dtype
+    want = flowed(target, process, starts, 1.0, process.t_min)[0]
+    torch.testing.assert_close(end.x.double(), want, rtol=0, atol=1e-3)
+    mean = end.x[0].double().flatten()
+    root = (end.x[1:].double() - end.x[0].double()).reshape(64, 64)
+    t = torch.tensor(process.t_min, dtype=torch.float64)
+    law = process.alpha(t) ** 2 * target.c[0] + process.sigma(t) ** 2 * torch.eye(64, dtype=torch.float64)
+    # Not closer, since the prior leaves out the mean alpha_1 m and the variance that the data still have at t = 1.
+    torch.testing.assert_close(mean, process.alpha(t) * target.m[0], rtol=0, atol=0.01)
+    torch.testing.assert_close(root.T @ root, law, rtol=0, atol=0.003)
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_probability_flow_is_invertible(name):
+    target, process = analytic.gmm2d(), PROCESSES[name]
+    sampler, denoiser = ProbabilityFlow(rtol=1e-8, atol=1e-8, precision="float64"), exact_denoiser(target, process)
+    x = target.sample(50, 0)[0]
+    (z,) = sampler.solve(denoiser, x, (process.t_min, 1.0))
+    (back,) = sampler.solve(denoiser, z, (1.0, process.t_min))
+    torch.testing.assert_close(back, x, rtol=0, atol=1e-5)
+    assert z.std().item() == pytest.approx(process.prior_std, rel=0.25)
+
+
+def test_drawing_goes_straight_through_and_agrees_with_the_trajectory():
+    target, process = analytic.gauss64(), PROCESSES["vp"]
+    denoiser, generators = exact_denoiser(target, process), lambda: image_generators(3, range(5))
+    plain, sampler = ProbabilityFlow(denoise=False), ProbabilityFlow(frames=4)
+    x = plain(denoiser, (5, 1, 8, 8), generators())
+    z = process.prior_std * draw((5, 1, 8, 8), generators(), torch.float32)
+    torch.testing.assert_close(x.double(), flowed(target, process, z, 1.0, process.t_min)[0], rtol=0, atol=3e-4)
+    straight, denoiser.nfe = denoiser.nfe, 0
+    t = torch.tensor(process.t_min, dtype=torch.float64)
+    clean = sampler(denoiser, (5, 1, 8, 8), generators())
+    assert denoiser.nfe == straight + 1
+    torch.testing.assert_close(clean, target.denoise(x, process.alpha(t), process.sigma(t)), rtol=1e-4, atol=1e-5)
+    states = list(sampler.trajectory(denoiser, z))
+    assert [s.t for s in states] == pytest.approx([0.75 + 0.25e-3, 0.5 + 0.5e-3, 0.25 + 0.75e-3, 1e-3, 0])
+    for state in states[:-1]:
+        want = flowed(target, process, z, 1.0, state.t)[0]
+        torch.testing.assert_close(state.x.double(), want, rtol=0, atol=3e-4)
+        t = torch.tensor(state.t, dtype=torch.float64)
+        x0 = target.denoise(state.x, process.alpha(t), process.sigma(t))
+        torch.testing.assert_close(state.x0, x0, rtol=1e-4, atol=1e-4)
+    assert torch.equal(states[-1].x, states[-2].x0)
+    torch.testing.assert_close(states[-1].x, clean, rtol=0, atol=1e-3)
+
+
+def test_a_sample_of_the_flow_does_not_depend_on_its_batch():
+    target, process = analytic.gmm2d(), PROCESSES["ve"]
+
+    def sample(indices):
+        denoiser = exact_denoiser(target, process)
+        return ProbabilityFlow()(denoiser, (len(indices), 2, 1, 1), image_generators(0, indices))
+
+    torch.testing.assert_close(sample([4, 1]), sample(list(range(6)))[[4, 1]], rtol=0, atol=2e-3)

@@ -1,0 +1,163 @@
+"""Predictors and correctors against single updates of the official ScoreSDE and NCSN programs, noise and all."""
+
+from __future__ import annotations
+
+import analytic
+import pytest
+import torch
+from test_sampler import Replay
+
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.parameterization import Parameterization
+from diffusion_lab.process import VE, VP, Geometric, Ladder, Linear, SubVP
+from diffusion_lab.sampler import (
+    Ancestral,
+    AnnealedLangevin,
+    EulerMaruyama,
+    Langevin,
+    ReverseDiffusion,
+    Sampler,
+)
+
+SDES = {"ve": lambda: VE(Geometric(0.01, 50.0)), "vp": lambda: VP(Linear()), "subvp": lambda: SubVP(Linear())}
+PRECISIONS = [(torch.float64, 1e-9), (torch.float32, 5e-6)]
+
+
+def relative(got, want):
+    return ((got - want).abs().max() / want.abs().max()).item()
+
+
+def exact(target, process):
+    """A denoiser that knows the score at any time: it is told the time itself."""
+    told = []
+
+    def network(x, _):
+        t = told[-1]
+        return analytic.TARGETS[target]().eps(x, process.alpha(t), process.sigma(t))
+
+    class Told(Denoiser):
+        def forward(self, x, t):
+            told.append(t.double())
+            return super().forward(x, t)
+
+    return Told(network, process, Parameterization(told="nothing"))
+
+
+def step_ends(name, predictor, t):
+    """(process, t, s) whose coefficients the official update at time t uses, N = 1000.
+
+    It reads its tables at the level below t; VE's are 999 steps of the clock, VP's betas belong to steps of 1/1000.
+    """
+    index = (t.double() * 999).floor()
+    if name == "subvp" or predictor == "euler_maruyama":
+        return SDES[name](), t.double(), t.double() - 1 / 1000
+    if name == "vp" and predictor == "ancestral_sampling":
+        return Ladder(Linear()), (index + 1) / 1000, index / 1000
+    if name == "vp":
+        return SDES[name](), index / 999, index / 999 - 1 / 1000
+    return SDES[name](), index / 999, (index - 1) / 999
+
+
+PREDICTORS = {
+    "reverse_diffusion": ReverseDiffusion(),
+    "reverse_diffusion.pf": ReverseDiffusion(probability_flow=True),
+    "euler_maruyama": EulerMaruyama(),
+    "ancestral_sampling": Ancestral("fixed_large"),
+}
+
+
+@pytest.mark.parametrize("dtype, tolerance", PRECISIONS)
+@pytest.mark.parametrize("target", ["gmm2d", "gauss64"])
+@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("predictor", PREDICTORS)
+def test_predictors_make_the_official_step(recorded, predictor, name, target, dtype, tolerance):
+    official, key = recorded("sde_steps"), f"{target}.{name}.{predictor}"
+    if f"{key}.x_out" not in official.arrays:
+        pytest.skip("the official program has none")
+    rule = Ancestral("fixed_small") if (name, predictor) == ("ve", "ancestral_sampling") else PREDICTORS[predictor]
+    # From the lowest level the official table leads to clean data: our denoising step, not a predictor's.
+    lowest = name == "ve" or (name == "vp" and predictor.startswith("reverse"))
+    t = official["t"][: 4 if lowest else 5]
+    process, at, s = step_ends(name, predictor, t)
+    a, b, c = rule.coefficients(process, at, s)
+    # The network is asked at t itself, the tables are read below it: the guess is turned into the score at t.
+    x, sde = official[f"{target}.{name}.x"][: len(t)].to(dtype), SDES[name]()
+    score = exact(target, sde)(x, t.to(dtype)).score
+    shape = (-1, *(1,) * (x.dim() - 1))
+    alpha, sigma = (k.reshape(shape) for k in (process.alpha(at), process.sigma(at)))
+    a, b, c = (k.reshape(shape) for k in (a, b, c))
+    mean = (a + b / alpha) * x + (b * sigma**2 / alpha) * score
+    assert relative(mean, official[f"{key}.x_mean"][: len(t)]) < tolerance
+    out = mean + c * official[f"{target}.z"][0][: len(t)].to(dtype)
+    assert relative(out, official[f"{key}.x_out"][: len(t)]) < tolerance
+
+
+@pytest.mark.parametrize("dtype, tolerance", PRECISIONS)
+@pytest.mark.parametrize("target", ["gmm2d", "gauss64"])
+@pytest.mark.parametrize("name", ["ve", "vp"])
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("corrector", ["langevin", "ald"])
+def test_correctors_make_the_official_steps(recorded, monkeypatch, corrector, steps, name, target, dtype, tolerance):
+    official, process = recorded("sde_steps"), SDES[name]()
+    x, t = official[f"{target}.{name}.x"].to(dtype), official["t"]
+    rule = Langevin(0.16, steps) if corrector == "langevin" else AnnealedLangevin(snr=0.16, steps=steps)
+    monkeypatch.setattr("diffusion_lab.sampler.corrector.draw", Replay(official[f"{target}.z"].numpy()))
+    # Official times are one for each sample, and the level below t gives the factor 1 - beta.
+    shape = (-1, *(1,) * (x.dim() - 1))
+    level = (t.double() * 999).floor()
+    kept = (1 - Linear().betas(1000)[level.long()] if name == "vp" else torch.ones(5).double()).to(dtype)
+    monkeypatch.setattr("diffusion_lab.sampler.corrector.signal_kept", lambda process, t: kept)
+    if corrector == "ald":
+        monkeypatch.setattr(
+            rule,
+            "size",
+            lambda process, t, estimate, z: (2 * kept * (0.16 * process.sigma(t.to(dtype))) ** 2).reshape(shape),
+        )
+    else:
+        size = rule.size
+        monkeypatch.setattr(rule, "size", lambda *arguments: size(*arguments).reshape(shape))
+    out, _ = rule(exact(target, process), x, t.to(dtype), None)
+    assert relative(out, official[f"{target}.{name}.{corrector}.n{steps}.x_out"]) < tolerance
+
+
+def test_signal_kept_is_the_official_alpha():
+    """1 - beta_i on VP and on its ladder, 1 on VE; on sub-VP, where the official program crashes, close to VP's."""
+    from diffusion_lab.sampler.corrector import signal_kept
+
+    betas = Linear().betas(1000)
+    for i in (0, 500, 999):
+        t = torch.tensor((i + 1) / 1000, dtype=torch.float64)
+        assert signal_kept(Ladder(Linear()), t) == pytest.approx(1 - betas[i].item(), abs=1e-12)
+        u = torch.tensor(i / 999, dtype=torch.float64)
+        assert signal_kept(VP(Linear()), u.clamp(min=1e-3)) == pytest.approx(1 - betas[max(i, 1)].item(), abs=2e-5)
+        assert signal_kept(SubVP(Linear()), u.clamp(min=1e-3)) == pytest.approx(1 - betas[max(i, 1)].item(), abs=2e-4)
+        assert signal_kept(VE(Geometric()), t) == 1
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("target", ["gmm2d", "gauss64"])
+@pytest.mark.parametrize("denoise", [False, True])
+def test_annealed_langevin_is_ncsns(recorded, monkeypatch, target, denoise, dtype, tolerance):
+    official = recorded("ncsn")
+    process = Ladder(Geometric(0.01, 1.0), 6)
+    name = {torch.float32: "float32", torch.float64: "float64"}[dtype]
+    sampler = Sampler(None, AnnealedLangevin(step_size=2e-5, steps=3), denoise=denoise, precision=name)
+    monkeypatch.setattr("diffusion_lab.sampler.corrector.draw", Replay(official[f"{target}.noise"].numpy()))
+    *_, last = sampler.trajectory(exact(target, process), official[f"{target}.x_init"])
+    assert relative(last.x, official[f"{target}.ald.{'denoised' if denoise else 'final'}"]) < tolerance
+
+
+@pytest.mark.parametrize(
+    "name, levels, top",
+    [
+        ("ncsn_cifar10", 10, 1.0),
+        ("ncsnv2_cifar10", 232, 50.0),
+        ("ncsnv2_celeba64", 500, 90.0),
+        ("ncsnv2_church96", 788, 140.0),
+    ],
+)
+def test_published_ladders(recorded, name, levels, top):
+    sigmas = recorded("ncsn")[f"sigmas.{name}"]
+    ladder = Ladder(Geometric(0.01, top), levels)
+    t = torch.arange(levels, 0, -1, dtype=torch.float64) / levels
+    assert ((ladder.sigma(t) - sigmas) / sigmas).abs().max() < 2e-6  # recorded in float32
