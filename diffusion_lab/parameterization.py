@@ -36,8 +36,8 @@ CONDITIONING: dict[str, Callable[[NoiseProcess, Tensor], Tensor]] = {
     "log_sigma": lambda process, t: process.sigma(t).log(),
     "nothing": lambda process, t: torch.zeros_like(t),
 }
-"""(process, t) -> the number the network is told: DDPM's zero-based level, NCSN's (counted from the largest sigma; between
-two levels, both are real numbers), ScoreSDE's 999 t, NCSN++'s log sigma, NCSNv2's nothing."""
+"""(process, t) -> the number the network is told: DDPM's zero-based level, NCSN's, counted from the largest sigma (both
+are real numbers between two levels), ScoreSDE's 999 t, NCSN++'s log sigma, NCSNv2's nothing."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Pictures of images, noise schedules and samples in the plane; each file is written whole or not at all."""
+"""Pictures of images and of samples in the plane; each file is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -92,25 +92,6 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def schedule_plot(times: Tensor, alpha: Tensor, sigma: Tensor, path: str | Path, title: str = "") -> None:
-    """Plot alpha, sigma and the log signal-to-noise ratio log(alpha^2 / sigma^2) at times (T,)."""
-    t, figure, (scales, ratio) = to_numpy(times), *square_panels(2, title)
-    scales.plot(t, to_numpy(alpha), color=BLUE, linewidth=2.2, label=r"signal  $\alpha(t)$")
-    scales.plot(t, to_numpy(sigma), color=ORANGE, linewidth=2.2, label=r"noise  $\sigma(t)$")
-    scales.set(title="scales", yscale="log" if sigma.max() > 5 else "linear")
-    scales.legend(frameon=False, fontsize=12)
-    log_snr = 2 * (alpha.double().log() - sigma.double().log())
-    ratio.plot(t, to_numpy(log_snr), color=INK, linewidth=2.2)
-    ratio.axhline(0, color=INK, linewidth=0.8, linestyle=":")
-    ratio.set(title=r"$\log\ \alpha^2/\sigma^2$")
-    for axes in (scales, ratio):
-        axes.set_xlabel("t   (0 = data)")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    with replacing(path) as temporary:
-        figure.savefig(temporary)
 
 
 def plane_plot(

@@ -13,8 +13,6 @@ from torch import Tensor
 from diffusion_lab.data.plane import PlaneDistribution, nearest_mode
 from diffusion_lab.picture import (
     BLUE,
-    INK,
-    ORANGE,
     cell_centres,
     density_image,
     draw_arrows,
@@ -25,10 +23,10 @@ from diffusion_lab.picture import (
     square_panels,
     to_numpy,
 )
+from diffusion_lab.plot import COLOURS
 
 CELLS = 100
 DRAWN = 1000
-COLOURS = (BLUE, ORANGE, "#3b8f4a", "#8456a8", "#b08a1e", "#c2477f", "#3a9aa0", INK)
 
 
 class ScoreError(NamedTuple):

@@ -145,10 +145,10 @@ def test_points_in_the_plane(tmp_path):
 
 
 @pytest.mark.parametrize("changes", [
-    ["schedule=cosine", "model.output=v", "model.loss.weighting=v"],
-    ["schedule=sigmoid", "model.output=x0", "model.loss.weighting=min_snr"],
+    ["schedule=cosine", "model.output=v", "loss.weighting=v"],
+    ["schedule=sigmoid", "model.output=x0", "loss.weighting=min_snr"],
     ["likelihood=none", "sampler=ddim", "sampler.steps=4", "callback.evaluation.every_n_steps=2"],
-    ["schedule=geometric", "schedule.sigma_max=20", "model.output=score", "model.loss.vlb_weight=0.001"],
+    ["schedule=geometric", "schedule.sigma_max=20", "model.output=score", "loss.vlb_weight=0.001"],
 ])  # fmt: skip
 def test_schedules_outputs_and_weights_compose(tmp_path, changes):
     run("train.py", "data=toy2d", "debug=fast", "trainer.accelerator=cpu", "logger=csv", *changes, cwd=tmp_path)

@@ -157,9 +157,15 @@ def test_between_two_levels_a_norm_is_interpolated_and_beyond_the_ladder_it_stay
         assert error(norm(x[1:2], Position.of(t[1:2], 10)), output[1:2]) == 0
 
 
+def test_a_norm_with_float32_weights_computes_in_float32():
+    norm, x = InstanceNormPlus(4), (5 + 0.1 * torch.randn(2, 4, 6, 6)).bfloat16()
+    with torch.no_grad():
+        assert norm(x).equal(norm(x.float()))
+
+
 def test_a_bfloat16_level_is_still_the_level():
-    position = Position.of(torch.tensor([7, 231]), 232)
-    assert position.below.tolist() == position.above.tolist() == [7, 231]
+    position = Position.of(torch.tensor([7, 501]), 502)
+    assert position.below.tolist() == position.above.tolist() == [7, 501]
     net = small(**NCSN).bfloat16()
     x, _ = inputs(2)
     with torch.no_grad():

@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from diffusion_lab import picture
+from diffusion_lab import picture, plot
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypa
 
 def test_schedule_plot_draws_its_numbers(tmp_path, drawn):
     t = torch.linspace(0, 1, 11, dtype=torch.float64)
-    picture.schedule_plot(t, (1 - t).sqrt(), t.sqrt(), tmp_path / "s.png", "linear in the variance")
+    plot.schedule_plot(t, (1 - t).sqrt(), t.sqrt(), tmp_path / "s.png", "linear in the variance")
     scales, ratio = drawn[0].axes
     np.testing.assert_allclose(scales.lines[0].get_xydata(), np.stack([t, (1 - t) ** 0.5], 1))
     np.testing.assert_allclose(scales.lines[1].get_xydata(), np.stack([t, t**0.5], 1))
@@ -136,7 +136,7 @@ def test_schedule_plot_draws_its_numbers(tmp_path, drawn):
     np.testing.assert_allclose(y[1:-1], np.log((1 - x[1:-1]) / x[1:-1]), atol=1e-12)
     assert np.isfinite(ratio.get_ylim()).all() and drawn[0].get_suptitle() == "linear in the variance"
     assert scales.get_yscale() == "linear" and pixels(tmp_path / "s.png").shape[:2] == (600, 1200)
-    picture.schedule_plot(t, torch.ones(11), 0.01 * 5000**t, tmp_path / "s.png")
+    plot.schedule_plot(t, torch.ones(11), 0.01 * 5000**t, tmp_path / "s.png")
     assert drawn[1].axes[0].get_yscale() == "log"
 
 

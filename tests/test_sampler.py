@@ -15,7 +15,16 @@ from diffusion_lab.noise import draw, image_generators
 from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import VE, VP, Cosine, Geometric, Ladder, Linear, SubVP
 from diffusion_lab.sampler import (
-    DDIM, EDM, Ancestral, AnnealedLangevin, DPMSolver, EulerMaruyama, Langevin, ReverseDiffusion, Sampler, UniPC,
+    DDIM,
+    EDM,
+    Ancestral,
+    AnnealedLangevin,
+    DPMSolver,
+    EulerMaruyama,
+    Langevin,
+    ReverseDiffusion,
+    Sampler,
+    UniPC,
 )  # fmt: skip
 
 PROCESSES = {

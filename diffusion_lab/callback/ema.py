@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
@@ -123,3 +123,9 @@ class EMA(pl.Callback):
             self.updates = checkpoint["ema"]["updates"]
             self.weights = dict(checkpoint["ema"]["weights"])
             self.start(model.network)
+
+
+def averaged(trainer: pl.Trainer, model: Model) -> AbstractContextManager[None]:
+    """Context in which the model has the averaged weights of the trainer's EMA, or its own if there is none."""
+    ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)
+    return nullcontext() if ema is None else ema.averaged(model.network)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from diffusion_lab.callback.ema import EMA
+from diffusion_lab.callback.ema import EMA, averaged
 from diffusion_lab.evaluation import Evaluator
 from diffusion_lab.model import Model
 
@@ -52,15 +52,12 @@ class Evaluation(pl.Callback):
     def evaluate(self, trainer: pl.Trainer, model: Model) -> None:
         """Measure on the EMA weights (the raw ones if there is no EMA), log the values, write the records."""
         start = time.perf_counter()
-        ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)
-        if ema is None:
+        with averaged(trainer, model):
             metrics = self.evaluator(model, trainer.datamodule)
-        else:
-            with ema.averaged(model.network):
-                metrics = self.evaluator(model, trainer.datamodule)
+        has_ema = any(isinstance(callback, EMA) for callback in trainer.callbacks)
         self.results = {
             "step": trainer.global_step,
-            "weights": "raw" if ema is None else "ema",
+            "weights": "ema" if has_ema else "raw",
             **self.protocol,
             "seconds": round(time.perf_counter() - start, 1),
             "metrics": metrics,

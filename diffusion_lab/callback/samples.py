@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 
 from diffusion_lab import picture
-from diffusion_lab.callback.ema import EMA
+from diffusion_lab.callback.ema import averaged
 from diffusion_lab.data import DataModule
 from diffusion_lab.model import Model
 
@@ -48,9 +48,8 @@ class Samples(pl.Callback):
 
     def draw(self, trainer: pl.Trainer, model: Model, path: Path, film: bool = False) -> None:
         """Write the picture, and the film of it on request; log the picture."""
-        ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), EMA())
         path.parent.mkdir(parents=True, exist_ok=True)
-        with ema.averaged(model.network):
+        with averaged(trainer, model):
             draw_samples(model, model.sample(self.count, seed=self.seed), path, trainer.datamodule)
             if film:
                 draw_trajectory(model, path.with_name("trajectory"), self.frames, self.seed)
@@ -79,7 +78,7 @@ def draw_samples(model: Model, samples: torch.Tensor, path: Path, data: DataModu
 
 def quiet_time(model: Model, sigma: float = 0.1) -> torch.Tensor:
     """The time at which the noise is about `sigma`: small beside the data, yet the score there was learned."""
-    times = model.denoiser.process.grid(None)[:-1]
+    times = model.denoiser.process.grid(None)
     return times[(model.denoiser.process.sigma(times) - sigma).abs().argmin()]
 
 

@@ -18,6 +18,7 @@ from diffusion_lab import checkpoint, picture
 from diffusion_lab.callback.evaluation import write_results
 from diffusion_lab.callback.samples import draw_samples, draw_trajectory
 from diffusion_lab.evaluation import Evaluator
+from diffusion_lab.launch.compare import compare
 from diffusion_lab.launch.compose import plain
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.launch.report import say, table
@@ -40,7 +41,12 @@ def sample(config: DictConfig) -> None:
         model.likelihood = choose_likelihood(config, model)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    evaluator, data = prepare_evaluation(config, contents["config"], model) if config.evaluate else (None, None)
+    scored = config.evaluate or config.compare
+    evaluator, data = prepare_evaluation(config, contents["config"], model) if scored else (None, None)
+    if config.compare:
+        compare(config, model, evaluator, data, out)
+        say(f"written to {os.path.relpath(out)}: compare.json, compare.png")
+        return
     say(f"sampling {config.num_samples} from step {contents['global_step']} of {path} ({config.weights} weights)")
     start = time.perf_counter()
     samples, calls = draw(model, config)

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from diffusion_lab import checkpoint, picture
+from diffusion_lab import checkpoint, plot
 from diffusion_lab.callback import Evaluation
 from diffusion_lab.data import DataModule
 from diffusion_lab.launch.compose import plain
@@ -22,6 +22,9 @@ from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.launch.logger import build_loggers, finish_loggers
 from diffusion_lab.launch.report import say, table
 from diffusion_lab.model import Model
+
+CHOICES = ("model", "sde", "data", "schedule", "loss", "network", "sampler", "likelihood", "metric")
+"""Groups whose chosen option goes into checkpoints and results by its name."""
 
 
 def train(config: DictConfig) -> None:
@@ -31,7 +34,7 @@ def train(config: DictConfig) -> None:
     OmegaConf.set_struct(config, False)
     config.paths.run_dir = str(run_dir)
     settings = plain(config)
-    settings["choices"] = {k: choices[k] for k in ("model", "sde", "data", "schedule", "loss", "network", "sampler", "likelihood", "metric")}
+    settings["choices"] = {group: choices[group] for group in CHOICES}
     resume = settings["ckpt_path"] and checkpoint.find(settings["ckpt_path"], settings["paths"]["log_dir"])
     step = checkpoint.read(resume)["global_step"] if resume else 0
     pl.seed_everything(settings["seed"], workers=True, verbose=False)
@@ -97,11 +100,16 @@ def prepare_evaluation(evaluation: Evaluation, settings: dict[str, Any], data: D
 
 def describe_sampler(name: str, sampler: dict[str, Any]) -> str:
     """A sampler in words: its name and everything that was chosen about it."""
-    parts = [sampler, *(part for part in sampler.values() if isinstance(part, dict))]
-    chosen = [(k, v) for part in parts for k, v in part.items() if k[0] != "_" and not isinstance(v, dict)]
-    words = [f"{k}={'all' if v is None and k == 'steps' else v}" for k, v in chosen if v is not None or k == "steps"]
-    kinds = "+".join(p["_target_"].rpartition(".")[2] for p in parts[1:])
-    return f"{name} ({', '.join([*([kinds] if kinds else []), *words])})"
+    words, kinds = [], []
+    for part in ("predictor", "corrector"):
+        options = dict(sampler.get(part) or {})
+        if target := options.pop("_target_", None):
+            prefix = "corrector." if part == "corrector" else ""
+            words += [f"{prefix}{k}={v}" for k, v in options.items() if v is not None]
+            kinds.append(f"{part}={target.rpartition('.')[2]}")
+    own = {k: v for k, v in sampler.items() if k[0] != "_" and not isinstance(v, dict)}
+    words += [f"{k}={'all' if v is None else v}" for k, v in own.items()]
+    return f"{name} ({', '.join(words + kinds)})"
 
 
 def announce(settings: dict[str, Any], data: DataModule, model: Model, trainer: pl.Trainer, run_dir: Path) -> None:
@@ -111,7 +119,7 @@ def announce(settings: dict[str, Any], data: DataModule, model: Model, trainer: 
     process = model.denoiser.process
     times = process.grid(None).flip(0)
     title = f"{type(process).__name__}, schedule {settings['choices']['schedule']}"
-    picture.schedule_plot(times, process.alpha(times), process.sigma(times), run_dir / "schedule.png", title)
+    plot.schedule_plot(times, process.alpha(times), process.sigma(times), run_dir / "schedule.png", title)
     count = sum(p.numel() for p in model.network.parameters())
     batch = settings["data"]["batch_size"] * settings["trainer"]["accumulate_grad_batches"]
     say(f"data     {data.describe()}")
@@ -138,7 +146,8 @@ def conclude(trainer: pl.Trainer, run_dir: Path) -> None:
     ):
         if (run_dir / name).exists():
             say(f"  {os.path.join(shown, name):<58} {what}")
-    say(f"sample from it:  python sample.py ckpt_path={shlex.quote(shown)} sampler=ddim")
+    other = "" if trainer.lightning_module.denoiser.process.levels == 1 else " sampler=ddim"
+    say(f"sample from it:  python sample.py ckpt_path={shlex.quote(shown)}{other}")
 
 
 def quieten() -> None:

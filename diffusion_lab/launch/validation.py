@@ -14,18 +14,18 @@ POSITIVE, NOT_NEGATIVE, FRACTION = (0, math.inf, "()"), (0, math.inf, "[)"), (0,
 COUNT = (1, math.inf, "[)")
 
 BOUNDS: dict[str, tuple[float, float, str]] = {
-    "accumulate_grad_batches": COUNT, "batch_size": COUNT, "beta_max": POSITIVE, "beta_min": POSITIVE,
-    "blocks": COUNT, "churn": NOT_NEGATIVE, "channels": COUNT, "count": COUNT, "decay": FRACTION, "decay_steps": COUNT, "depth": COUNT,
-    "dropout": FRACTION, "eps": POSITIVE, "eta": (0, 1, "[]"), "eval_batch_size": COUNT, "every_n_steps": COUNT,
-    "frames": COUNT, "gamma": POSITIVE, "gradient_clip_val": POSITIVE, "grid": COUNT, "heads": COUNT,
-    "held_out_fraction": (0, 1, "()"), "keep": COUNT, "levels": (2, math.inf, "[)"),
-    "likelihood_samples": NOT_NEGATIVE, "log_every_n_steps": COUNT, "lr": POSITIVE, "max_steps": COUNT,
-    "num_nodes": COUNT, "num_samples": COUNT, "num_workers": NOT_NEGATIVE, "refresh_seconds": NOT_NEGATIVE,
-    "atol": POSITIVE, "probes": COUNT, "rho": POSITIVE, "rtol": POSITIVE, "s": POSITIVE, "samples": (2, math.inf, "[)"), "s_noise": POSITIVE, "sampler_steps": COUNT,
-    "seed": NOT_NEGATIVE, "sigma": POSITIVE, "sigma_max": POSITIVE,
-    "sigma_min": POSITIVE, "simple_weight": NOT_NEGATIVE, "snr": POSITIVE, "step_size": POSITIVE, "steps": COUNT, "tau": POSITIVE, "terms": COUNT,
-    "val_check_interval": POSITIVE, "vlb_weight": NOT_NEGATIVE, "warmup_steps": NOT_NEGATIVE,
-    "weight_decay": NOT_NEGATIVE, "width": COUNT,
+    "accumulate_grad_batches": COUNT, "atol": POSITIVE, "batch_size": COUNT, "beta_max": POSITIVE,
+    "beta_min": POSITIVE, "blocks": COUNT, "channels": COUNT, "churn": NOT_NEGATIVE, "count": COUNT,
+    "decay": FRACTION, "decay_steps": COUNT, "depth": COUNT, "dropout": FRACTION, "eps": POSITIVE,
+    "eta": (0, 1, "[]"), "eval_batch_size": COUNT, "every_n_steps": COUNT, "frames": COUNT, "gamma": POSITIVE,
+    "gradient_clip_val": POSITIVE, "grid": COUNT, "heads": COUNT, "held_out_fraction": (0, 1, "()"), "keep": COUNT,
+    "levels": (2, math.inf, "[)"), "likelihood_samples": NOT_NEGATIVE, "log_every_n_steps": COUNT, "lr": POSITIVE,
+    "max_steps": COUNT, "num_nodes": COUNT, "num_samples": COUNT, "num_workers": NOT_NEGATIVE, "prior_std": POSITIVE,
+    "probes": COUNT, "refresh_seconds": NOT_NEGATIVE, "rho": POSITIVE, "rtol": POSITIVE, "s": POSITIVE,
+    "s_noise": POSITIVE, "sampler_steps": COUNT, "samples": (2, math.inf, "[)"), "seed": NOT_NEGATIVE,
+    "sigma": POSITIVE, "sigma_max": POSITIVE, "sigma_min": POSITIVE, "simple_weight": NOT_NEGATIVE, "snr": POSITIVE,
+    "step_size": POSITIVE, "steps": COUNT, "tau": POSITIVE, "terms": COUNT, "val_check_interval": POSITIVE,
+    "vlb_weight": NOT_NEGATIVE, "warmup_steps": NOT_NEGATIVE, "weight_decay": NOT_NEGATIVE, "width": COUNT,
 }  # fmt: skip
 """Range of every number by the name of its key: (low, high, which ends belong to it)."""
 
@@ -67,8 +67,9 @@ def check_network_fits_data(config: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: naming the network to choose.
     """
-    shape, points = _get(config, "data.shape"), _get(config, "network.dimensions") is not None
-    if shape and config.get("network") and (len(shape) == 1) != points:
+    shape, network = _get(config, "data.shape"), config.get("network")
+    points = _get(config, "network.dimensions") is not None or _get(config, "network.network.dimensions") is not None
+    if shape and network and (len(shape) == 1) != points:
         wanted = "network=mlp" if len(shape) == 1 else "a network of images, such as network=unet_small"
         raise ConfigError(f"the data have shape {list(shape)}, which this network does not take: use {wanted}")
 

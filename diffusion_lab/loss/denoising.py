@@ -36,7 +36,8 @@ class DenoisingLoss:
 
     `weighting`, as a factor of the eps residual: "simple" = 1 (Ho et al. 2020, Eq. 14); "x0" = 1/SNR and "v", which
     weigh the residual of x_0 or v evenly; "min_snr" = min(SNR, gamma)/SNR (Hang et al. 2023, Section 3.4);
-    "likelihood" = g^2/sigma^2 (Song et al. 2021b, Section 3).  The variational weight makes "mean" the diffusion terms of the bound in nats per dimension (Ho et al. 2020, Eq. 12).
+    "likelihood" = g^2/sigma^2 (Song et al. 2021b, Section 3).  The variational weight makes "mean" the diffusion terms
+    of the bound in nats per dimension (Ho et al. 2020, Eq. 12).
 
     Args:
         times: "uniform", as the process draws them, or "importance", uniform in log-SNR with the weights corrected, so

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import torch
 
@@ -14,7 +15,7 @@ from diffusion_lab.sampler import Sampler
 
 
 class ScoreMatching(Model):
-    """A network whose output is the score of the data blurred by one small sigma; images in [0, 1].
+    """A network that gives the score of the data blurred by one small sigma, or sigma times it; images in [0, 1].
 
     Any loss of `diffusion_lab.loss` trains it; Langevin dynamics samples from it.
     """
@@ -29,14 +30,16 @@ class ScoreMatching(Model):
         shape: Sequence[int] = (2,),
         grey_levels: int | None = None,
         sigma: float = 0.1,
+        prior_std: float = 2.0,
+        output: Literal["score", "scaled_score"] = "scaled_score",
         dequantize: bool = False,
         warmup_steps: int = 0,
         decay_steps: int | None = None,
         channels_last: bool = True,
     ) -> None:
-        row = Parameterization(output="score", told="nothing", low=0.0, high=1.0)
+        row = Parameterization(output=output, told="nothing", low=0.0, high=1.0)
         super().__init__(
-            Denoiser(network, SingleLevel(sigma), row),
+            Denoiser(network, SingleLevel(sigma, prior_std), row),
             loss,
             sampler,
             likelihood,

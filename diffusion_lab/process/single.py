@@ -14,15 +14,18 @@ class SingleLevel(NoiseProcess):
     """x = x_0 + sigma eps with one sigma (Vincent 2011); the only level stands at t = 1 and clean data at t = 0.
 
     Read in continuous time it is Brownian motion, sigma(t)^2 = sigma^2 t.
+
+    Args:
+        prior_std: of the Gaussian that sampling starts from, about the size of the data: no theory gives it.
     """
 
     levels, t_min = 1, 1.0
 
-    def __init__(self, sigma: float = 0.1) -> None:
+    def __init__(self, sigma: float = 0.1, prior_std: float = 1.0) -> None:
         super().__init__()
-        if not sigma > 0:
-            raise ValueError(f"sigma must be positive, got {sigma}")
-        self.prior_std = self.level_sigma = float(sigma)
+        if not (sigma > 0 and prior_std > 0):
+            raise ValueError(f"sigma and prior_std must be positive, got {sigma} and {prior_std}")
+        self.level_sigma, self.prior_std = float(sigma), float(prior_std)
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)

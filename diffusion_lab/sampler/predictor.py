@@ -24,7 +24,8 @@ class Move:
     x0_0 is the guess at x_t, x0_1 the one before it, and so on.
 
     Args:
-        churn: (scale, std) of noise added before, x_t = scale x + std z: t is then later than where the last move ended.
+        churn: (scale, std) of noise added before, x_t = scale x + std z: t is then later than where the last move
+            ended.
         refine: (a', b') with which x_s is computed anew, from the same x_t and noise-free, once x0_0 is the guess at
             the first x_s and x0_1 the one at x_t.
     """

@@ -1,0 +1,72 @@
+"""The two pitfalls of score matching at one noise level, drawn when training ends (Song & Ermon 2019, Section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+
+from diffusion_lab.callback.ema import averaged
+from diffusion_lab.model import Model
+from diffusion_lab.pitfall import mode_weights_plot, score_error_plot
+from diffusion_lab.sampler import Sampler
+
+
+class ScoreError(pl.Callback):
+    """Draws the learned score of points, the true one and their difference: `<run_dir>/score_error.png`.
+
+    The score is that at the model's lowest noise, where it is learned only where there are data.
+    """
+
+    def __init__(self, run_dir: str) -> None:
+        self.run_dir = Path(run_dir)
+
+    @torch.no_grad()
+    def on_train_end(self, trainer: pl.Trainer, model: Model) -> None:
+        if not trainer.is_global_zero:
+            return
+        process, data = model.denoiser.process, trainer.datamodule
+        t = torch.tensor(process.t_min, dtype=torch.float64)
+
+        def learned(x: torch.Tensor) -> torch.Tensor:
+            return model.denoiser(x.to(model.device, torch.float32), t).score.to(x)
+
+        with averaged(trainer, model), model.evaluating():
+            error = score_error_plot(
+                data.images("train", 5000),
+                data.target,
+                learned,
+                self.run_dir / "score_error.png",
+                sigma=process.sigma(t).item(),
+                limits=(-2.0, 2.0),
+            )
+        print(f"score    median error {error.with_data:.2g} where there are data, {error.without_data:.2g} elsewhere")
+
+
+class ModeWeights(pl.Callback):
+    """Draws points by several samplers beside the data, with the weight each gives to each mode:
+    `<run_dir>/mode_weights.png`.
+
+    Args:
+        samplers: name -> sampler.
+        count: points drawn by each.
+    """
+
+    def __init__(self, run_dir: str, samplers: Mapping[str, Sampler], count: int = 2000, seed: int = 0) -> None:
+        self.run_dir, self.samplers, self.count, self.seed = Path(run_dir), dict(samplers), count, seed
+
+    def on_train_end(self, trainer: pl.Trainer, model: Model) -> None:
+        if not trainer.is_global_zero:
+            return
+        data = trainer.datamodule
+        with averaged(trainer, model):
+            drawn = {
+                name: model.sample(self.count, seed=self.seed, batch_size=self.count, sampler=sampler)
+                for name, sampler in self.samplers.items()
+            }
+        drawn["data"] = data.images("held_out", self.count)
+        weights = mode_weights_plot(drawn, data.target, self.run_dir / "mode_weights.png", limits=(-2.0, 2.0))
+        for name, shares in weights.items():
+            print(f"modes    {' : '.join(f'{share:.1%}' for share in shares.tolist())}  {name}")
