@@ -49,7 +49,8 @@ class Evaluator:
         features: extractor for the Fréchet distance of images; None for points in the plane.
         samples: how many samples are scored.
         likelihood_samples: how many held-out points the likelihood is averaged over; None takes all, 0 none.
-        batch_size: of sampling and of the likelihood.
+        batch_size: of sampling.
+        likelihood_batch_size: of the likelihood, which may need the memory of a backward pass.
         seed: of the samples and of the likelihood's noise.
     """
 
@@ -59,10 +60,11 @@ class Evaluator:
         samples: int = 1000,
         likelihood_samples: int | None = None,
         batch_size: int = 500,
+        likelihood_batch_size: int = 100,
         seed: int = 0,
     ) -> None:
         self.features, self.samples, self.likelihood_samples = features, samples, likelihood_samples
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.likelihood_batch_size, self.seed = batch_size, likelihood_batch_size, seed
         self._real: tuple[FeatureMoments, FeatureMoments] | None = None
 
     def prepare(self, data: DataModule, device: torch.device) -> None:
@@ -165,7 +167,7 @@ class Evaluator:
         """(name with its unit, record) of one of the model's likelihoods."""
         own, calls = [], []
         with model.evaluating():
-            for chunk in own_chunks(len(x), self.batch_size):
+            for chunk in own_chunks(len(x), self.likelihood_batch_size):
                 x0 = model.encode(x[chunk.start : chunk.stop].to(model.device))
                 model.denoiser.nfe = 0
                 result = model.likelihood[name](

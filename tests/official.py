@@ -30,7 +30,9 @@ def low(c: dict[str, Any]) -> float:
 def snr(c: dict[str, Any]) -> float | None:
     """Of annealed Langevin steps sqrt(step_size / 2) / sigma_min, to the three digits of the official ones."""
     step = at(c, "sampler.corrector.step_size")
-    return at(c, "sampler.corrector.snr") if step is None else round(math.sqrt(step / 2) / c["schedule"]["sigma_min"], 3)
+    return (
+        at(c, "sampler.corrector.snr") if step is None else round(math.sqrt(step / 2) / c["schedule"]["sigma_min"], 3)
+    )
 
 
 def sde(c: dict[str, Any]) -> str:
@@ -45,7 +47,11 @@ def network(c: dict[str, Any]) -> str:
     return names.get(kind(node)) or names[kind(node), node.get("up_attention") or node.get("pool")]
 
 
-PREDICTORS = {"Ancestral": "ancestral_sampling", "ReverseDiffusion": "reverse_diffusion", "EulerMaruyama": "euler_maruyama"}
+PREDICTORS = {
+    "Ancestral": "ancestral_sampling",
+    "ReverseDiffusion": "reverse_diffusion",
+    "EulerMaruyama": "euler_maruyama",
+}
 CORRECTORS = {"Langevin": "langevin", "AnnealedLangevin": "ald"}
 NCSNPP = ("conditional", "fir", "fourier_scale", "init_scale", "progressive", "progressive_combine", "progressive_input",
           "resamp_with_conv", "resblock_type", "skip_rescale")  # fmt: skip

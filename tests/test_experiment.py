@@ -170,5 +170,4 @@ def test_headers_state_the_published_results():
     assert set(RESULTS) | elsewhere == set(recorded)
     expected = OTHERS | {name: recorded[row] for row, name in RESULTS.items()}
     assert {name: published(name) for name in NAMES} == {name: expected.get(name, {}) for name in NAMES}
-    assert set(expected) - set(NAMES) == {f"score_sde/table1/vp_{p}_p2000" for p in
-                                          ("ancestral", "reverse_diffusion", "probability_flow")}  # fmt: skip
+    assert set(expected) <= set(NAMES)

@@ -23,7 +23,7 @@ from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.launch.report import say
 from diffusion_lab.model import Model
 
-SIZES = ("channels", "multipliers", "dilations", "blocks", "attention", "levels", "up_attention")
+SIZES = ("channels", "multipliers", "dilations", "blocks", "attention", "levels", "groups", "up_attention")
 """Settings that decide on names and shapes of a network's weights."""
 
 
@@ -49,19 +49,10 @@ def adopt(file: str, overrides: Sequence[str], out: str | None = None) -> Path:
         named = str(path) in str(error)
         raise ConfigError(str(error) if named else f"{path}: {error}") from error
     model = build(settings)
-    layout, ema = fill(model, found, path, settings)
-    contents = {
-        "epoch": 0,
-        "global_step": found.step or 0,
-        "pytorch-lightning_version": pl.__version__,
-        "state_dict": model.state_dict(),
-        "config": settings,
-        "ema": {"decay": settings["callback"]["ema"]["decay"], "warmup": settings["callback"]["ema"]["warmup"]}
-        | {"updates": found.step or 0, "weights": ema},
-    }
+    layout, average = fill(model, found, path, settings)
     target = run_dir / "checkpoints" / f"step_{found.step or 0:08d}.ckpt"
     try:
-        AtomicCheckpointIO().save_checkpoint(contents, target)
+        AtomicCheckpointIO().save_checkpoint(contents(model, average, found.step or 0, settings), target)
     except OSError as error:
         raise ConfigError(f"{target} cannot be written: {error}") from error
     report(found, layout, model, path, target)
@@ -106,9 +97,24 @@ def fill(model: Model, found: Found, path: Path, settings: dict[str, Any]) -> tu
     except ValueError as error:
         sizes = ", ".join(f"network.{k}={v}" for k, v in settings["network"].items() if k in SIZES)
         chosen = f"network={settings['choices']['network']} with {sizes}".replace("'", "")
-        raise ConfigError(f"{path} does not fit {chosen}: {error}; set these, or choose another network=...") from error
+        raise ConfigError(
+            f"{path} does not fit {chosen}: {error}; change those settings, or choose another network=..."
+        ) from error
     network.load_state_dict(raw)
     return layout, {name: average[name] for name, _ in network.named_parameters()}
+
+
+def contents(model: Model, average: dict[str, Tensor], step: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint of ours holds of a model; the state of the training is not among it."""
+    ema = settings["callback"]["ema"]
+    return {
+        "epoch": 0,
+        "global_step": step,
+        "pytorch-lightning_version": pl.__version__,
+        "state_dict": model.state_dict(),
+        "config": settings,
+        "ema": {"decay": ema["decay"], "warmup": ema["warmup"], "updates": step, "weights": average},
+    }
 
 
 def report(found: Found, layout: Layout, model: Model, path: Path, target: Path) -> None:
@@ -118,7 +124,7 @@ def report(found: Found, layout: Layout, model: Model, path: Path, target: Path)
     sets = "with raw and EMA weights" if found.average else "with one set of weights, which serves as raw and as EMA"
     say(f"read     {path}: {found.kind}, {step}, {sets}")
     kind = f"{type(model).__name__}, {type(model.network).__name__}"
-    say(f"model    {kind} with {count:,} parameters, out of the names of {layout.name}")
+    say(f"model    {kind} with {count:,} parameters, from the layout of {layout.name}")
     doubt = noise_differs(model, found.raw.get("sigmas"))
     if doubt:
         say(f"beware   {doubt}")

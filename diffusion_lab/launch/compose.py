@@ -54,6 +54,7 @@ def check(task: str, arguments: Sequence[str]) -> None:
                 config = compose(task, job)
                 OmegaConf.set_struct(config, False)
                 config.paths.run_dir = "."  # known only when the job starts
+                config.variance = config.variance or "fixed_large"  # sample.py takes the checkpoint's
                 raw = OmegaConf.to_container(config, resolve=False)
                 missing = [f"{path}.{k}".lstrip(".") for path, node in nodes(raw) for k in node if node[k] == "???"]
                 if missing:
@@ -88,9 +89,8 @@ def _check_words(task: str, job: Sequence[str]) -> None:
             names = options(key)
             value = str(override.value())
             if override.value() is not None and value not in names:
-                raise ConfigError(
-                    f"{key}={value} is no option of {key}{nearest(value, names)}; allowed: {', '.join(names)}"
-                )
+                shown = ", ".join(names) if len(names) < 25 else f"the {len(names)} files of conf/{key}"
+                raise ConfigError(f"{key}={value} is no option of {key}{nearest(value, names)}; allowed: {shown}")
             chosen.append(override.input_line)
     try:
         keys = _keys(compose(task, chosen))

@@ -36,7 +36,10 @@ def train(config: DictConfig) -> None:
     settings = plain(config)
     settings["choices"] = {group: choices[group] for group in CHOICES}
     resume = settings["ckpt_path"] and checkpoint.find(settings["ckpt_path"], settings["paths"]["log_dir"])
-    step = checkpoint.read(resume)["global_step"] if resume else 0
+    before = checkpoint.read(resume) if resume else {"global_step": 0, "optimizer_states": []}
+    if "optimizer_states" not in before:
+        raise ConfigError(f"{resume} was imported: sample from it; it holds no training to go on with")
+    step = before["global_step"]
     pl.seed_everything(settings["seed"], workers=True, verbose=False)
     data, model, trainer = set_up(settings, run_dir)
     loggers = build_loggers(settings["logger"], run_dir, settings) if trainer.is_global_zero else []

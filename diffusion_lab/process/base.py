@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Spacing = Literal["uniform", "quadratic", "log_snr", "karras"]
+Spacing = Literal["uniform", "quadratic", "linear", "log_snr", "karras"]
 """How a sampler's times are spread; see `NoiseProcess.grid`."""
 
 Variance = Literal["fixed_small", "fixed_large"]
@@ -93,7 +93,7 @@ class NoiseProcess(nn.Module, ABC):
         """The `steps` decreasing times at which a sampler asks the network, float64 on the CPU, shape (steps,).
 
         "uniform" and "quadratic" are even in t and in sqrt(t) (on a ladder: among its levels), from t = 1 to t_min;
-        "log_snr" is even in log(alpha/sigma) (Lu et al. 2022, Section 3.4); "karras" is even in
+        "linear" is even in t between a ladder's levels too (Song et al. 2021, Table 1, P2000); "log_snr" is even in log(alpha/sigma) (Lu et al. 2022, Section 3.4); "karras" is even in
         (sigma/alpha)^(1/rho) (Karras et al. 2022, Eq. 5).  None takes every level of a ladder, or 1000 times.
 
         Raises:
@@ -106,6 +106,8 @@ class NoiseProcess(nn.Module, ABC):
             raise ValueError(f"spacing={spacing} needs at least 2 sampler steps, got {steps}")
         ends = torch.tensor([1.0, self.t_min], dtype=torch.float64)
         u, log_snr = torch.linspace(0, 1, steps, dtype=torch.float64), self.log_snr(ends)
+        if spacing == "linear":
+            return torch.lerp(*ends, u)
         if spacing == "log_snr":
             value = torch.lerp(*log_snr, u)
         else:  # sigma / alpha = exp(-log_snr / 2)
