@@ -63,11 +63,11 @@ class Denoiser(nn.Module):
         self.nfe += 1
         row = self.parameterization
         alpha, sigma = self.process.marginal(t, x)
-        told = row.conditioning(self.process, t)
+        # What the network is told keeps its precision: bfloat16 cannot tell level 998 from 999.
+        told = row.conditioning(self.process, t).to(x.device, torch.promote_types(x.dtype, torch.float32))
         seen = row.network_input(x, alpha, sigma)
         dtype = self.network_dtype or x.dtype
-        # What the network is told keeps its precision: bfloat16 cannot tell level 998 from 999.
-        output = self.network(seen.to(dtype), told.to(x.device, x.dtype).expand(len(x)), **condition)
+        output = self.network(seen.to(dtype), told.expand(len(x)), **condition)
         return Estimate(x, alpha, sigma, row.eps(output.to(x.dtype), x, alpha, sigma))
 
     @property

@@ -101,6 +101,11 @@ def test_variational_weight_is_ho_equation_12():
     small = betas[1:] * (1 - abar[:-1]) / (1 - abar[1:])
     want = 1000 * betas[1:] ** 2 / (2 * small * (1 - betas[1:]) * (1 - abar[1:]))
     torch.testing.assert_close(process.vlb_weight(t, "fixed_small"), want, rtol=1e-8, atol=0)
+    # The last step's own posterior has no variance; the program takes the second's.
+    first = 1000 * (1 - abar[0]) / (2 * abar[0] * small[0])
+    for variance in ("fixed_small", "fixed_large"):
+        got = process.vlb_weight(torch.tensor([0.001], dtype=torch.float64), variance)
+        torch.testing.assert_close(got, first.reshape(1), rtol=1e-8, atol=0)
 
 
 @pytest.mark.parametrize("process", [VP(Linear()), SubVP(Linear()), VE(Geometric())])
@@ -134,6 +139,44 @@ def test_weights_mix():
     process, t = Ladder(Linear()), torch.tensor([0.1, 0.9])
     both = DenoisingLoss(simple_weight=0.5, vlb_weight=0.1).weight(process, t)
     torch.testing.assert_close(both, 0.5 + 0.1 * process.vlb_weight(t, "fixed_large").float())
+    small = DenoisingLoss(simple_weight=0.0, vlb_weight=1.0, variance="fixed_small").weight(process, t)
+    torch.testing.assert_close(small, process.vlb_weight(t, "fixed_small").float())
+    assert small[0] > 1.0005 * process.vlb_weight(t, "fixed_large")[0]
+
+
+@pytest.mark.parametrize("low, high", [(-1.0, 1.0), (0.0, 1.0), (2.0, 6.0)])
+def test_networks_see_images_stretched_to_one_range_and_of_unit_scale(low, high):
+    alpha, sigma = torch.tensor(0.8), torch.tensor(3.0)
+    ends = torch.tensor([low, high]).reshape(1, 1, 1, 2)
+    seen = Parameterization(low=low, high=high).network_input(ends, torch.tensor(1.0), sigma)
+    torch.testing.assert_close(seen.flatten(), torch.tensor([-1.0, 1.0]))
+    points = torch.tensor([[0.2, 5.0]])
+    assert torch.equal(Parameterization(low=low, high=high).network_input(points, alpha, sigma), points)
+    # Pixels of unit variance on the network's scale are so after the noise too.
+    x = torch.randn(1, 1, 200, 200, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, 1, 200, 200, generator=torch.Generator().manual_seed(1))
+    data = ((high - low) * x + (low + high)) / 2
+    scaled = Parameterization(low=low, high=high, unit_input=True).network_input(
+        alpha * data + sigma * noise, alpha, sigma
+    )
+    assert scaled.std().item() == pytest.approx(1, abs=0.02)
+
+
+def test_a_network_in_bfloat16_is_told_the_level_exactly():
+    seen = {}
+
+    class Half(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones((), dtype=torch.bfloat16))
+
+        def forward(self, x, told):
+            seen.update(x=x, told=told)
+            return self.weight * x
+
+    estimate = Denoiser(Half(), Ladder(Linear()), Parameterization())(torch.randn(3, 2), torch.tensor(0.999))
+    assert seen["x"].dtype == torch.bfloat16 and estimate.eps.dtype == estimate.x0.dtype == torch.float32
+    assert seen["told"].tolist() == [998.0] * 3
 
 
 def test_eps_mse_floor_of_the_correlated_gaussian():

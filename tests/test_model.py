@@ -7,9 +7,10 @@ import torch
 
 from diffusion_lab.callback import RankSeed
 from diffusion_lab.loss import DenoisingLoss
-from diffusion_lab.model import DDPM
+from diffusion_lab.model import DDPM, NCSN, NCSNv2, ScoreMatching, ScoreSDE
 from diffusion_lab.network import MLP, UNet
-from diffusion_lab.process import Linear
+from diffusion_lab.parameterization import Parameterization
+from diffusion_lab.process import VP, Geometric, Ladder, Linear
 from diffusion_lab.sampler import DDIM, Sampler
 
 
@@ -60,6 +61,55 @@ def test_training_step_is_the_loss_of_the_encoded_batch():
     torch.testing.assert_close(loss, model.loss(model.denoiser, 2 * batch[0] - 1).mean())
     loss.backward()
     assert all(p.grad is not None for p in model.network.parameters())
+
+
+def test_dequantised_images_fill_their_grey_levels_and_validation_repeats_its_noise():
+    seen = []
+
+    def loss(denoiser, x0, generator=None):
+        seen.append((x0, None if generator is None else torch.randn(3, generator=generator)))
+        return x0.flatten(1).mean(1)
+
+    model = images_model(grey_levels=17, dequantize=True)
+    model.loss, model.log_dict = loss, lambda *arguments, **options: None
+    black, white = torch.zeros(50, 1, 8, 8), torch.ones(50, 1, 8, 8)
+    for level, data in ((0, black), (16, white)):
+        model.training_step((data, None), 0)
+        x = (seen.pop()[0] + 1) / 2 * 17  # (k + u) / 17 of level k
+        assert level <= x.min() < level + 0.01 and level + 0.99 < x.max() <= level + 1 + 1e-5
+    for batch in (0, 1, 0):
+        model.validation_step((white, None), batch)
+    (first, noise), (_, other), (_, again) = seen
+    assert torch.equal(first, white) and torch.equal(noise, again) and not torch.allclose(noise, other)
+
+
+def test_image_i_of_a_series_is_the_same_in_any_batch():
+    model = DDPM(MLP(), Linear(), DenoisingLoss(), Sampler(DDIM(1.0), steps=3), shape=(2,), grey_levels=None)
+    whole = model.sample(5, seed=3, batch_size=5)
+    torch.testing.assert_close(model.sample(5, seed=3, batch_size=2), whole)
+    torch.testing.assert_close(model.sample(2, seed=3, first=3), whole[3:])
+    assert not torch.allclose(model.sample(5, seed=4), whole)
+
+
+def test_every_method_has_the_row_of_its_paper():
+    parts = {"network": MLP(), "loss": DenoisingLoss(), "sampler": Sampler(DDIM(), steps=2), "shape": (2,)}
+    ladder, sigmas = Linear(), Geometric(0.01, 1.0)
+    rows = {
+        DDPM(schedule=ladder, **parts): Parameterization("eps", "level", -1.0, 1.0, True),
+        NCSN(schedule=sigmas, **parts): Parameterization("score", "level_from_top", 0.0, 1.0),
+        NCSNv2(schedule=sigmas, **parts): Parameterization("scaled_score", "nothing", 0.0, 1.0),
+        ScoreMatching(**parts): Parameterization("scaled_score", "nothing", 0.0, 1.0),
+        ScoreSDE(process=VP(ladder), unit_input=True, **parts): Parameterization("eps", "time_999", -1.0, 1.0, True),
+    }
+    for model, row in rows.items():
+        assert model.denoiser.parameterization == row, type(model).__name__
+    single = ScoreMatching(sigma=0.3, prior_std=4.0, **parts).denoiser.process
+    assert single.prior_std == 4 and single.sigma(torch.ones(())).item() == pytest.approx(0.3)
+    # NCSN counts its levels from the largest sigma, t = 1.
+    told = NCSN(schedule=sigmas, **parts).denoiser.parameterization.conditioning(
+        Ladder(sigmas, 10), torch.tensor([1.0, 0.1])
+    )
+    assert told.tolist() == [0, 9]
 
 
 def test_gradient_norm_is_the_global_one_and_clipped():

@@ -127,6 +127,35 @@ def test_between_levels_the_ladder_is_smooth_monotone_and_of_its_family(ladder):
     torch.testing.assert_close(before, after, rtol=1e-5, atol=0)
 
 
+def test_slopes_are_harmonic_means_and_flat_where_a_side_is():
+    from diffusion_lab.process.ladder import monotone_slopes
+
+    slopes = monotone_slopes(torch.tensor([0.0, 1.0, 4.0, 4.0, 6.0]).double())
+    torch.testing.assert_close(slopes, torch.tensor([1, 1.5, 0, 0, 2]).double())
+
+
+@pytest.mark.parametrize("process", [VP(Linear()), VE(Geometric()), Ladder(Linear(), 10), Ladder(Geometric(), 10)])
+def test_grids_of_the_clock(process):
+    """Evenly from 1 to t_min, which is 1e-3 for VP and 1e-5 for VE (score_sde's run_lib), and the first level."""
+    lowest = {VP: 1e-3, VE: 1e-5, Ladder: 0.1}[type(process)]
+    even = 1 + (lowest - 1) * torch.arange(5).double() / 4
+    torch.testing.assert_close(process.grid(5, "linear"), even, rtol=1e-9, atol=0)
+    if process.levels is None:
+        torch.testing.assert_close(process.grid(5), even, rtol=1e-9, atol=0)
+        squares = lowest + (1 - lowest) * (torch.arange(4, -1, -1).double() / 4) ** 2
+        torch.testing.assert_close(process.grid(5, "quadratic"), squares, rtol=1e-9, atol=0)
+        times = process.sample_times(100_000, torch.device("cpu"), torch.Generator().manual_seed(0))
+        assert 1e-5 <= times.min() < 1e-4 and times.max() <= 1
+
+
+def test_single_level_stands_at_one():
+    process = SingleLevel(0.3, 2.5)
+    assert process.sigma(process.sample_times(3, torch.device("cpu"))).tolist() == pytest.approx([0.3] * 3)
+    assert process.grid(None).tolist() == process.grid(1).tolist() == [1] and process.prior_std == 2.5
+    with pytest.raises(ValueError, match="a single noise level has one sampler step, got 5"):
+        process.grid(5)
+
+
 def test_geometric_levels_are_geometric_between_too():
     ladder, t = Ladder(Geometric(0.01, 1.0), 10), torch.tensor([0.25, 0.77], dtype=torch.float64)
     torch.testing.assert_close(ladder.sigma(t), 0.01 * 100 ** ((10 * t - 1) / 9), rtol=1e-12, atol=0)
@@ -147,7 +176,42 @@ def test_time_inverts_log_snr_and_grids_are_even_in_what_they_say(process):
         process.grid(1, "karras")
 
 
-@pytest.mark.parametrize("process", [build() for build in SDES.values()] + LADDERS[:1])
+@pytest.mark.parametrize("ladder", LADDERS)
+def test_importance_levels_of_a_ladder_are_whole_and_correct_for_it(ladder):
+    t, factor = ladder.importance_times(20_000, torch.device("cpu"), torch.Generator().manual_seed(0))
+    assert torch.equal(ladder.level(t), ladder.level(t).round()) and ladder.level(t).min() == 1
+    rate = (ladder.g(t.double()) / ladder.sigma(t.double())) ** 2
+    torch.testing.assert_close(factor * rate.float(), (factor * rate.float())[:1].expand(len(t)), rtol=1e-4, atol=0)
+    for h, exact in ((torch.ones_like(t), 1.0), (t, (1 + 1 / ladder.levels) / 2)):  # means over uniform levels
+        assert (factor * h).mean().item() == pytest.approx(exact, abs=4.5 * (factor * h).std().item() / 20_000**0.5)
+
+
+def test_a_single_level_has_one_time_whatever_asks_for_it():
+    process = SingleLevel(0.1)
+    assert all((x == 1).all() for x in process.importance_times(5, torch.device("cpu")))
+    assert process.grid(1, "karras").tolist() == [1.0]
+    with pytest.raises(ValueError, match="one sampler step, got 5"):
+        process.grid(5, "log_snr")
+
+
+def test_times_keep_float32_under_another_default_dtype():
+    """Lightning's bf16-true makes bfloat16 the default, which cannot tell level 999 from 1000."""
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        for process in (Ladder(Linear()), VP(Linear()), SingleLevel()):
+            assert process.sample_times(4, torch.device("cpu")).dtype == torch.float32
+            assert process.importance_times(4, torch.device("cpu"))[0].dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_shortened_sigma_ladders_start_at_the_largest_noise():
+    for steps in (3, 7, 10):
+        assert Ladder(Geometric(0.01, 50), 10).grid(steps)[0] == 1
+    assert Ladder(Geometric(0.01, 50), 10).grid(1)[0] == 0.1  # plain Langevin dynamics at the lowest
+
+
+@pytest.mark.parametrize("process", [build() for build in SDES.values()])
 def test_importance_times_are_even_in_log_snr_and_correct_for_it(process):
     t, factor = process.importance_times(20_000, torch.device("cpu"), torch.Generator().manual_seed(0))
     high, low = process.log_snr(torch.tensor([process.t_train_min, 1.0], dtype=torch.float64))

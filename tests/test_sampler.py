@@ -37,6 +37,25 @@ PROCESSES = {
 }
 
 
+class Straight:
+    """The optimal eps of `analytic.diag64`, whose pixels are independent: three operations a call, in x's dtype."""
+
+    def __init__(self, process):
+        self.process, target = process, analytic.diag64()
+        self.mean, self.variance = target.m[0].reshape(8, 8), target.c[0].diag().reshape(8, 8)
+
+    def __call__(self, x, told):
+        t = told[:1].double()
+        t = (t + 1) / self.process.levels if self.process.levels else t / 999
+        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
+        return (x - (alpha * self.mean).to(x)) * (sigma / (alpha**2 * self.variance + sigma**2)).to(x)
+
+
+def straight_denoiser(process):
+    told = "level" if process.levels else "time_999"
+    return Denoiser(Straight(process), process, Parameterization(output="eps", told=told))
+
+
 class Replay:
     """Stands in for `draw`: hands out recorded noise."""
 
@@ -77,8 +96,8 @@ def test_clipped_fixed_large_ancestral_matches_the_official_program(recorded, mo
 
 
 def test_ddim_with_eta_one_is_ddpm_fixed_small_exactly():
-    denoiser = exact_denoiser(analytic.gmm2d(), Ladder(Linear(), 200))
-    for steps in (None, 25):
+    denoiser = exact_denoiser(analytic.gmm2d(), Ladder(Linear(), 60))
+    for steps in (None, 13):
         samples = [
             Sampler(predictor, steps=steps, precision="float64")(
                 denoiser, (8, 2, 1, 1), torch.Generator().manual_seed(3)
@@ -94,7 +113,7 @@ def affine_law(target, process, sampler):
     With Gaussian data score and x0_hat are affine in x, so in the eigenbasis of the covariance every state is a row of
     means plus a row of weights for each noise drawn so far, and needs no Monte Carlo.
     """
-    times = sampler.check(exact_denoiser(target, process))
+    times = sampler.check(straight_denoiser(process))
     lam, m0 = target.lam[0], target.u[0].T @ target.m[0]
     langevin = sampler.corrector.steps if sampler.corrector else 0
     rows = torch.zeros(2 + len(times) * (2 + langevin), len(lam), dtype=torch.float64)
@@ -162,26 +181,27 @@ SAMPLERS = {
     "unipc with langevin": (UniPC(2), AnnealedLangevin(snr=0.1, steps=1)),
     "heun with langevin": (EDM(2), AnnealedLangevin(snr=0.1, steps=1)),
 }
-STEPS = {"reverse diffusion": 25, "euler-maruyama": 25, "pc": 25}
+STEPS = {"reverse diffusion": 22, "euler-maruyama": 22, "pc": 22}  # VP's discretisation takes no fewer
 
 
-@pytest.mark.parametrize("process", ["linear", "geometric", "vp", "subvp", "ve"])
+@pytest.mark.parametrize("process", ["linear", "geometric", "vp", "ve"])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_exact_gaussian_law_through_the_public_loop(process, name):
-    target, (predictor, corrector) = analytic.gauss64(), SAMPLERS[name]
-    denoiser = exact_denoiser(target, PROCESSES[process]())
+    target, (predictor, corrector) = analytic.diag64(), SAMPLERS[name]
+    denoiser = straight_denoiser(PROCESSES[process]())
     spacing = "uniform" if name in STEPS else "karras"
     sampler = Sampler(predictor, corrector, STEPS.get(name, 8), spacing, denoise="churn" not in name)
     mean, covariance = affine_law(target, denoiser.process, sampler)
-    n = 4_000
+    n = 2_000
     x = sampler(denoiser, (n, 1, 8, 8), torch.Generator().manual_seed(0)).flatten(1).double()
     assert ((x.mean(0) - mean).abs() < 4.5 * (covariance.diag() / n).sqrt()).all()
-    assert (x.var(0) / covariance.diag() - 1).abs().max() < 0.1  # 4.5 standard errors
-    assert x.var(0).sum() / covariance.trace() == pytest.approx(1, abs=0.03)
+    ratio = x.var(0) / covariance.diag()
+    assert (ratio - 1).abs().max() < 4.5 * (2 / n) ** 0.5
+    assert ratio.mean().item() == pytest.approx(1, abs=4.5 * (2 / n / 64) ** 0.5)  # 1.8 %
 
 
 FINE = {
-    "ancestral small": 300, "ddim": 300, "reverse diffusion": 400, "euler-maruyama": 400, "dpm 3": 60,
+    "ancestral small": 200, "ddim": 200, "reverse diffusion": 300, "euler-maruyama": 300, "dpm 3": 60,
     "unipc 3 bh1": 60, "heun": 60, "heun with churn": 100, "pc": 200,
 }  # fmt: skip
 
@@ -221,22 +241,26 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize("process", ["vp", "subvp", "ve", "linear"])
-@pytest.mark.parametrize("name", ORDERS)
-def test_order_of_convergence(process, name):
-    """log(error ratio) / log(step ratio) when the steps are halved, twice."""
-    target, process, (predictor, spacing, (low, high)) = analytic.gauss64(), PROCESSES[process](), ORDERS[name]
-    denoiser = exact_denoiser(target, process)
+LADDERS = ("ddim", "heun", "dpm 3m", "unipc 2")  # one of each kind: to a solver a ladder is a process like another
+
+
+@pytest.mark.parametrize(
+    "name, process",
+    [(name, process) for name in ORDERS for process in ("vp", "subvp", "ve", "linear")[: 4 if name in LADDERS else 3]],
+)
+def test_order_of_convergence(name, process):
+    """log(error ratio) / log(step ratio) when the steps are halved."""
+    target, process, (predictor, spacing, (low, high)) = analytic.diag64(), PROCESSES[process](), ORDERS[name]
+    denoiser = straight_denoiser(process)
     x = process.prior_std * torch.randn(16, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     errors = []
-    for moves in (20, 40, 80):
+    for moves in (40, 80):
         sampler = Sampler(predictor, None, moves + 1, spacing, denoise=False, precision="float64")
         times = sampler.check(denoiser)
         want = exact_flow(target, process, x, times[0], times[-1])
         *_, last = sampler.trajectory(denoiser, x)
         errors.append((last.x - want).square().mean().sqrt().item())
-    orders = [math.log2(errors[i] / errors[i + 1]) for i in range(2)]
-    assert low < orders[1] < high
+    assert low < math.log2(errors[0] / errors[1]) < high
 
 
 @pytest.mark.parametrize("variant", ["bh1", "bh2"])
@@ -257,13 +281,42 @@ def test_unipc_is_exact_for_guesses_that_are_polynomials_of_log_snr(variant):
             assert (predicted.item() == pytest.approx(want.item(), rel=1e-7)) == (degree < 3)
 
 
+def test_dpm_solver_3m_has_the_published_derivatives_and_warms_up_by_one_order_a_move():
+    """Guesses 1, u and u^2 of u = (lambda - lambda_t) / h have (D_1, D_2) = (0, 0), (1, 0) and (0, 1)."""
+    h, places = 0.7, (0.0, -0.8, -2.1)
+    phi_1 = -math.expm1(-h)
+    phi_2 = 1 - phi_1 / h
+    weights = DPMSolver.third(h, phi_1, *places[1:])
+    for power, want in enumerate((phi_1, phi_2, 0.5 - phi_2 / h)):
+        assert sum(w * u**power for w, u in zip(weights, places, strict=True)) == pytest.approx(want, rel=1e-12)
+    for solver in (DPMSolver(3), UniPC(3)):
+        assert [len(move.b) for move in solver.moves(VP(Linear()), VP(Linear()).grid(6, "log_snr"))] == [1, 2, 3, 3, 3]
+
+
+@pytest.mark.parametrize("variant, bound", [("bh1", -0.7), ("bh2", math.expm1(-0.7))])
+def test_unipc_of_one_place_is_half_of_b(variant, bound):
+    """With h = -0.7: x0_0 (1 - e^h) - B(h) / 2 (x0_1 - x0_0) / r, r = -0.8."""
+    other = -bound * 0.5 / -0.8
+    assert UniPC(2, variant).weights(-0.7, [-0.8]) == pytest.approx([-math.expm1(-0.7) - other, other], rel=1e-12)
+
+
+def test_settings_of_the_sampler_reach_the_grid_and_the_step_size():
+    process, t = Ladder(Linear()), torch.tensor(0.5, dtype=torch.float64)
+    denoiser = straight_denoiser(process)
+    times = Sampler(DDIM(), steps=9, spacing="karras", rho=3.0).check(denoiser)
+    assert torch.equal(times, process.grid(9, "karras", rho=3.0)) and not torch.equal(times, process.grid(9, "karras"))
+    beta = Linear().betas(1000)[499].item()
+    size = AnnealedLangevin(snr=0.2).size(process, t, None, None)
+    assert size == pytest.approx(2 * (1 - beta) * (0.2 * process.sigma(t).item()) ** 2, rel=1e-9)
+
+
 def test_dpm_solver_of_order_one_and_edm_euler_are_ddim():
     for build in PROCESSES.values():
         denoiser = exact_denoiser(analytic.gmm2d(), build())
         x = denoiser.process.prior_std * torch.randn(4, 2, 1, 1)
         ends = []
         for predictor in (DDIM(), DPMSolver(1), EDM(1)):
-            *_, last = Sampler(predictor, None, 12, "karras", precision="float64").trajectory(denoiser, x)
+            *_, last = Sampler(predictor, None, 6, "karras", precision="float64").trajectory(denoiser, x)
             ends.append(last.x)
         torch.testing.assert_close(ends[1], ends[0], rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(ends[2], ends[0], rtol=1e-9, atol=1e-9)
@@ -321,6 +374,64 @@ def test_clip_bounds_the_estimates():
     wide = list(Sampler(DDIM(), steps=5).trajectory(denoiser, 3 * torch.randn(4, 1, 8, 8)))
     clipped = list(Sampler(DDIM(), steps=5, clip=True).trajectory(denoiser, 3 * torch.randn(4, 1, 8, 8)))
     assert max(s.x0.abs().max() for s in wide) > 1.2 and max(s.x0.abs().max() for s in clipped) <= 1
+
+
+def test_clip_is_to_the_models_own_range_and_leaves_points_alone():
+    denoiser = Denoiser(lambda x, c: torch.zeros_like(x), VE(Geometric()), Parameterization(told="nothing", low=0.0))
+    images, t = torch.tensor([-2.0, 0.3, 2.0]).reshape(1, 1, 1, 3), torch.tensor(0.5)
+    sampler = Sampler(DDIM(), clip=True)
+    assert torch.equal(sampler.guess(denoiser, images, t), images.clamp(0, 1))
+    assert torch.equal(sampler.guess(denoiser, images.reshape(3, 1), t), images.reshape(3, 1))
+
+
+def test_churn_is_added_between_s_min_and_s_max_only_and_is_that_of_algorithm_2():
+    process = VE(Geometric(0.01, 20.0))
+    times = process.grid(9, "karras")
+    noise = process.sigma(times).tolist()
+    for churn, gamma in ((0.9, 0.1), (90.0, math.sqrt(2) - 1)):
+        moves = EDM(2, churn, s_min=noise[6], s_max=noise[2], s_noise=1.1).moves(process, times)
+        for i, move in enumerate(moves):
+            if not 2 <= i <= 6:
+                assert move.churn is None and move.t == times[i]
+                continue
+            raised = (1 + gamma) * noise[i]
+            assert process.sigma(move.t).item() == pytest.approx(raised, rel=1e-7)
+            assert move.churn == pytest.approx((1, 1.1 * (raised**2 - noise[i] ** 2) ** 0.5), rel=1e-6)
+    first = EDM(1, 90.0).moves(process, times)[0]
+    assert first.churn is None and first.t == 1  # there is no noise beyond that of t = 1
+
+
+@pytest.mark.parametrize("corrector", [None, AnnealedLangevin(snr=0.1, steps=2)])
+@pytest.mark.parametrize("predictor", [DDIM(), EDM(2), UniPC(2), None])
+def test_a_trajectory_tells_where_it_is(predictor, corrector):
+    """Times go down the grid; the network says that there is no noise, so that a guess is the x it was asked at."""
+    if predictor is None and corrector is None:
+        return
+    process = VE(Geometric(0.1, 1.0))
+    denoiser = Denoiser(lambda x, c: torch.zeros_like(x), process, Parameterization(told="nothing"))
+    sampler = Sampler(predictor, corrector, 5, denoise=False)
+    states = list(sampler.trajectory(denoiser, torch.ones(2, 2), torch.Generator().manual_seed(0)))
+    times = sampler.check(denoiser).tolist()
+    assert [s.t for s in states] == (times if predictor is None else [*times[1:], times[-1]])
+    if corrector is None:
+        for state in states:
+            torch.testing.assert_close(state.x, torch.ones(2, 2))
+            torch.testing.assert_close(state.x0, torch.ones(2, 2))
+    elif predictor is None:  # the noise of the last Langevin step came after its guess
+        assert all(not torch.equal(s.x0, s.x) for s in states)
+
+
+def test_langevin_of_each_image_does_not_depend_on_its_batch():
+    denoiser = exact_denoiser(analytic.gmm2d(), VE(Geometric()))
+    x, t = 3 * torch.randn(4, 2, 1, 1), torch.tensor(0.5, dtype=torch.float64)
+    x[1:] *= 5
+    together, alone = (
+        rule(denoiser, x[:size], t, image_generators(0, range(size)))[0][:1]
+        for rule, size in [(Langevin(norm="image"), 4), (Langevin(norm="image"), 1)]
+    )
+    torch.testing.assert_close(together, alone)
+    tied = Langevin(norm="batch")(denoiser, x, t, image_generators(0, range(4)))[0][:1]
+    assert not torch.allclose(tied, alone)
 
 
 def test_float64_on_request_agrees_with_float32():

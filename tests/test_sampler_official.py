@@ -125,6 +125,9 @@ def test_signal_kept_is_the_official_alpha():
     from diffusion_lab.sampler.corrector import signal_kept
 
     betas = Linear().betas(1000)
+    short = Ladder(Linear(), 50)  # one of its own levels, not a thousandth
+    for i in (1, 25, 50):
+        assert signal_kept(short, torch.tensor(i / 50).double()) == pytest.approx(1 - Linear().betas(50)[i - 1].item())
     for i in (0, 500, 999):
         t = torch.tensor((i + 1) / 1000, dtype=torch.float64)
         assert signal_kept(Ladder(Linear()), t) == pytest.approx(1 - betas[i].item(), abs=1e-12)

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 
 from diffusion_lab.callback.ema import averaged
+from diffusion_lab.data import DataModule
 from diffusion_lab.model import Model
 from diffusion_lab.pitfall import mode_weights_plot, score_error_plot
 from diffusion_lab.sampler import Sampler
@@ -22,6 +23,11 @@ class ScoreError(pl.Callback):
 
     def __init__(self, run_dir: str) -> None:
         self.run_dir = Path(run_dir)
+
+    def check(self, data: DataModule, model: Model) -> None:
+        """Raise ValueError for data whose score is not known."""
+        if not hasattr(data, "target"):
+            raise ValueError("callback.score_error draws points of a known density: choose data=toy2d")
 
     @torch.no_grad()
     def on_train_end(self, trainer: pl.Trainer, model: Model) -> None:
@@ -56,6 +62,13 @@ class ModeWeights(pl.Callback):
 
     def __init__(self, run_dir: str, samplers: Mapping[str, Sampler], count: int = 2000, seed: int = 0) -> None:
         self.run_dir, self.samplers, self.count, self.seed = Path(run_dir), dict(samplers), count, seed
+
+    def check(self, data: DataModule, model: Model) -> None:
+        """Raise ValueError for data without modes, and for samplers that do not fit the model's noise."""
+        if not hasattr(data, "target") or data.target.modes is None:
+            raise ValueError("callback.mode_weights draws points with modes: choose data=toy2d data.name=two_modes")
+        for sampler in self.samplers.values():
+            sampler.check(model.denoiser)
 
     def on_train_end(self, trainer: pl.Trainer, model: Model) -> None:
         if not trainer.is_global_zero:

@@ -27,12 +27,14 @@ def planned(config: DictConfig, model: Model) -> list[tuple[str, int | None, Sam
         ConfigError: for a sampler that does not exist or makes no sense for the model's noise.
     """
     points = []
-    for name in config.compare:
+    names = [config.compare] if isinstance(config.compare, str) else config.compare
+    counts = [config.compare_steps] if isinstance(config.compare_steps, int) else config.compare_steps
+    for name in names:
         if name not in options("sampler") or name in ("trained", "custom"):
             raise ConfigError(f"compare: {name} is no sampler{nearest(name, options('sampler'))}")
         chosen = compose("sample", [f"sampler={name}", "ckpt_path=.", f"variance={config.variance}"])
         settings = plain(chosen)["sampler"]
-        for steps in config.compare_steps if "steps" in settings else [None]:
+        for steps in counts if "steps" in settings else [None]:
             settings_of_point = settings if steps is None else {**settings, "steps": steps}
             sampler = instantiate(settings_of_point, "sampler")
             try:

@@ -68,6 +68,9 @@ def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, 
         model.sampler.check(model.denoiser)
         model.config = settings
         callbacks = list(instantiate(settings["callback"], "callback").values())
+        for callback in callbacks:
+            if hasattr(callback, "check"):
+                callback.check(data, model)
         # Loggers join later: only the first rank has them, and the rank is known once there is a trainer.
         trainer = instantiate({**settings["trainer"], "_partial_": True}, "trainer")(
             callbacks=callbacks,

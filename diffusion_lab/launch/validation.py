@@ -170,6 +170,16 @@ def _likelihood_fits(config: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _one_level_only(config: Mapping[str, Any]) -> str | None:
+    if not str(_get(config, "model._target_")).endswith(".ScoreMatching"):
+        return None
+    if _get(config, "model.likelihood"):
+        return "model=score knows one noise level, which has no likelihood: choose likelihood=none"
+    if _get(config, "model.loss.vlb_weight"):
+        return "model=score knows one noise level, which has no variational bound: set loss.vlb_weight=0"
+    return None
+
+
 def _sde_belongs(config: Mapping[str, Any]) -> str | None:
     target = _get(config, "model._target_")
     if config.get("sde") and target and not str(target).endswith(".ScoreSDE"):
@@ -212,6 +222,7 @@ RULES: tuple[Callable[[Mapping[str, Any]], str | None], ...] = (
     _sampler_moves,
     _steps_within_levels,
     _likelihood_fits,
+    _one_level_only,
     _sde_belongs,
     _attention_exists,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -62,6 +62,13 @@ class DenoisingLoss:
             raise ValueError(
                 f"simple_weight and vlb_weight must be >= 0 and not both 0, got {simple_weight} and {vlb_weight}"
             )
+        for name, value, allowed in (
+            ("weighting", weighting, WEIGHTS),
+            ("times", times, get_args(Times)),
+            ("reduction", reduction, get_args(Reduction)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name}={value!r} is unknown; allowed: {', '.join(allowed)}")
         if gamma <= 0:
             raise ValueError(f"gamma must be positive, got {gamma}")
         self.weighting, self.simple_weight, self.vlb_weight = WEIGHTS[weighting], simple_weight, vlb_weight

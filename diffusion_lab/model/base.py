@@ -82,11 +82,13 @@ class Model(pl.LightningModule):
         row = self.denoiser.parameterization
         if len(self.shape) == 1:
             return x.float()
-        images = ((x.float() - row.low) / (row.high - row.low)).clamp(0, 1)
-        return (images * (self.grey_levels - 1)).round() / (self.grey_levels - 1)
+        images, top = ((x.float() - row.low) / (row.high - row.low)).clamp(0, 1), self.grey_levels - 1
+        if self.dequantize:  # the level whose bin the model was taught
+            return (images * self.grey_levels).floor().clamp(max=top) / top
+        return (images * top).round() / top
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        data = batch[0]
+        data = batch[0].float()  # precision bf16-true hands over bfloat16, which only the network is meant for
         if self.dequantize and self.grey_levels is not None:
             data = (data * (self.grey_levels - 1) + torch.rand_like(data)) / self.grey_levels
         return self.loss(self.denoiser, self.encode(data)).mean()
@@ -94,7 +96,7 @@ class Model(pl.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """The training loss on held-out data, with the same times and noise in every validation."""
         generator = torch.Generator(self.device).manual_seed(batch_idx)
-        loss = self.loss(self.denoiser, self.encode(batch[0]), generator).mean()
+        loss = self.loss(self.denoiser, self.encode(batch[0].float()), generator).mean()
         # "step" is Lightning's word for the row: without it the value lands one row too early.
         self.log_dict({"val/loss": loss, "step": float(self.global_step)}, batch_size=len(batch[0]), sync_dist=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +63,7 @@ class NoiseProcess(nn.Module, ABC):
         """
         ends = torch.tensor([self.t_train_min, 1.0], dtype=torch.float64)
         high, low = self.log_snr(ends).tolist()
-        u = torch.rand(batch, device=device, generator=generator)
+        u = torch.rand(batch, device=device, dtype=torch.float32, generator=generator)
         t = self.time(low + (high - low) * (u if device.type == "mps" else u.double())).clamp(min=self.t_train_min)
         factor = (high - low) / (1 - self.t_train_min) * (self.sigma(t) / self.g(t)) ** 2
         return t.float(), factor.float()
@@ -93,13 +93,16 @@ class NoiseProcess(nn.Module, ABC):
         """The `steps` decreasing times at which a sampler asks the network, float64 on the CPU, shape (steps,).
 
         "uniform" and "quadratic" are even in t and in sqrt(t) (on a ladder: among its levels), from t = 1 to t_min;
-        "linear" is even in t between a ladder's levels too (Song et al. 2021, Table 1, P2000); "log_snr" is even in log(alpha/sigma) (Lu et al. 2022, Section 3.4); "karras" is even in
-        (sigma/alpha)^(1/rho) (Karras et al. 2022, Eq. 5).  None takes every level of a ladder, or 1000 times.
+        "linear" is even in t between a ladder's levels too (Song et al. 2021, Table 1, P2000); "log_snr" is even in
+        log(alpha/sigma) (Lu et al. 2022, Section 3.4); "karras" is even in (sigma/alpha)^(1/rho) (Karras et al. 2022,
+        Eq. 5).  None takes every level of a ladder, or 1000 times.
 
         Raises:
             ValueError: for fewer steps than 1 (2 where both ends must be met), or more than a ladder has levels.
         """
-        if spacing in ("uniform", "quadratic"):
+        if spacing not in get_args(Spacing):
+            raise ValueError(f"spacing={spacing!r} is unknown; allowed: {', '.join(get_args(Spacing))}")
+        if spacing in ("uniform", "quadratic") or self.levels == 1:
             return self.even_grid(steps, spacing)
         steps = (self.levels or 1000) if steps is None else steps
         if steps < 2:

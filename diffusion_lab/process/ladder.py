@@ -32,6 +32,7 @@ class Ladder(NoiseProcess):
             )
         self.schedule, self.levels, self.prior_std = schedule, levels, schedule.prior_std
         self.t_min = self.t_train_min = 1 / levels
+        self.keeps_signal = bool((alpha == 1).all())
         log_ratio = 2 * (sigma.log() - alpha.log())
         # One float64 copy per device, and no buffer: .half() or bf16-true must not round a schedule,
         # and samplers ask with scalars on the CPU while training asks with batches on the device.
@@ -78,19 +79,31 @@ class Ladder(NoiseProcess):
     def sample_times(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
         """Uniform over the levels 1..N."""
         level = torch.randint(1, self.levels + 1, (batch,), device=device, generator=generator)
-        return level / self.levels
+        return level.float() / self.levels
+
+    def importance_times(
+        self, batch: int, device: torch.device, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(t, factor): levels drawn in proportion to g^2 / sigma^2, and what uniform ones would have weighed."""
+        t = torch.arange(1, self.levels + 1, dtype=torch.float64) / self.levels
+        share = (self.g(t) / self.sigma(t)) ** 2
+        share = (share / share.sum()).to(device, torch.float32)
+        level = torch.multinomial(share, batch, replacement=True, generator=generator)
+        return (level.float() + 1) / self.levels, 1 / (self.levels * share[level])
 
     def even_grid(self, steps: int | None, spacing: Literal["uniform", "quadratic"]) -> Tensor:
         """Times of S of the N levels, all of them if steps is None.
 
         The sequences of Song, Meng & Ermon 2021 (DDIM), Appendix D.2, in zero-based indices: uniform = floor(i N /
-        S), quadratic = floor(0.8 N (i / (S - 1))^2), which repeats some of the lowest levels when S is large.
+        S), quadratic = floor(0.8 N (i / (S - 1))^2), which repeats some of the lowest levels when S is large.  Uniform
+        levels of a sigma schedule reach the largest one, where the prior is; those of a beta schedule need not.
         """
         steps = self.levels if steps is None else steps
         if not 1 <= steps <= self.levels:
             raise ValueError(f"sampler steps must be between 1 and the model's {self.levels} levels, got {steps}")
+        evenly = torch.linspace(0, self.levels - 1, steps, dtype=torch.float64).round().long()
         indices = {
-            "uniform": torch.arange(steps) * self.levels // steps,
+            "uniform": evenly if self.keeps_signal else torch.arange(steps) * self.levels // steps,
             "quadratic": (torch.linspace(0, (0.8 * self.levels) ** 0.5, steps, dtype=torch.float64) ** 2).long(),
         }[spacing]
         return (indices + 1).flip(0).to(torch.float64) / self.levels

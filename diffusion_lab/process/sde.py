@@ -15,7 +15,7 @@ class SDE(NoiseProcess):
     """A process that is continuous in training too: times are uniform on [1e-5, 1], as published for all three."""
 
     def sample_times(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-        u = torch.rand(batch, device=device, generator=generator)
+        u = torch.rand(batch, device=device, dtype=torch.float32, generator=generator)
         return self.t_train_min + (1 - self.t_train_min) * u
 
     def even_grid(self, steps: int | None, spacing: Literal["uniform", "quadratic"]) -> Tensor:

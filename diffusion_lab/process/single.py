@@ -40,7 +40,14 @@ class SingleLevel(NoiseProcess):
         return torch.full_like(t, self.level_sigma)
 
     def sample_times(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-        return torch.ones(batch, device=device)
+        return torch.ones(batch, device=device, dtype=torch.float32)
+
+    def importance_times(
+        self, batch: int, device: torch.device, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(1, 1): there is only one time."""
+        one = self.sample_times(batch, device)
+        return one, one
 
     def even_grid(self, steps: int | None, spacing: Literal["uniform", "quadratic"]) -> Tensor:
         if steps not in (None, 1):

@@ -59,6 +59,8 @@ class Sampler:
     ) -> None:
         if predictor is None and corrector is None:
             raise ValueError("a sampler needs a predictor, a corrector, or both")
+        if start not in ("prior", "uniform"):
+            raise ValueError(f"start={start!r} is unknown; allowed: prior, uniform")
         self.predictor, self.corrector = predictor, corrector
         self.steps, self.spacing, self.rho = steps, spacing, rho
         self.denoise, self.clip, self.start = denoise, clip, start

@@ -51,6 +51,8 @@ class Langevin(Corrector):
     def __init__(self, snr: float = 0.16, steps: int = 1, norm: Literal["batch", "image"] = "batch") -> None:
         if snr <= 0 or steps < 1:
             raise ValueError(f"a Langevin corrector needs snr > 0 and steps >= 1, got {snr} and {steps}")
+        if norm not in ("batch", "image"):
+            raise ValueError(f"norm={norm!r} is unknown; allowed: batch, image")
         self.snr, self.steps, self.norm = snr, steps, norm
 
     def size(self, process: NoiseProcess, t: Tensor, estimate: Estimate, z: Tensor) -> Tensor:

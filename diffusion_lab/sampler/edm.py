@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.process import NoiseProcess
-from diffusion_lab.sampler.predictor import Move, Predictor
+from diffusion_lab.sampler.predictor import Move, Predictor, decreasing
 
 
 class EDM(Predictor):
@@ -40,10 +40,11 @@ class EDM(Predictor):
         self.order, self.churn, self.s_min, self.s_max, self.s_noise = order, churn, s_min, s_max, s_noise
 
     def moves(self, process: NoiseProcess, times: Tensor) -> list[Move]:
+        decreasing(times)
         noise = (-process.log_snr(times) / 2).exp()
         churned = (noise >= self.s_min) & (noise <= self.s_max)
         # The clock ends at t = 1: noise cannot be raised beyond what it reaches.
-        raised = noise * (1 + churned * min(self.churn / len(times), math.sqrt(2) - 1))
+        raised = noise * (1 + churned.double() * min(self.churn / len(times), math.sqrt(2) - 1))
         raised = raised.clamp(max=noise[0].item())
         late = torch.where(raised > noise, process.time(-2 * raised.log()), times)
         moves = []

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.process import NoiseProcess
-from diffusion_lab.sampler.predictor import Move, Predictor
+from diffusion_lab.sampler.predictor import Move, Predictor, decreasing
 
 
 class DPMSolver(Predictor):
@@ -37,6 +37,7 @@ class DPMSolver(Predictor):
         self.order = order
 
     def moves(self, process: NoiseProcess, times: Tensor) -> list[Move]:
+        decreasing(times)
         alpha, sigma = process.alpha(times).tolist(), process.sigma(times).tolist()
         lam = (process.log_snr(times) / 2).tolist()
         moves = []
@@ -82,6 +83,7 @@ class UniPC(Predictor):
         self.order, self.variant = order, variant
 
     def moves(self, process: NoiseProcess, times: Tensor) -> list[Move]:
+        decreasing(times)
         alpha, sigma = process.alpha(times).tolist(), process.sigma(times).tolist()
         lam = (process.log_snr(times) / 2).tolist()
         moves = []

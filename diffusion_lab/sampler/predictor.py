@@ -39,6 +39,15 @@ class Move:
     refine: tuple[float, tuple[float, ...]] | None = None
 
 
+def decreasing(times: Tensor) -> None:
+    """Raise ValueError, for predictors that divide by the length of a step, unless every time is before the last."""
+    if (times.diff() >= 0).any():
+        raise ValueError(
+            "this grid repeats levels, and the sampler needs steps of some length: use fewer sampler.steps, or "
+            "another sampler.spacing"
+        )
+
+
 class Predictor(ABC):
     """The moves along a grid of times."""
 
