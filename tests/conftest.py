@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers and what they start share two cores
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "reference"))
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 class Recorded:

@@ -185,3 +185,36 @@ def test_paper_size_network_trains_saves_and_samples(tmp_path):
     assert "35,746,307 parameters" in said and "the Fréchet distance is left out" in said
     run("sample.py", "ckpt_path=last", "num_samples=1", "sampler=ddim", "sampler.steps=2", cwd=tmp_path)
     assert np.load(next(tmp_path.glob("logs/sample/*/samples.npz")))["images"].shape == (1, 32, 32, 3)
+
+
+@pytest.mark.parametrize("pitfall, picture", [("no_data", "score_error.png"), ("mode_weights", "mode_weights.png")])
+def test_pitfalls_are_drawn(tmp_path, pitfall, picture):
+    small = ["callback.mode_weights.count=50"] if pitfall == "mode_weights" else []
+    said = run(
+        "train.py", f"experiment=pitfalls/{pitfall}", "debug=fast", "trainer.accelerator=cpu", "logger=csv",
+        "sampler.corrector.steps=2", *small, cwd=tmp_path,
+    )  # fmt: skip
+    assert np.asarray(Image.open(next(tmp_path.glob(f"logs/train/*/*/{picture}")))).shape[1] >= 1000
+    assert ("median error" if pitfall == "no_data" else "annealed Langevin") in said
+    if pitfall == "mode_weights":
+        refused = run("train.py", "experiment=pitfalls/mode_weights", "data.name=moons", cwd=tmp_path, code=2)
+        assert "data.name=two_modes" in refused
+
+
+@pytest.mark.parametrize(
+    "model", [["model=score_sde", "sde=subvp"], ["model=ncsnv2"], ["model=score", "loss=implicit"]]
+)
+def test_methods_run_on_points_from_training_to_comparison(tmp_path, model):
+    run("train.py", *model, "data=toy2d", "debug=fast", "trainer.accelerator=cpu", "logger=csv", cwd=tmp_path)
+    metrics = json.loads(next(tmp_path.glob("logs/train/*/*/results.json")).read_text())["metrics"]
+    assert ("flow_nats" in metrics) == (model[0] != "model=score")
+    if model[0] == "model=score":
+        return
+    run(
+        "sample.py", "ckpt_path=last", "num_samples=20", "compare=[ddim,heun,pc,ode]", "compare_steps=[25]",
+        cwd=tmp_path,
+    )  # fmt: skip
+    points = json.loads(next(tmp_path.glob("logs/sample/*/compare.json")).read_text())["points"]
+    nfe = {p["sampler"]: p["nfe"] for p in points if p["metric"].startswith("sliced")}
+    assert nfe["ddim"] == 25 and nfe["heun"] == 49 and nfe["pc"] == 50 and nfe["ode"] > 10
+    assert next(tmp_path.glob("logs/sample/*/compare.png")).stat().st_size > 10_000

@@ -144,3 +144,12 @@ def test_every_rank_and_every_resume_has_its_own_noise():
         drawn.append(torch.randn(4))
     assert torch.equal(drawn[0], drawn[3])
     assert not torch.allclose(drawn[0], drawn[1]) and not torch.allclose(drawn[0], drawn[2])
+
+
+def test_images_taught_dequantized_are_drawn_at_the_level_whose_bin_they_lie_in():
+    levels = torch.arange(17) / 16
+    for u in (0.001, 0.5, 0.999):
+        dequantized = ((levels * 16 + u) / 17).reshape(1, 1, 1, 17)
+        plain, taught = images_model(grey_levels=17), images_model(grey_levels=17, dequantize=True)
+        torch.testing.assert_close(taught.decode(taught.encode(dequantized)).flatten(), levels)
+    assert not torch.allclose(plain.decode(plain.encode(dequantized)).flatten(), levels)

@@ -463,3 +463,18 @@ def test_float64_on_request_agrees_with_float32():
 def test_senseless_samplers_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("predictor", [DPMSolver(2), UniPC(2), EDM(2)], ids=str)
+def test_grids_that_repeat_levels_are_refused_where_steps_need_a_length(predictor):
+    with pytest.raises(ValueError, match="repeats levels"):
+        Sampler(predictor, None, 30, "quadratic").check(exact_denoiser(analytic.gmm2d(), Ladder(Linear(), 50)))
+
+
+def test_a_corrector_alone_shows_the_guesses_it_made():
+    denoiser = exact_denoiser(analytic.gmm2d(), Ladder(Geometric(0.01, 3.0), 5))
+    x = torch.randn(3, 2, 1, 1, generator=torch.Generator().manual_seed(0))
+    sampler = Sampler(None, AnnealedLangevin(snr=0.1, steps=1), denoise=False)
+    for state in sampler.trajectory(denoiser, x, torch.Generator().manual_seed(1)):
+        assert torch.equal(state.x0, denoiser(x, torch.tensor(state.t, dtype=torch.float64)).x0)
+        x = state.x

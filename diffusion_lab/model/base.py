@@ -58,6 +58,8 @@ class Model(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.denoiser, self.loss, self.sampler = denoiser, loss, sampler
+        if callable(likelihood):  # one alone, as the first checkpoints have it
+            likelihood = {likelihood.name: likelihood}
         # A recipe may hold a setting for a likelihood that was not chosen: such a node is no object.
         self.likelihood = {name: one for name, one in (likelihood or {}).items() if callable(one)}
         self.optimizer, self.warmup_steps, self.decay_steps = optimizer, warmup_steps, decay_steps
