@@ -233,7 +233,17 @@ def test_compiles_into_one_graph_under_the_same_names(kind):
 # --------------------------------------------------------------------------- configuration and refusals
 
 
-@pytest.mark.parametrize("name, shape", [("unet", [3, 32, 32]), ("unet_small", [1, 8, 8]), ("mlp", [2])])
+@pytest.mark.parametrize(
+    "name, shape",
+    [
+        ("unet", [3, 32, 32]),
+        ("unet_small", [1, 8, 8]),
+        ("mlp", [2]),
+        ("ncsnpp", [3, 32, 32]),
+        ("ddpmpp", [3, 32, 32]),
+        ("ddpm_score_sde", [3, 32, 32]),
+    ],
+)
 def test_a_configuration_names_every_argument_and_explains_it(name, shape):
     text = (CONF / f"{name}.yaml").read_text()
     config = OmegaConf.create({"data": {"shape": shape}, "network": OmegaConf.create(text)}).network

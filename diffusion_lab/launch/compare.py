@@ -13,7 +13,7 @@ from diffusion_lab.callback.evaluation import write_results
 from diffusion_lab.evaluation import Evaluator
 from diffusion_lab.launch.compose import options, plain
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
-from diffusion_lab.launch.report import say
+from diffusion_lab.launch.report import real_score, say
 from diffusion_lab.launch.validation import nearest
 from diffusion_lab.model import Model
 from diffusion_lab.plot import curves
@@ -52,14 +52,14 @@ def compare(config: DictConfig, model: Model, evaluator: Evaluator, data: Any, o
     """Draw and score with every sampler from the same noise; write compare.json and compare.png, print the table."""
     records: list[dict[str, Any]] = []
     for name, steps, sampler in planned(config, model):
-        model.denoiser.nfe, start, drawn = 0, time.perf_counter(), []
-        for batch in model.sample_batches(
-            config.num_samples, seed=config.seed, first=0, batch_size=config.batch_size, sampler=sampler
-        ):
-            drawn.append(batch)
+        model.denoiser.nfe, start = 0, time.perf_counter()
+        drawn = list(
+            model.sample_batches(
+                config.num_samples, seed=config.seed, first=0, batch_size=config.batch_size, sampler=sampler
+            )
+        )
         seconds, calls = time.perf_counter() - start, model.denoiser.nfe / len(drawn)
         for metric, record in evaluator.quality(drawn, data, model.device).items():
-            real = next((record[k] for k in ("training_images", "training_points") if k in record), None)
             records.append(
                 {
                     "sampler": name,
@@ -67,7 +67,7 @@ def compare(config: DictConfig, model: Model, evaluator: Evaluator, data: Any, o
                     "nfe": calls,
                     "metric": metric,
                     "value": record["value"],
-                    "real_training_data": real,
+                    "real_training_data": real_score(record),
                     "samples_per_second": config.num_samples / seconds,
                 }
             )

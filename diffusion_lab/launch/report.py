@@ -11,6 +11,11 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+def real_score(record: dict[str, Any]) -> float | None:
+    """What real training data score on the metric of a record, where that is known."""
+    return next((record[k] for k in ("training_images", "training_points") if k in record), None)
+
+
 def table(results: dict[str, Any]) -> None:
     """The metrics of a results record, one row each, with what real data score where that is known."""
     from rich.console import Console
@@ -21,7 +26,7 @@ def table(results: dict[str, Any]) -> None:
         grid.add_column(column, justify="right" if column in ("value", "real training data") else "left")
     for name, record in results["metrics"].items():
         error = record.get("standard_error")
-        real = next((record[k] for k in ("training_images", "training_points") if k in record), None)
+        real = real_score(record)
         grid.add_row(
             name,
             f"{record['value']:.4g}" + (f" ± {error:.2g}" if error is not None else ""),

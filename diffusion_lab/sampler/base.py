@@ -13,7 +13,7 @@ from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.noise import Generators, draw
 from diffusion_lab.process import Spacing
 from diffusion_lab.sampler.corrector import Corrector
-from diffusion_lab.sampler.predictor import Predictor
+from diffusion_lab.sampler.predictor import Move, Predictor
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,7 @@ class Sampler:
     @torch.no_grad()
     def trajectory(self, denoiser: Denoiser, x: Tensor, generator: Generators = None) -> Iterator[State]:
         """Follow the reverse process from x = x_1, shape (B, ...), yielding the state after every step."""
-        times = self.check(denoiser)
-        moves = self.predictor.moves(denoiser.process, times) if self.predictor else [None] * (len(times) - 1)
+        times, moves = self.plan(denoiser)
         x = x.to(self.dtype)
         before, latest, guesses = x, x, []
         for t, arrived, move in zip(times, [None, *moves], [*moves, None], strict=True):
@@ -87,7 +86,7 @@ class Sampler:
                     scale, std = move.churn
                     x, x0 = scale * x + std * draw(x.shape, generator, x.dtype, x.device), None
                 x0 = latest = self.guess(denoiser, x, move.t) if x0 is None else x0
-                guesses = [x0, *guesses[: len(move.b)]]
+                guesses = [x0, *guesses[: len(move.b) - 1]]
                 before, x = x, combine(move.a, move.b, x, guesses)
                 if move.c > 0:
                     x.add_(draw(x.shape, generator, x.dtype, x.device), alpha=move.c)
@@ -100,16 +99,20 @@ class Sampler:
         elif self.predictor is not None:
             yield State(t.item(), x, latest)
 
-    def check(self, denoiser: Denoiser) -> Tensor:
-        """The grid of times for this denoiser's process.
+    def plan(self, denoiser: Denoiser) -> tuple[Tensor, list[Move | None]]:
+        """The grid of times for this denoiser's process, and the predictor's moves between them (None without one).
 
         Raises:
             ValueError: if its process does not have such a grid, or the predictor cannot make the moves.
         """
         times = denoiser.process.grid(self.steps, self.spacing, self.rho)
-        if self.predictor is not None:
-            self.predictor.moves(denoiser.process, times)
-        return times
+        if self.predictor is None:
+            return times, [None] * (len(times) - 1)
+        return times, self.predictor.moves(denoiser.process, times)
+
+    def check(self, denoiser: Denoiser) -> Tensor:
+        """The grid of times; raises ValueError as `plan` does."""
+        return self.plan(denoiser)[0]
 
     def guess(self, denoiser: Denoiser, x: Tensor, t: Tensor) -> Tensor:
         """x0_hat at x, clipped if the sampler clips."""
@@ -148,6 +151,6 @@ class Sampler:
 def combine(a: float, b: Sequence[float], x: Tensor, guesses: Sequence[Tensor]) -> Tensor:
     """a x + sum_k b[k] guesses[k]."""
     total = a * x
-    for weight, guess in zip(b, guesses, strict=False):
+    for weight, guess in zip(b, guesses, strict=True):
         total.add_(guess, alpha=weight)
     return total
