@@ -15,7 +15,8 @@ import sklearn.datasets
 import torch
 from omegaconf import OmegaConf
 
-from diffusion_lab.data import MNIST, Digits, Patches, Toy2D, TrainBatches
+from diffusion_lab.data import MNIST, DataModule, Digits, InMemory, Patches, Splits, Toy2D, TrainBatches
+from diffusion_lab.launch import schema
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -197,6 +198,54 @@ def test_images_and_labels_correspond_mix_classes_and_ignore_the_seed() -> None:
         module.images("test")
 
 
+def test_images_and_labels_go_on_from_any_number_of_the_same_order() -> None:
+    module = Digits()
+    assert (module.size("train"), module.size("held_out")) == (1400, 397)
+    x, y = module.images("held_out"), module.labels("held_out")
+    for first, count in ((0, 100), (100, 100), (300, 97), (396, 5), (7, None)):
+        stop = None if count is None else first + count
+        assert torch.equal(module.images("held_out", count, first), x[first:stop])
+        assert torch.equal(module.labels("held_out", count, first=first), y[first:stop])
+    for first, count in ((397, 1), (-1, 1), (0, 0)):
+        with pytest.raises(ValueError, match=f"held_out has items 0 to 396: {count} from number {first} on"):
+            module.images("held_out", count, first)
+    for ask in (module.size, module.fingerprint):
+        with pytest.raises(ValueError, match="train or held_out"):
+            ask("test")
+
+
+class Four(DataModule):
+    """Four given images of one row."""
+
+    def __init__(self, x: torch.Tensor, labels: torch.Tensor | None = None, **options) -> None:
+        self.part = InMemory(x, torch.zeros(4) if labels is None else labels)
+        super().__init__(shape=x.shape[1:], **options)
+
+    def load(self) -> Splits:
+        return Splits(self.part, self.part, "given")
+
+
+class Seventeen(Four):
+    grey_levels = 17
+
+
+def test_a_fingerprint_tells_every_pixel_shape_and_type_and_nothing_else() -> None:
+    x = torch.arange(4 * 12, dtype=torch.uint8).reshape(4, 3, 2, 2)
+    first = Four(x).fingerprint("train")
+    assert len(first) == 64 and set(first) <= set("0123456789abcdef")
+    strided = x.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
+    equal = Four(strided, torch.arange(4), seed=5, flip=False, batch_size=2)
+    assert equal.fingerprint("train") == first == Four(x).fingerprint("held_out")
+    changed = x.clone()
+    changed[3, 2, 1, 1] += 1
+    others = [changed, x.flip(0), x.reshape(4, 3, 1, 4), x.float(), x.to(torch.int8), x[:3].repeat(2, 1, 1, 1)[:4]]
+    found = {Four(other).fingerprint("train") for other in others}
+    assert len(found) == len(others) and first not in found
+    assert Seventeen(x, grey_levels=17).fingerprint("train") not in {first, *found}
+    assert Digits().fingerprint("train") != Digits().fingerprint("held_out")
+    assert Toy2D(name="moons").fingerprint("train") != Toy2D(name="swiss_roll").fingerprint("train")
+
+
 def test_digits_are_split_without_overlap_on_17_levels() -> None:
     module = fitted(Digits(batch_size=1400))
     official = sklearn.datasets.load_digits()
@@ -260,9 +309,11 @@ def test_settings_that_cannot_work_are_named(make, message: str) -> None:
 def test_configuration_gives_every_parameter_and_agrees_with_the_defaults(path: Path) -> None:
     config = OmegaConf.to_container(OmegaConf.load(path))
     config.pop("defaults", None)
+    read = schema.parameters(config["_target_"])
     module, name = config.pop("_target_").rsplit(".", 1)
     parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
-    assert set(config) == set(parameters)
+    assert set(config) == set(parameters) == set(read)
+    assert all(read[key].required is (parameters[key].default is inspect.Parameter.empty) for key in read)
     assert config.pop("seed") == "${seed}"
     for key, value in config.items():
         default = parameters[key].default
@@ -276,4 +327,6 @@ def test_slow_libraries_are_imported_only_where_needed() -> None:
     for path in (ROOT / "diffusion_lab" / "data").glob("*.py"):
         for node in ast.parse(path.read_text()).body:
             names = [getattr(node, "module", None) or "", *(a.name for a in getattr(node, "names", []))]
-            assert not {name.split(".")[0] for name in names} & {"torchvision", "sklearn", "PIL"}, path.name
+            assert not {name.split(".")[0] for name in names} & {"torchvision", "sklearn", "PIL", "lmdb", "datasets"}, (
+                path.name
+            )

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import pickle
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -224,6 +225,40 @@ def test_images_are_cropped_to_the_centre_and_resized_with_antialiasing(tmp_path
     assert np.array_equal(grey[1, 0].numpy(), np.array(exact.convert("L")))
 
 
+def test_a_folder_is_identified_by_names_and_bytes_wherever_it_lies(folder: Path, tmp_path: Path) -> None:
+    def prints(root: Path, **options) -> tuple[str, str]:
+        module = ImageFolder(root=str(root), **({"shape": (3, 16, 16), "held_out_fraction": 0.3} | options))
+        return module.fingerprint("train"), module.fingerprint("held_out")
+
+    first = prints(folder)
+    shutil.copytree(folder, tmp_path / "copy")
+    assert prints(tmp_path / "copy") == first == prints(folder, memory_limit_mb=0)
+    assert prints(folder, shape=(1, 16, 16))[0] != first[0]
+    path = next((tmp_path / "copy").rglob("*.bmp"))
+    pixels = bytearray(path.read_bytes())
+    pixels[-1] ^= 1  # names and sizes stay as they were
+    path.write_bytes(bytes(pixels))
+    assert sorted(now == before for now, before in zip(prints(tmp_path / "copy"), first)) == [False, True]
+    path.write_bytes((folder / path.relative_to(tmp_path / "copy")).read_bytes())
+    assert prints(tmp_path / "copy") == first
+    for part in ("train", "test"):
+        (tmp_path / "named" / part).mkdir(parents=True)
+        noise((16, 16), 0).save(tmp_path / "named" / part / "a.png")
+    named = prints(tmp_path / "named")
+    (tmp_path / "named" / "train" / "a.png").rename(tmp_path / "named" / "train" / "b.png")
+    assert prints(tmp_path / "named")[0] != named[0] and prints(tmp_path / "named")[1] == named[1]
+
+
+def test_the_crop_is_of_whole_pixels(tmp_path: Path) -> None:
+    wide, tall = noise((13, 8), 0), noise((8, 11), 1)
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        wide.save(tmp_path / part / "a.png")
+        tall.save(tmp_path / part / "b.png")
+    x = ImageFolder(root=str(tmp_path), shape=(3, 8, 8)).splits.train.x.permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(x[0], np.array(wide)[:, 2:10]) and np.array_equal(x[1], np.array(tall)[1:9])
+
+
 @pytest.mark.parametrize("limit", [2048, 0])
 def test_unreadable_images_are_named_before_training(folder: Path, limit: int) -> None:
     def load() -> None:
@@ -242,7 +277,7 @@ def test_unreadable_images_are_named_before_training(folder: Path, limit: int) -
 
 def test_a_cut_image_of_a_lazy_set_is_named_when_it_is_decoded(folder: Path) -> None:
     module = ImageFolder(root=str(folder), shape=(3, 16, 16), memory_limit_mb=0)
-    path = module.splits.train.paths[0]
+    path = Path(module.splits.train.source.place(0))
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(ValueError, match=rf"{path.name} is no readable"):
         module.splits.train.__getitems__([0])

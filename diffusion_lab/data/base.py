@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, ClassVar, Literal
+from functools import cached_property, lru_cache
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -16,13 +17,15 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from diffusion_lab.data.batches import TrainBatches, generator
 
 Batch = tuple[Tensor, Tensor]
+Split = Literal["train", "held_out"]
 
 
 @dataclass(frozen=True)
 class Splits:
     """The two halves of a data set, and in a few words how they were separated.
 
-    Both are map-style data sets with `labels` (N,) and `__getitems__(indices) -> (x (B, ...), labels (B,))`.
+    Both are map-style data sets with `labels` (N,), `__getitems__(indices) -> (x (B, ...), labels (B,))` and
+    `digest() -> bytes`, which identifies the items in their order.
     """
 
     train: Dataset
@@ -30,6 +33,7 @@ class Splits:
     how: str
 
 
+@dataclass(kw_only=True, eq=False)
 class DataModule(pl.LightningDataModule, ABC):
     """Batches (x, label): x float32 (B, C, H, W) in [0, 1], x = byte / (grey_levels - 1), or points (B, 2).
 
@@ -38,39 +42,36 @@ class DataModule(pl.LightningDataModule, ABC):
     each, in stored order, rank r of W taking items r, r + W, ... Lightning must not deal them again:
     Trainer(use_distributed_sampler=False).
 
-    A subclass gives `load()` and, if its items do not have 256 grey levels, GREY_LEVELS. Raises ValueError on
-    settings that contradict each other or the loaded files.
+    A subclass gives `load()`, fields of its own and the defaults of these. `grey_levels` is what the files hold: no
+    value but the default is admitted. Raises ValueError on settings that contradict each other or the loaded files.
     """
 
-    GREY_LEVELS: ClassVar[int | None] = 256
+    shape: tuple[int, ...]
+    grey_levels: int | None = 256
+    batch_size: int = 128
+    eval_batch_size: int = 500
+    flip: bool = True
+    seed: int = 0
 
-    def __init__(
-        self,
-        *,
-        shape: tuple[int, ...],
-        grey_levels: int | None,
-        batch_size: int,
-        eval_batch_size: int,
-        flip: bool,
-        seed: int,
-    ) -> None:
+    num_workers = 0  # no field: only data sets that decode files give a choice
+
+    def __post_init__(self) -> None:
         super().__init__()
-        self.shape = tuple(shape)
+        self.shape = tuple(self.shape)
         if len(self.shape) not in (1, 3) or min(self.shape) < 1:
             raise ValueError(f"data.shape={list(self.shape)} must be [channels,height,width] or [2]")
-        if grey_levels != self.GREY_LEVELS:
-            stored = "null" if self.GREY_LEVELS is None else self.GREY_LEVELS
-            raise ValueError(f"data.grey_levels={grey_levels} must be {stored} for {type(self).__name__}")
-        if flip and len(self.shape) != 3:
+        stored = type(self).grey_levels
+        if self.grey_levels != stored:
+            said = "null" if stored is None else stored
+            raise ValueError(f"data.grey_levels={self.grey_levels} must be {said} for {type(self).__name__}")
+        if self.flip and len(self.shape) != 3:
             raise ValueError("data.flip=true mirrors images, but these are points: set data.flip=false")
-        if seed < 0:
-            raise ValueError(f"data.seed={seed} must not be negative")
-        require_positive({"batch_size": batch_size, "eval_batch_size": eval_batch_size})
-        self.grey_levels, self.flip, self.seed = grey_levels, flip, seed
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.num_workers = 0
+        if self.seed < 0:
+            raise ValueError(f"data.seed={self.seed} must not be negative")
+        require_positive({"batch_size": self.batch_size, "eval_batch_size": self.eval_batch_size})
         self.position = 0
         self.batches: TrainBatches | None = None
+        self._fingerprints: dict[str, str] = {}
 
     @abstractmethod
     def load(self) -> Splits:
@@ -128,18 +129,33 @@ class DataModule(pl.LightningDataModule, ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._seek(state_dict["batches"])
 
-    def images(self, split: Literal["train", "held_out"], count: int | None = None) -> Tensor:
-        """At most `count` items (all if None), float (n, C, H, W) in [0, 1], never mirrored, for measuring.
+    def size(self, split: Split) -> int:
+        """Number of items."""
+        return len(self._data(split))
+
+    def images(self, split: Split, count: int | None = None, first: int = 0) -> Tensor:
+        """At most `count` items (all if None) from number `first` on, float (n, C, H, W) in [0, 1], never mirrored.
 
         They come in one shuffled order that mixes the classes and depends on nothing but the size of the set.
         """
-        chosen = self._first(split, count)
-        data = getattr(self.splits, split)
+        data, chosen = self._data(split), self._chosen(split, count, first)
         return torch.cat([self._scale(data.__getitems__(part.tolist())[0]) for part in chosen.split(1000)])
 
-    def labels(self, split: Literal["train", "held_out"], count: int | None = None) -> Tensor:
-        """Labels (n,) int64 of what `images(split, count)` returns, in the same order."""
-        return getattr(self.splits, split).labels[self._first(split, count)]
+    def labels(self, split: Split, count: int | None = None, first: int = 0) -> Tensor:
+        """Labels (n,) int64 of what `images(split, count, first)` returns, in the same order."""
+        return self._data(split).labels[self._chosen(split, count, first)]
+
+    def fingerprint(self, split: Split) -> str:
+        """64 hexadecimal digits that tell apart what `images(split)` gives: sha256 of grey levels and content.
+
+        Equal content gives equal digits wherever it lies; labels, batch sizes, mirroring and seed do not enter. The
+        content is what the data set's `digest` says: of arrays their bytes, of encoded images names, bytes and framing.
+        Computed on first use.
+        """
+        if split not in self._fingerprints:
+            content = self._data(split).digest()
+            self._fingerprints[split] = hashlib.sha256(f"{self.grey_levels} ".encode() + content).hexdigest()
+        return self._fingerprints[split]
 
     def describe(self) -> str:
         """One line: what it is, how many items, how they were divided."""
@@ -152,11 +168,16 @@ class DataModule(pl.LightningDataModule, ABC):
     def _scale(self, x: Tensor) -> Tensor:
         return x if self.grey_levels is None else x.to(torch.float32) / (self.grey_levels - 1)
 
-    def _first(self, split: str, count: int | None) -> Tensor:
+    def _data(self, split: str) -> Dataset:
         if split not in ("train", "held_out"):
             raise ValueError(f"split {split!r} does not exist: choose train or held_out")
-        size = len(getattr(self.splits, split))
-        return torch.randperm(size, generator=generator("images", size))[:count]
+        return getattr(self.splits, split)
+
+    def _chosen(self, split: str, count: int | None, first: int) -> Tensor:
+        size = self.size(split)
+        if not 0 <= first < size or (count is not None and count < 1):
+            raise ValueError(f"{split} has items 0 to {size - 1}: {count} from number {first} on cannot be given")
+        return _shuffled(size)[first:][:count]
 
     def _seek(self, position: int) -> None:
         self.position = position
@@ -183,6 +204,11 @@ def require_positive(values: Mapping[str, int]) -> None:
     for key, value in values.items():
         if value < 1:
             raise ValueError(f"data.{key}={value} must be at least 1")
+
+
+@lru_cache(maxsize=2)
+def _shuffled(size: int) -> Tensor:
+    return torch.randperm(size, generator=generator("images", size))
 
 
 def _whole(batch: Batch) -> Batch:

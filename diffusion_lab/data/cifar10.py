@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from diffusion_lab.data.batches import InMemory
 from diffusion_lab.data.official import fetch, missing, refuse_damaged
 
 
+@dataclass(kw_only=True, eq=False)
 class CIFAR10(DataModule):
     """50,000 train and 10,000 held-out (official test) images (3, 32, 32) in 10 classes; Krizhevsky 2009.
 
@@ -20,27 +22,13 @@ class CIFAR10(DataModule):
     for a damaged one, by name.
     """
 
-    def __init__(
-        self,
-        *,
-        data_dir: str,
-        download: bool = False,
-        shape: tuple[int, ...] = (3, 32, 32),
-        grey_levels: int | None = 256,
-        batch_size: int = 128,
-        eval_batch_size: int = 500,
-        flip: bool = True,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            shape=shape,
-            grey_levels=grey_levels,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            flip=flip,
-            seed=seed,
-        )
-        self.data_dir, self.download = Path(data_dir).expanduser(), download
+    data_dir: str
+    download: bool = False
+    shape: tuple[int, ...] = (3, 32, 32)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.data_dir).expanduser()
 
     def prepare_data(self) -> None:
         """Unpack what is missing from the archive, which is downloaded if asked to."""
@@ -60,18 +48,18 @@ class CIFAR10(DataModule):
         return Splits(self._part(True), self._part(False), "official train and test split")
 
     def _part(self, train: bool) -> InMemory:
-        official = self._official()(self.data_dir, train=train)
+        official = self._official()(self.folder, train=train)
         return InMemory(torch.from_numpy(official.data).permute(0, 3, 1, 2), torch.tensor(official.targets))
 
     def _archive(self) -> tuple[Path, str]:
         official = self._official()
-        return self.data_dir / official.filename, official.tgz_md5
+        return self.folder / official.filename, official.tgz_md5
 
     def _files(self) -> list[tuple[Path, str]]:
         official = self._official()
         meta = (official.meta["filename"], official.meta["md5"])
         listed = (*official.train_list, *official.test_list, meta)
-        return [(self.data_dir / official.base_folder / name, md5) for name, md5 in listed]
+        return [(self.folder / official.base_folder / name, md5) for name, md5 in listed]
 
     def _official(self) -> type:
         import torchvision

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,7 @@ CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 NATIVE = 28
 
 
+@dataclass(kw_only=True, eq=False)
 class MNIST(DataModule):
     """60,000 train and 10,000 held-out (test) images (1, 28, 28); LeCun et al. 1998, Xiao et al. 2017.
 
@@ -27,36 +29,22 @@ class MNIST(DataModule):
     against its own header. Raises FileNotFoundError for a missing file, ValueError for a damaged one, each by name.
     """
 
-    def __init__(
-        self,
-        *,
-        variant: Literal["mnist", "fashion_mnist"] = "mnist",
-        data_dir: str,
-        download: bool = False,
-        shape: tuple[int, ...] = (1, 32, 32),
-        grey_levels: int | None = 256,
-        batch_size: int = 128,
-        eval_batch_size: int = 500,
-        flip: bool = False,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            shape=shape,
-            grey_levels=grey_levels,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            flip=flip,
-            seed=seed,
-        )
-        if variant not in CLASSES:
-            raise ValueError(f"data.variant={variant} does not exist: choose one of {', '.join(CLASSES)}")
+    variant: Literal["mnist", "fashion_mnist"] = "mnist"
+    data_dir: str
+    download: bool = False
+    shape: tuple[int, ...] = (1, 32, 32)
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variant not in CLASSES:
+            raise ValueError(f"data.variant={self.variant} does not exist: choose one of {', '.join(CLASSES)}")
         if self.shape not in ((1, 28, 28), (1, 32, 32)):
             raise ValueError(f"data.shape={list(self.shape)} must be [1,28,28], or [1,32,32] with a border")
-        self.variant, self.data_dir, self.download = variant, Path(data_dir).expanduser(), download
 
     @property
     def folder(self) -> Path:
-        return self.data_dir / CLASSES[self.variant] / "raw"
+        return Path(self.data_dir).expanduser() / CLASSES[self.variant] / "raw"
 
     def prepare_data(self) -> None:
         """Download what is missing, if asked to."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from diffusion_lab.data.batches import InMemory, generator
 TRAIN_COLUMNS = 512  # of 640: the left 80 % of both photographs
 
 
+@dataclass(kw_only=True, eq=False)
 class Patches(DataModule):
     """Distinct random crops (3, H, W) of china.jpg and flower.jpg (427 x 640); label = which photograph.
 
@@ -19,37 +22,22 @@ class Patches(DataModule):
     positions do not depend on `seed`. Raises ValueError if a crop does not fit, or for more than there are.
     """
 
-    def __init__(
-        self,
-        *,
-        train_size: int = 10_000,
-        held_out_size: int = 2_000,
-        shape: tuple[int, ...] = (3, 32, 32),
-        grey_levels: int | None = 256,
-        batch_size: int = 128,
-        eval_batch_size: int = 500,
-        flip: bool = True,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            shape=shape,
-            grey_levels=grey_levels,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            flip=flip,
-            seed=seed,
-        )
-        require_positive({"train_size": train_size, "held_out_size": held_out_size})
+    train_size: int = 10_000
+    held_out_size: int = 2_000
+    shape: tuple[int, ...] = (3, 32, 32)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive({"train_size": self.train_size, "held_out_size": self.held_out_size})
         if len(self.shape) != 3 or self.shape[0] != 3 or max(self.shape[1:]) > 128:
             raise ValueError(f"data.shape={list(self.shape)} must be [3,height,width], sides of at most 128")
-        self.sizes = (train_size, held_out_size)
 
     def load(self) -> Splits:
         from sklearn.datasets import load_sample_images
 
         photos = torch.from_numpy(np.stack(load_sample_images().images)).permute(0, 3, 1, 2)
-        train = self._crops(photos[..., :TRAIN_COLUMNS], self.sizes[0], "train")
-        held_out = self._crops(photos[..., TRAIN_COLUMNS:], self.sizes[1], "held_out")
+        train = self._crops(photos[..., :TRAIN_COLUMNS], self.train_size, "train")
+        held_out = self._crops(photos[..., TRAIN_COLUMNS:], self.held_out_size, "held_out")
         return Splits(train, held_out, f"columns before and from {TRAIN_COLUMNS} of china.jpg and flower.jpg")
 
     def _crops(self, region: Tensor, count: int, split: str) -> InMemory:

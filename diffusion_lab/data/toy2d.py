@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,45 +13,33 @@ from diffusion_lab.data.batches import InMemory, generator
 from diffusion_lab.data.plane import TARGETS, PlaneDistribution, nearest_mode
 
 
+@dataclass(kw_only=True, eq=False)
 class Toy2D(DataModule):
     """A fixed draw from `target`, whose density and score are exact, clean and noised (see plane.py).
 
     The draw does not depend on `seed`. The label is the nearest mode, or 0 on the two curves.
     """
 
-    GREY_LEVELS: ClassVar[int | None] = None
+    name: Literal["eight_gaussians", "moons", "checkerboard", "swiss_roll", "two_modes"] = "eight_gaussians"
+    train_size: int = 50_000
+    held_out_size: int = 10_000
+    shape: tuple[int, ...] = (2,)
+    grey_levels: int | None = None
+    batch_size: int = 512
+    eval_batch_size: int = 10_000
+    flip: bool = False
 
-    def __init__(
-        self,
-        *,
-        name: Literal["eight_gaussians", "moons", "checkerboard", "swiss_roll", "two_modes"],
-        train_size: int = 50_000,
-        held_out_size: int = 10_000,
-        shape: tuple[int, ...] = (2,),
-        grey_levels: int | None = None,
-        batch_size: int = 512,
-        eval_batch_size: int = 10_000,
-        flip: bool = False,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            shape=shape,
-            grey_levels=grey_levels,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            flip=flip,
-            seed=seed,
-        )
-        if name not in TARGETS:
-            raise ValueError(f"data.name={name} does not exist: choose one of {', '.join(TARGETS)}")
-        require_positive({"train_size": train_size, "held_out_size": held_out_size})
-        self.name, self.sizes = name, (train_size, held_out_size)
-        self.target: PlaneDistribution = TARGETS[name]()
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.name not in TARGETS:
+            raise ValueError(f"data.name={self.name} does not exist: choose one of {', '.join(TARGETS)}")
+        require_positive({"train_size": self.train_size, "held_out_size": self.held_out_size})
+        self.target: PlaneDistribution = TARGETS[self.name]()
 
     def load(self) -> Splits:
         train, held_out = (
             self._labelled(self.target.sample(size, generator(f"{self.name} {part}")))
-            for part, size in zip(("train", "held out"), self.sizes, strict=True)
+            for part, size in (("train", self.train_size), ("held out", self.held_out_size))
         )
         return Splits(train, held_out, f"two fixed draws from {self.name}")
 

@@ -73,16 +73,26 @@ def _of_class(path: Path, node: ast.stmt) -> dict[str, Parameter] | None:
         defaults = [None] * (len(positional) - len(a.defaults)) + a.defaults
         pairs = [*zip(positional, defaults, strict=True), *zip(a.kwonlyargs, a.kw_defaults, strict=True)]
         return {arg.arg: _parameter(path, arg.annotation, default is None) for arg, default in pairs}
-    fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
-    if any("dataclass" in ast.unparse(d) for d in node.decorator_list):
-        return {n.target.id: _parameter(path, n.annotation, n.value is None) for n in fields}
-    for base in node.bases:  # the constructor is inherited
+    inherited = _inherited(path, node)
+    if not any("dataclass" in ast.unparse(d) for d in node.decorator_list):
+        return inherited
+    fields = [n for n in node.body if isinstance(n, ast.AnnAssign) and "ClassVar" not in ast.unparse(n.annotation)]
+    return inherited | {n.target.id: _parameter(path, n.annotation, _is_required(n)) for n in fields}
+
+
+def _is_required(field: ast.AnnAssign) -> bool:
+    return field.value is None or ast.unparse(field.value) == "field()"
+
+
+def _inherited(path: Path, node: ast.ClassDef) -> dict[str, Parameter]:
+    """The constructor of the first base class that is of this package; {} if none is."""
+    for base in node.bases:
         name = ast.unparse(base)
         found = _find(_imports(_tree(path)).get(name, "")) or next(
             ((path, n) for n in _tree(path).body if isinstance(n, ast.ClassDef) and n.name == name), None
         )
         if found is not None:
-            return _of_class(*found)
+            return _of_class(*found) or {}
     return {}
 
 

@@ -1,0 +1,132 @@
+"""CelebA, aligned and cropped, the official files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import BinaryIO, Literal
+from zipfile import ZipFile
+
+import numpy as np
+import torch
+
+from diffusion_lab.data.base import Splits
+from diffusion_lab.data.encoded import Encoded, EncodedImages, Framing, Source
+from diffusion_lab.data.image_folder import Files
+from diffusion_lab.data.official import refuse_damaged
+
+IMAGES, PARTITION, ATTRIBUTES = "img_align_celeba", "list_eval_partition.txt", "list_attr_celeba.txt"
+HOME = "http://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
+PARTS = {"train": "0", "valid": "1", "test": "2"}
+
+
+@dataclass(kw_only=True, eq=False)
+class CelebA(EncodedImages):
+    """162,770 train and 19,962 held-out (test; valid: 19,867) faces; Liu et al. 2015 (arXiv:1411.7766).
+
+    Reads <data_dir>/celeba: list_eval_partition.txt, checked against its published md5, and the 202,599 JPEG files of
+    178 x 218 pixels in the folder img_align_celeba or, where there is none, in img_align_celeba.zip, checked likewise.
+    A centred square of `crop` pixels is resized bilinearly, antialiased, as in the programs of NCSN, NCSNv2 (which hold
+    out test) and ScoreSDE (valid); the first two 140 -> 32 and 140 -> 64, the last 140 -> 64. The label is 1 where
+    list_attr_celeba.txt gives the face the `attribute`, else 0.
+
+    Raises FileNotFoundError for a missing file, ValueError for a damaged one, by name.
+    """
+
+    data_dir: str
+    held_out: Literal["test", "valid"] = "test"
+    attribute: str | None = None
+    crop: int = 140
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.held_out not in ("test", "valid"):
+            raise ValueError(f"data.held_out={self.held_out} does not exist: choose test or valid")
+        if not 0 < self.crop <= 178:
+            raise ValueError(f"data.crop={self.crop} must be from 1 to 178, the width of the images")
+        if self.shape[1] != self.shape[2]:
+            raise ValueError(f"data.shape={list(self.shape)} must be square, as the crop is")
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.data_dir).expanduser() / "celeba"
+
+    def load(self) -> Splits:
+        part_of = dict(line.split() for line in self._listed(PARTITION))
+        labels, folder, archive = self._labels(), self.folder / IMAGES, self.folder / f"{IMAGES}.zip"
+        self._require_images(folder, archive, part_of)
+        framing = Framing(self.shape, self.crop, "bilinear")
+        parts = []
+        for part in ("train", self.held_out):
+            names = sorted(name for name, number in part_of.items() if number == PARTS[part])
+            source = Files(folder, list(map(Path, names))) if folder.is_dir() else Zipped(archive, IMAGES, names)
+            parts.append(Encoded(source, torch.tensor([labels.get(name, 0) for name in names]), framing))
+        return self.divided(*parts, f"official split, train and {self.held_out}")
+
+    def _labels(self) -> dict[str, int]:
+        if self.attribute is None:
+            return {}
+        _, header, *lines = self._listed(ATTRIBUTES)
+        if self.attribute not in header.split():
+            raise ValueError(
+                f"data.attribute={self.attribute} does not exist: choose one of {', '.join(header.split())}"
+            )
+        column = 1 + header.split().index(self.attribute)
+        return {row[0]: int(row[column] == "1") for row in map(str.split, lines)}
+
+    def _listed(self, name: str) -> list[str]:
+        if not (self.folder / name).exists():
+            raise self._missing(self.folder / name, name)
+        refuse_damaged(self.folder / name, digests()[name])
+        return (self.folder / name).read_text().splitlines()
+
+    def _require_images(self, folder: Path, archive: Path, names: Iterable[str]) -> None:
+        if folder.is_dir():
+            sizes = {entry.name: entry.stat().st_size for entry in os.scandir(folder)}
+            if absent := next((name for name in names if not sizes.get(name)), None):
+                raise self._missing(folder / absent, archive.name)
+        elif not archive.exists():
+            raise self._missing(folder, archive.name)
+        else:
+            refuse_damaged(archive, digests()[archive.name])
+
+    def _missing(self, path: Path, name: str) -> FileNotFoundError:
+        unpack = f" and unpack it, or move {IMAGES} away" if path.parent != self.folder else ""
+        return FileNotFoundError(
+            f"{path} is missing or empty: put {name} (md5 {digests()[name]}, from {HOME}) into {self.folder}{unpack}"
+        )
+
+
+class Zipped(Source):
+    """Members of a folder in a zip archive, by their names there."""
+
+    def __init__(self, archive: Path, folder: str, names: list[str]) -> None:
+        self.archive, self.folder, self.names = archive, folder, np.array(names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def key(self, index: int) -> str:
+        return str(self.names[index])
+
+    def place(self, index: int) -> str:
+        return f"{self.archive}/{self.folder}/{self.key(index)}"
+
+    def open(self, index: int) -> BinaryIO:
+        return opened(self.archive, os.getpid()).open(f"{self.folder}/{self.key(index)}")
+
+
+@cache
+def opened(archive: Path, process: int) -> ZipFile:
+    """The archive, once per process: a fork would share its place in the file."""
+    return ZipFile(archive)
+
+
+def digests() -> dict[str, str]:
+    """The published md5 of each official file."""
+    from torchvision.datasets import CelebA as Official
+
+    return {name: md5 for _, md5, name in Official.file_list}
