@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 
 from diffusion_lab.callback.ema import averaged
+from diffusion_lab.callback.media import log_pictures
 from diffusion_lab.data import DataModule
 from diffusion_lab.model import Model
 from diffusion_lab.pitfall import mode_weights_plot, score_error_plot
@@ -48,6 +49,7 @@ class ScoreError(pl.Callback):
                 sigma=process.sigma(t).item(),
                 limits=(-2.0, 2.0),
             )
+        log_pictures(trainer.loggers, {"score_error": self.run_dir / "score_error.png"}, trainer.global_step)
         print(f"score    median error {error.with_data:.2g} where there are data, {error.without_data:.2g} elsewhere")
 
 
@@ -81,5 +83,6 @@ class ModeWeights(pl.Callback):
             }
         drawn["data"] = data.images("held_out", self.count)
         weights = mode_weights_plot(drawn, data.target, self.run_dir / "mode_weights.png", limits=(-2.0, 2.0))
+        log_pictures(trainer.loggers, {"mode_weights": self.run_dir / "mode_weights.png"}, trainer.global_step)
         for name, shares in weights.items():
             print(f"modes    {' : '.join(f'{share:.1%}' for share in shares.tolist())}  {name}")

@@ -10,6 +10,7 @@ import torch
 
 from diffusion_lab import picture
 from diffusion_lab.callback.ema import averaged
+from diffusion_lab.callback.media import log_pictures
 from diffusion_lab.data import DataModule
 from diffusion_lab.model import Model
 
@@ -47,15 +48,17 @@ class Samples(pl.Callback):
             self.draw(trainer, model, self.run_dir / "samples.png", film=True)
 
     def draw(self, trainer: pl.Trainer, model: Model, path: Path, film: bool = False) -> None:
-        """Write the picture, and the film of it on request; log the picture."""
+        """Write the picture, and the film of it on request; show both in the logs."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with averaged(trainer, model):
             draw_samples(model, model.sample(self.count, seed=self.seed), path, trainer.datamodule)
             if film:
                 draw_trajectory(model, path.with_name("trajectory"), self.frames, self.seed)
-        for logger in trainer.loggers:
-            if hasattr(logger, "log_image"):
-                logger.log_image("samples", [str(path)], step=trainer.global_step)
+        pictures = {"samples": path}
+        if film:
+            strip = path.with_name("trajectory.png")
+            pictures |= {"trajectory": strip, "film": strip.with_suffix(".gif")}
+        log_pictures(trainer.loggers, pictures, trainer.global_step)
 
 
 def draw_samples(model: Model, samples: torch.Tensor, path: Path, data: DataModule | None = None) -> None:

@@ -72,12 +72,18 @@ class CSVLogger(Logger):
         self._pending, self._saved = {}, time.monotonic()
 
     @rank_zero_only
-    def truncate(self, step: int) -> None:
-        """Drop every row after `step`, the step that a run is resumed from; -1 drops all."""
+    def truncate(self, step: int) -> set[tuple[int, str]]:
+        """Drop what lies after `step`, where a run is resumed (-1 drops all), and say which (step, metric) that was."""
         self._pending = {s: row for s, row in self._pending.items() if s <= step}
         columns, rows = self._read()
         if any(s > step for s in rows):
             self._replace(columns, {s: row for s, row in rows.items() if s <= step})
+        return {(s, key) for s, row in rows.items() if s > step for key in row}
+
+    def row(self, step: int) -> dict[str, float]:
+        """What was logged for a step; empty if nothing was."""
+        self.save()
+        return {key: float(value) for key, value in self._read()[1].get(step, {}).items()}
 
     def _forget(self) -> None:
         self._columns: list[str] = []  # no column known: the next `save` reads the file again
