@@ -1,0 +1,166 @@
+"""Results files of runs, and the shortest names that tell the runs apart."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+RESULTS = "results.json"
+ASIDE = {"paths", "hydra", "logger", "ckpt_path", "data_dir", "device", "batch_size", "evaluate", "num_samples"}
+"""Words of a command line that say where a run works and what it writes, or what its protocols say anyway."""
+CLEAR_ALONE = {"model", "data", "sampler", "network", "weights"}
+"""Facts that are understood without their key."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One results file, and the `key=value` words of the command line that made it."""
+
+    path: Path
+    results: Mapping[str, Any]
+    overrides: Mapping[str, str]
+
+    @property
+    def metrics(self) -> Mapping[str, Mapping[str, Any]]:
+        return self.results["metrics"]
+
+    @property
+    def place(self) -> Path:
+        """The run's directory, or the file if it goes by another name than results.json."""
+        return self.path.parent if self.path.name == RESULTS else self.path
+
+    def number(self, key: str) -> float | None:
+        """A number of the file's top level; None if it has none."""
+        return number(self.results.get(key))
+
+
+def number(value: Any) -> float | None:
+    """The value if it is a number, otherwise None."""
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def find(paths: Iterable[str | Path]) -> list[Path]:
+    """The results files named, of run directories, or below other directories in natural order; each file once.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist, or has no results.json in it or below.
+    """
+    found: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist: name run directories or results.json files")
+        own = path if path.is_file() else path / RESULTS
+        files = [own] if own.is_file() else sorted(path.rglob(RESULTS), key=lambda file: _natural(file.parent))
+        if not files:
+            raise FileNotFoundError(
+                f"no {RESULTS} in {path} or below: train.py writes it when it evaluates, sample.py with evaluate=true"
+            )
+        for file in files:
+            found.setdefault(file.resolve(), file)
+    return list(found.values())
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", str(path))]
+
+
+def read(path: Path) -> Run:
+    """Read one results file, and the overrides that Hydra left beside it.
+
+    Raises:
+        ValueError: if a file is damaged or holds something else.
+    """
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: it is not JSON: {error}") from error
+    metrics = results.get("metrics") if isinstance(results, dict) else None
+    if not isinstance(metrics, dict):
+        raise ValueError(f"{path} is not the results.json of a run: it has no metrics")
+    for name, record in metrics.items():
+        value = record.get("value", "") if isinstance(record, dict) else ""
+        if number(value) is None and value is not None:
+            raise ValueError(f"{path} is damaged: its metric {name} has no value")
+    return Run(path, results, _overrides(path.parent / ".hydra" / "overrides.yaml"))
+
+
+def _overrides(path: Path) -> dict[str, str]:
+    try:
+        words = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else []
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: it is not YAML") from error
+    pairs = (str(word).lstrip("+~").partition("=") for word in words or [])
+    return {key: value for key, _, value in pairs if key.partition(".")[0] not in ASIDE}
+
+
+def facts(run: Run) -> dict[str, str]:
+    """What was chosen for a run: model, data, sampler and its options, the command line's words, seed."""
+    told = {key: str(run.results[key]) for key in ("model", "data", "network", "weights", "seed") if key in run.results}
+    sampler, _, options = str(run.results.get("sampler", "")).partition(" (")
+    first = {key: told[key] for key in ("model", "data") if key in told} | ({"sampler": sampler} if sampler else {})
+    chosen = {f"sampler.{key}": value for key, value in re.findall(r"([\w.]+)=([^,)]*)", options)}
+    # The file's words come last: they win over those of the command line, which may since have been replaced.
+    return {**first, **{k: v for k, v in run.overrides.items() if k != "seed"}, **chosen, **told, **first}
+
+
+def distinguishing(told: Sequence[Mapping[str, str]]) -> list[str]:
+    """A small set of keys whose values tell the mappings apart as far as all of their keys do, earlier keys first."""
+    keys = list(dict.fromkeys(key for one in told for key in one))
+
+    def parts(chosen: Iterable[str]) -> int:
+        return len({tuple(one.get(key) for key in chosen) for one in told})
+
+    chosen: list[str] = []
+    while parts(chosen) < parts(keys):
+        chosen.append(max(keys, key=lambda key: parts([*chosen, key])))
+    for key in chosen[::-1]:
+        rest = [other for other in chosen if other != key]
+        chosen = rest if parts(rest) == parts(keys) else chosen
+    return [key for key in keys if key in chosen]
+
+
+def names(runs: Sequence[Run], leave_out: Sequence[str] = ()) -> list[str]:
+    """The shortest names that tell runs apart: what was chosen differently, else step, checkpoint or directory."""
+    told = [{k: v for k, v in facts(run).items() if k not in leave_out} for run in runs]
+    # An older file may not tell its model: that is no difference.  A word that a command line lacks is one.
+    partly = {key for key in (*CLEAR_ALONE, "seed") if not all(key in one for one in told)}
+    told = [{k: v for k, v in one.items() if not {k, k.partition(".")[0]} & partly} for one in told]
+    keys = distinguishing(told)
+    if any(key.startswith("sampler.") for key in keys) and len({one["sampler"] for one in told}) > 1:
+        keys = [key for key in dict.fromkeys(k for one in told for k in one) if key in {*keys, "sampler"}]
+    short = [key.rpartition(".")[2] for key in keys]
+    label = {key: end if short.count(end) == 1 else key for key, end in zip(keys, short, strict=True)}
+    named = [
+        " ".join(one[key] if key in CLEAR_ALONE else f"{label[key]}={one[key]}" for key in keys if key in one)
+        or "default" * bool(keys)
+        for one in told
+    ]
+    for name in {name for name in named if named.count(name) > 1 or not name}:
+        alike = [index for index, other in enumerate(named) if other == name]
+        for index, addition in zip(alike, _last_resort([runs[i] for i in alike]), strict=True):
+            named[index] = f"{name} ({addition})" if name else addition
+    return named
+
+
+def _last_resort(runs: Sequence[Run]) -> list[str]:
+    """Different names of runs for which the same was chosen."""
+    steps = {run.number("step") for run in runs} - {None}
+    checkpoints = {run.results.get("checkpoint") for run in runs} - {None}
+    if 1 < len(runs) == len(steps):
+        return [f"step {run.results['step']}" for run in runs]
+    if 1 < len(runs) == len(checkpoints):
+        return _apart([Path(str(run.results["checkpoint"])).with_suffix("") for run in runs])
+    return _apart([run.place for run in runs])
+
+
+def _apart(paths: Sequence[Path]) -> list[str]:
+    whole = [path.absolute() for path in paths]
+    common = os.path.commonpath(whole) if len(whole) > 1 else whole[0].parent
+    return [path.relative_to(common).as_posix() for path in whole]
