@@ -5,11 +5,18 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 ALLOWED = ("diffusion_lab", "torch.optim", "torch.nn", "torchvision.transforms", "pytorch_lightning", "torchmetrics")
 """Packages whose classes a configuration may build."""
+
+FURTHER = "DIFFUSION_LAB_PACKAGES"
+"""Environment variable that names further packages, separated by commas: `my_package,other.models`.
+
+A variable, and no key, because a configuration out of a downloaded checkpoint must not widen what it may build.
+"""
 
 
 class ConfigError(ValueError):
@@ -20,7 +27,7 @@ def instantiate(node: Any, path: str = "") -> Any:
     """Build the object that a plain configuration node describes, innermost first.
 
     `_target_` names a class, `_partial_: true` gives the class with its arguments instead of an object.  Only classes
-    defined in `ALLOWED` packages are built: no function is ever called, so a configuration out of a downloaded
+    defined in `allowed_packages` are built: no function is ever called, so a configuration out of a downloaded
     checkpoint or from the command line cannot run code of its own choosing.
 
     Raises:
@@ -51,20 +58,40 @@ def resolve(target: str, path: str = "") -> type:
     The place where it is defined counts, not the path it was reached by: `diffusion_lab.checkpoint.torch.load` is
     torch's.
     """
-    refusal = ConfigError(
-        f"{path}._target_={target} is refused: only classes of {', '.join(ALLOWED)} are built from a configuration"
-    )
-    if not _allowed(target):
+    refusal = refused(path, target)
+    if not allowed(target):
         raise refusal
     module, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{path}._target_={target} does not exist ({error})") from error
-    if not (inspect.isclass(found) and _allowed(f"{found.__module__}.{found.__qualname__}")):
+    if not (inspect.isclass(found) and allowed(f"{found.__module__}.{found.__qualname__}")):
         raise refusal
     return found
 
 
-def _allowed(name: str) -> bool:
-    return any(name.startswith(f"{package}.") for package in ALLOWED)
+def allowed_packages() -> tuple[str, ...]:
+    """`ALLOWED` and the packages that the environment names.
+
+    Raises:
+        ConfigError: for a name that is no package's.
+    """
+    further = [name.strip() for name in os.environ.get(FURTHER, "").split(",") if name.strip()]
+    for name in further:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ConfigError(f"{FURTHER} names packages, separated by commas, but {name!r} is no name of a package")
+    return (*ALLOWED, *further)
+
+
+def allowed(name: str) -> bool:
+    """Whether a configuration may build the class of this full name."""
+    return any(name.startswith(f"{package}.") for package in allowed_packages())
+
+
+def refused(path: str, target: str) -> ConfigError:
+    """The refusal of a target that is not allowed, with what is."""
+    return ConfigError(
+        f"{path}._target_={target} is refused: only classes of {', '.join(allowed_packages())} are built from a "
+        f"configuration; add a package of your own by the environment variable {FURTHER}=my_package"
+    )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from diffusion_lab.launch import schema
-from diffusion_lab.launch.instantiate import ALLOWED, ConfigError
+from diffusion_lab.launch.instantiate import ConfigError, allowed, refused
 
 POSITIVE, NOT_NEGATIVE, FRACTION = (0, math.inf, "()"), (0, math.inf, "[)"), (0, 1, "[)")
 COUNT = (1, math.inf, "[)")
@@ -19,9 +19,10 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "decay": FRACTION, "decay_steps": COUNT, "depth": COUNT, "dropout": FRACTION, "eps": POSITIVE,
     "eta": (0, 1, "[]"), "eval_batch_size": COUNT, "every_n_steps": COUNT, "frames": COUNT, "gamma": POSITIVE,
     "gradient_clip_val": POSITIVE, "grid": COUNT, "heads": COUNT, "held_out_fraction": (0, 1, "()"), "keep": COUNT,
-    "levels": (2, math.inf, "[)"), "likelihood_samples": NOT_NEGATIVE, "log_every_n_steps": COUNT, "lr": POSITIVE,
-    "max_steps": COUNT, "num_nodes": COUNT, "num_samples": COUNT, "num_workers": NOT_NEGATIVE, "prior_std": POSITIVE,
-    "probes": COUNT, "refresh_seconds": NOT_NEGATIVE, "rho": POSITIVE, "rtol": POSITIVE, "s": POSITIVE,
+    "levels": (2, math.inf, "[)"), "likelihood_repeats": COUNT, "likelihood_samples": NOT_NEGATIVE, "log_every_n_steps": COUNT, "lr": POSITIVE,
+    "max_seconds": POSITIVE, "max_steps": COUNT, "neighbours": (6, math.inf, "[)"),
+    "num_nodes": COUNT, "num_samples": COUNT, "num_workers": NOT_NEGATIVE, "prior_std": POSITIVE,
+    "probes": COUNT, "refresh_seconds": NOT_NEGATIVE, "repeats": COUNT, "rho": POSITIVE, "rtol": POSITIVE, "s": POSITIVE,
     "s_noise": POSITIVE, "sampler_steps": COUNT, "samples": (2, math.inf, "[)"), "seed": NOT_NEGATIVE,
     "sigma": POSITIVE, "sigma_max": POSITIVE, "sigma_min": POSITIVE, "simple_weight": NOT_NEGATIVE, "snr": POSITIVE,
     "step_size": POSITIVE, "steps": COUNT, "tau": POSITIVE, "terms": COUNT, "val_check_interval": POSITIVE,
@@ -85,8 +86,8 @@ def nodes(node: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
 def check_signature(path: str, node: Mapping[str, Any]) -> None:
     """A node's keys and values against the signature of its class."""
     target = str(node["_target_"])
-    if not any(target.startswith(f"{package}.") for package in ALLOWED):
-        raise ConfigError(f"{path}._target_={target} is refused: only classes of {', '.join(ALLOWED)} are built")
+    if not allowed(target):
+        raise refused(path, target)
     if not target.startswith("diffusion_lab."):
         return
     known = schema.parameters(target)

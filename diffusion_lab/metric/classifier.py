@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffusion_lab.metric.features import to_uint8
+from diffusion_lab.metric.features import QUANTISATION, to_uint8
 
 _HIDDEN = 256  # width of the first layer
 _BATCH = 100  # images of a fitting step
@@ -51,9 +51,10 @@ class ClassifierFeatures:
         self.dimensions = dimensions
         self.steps = steps
         self.seed = seed
+        self.classes = 0  # known once it is fitted
         self.digest = ""
         self._layers: list[Tensor] = []
-        self._mean, self._whitening = torch.zeros(()), torch.zeros(())
+        self._mean, self._whitening, self._colouring = torch.zeros(()), torch.zeros(()), torch.zeros(())
         self._shape: tuple[int, ...] = ()
 
     def prepare(
@@ -80,8 +81,9 @@ class ClassifierFeatures:
             images = to_uint8(train_images.cpu())
             self._shape = tuple(images.shape[1:])
             self._layers = self._fit(images, train_labels.cpu().long().clone())
+        self.classes = len(self._layers[-1]) - 1
         hidden = self._hidden(images)
-        self._mean, self._whitening = _whitening(hidden)
+        self._mean, self._whitening, self._colouring = _whitening(hidden)
         state = torch.cat([layer.flatten() for layer in self._layers]).numpy().tobytes()
         self.digest = hashlib.sha256(f"whitened {_RIDGE}".encode() + state).hexdigest()
 
@@ -110,9 +112,17 @@ class ClassifierFeatures:
             blocks = [_forward(self._layers[:-2], _unit(block)) for block in pixels.split(_BLOCK)]
         return torch.cat(blocks).relu()
 
-    def _checked(self, images: Tensor) -> Tensor:
+    def _scores(self, hidden: Tensor) -> Tensor:
+        """Class scores (B, classes) of hidden features; the last output is the noise, no class."""
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            return F.linear(hidden, *self._layers[-2:])[:, : self.classes]
+
+    def _ready(self) -> None:
         if not self._layers:
             raise RuntimeError(f"metric features {self.name!r} are not fitted yet: call prepare first")
+
+    def _checked(self, images: Tensor) -> Tensor:
+        self._ready()
         if images.shape[1:] != self._shape:
             raise ValueError(f"fitted to images (B, *{self._shape}), got {tuple(images.shape)}")
         return to_uint8(images).cpu()
@@ -124,21 +134,36 @@ class ClassifierFeatures:
 
     def predict(self, images: Tensor) -> Tensor:
         """The most likely label (B,) of each image, for instance to count the classes among samples."""
-        hidden = self._hidden(self._checked(images))
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            output = F.linear(hidden, *self._layers[-2:])
-        return output[:, :-1].argmax(dim=1).to(images.device)
+        return self._scores(self._hidden(self._checked(images))).argmax(dim=1).to(images.device)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """The class scores (B, classes) before the softmax: the whitening undone, then the last layer."""
+        self._ready()
+        hidden = features.cpu().double() @ self._colouring + self._mean
+        return self._scores(hidden).float().to(features.device)
+
+    def protocol(self) -> dict[str, str | int]:
+        """What changes these features."""
+        self._ready()
+        return {
+            "extractor": self.name,
+            "digest": self.digest,
+            "dimensions": self.dimensions,
+            "quantisation": QUANTISATION,
+            "resize": "none",
+            "precision": "float64",
+        }
 
 
 def _unit(pixels: Tensor) -> Tensor:
     return pixels.flatten(1).double() / 255
 
 
-def _whitening(hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and (covariance + ridge I)^(-1/2) (D, D) of hidden features (N, D)."""
+def _whitening(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (D,), W = (covariance + ridge I)^(-1/2) (D, D) and its inverse, of hidden features (N, D)."""
     values, vectors = torch.linalg.eigh(hidden.T.cov())
     scales = (values.clamp(min=0) + _RIDGE * values.mean()).rsqrt()
-    return hidden.mean(dim=0), vectors * scales @ vectors.T
+    return hidden.mean(dim=0), vectors * scales @ vectors.T, vectors / scales @ vectors.T
 
 
 def _initial(widths: tuple[int, ...], generator: torch.Generator) -> list[Tensor]:

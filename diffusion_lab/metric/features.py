@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+QUANTISATION = "bytes, floor(255 x + 1/2)"
+"""The rule of `to_uint8` as it stands in a protocol."""
 
 
 class Extractor(Protocol):
@@ -13,12 +18,14 @@ class Extractor(Protocol):
 
     A plain object, never an `nn.Module`. `digest` is the sha256 that identifies the weights once `prepare`
     has run: two scores are comparable, and statistics may be cached, only under equal digests. `learned` tells
-    whether `prepare` fits to the training images, or needs none.
+    whether `prepare` fits to the training images, or needs none. `classes` counts the class scores that `logits`
+    gives, for an Inception Score; 0 where there are none.
     """
 
     name: str
     short: str
     dimensions: int
+    classes: int
     digest: str
     learned: bool
 
@@ -27,6 +34,16 @@ class Extractor(Protocol):
 
     def __call__(self, images: Tensor) -> Tensor:
         """Float32 features (B, dimensions) of images (B, C, H, W) in [0, 1], on the device of the images."""
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Float32 class scores (B, classes) from features (B, dimensions) of the very same pass.
+
+        Raises:
+            ValueError: if `classes` is 0.
+        """
+
+    def protocol(self) -> dict[str, str | int]:
+        """Everything that changes the features, once `prepare` has run: numbers compare only where all is equal."""
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -45,13 +62,23 @@ def to_uint8(images: Tensor) -> Tensor:
     return (images.float() * 255 + 0.5).clamp(0, 255).to(torch.uint8)
 
 
-def metric_name(extractor: Extractor, count: int) -> str:
-    """The name under which a Fréchet distance over `count` samples is logged, such as `fid_inception_50k`.
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Float32 proper for a network that only reads: no gradients, no autocast, no TF32 or bfloat16 products.
 
-    Extractor and count belong to the name, because a distance is biased upwards by a finite count and numbers
-    of different extractors or counts must never be compared.
+    TF32, torch's default for convolutions on GPUs, keeps only 10 bits of a feature.
     """
-    return f"{extractor.short}_{extractor.name}_{sample_count(count)}"
+    backends = torch.backends
+    products = (backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul)
+    before = [product.fp32_precision for product in products]
+    try:
+        for product in products:
+            product.fp32_precision = "ieee"
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for product, precision in zip(products, before, strict=True):
+            product.fp32_precision = precision
 
 
 def sample_count(count: int) -> str:

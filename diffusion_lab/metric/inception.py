@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
 
-from diffusion_lab.metric.features import to_uint8
+from diffusion_lab.metric.features import QUANTISATION, full_precision, to_uint8
+from diffusion_lab.metric.resize import resize_tensorflow1
+from diffusion_lab.metric.weights import plain_file, read_weights
 
 _URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 _FILE = _URL.rsplit("/", 1)[-1]
 _DIGEST = "6726825d"
+_SIZE = 299  # pixels that the network sees
 
 
 class InceptionFeatures:
     """The 2048 pool features of InceptionV3 (2015-12-05) with TensorFlow 1's resizing, as in torch-fidelity.
 
     The extractor of every published FID (Heusel et al. 2017). Images are quantised by `to_uint8`, grey ones
-    repeated to three channels; the network runs in float32, without autocast or TF32. The weights are
-    `weights`, else the file in torch.hub's folder ($TORCH_HOME/hub/checkpoints); the network is used only for
-    `download=True`, when that file is missing. The file's sha256 must start with `digest` (at least 8 hex
-    digits).
+    repeated to three channels; the network runs in float32, without autocast or TF32, its batch norms folded into
+    the convolutions. The weights are `weights`, else the file in torch.hub's folder ($TORCH_HOME/hub/checkpoints);
+    the internet is used only for `download=True`, when that file is missing. The file's sha256 must start with
+    `digest` (at least 8 hex digits).
 
     Raises:
         ImportError: without torch-fidelity.
@@ -36,6 +37,7 @@ class InceptionFeatures:
     learned = False
     short = "fid"
     dimensions = 2048
+    classes = 1008
 
     def __init__(
         self, weights: str | None = None, download: bool = False, batch_size: int = 100, digest: str = _DIGEST
@@ -56,7 +58,8 @@ class InceptionFeatures:
             "(without weights), or go without FID: metric.features=null"
         )
         self._may_download = download and weights is None
-        self._network: torch.nn.Module | None = None
+        self._trunk: nn.Module | None = None
+        self._classifier = torch.zeros(())
         self._device = torch.device("cpu")
 
     def prepare(
@@ -72,16 +75,27 @@ class InceptionFeatures:
             ValueError: if the file has another digest or is not a plain state dict of this network.
         """
         self._device = torch.device(device)
-        if self._network is None:
-            if not self.path.is_file():
-                self._download()
-            content = self.path.read_bytes()
-            found = hashlib.sha256(content).hexdigest()
-            if not found.startswith(self.digest):
-                raise ValueError(f"{self.path} has sha256 {found}, not {self.digest}...: cut or another file")
-            self._network = _network(content, self.path)
-            self.digest = found
-        self._network.to(self._device)
+        if self._trunk is None:
+            self._trunk, self._classifier = _network(self.state(), self.path)
+        self._trunk.to(self._device)
+        self._classifier = self._classifier.to(self._device)
+
+    def state(self) -> dict[str, Tensor]:
+        """The weights of the file, downloaded if that was asked for, once its digest is found right.
+
+        Raises:
+            FileNotFoundError: if the file is missing or cannot be downloaded.
+            ValueError: if the file has another digest or is no plain state dict.
+        """
+        if not self.path.is_file():
+            self._download()
+        content = self.path.read_bytes()
+        found = hashlib.sha256(content).hexdigest()
+        if not found.startswith(self.digest):
+            raise ValueError(f"{self.path} has sha256 {found}, not {self.digest}...: cut or another file")
+        state = read_weights(content, self.path)
+        self.digest = found
+        return state
 
     def _download(self) -> None:
         if not self._may_download:
@@ -95,47 +109,58 @@ class InceptionFeatures:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Float32 features (B, 2048) of images (B, 1 or 3, H, W) in [0, 1], on the device of the images."""
-        if self._network is None:
-            raise RuntimeError("the Inception weights are not loaded yet: call prepare first")
+        trunk = self._ready()
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(f"Inception takes images (B, 1 or 3, H, W), got {tuple(images.shape)}")
         pixels = to_uint8(images).to(self._device).expand(-1, 3, -1, -1)
-        with torch.no_grad(), torch.autocast(self._device.type, enabled=False), _full_precision():
-            features = [self._network(block)[0] for block in pixels.split(self.batch_size)]
+        with full_precision(self._device):
+            # The network's input is (pixel - 128) / 128; taken before the resize, it is exact.
+            blocks = ((block.float() - 128) / 128 for block in pixels.split(self.batch_size))
+            features = [trunk(resize_tensorflow1(block, _SIZE)) for block in blocks]
         return torch.cat(features).to(images.device)
 
+    def logits(self, features: Tensor) -> Tensor:
+        """The 1008 class scores W f without their bias, which the Inception Score is taken over (B, 1008)."""
+        self._ready()
+        with full_precision(self._device):
+            return (features.to(self._classifier) @ self._classifier.T).to(features.device)
 
-def _network(content: bytes, path: Path) -> torch.nn.Module:
-    """torch-fidelity's network with the weights in `content`; nothing in them is executed."""
+    def protocol(self) -> dict[str, str | int]:
+        """What changes these features."""
+        self._ready()
+        return {
+            "extractor": self.name,
+            "digest": self.digest,
+            "dimensions": self.dimensions,
+            "quantisation": QUANTISATION,
+            "resize": f"bilinear of TensorFlow 1 to {_SIZE}",
+            "precision": "float32",
+        }
+
+    def _ready(self) -> nn.Module:
+        if self._trunk is None:
+            raise RuntimeError("the Inception weights are not loaded yet: call prepare first")
+        return self._trunk
+
+
+def _network(state: dict[str, Tensor], path: Path) -> tuple[nn.Module, Tensor]:
+    """torch-fidelity's network with these weights, made fast: images (B, 3, 299, 299) to features; class weights."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # a hostile or cut file can break the parser in any way
-        raise ValueError(f"{path} holds more than plain weights or is cut: refused, not executed") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no state dict: a mapping from names to tensors is expected")
-    # Its constructor only takes a file and unpickles it without restraint: give it one that we wrote.
-    safe = io.BytesIO()
-    torch.save(dict(state), safe)
-    safe.seek(0)
     with torch.random.fork_rng(devices=[]):  # the random initial weights must not move the caller's noise
         try:
-            network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=safe)
+            network = FeatureExtractorInceptionV3(
+                "inception-v3-compat", ["2048"], feature_extractor_weights_path=plain_file(state)
+            )
         except (RuntimeError, AttributeError) as error:  # keys or shapes of something else
             raise ValueError(f"{path} holds the weights of another network, not of InceptionV3") from error
     # Once more in float32: the first copy was rounded if the caller's default dtype is lower.
     network.load_state_dict(state)
-    return network
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """Convolutions in float32 proper: TF32, torch's default on GPUs, keeps only 10 bits of a feature."""
-    convolution = torch.backends.cudnn.conv
-    before = convolution.fp32_precision
-    convolution.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        convolution.fp32_precision = before
+    for block in list(network.modules()):
+        if hasattr(block, "bn"):
+            # gamma (w x - m) / sqrt(v + eps) + beta is one convolution; folded in float64, rounded once.
+            block.conv = fuse_conv_bn_eval(block.conv.double(), block.bn.double()).float()
+            block.bn = nn.Identity()
+    # Its children stand in the order of its forward pass, the classifier last.
+    *trunk, classifier = network.children()
+    return nn.Sequential(*trunk, nn.Flatten()).to(memory_format=torch.channels_last), classifier.weight.detach()

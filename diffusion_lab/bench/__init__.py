@@ -1,0 +1,1 @@
+"""Speed against other programs, measured side by side."""

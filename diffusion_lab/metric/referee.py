@@ -1,0 +1,162 @@
+"""torch-fidelity itself as the referee: its own reading, network and arithmetic on images that are saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from diffusion_lab.metric.features import full_precision
+from diffusion_lab.metric.inception import InceptionFeatures
+from diffusion_lab.metric.weights import plain_file
+
+_SPLITS = 10  # of the Inception Score
+_MODES = ("L", "RGB", "P")  # what becomes RGB without loss
+
+
+def referee(
+    generated: str | Path,
+    reference: str | Path,
+    weights: str | None = None,
+    download: bool = False,
+    digest: str | None = None,
+    batch_size: int = 64,
+    subset_size: int = 1000,
+    device: Literal["cpu", "cuda"] = "cpu",
+    progress: bool = False,
+) -> dict[str, float]:
+    """FID, KID, Inception Score, precision and recall as torch-fidelity computes them on two sets of images.
+
+    Its numbers are taken in float32 proper (no TF32), from Inception alone, precision and recall included; it keeps
+    no cache, which it would look up by name only, and downloads nothing.
+
+    Args:
+        generated: a folder of PNG images (and its sub-folders), or a .npy or .npz file of bytes (N, H, W, 1 or 3).
+        reference: likewise, the real images.
+        weights: Inception's weights, found and checked as `InceptionFeatures` does, like `download` and `digest`.
+        batch_size: images in the network at once.
+        subset_size: images in each of KID's 100 subsets.
+        device: where the network runs.
+        progress: whether torch-fidelity writes its progress to standard error.
+
+    Returns:
+        `fid`, `kid`, `kid_std`, `inception_score`, `inception_score_std`, `precision`, `recall`, `f_score`.
+
+    Raises:
+        FileNotFoundError: if images or weights are missing.
+        ValueError: for files that are no such images, for too few of them, and for other weights.
+    """
+    extractor = InceptionFeatures(weights, download, batch_size, **({} if digest is None else {"digest": digest}))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda, but no GPU is usable here: use device=cpu")
+    if not (extractor.path.is_file() or download):
+        raise FileNotFoundError(
+            f"Inception's weights {extractor.path} are missing: name a copy by weights=PATH, "
+            "or fetch them by download=true"
+        )
+    if subset_size < 2:
+        raise ValueError(f"subset_size must be at least 2, got {subset_size}")
+    inputs = [_images(Path(place).expanduser()) for place in (generated, reference)]
+    for place, images in zip((generated, reference), inputs, strict=True):
+        if len(images) < max(subset_size, _SPLITS):
+            raise ValueError(
+                f"{place} holds {len(images)} images: KID's subsets need {subset_size} (set subset_size) "
+                f"and the Inception Score {_SPLITS}"
+            )
+    extractor.prepare()  # refuses weights of another network in one line
+    state = extractor.state()
+
+    import torch_fidelity
+
+    with full_precision(torch.device(device)), torch.random.fork_rng(devices=[]):
+        found = torch_fidelity.calculate_metrics(
+            input1=inputs[0],
+            input2=inputs[1],
+            fid=True,
+            kid=True,
+            isc=True,
+            prc=True,
+            # By name: for precision and recall alone its default is VGG, which it would download.
+            feature_extractor="inception-v3-compat",
+            # It unpickles a file of weights without restraint: give it one that we wrote.
+            feature_extractor_weights_path=plain_file(state),
+            batch_size=batch_size,
+            isc_splits=_SPLITS,
+            kid_subset_size=subset_size,
+            cuda=device == "cuda",
+            cache=False,
+            datasets_download=False,
+            save_cpu_ram=True,  # distances in blocks, and no processes beside this one
+            verbose=progress,
+        )
+    return {ours: float(found[theirs]) for ours, theirs in _names(torch_fidelity).items()}
+
+
+def _names(package: Any) -> dict[str, str]:
+    """Our names of the numbers, with the keys that torch-fidelity returns them under."""
+    return {
+        "fid": package.KEY_METRIC_FID,
+        "kid": package.KEY_METRIC_KID_MEAN,
+        "kid_std": package.KEY_METRIC_KID_STD,
+        "inception_score": package.KEY_METRIC_ISC_MEAN,
+        "inception_score_std": package.KEY_METRIC_ISC_STD,
+        "precision": package.KEY_METRIC_PRECISION,
+        "recall": package.KEY_METRIC_RECALL,
+        "f_score": package.KEY_METRIC_F_SCORE,
+    }
+
+
+class _Bytes(Dataset):
+    """Images (N, H, W, 1 or 3) of an array of bytes, as (3, H, W) each."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.from_numpy(np.array(self.array[index])).permute(2, 0, 1).expand(3, -1, -1)
+
+
+def _images(place: Path) -> Dataset:
+    if place.is_dir():
+        return _folder(place)
+    if not place.is_file():
+        raise FileNotFoundError(f"{place} does not exist: give a folder of PNG images, or a .npy or .npz file of bytes")
+    try:
+        array = np.load(place, mmap_mode="r", allow_pickle=False)
+        if isinstance(array, np.lib.npyio.NpzFile):
+            array = array["arr_0" if "arr_0" in array.files else array.files[0]]
+    except Exception as error:  # a cut or foreign file fails in every way there is
+        raise ValueError(f"{place} is no array of numpy or is cut: give .npy or .npz, or a folder of PNG") from error
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] not in (1, 3):
+        raise ValueError(f"{place} must hold bytes (N, H, W, 1 or 3), got {array.dtype} {array.shape}")
+    return _Bytes(array)
+
+
+def _folder(folder: Path) -> Dataset:
+    from torch_fidelity.datasets import ImagesPathDataset
+
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".png")
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no PNG images")
+    first = None
+    for path in paths:
+        try:
+            with Image.open(path) as image:  # the header only
+                size, mode = image.size, image.mode
+        except OSError as error:
+            raise ValueError(f"{path} is no image or is cut") from error
+        first = first or size
+        if size != first or mode not in _MODES:
+            raise ValueError(
+                f"{path} is {size[0]}x{size[1]} {mode}: images of one size are needed, {first[0]}x{first[1]} as "
+                f"{paths[0].name}, of 8 bits without transparency"
+            )
+    return ImagesPathDataset([str(path) for path in paths])
