@@ -58,9 +58,12 @@ def test_run_directory_holds_everything(digits):
 def test_results_carry_their_protocol(digits):
     results = json.loads((digits[1] / "results.json").read_text())
     assert results["weights"] == "ema" and results["step"] == 4 and "fixed_small" in results["sampler"]
-    distance = results["metrics"]["fd_digits_20"]
-    assert distance["nfe"] == 4 and distance["reference"] == "397 held-out images" and distance["samples"] == 20
-    assert sum(distance["classes"].values()) == 20 and distance["training_images"] < distance["value"]
+    assert results["model"] == "ddpm" and results["data"] == "digits" and results["training_seconds"] > 0
+    distance = results["metrics"]["fd_digits_held_out_20"]
+    protocol = distance["protocol"]
+    assert protocol["reference"] == "digits held_out" and protocol["reference_count"] == 397
+    assert protocol["samples"] == 20 and distance["nfe"] == 4 and distance["weights"] == "ema"
+    assert sum(distance["classes"].values()) == 20 and distance["real"] < distance["value"]
     bound = results["metrics"]["bound_bits_per_dim"]
     assert bound["value"] == pytest.approx(sum(bound["terms"].values())) and bound["standard_error"] > 0
 
@@ -80,13 +83,13 @@ def test_sample_command_writes_images_and_numbers(digits):
         "sample.py", "ckpt_path=last", "sampler=ddim", "sampler.steps=3", "num_samples=10", "evaluate=true", "png=true",
         "trajectory=true", "batch_size=4", cwd=root,
     )  # fmt: skip
-    out = next(root.glob("logs/sample/*"))
+    out = next(root.glob("logs/sample/*ddim*"))
     images = np.load(out / "samples.npz")["images"]
     assert images.dtype == np.uint8 and images.shape == (10, 8, 8, 1)
     pngs = sorted((out / "png").glob("*.png"))
     assert len(pngs) == 10 and (np.asarray(Image.open(pngs[3])) == images[3, :, :, 0]).all()
     results = json.loads((out / "results.json").read_text())
-    assert results["nfe"] == 3 and "ddim (eta=0.0, steps=3" in results["sampler"] and "fd_digits_10" in said
+    assert results["nfe"] == 3 and "ddim (eta=0.0, steps=3" in results["sampler"] and "fd_digits_held_out_10" in said
     assert (out / "samples.png").exists() and (out / "trajectory.png").exists()
     # The same images come out of Python, in another batch size.
     from diffusion_lab.sampler import DDIM, Sampler
@@ -117,7 +120,7 @@ def test_sampling_refuses_in_one_line(digits):
     for arguments, message in (
         (["ckpt_path=nowhere"], "nowhere does not exist"),
         (["ckpt_path=last", "sampler.steps=5000"], "between 1 and the model's 1000 levels"),
-        (["ckpt_path=last", "device=cuda:7"], "device=cuda:7 is not available"),
+        (["ckpt_path=last", "trainer.accelerator=gpu", "trainer.devices=[7]"], "use trainer.accelerator=cpu"),
     ):
         said = run("sample.py", *arguments, cwd=root, code=2)
         assert message in said and "Traceback" not in said
@@ -141,7 +144,9 @@ def test_points_in_the_plane(tmp_path):
     folder = next(tmp_path.glob("logs/train/ddpm_toy2d/*"))
     assert np.asarray(Image.open(folder / "samples.png")).shape[1] >= 1000
     metrics = json.loads((folder / "results.json").read_text())["metrics"]
-    assert {"sliced_wasserstein_20", "log_density_20", "mode_weight_error_20", "bound_nats"} <= metrics.keys()
+    assert {
+        "sliced_wasserstein_20", "energy_distance_20", "log_density_20", "mode_weight_error_20", "bound_nats"
+    } <= metrics.keys()
 
 
 @pytest.mark.parametrize("changes", [
@@ -214,7 +219,7 @@ def test_methods_run_on_points_from_training_to_comparison(tmp_path, model):
         "sample.py", "ckpt_path=last", "num_samples=20", "compare=[ddim,heun,pc,ode]", "compare_steps=[25]",
         cwd=tmp_path,
     )  # fmt: skip
-    points = json.loads(next(tmp_path.glob("logs/sample/*/compare.json")).read_text())["points"]
+    points = json.loads(next(tmp_path.glob("logs/sample/*compare*/compare.json")).read_text())["points"]
     nfe = {p["sampler"]: p["nfe"] for p in points if p["metric"].startswith("sliced")}
     assert nfe["ddim"] == 25 and nfe["heun"] == 49 and nfe["pc"] == 50 and nfe["ode"] > 10
-    assert next(tmp_path.glob("logs/sample/*/compare.png")).stat().st_size > 10_000
+    assert next(tmp_path.glob("logs/sample/*compare*/compare.png")).stat().st_size > 10_000

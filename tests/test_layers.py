@@ -26,8 +26,10 @@ MAY_IMPORT = {
     "plot": {"picture"},
     "pitfall": {"data", "picture", "plot"},
     "interop": {"network"},
-    "evaluation": {"model", "data", "metric", "likelihood", "noise"},
-    "callback": {"model", "data", "evaluation", "picture", "pitfall", "sampler"},
+    "ranks": set(),
+    "evaluation": {"model", "data", "metric", "likelihood", "noise", "denoiser", "sampler", "ranks"},
+    "callback": {"model", "data", "evaluation", "picture", "pitfall", "plot", "sampler", "ranks"},
+    "comparison": {"plot"},
 }
 HEAVY = {"hydra", "omegaconf"}
 MAY_USE_HYDRA = {"launch", "checkpoint"}

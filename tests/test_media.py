@@ -83,7 +83,8 @@ class Drawn(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    def sample(self, count: int, seed: int) -> torch.Tensor:
+    def sample(self, count: int, seed: int, first: int) -> torch.Tensor:
+        assert first == 0
         return torch.rand(count, *self.shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -92,8 +93,9 @@ class Drawn(pl.LightningModule):
 def test_samples_strip_and_film_are_shown_at_their_steps(tmp_path, monkeypatch, shape):
     images = len(shape) == 3
 
-    def trajectory(model, path, frames, seed):
-        Image.new("L", (4, 4)).save(path.with_suffix(".png"))
+    def trajectory(film, path):
+        assert film is frames
+        Image.new("L", (4, 4)).save(path)
         if images:
             Image.new("L", (4, 4)).save(path.with_suffix(".gif"))
 
@@ -101,6 +103,8 @@ def test_samples_strip_and_film_are_shown_at_their_steps(tmp_path, monkeypatch, 
         assert values.shape == (6, *shape)
         Image.new("L", (4, 4)).save(path)
 
+    frames = torch.zeros(12, 8, *shape)
+    monkeypatch.setattr(samples, "filmed", lambda model, count, seed: frames)
     monkeypatch.setattr(samples, "draw_trajectory", trajectory)
     monkeypatch.setattr(samples, "draw_samples", drawn)
     shown = Shown()

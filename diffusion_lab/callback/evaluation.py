@@ -1,65 +1,157 @@
-"""Evaluating while training and at its end, on the averaged weights."""
+"""Evaluating while training and at its end, on all ranks, on averaged and raw weights."""
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 
+from diffusion_lab import ranks
 from diffusion_lab.callback.ema import EMA, averaged
-from diffusion_lab.evaluation import Evaluator
+from diffusion_lab.data import DataModule
+from diffusion_lab.evaluation import Evaluator, Record
+from diffusion_lab.evaluation.estimate import Estimate, estimate
 from diffusion_lab.model import Model
+
+LONG = 10_000
+"""Steps of a training worth telling beforehand how long the evaluation at its end will take."""
 
 
 class Evaluation(pl.Callback):
     """Runs an `Evaluator` every so many steps and when training ends, and writes `<run_dir>/results.json`.
 
+    Every rank draws its share, so none waits for another.  Before training it says how long an evaluation will take;
+    one while training is made smaller to last at most `max_seconds`, and its metrics' names tell how many samples it
+    had.  Metrics of the raw weights have the same names after `raw_`.
+
     Args:
         evaluator: what is measured.
-        run_dir: the run's directory.
-        protocol: facts that go with every number: data, sampler, steps, seed.
+        run_dir: the run's directory, which all ranks see.
         every_n_steps: optimiser steps between two evaluations; None evaluates only at the end.
         at_end: evaluate when training ends.
+        weights: whose numbers: those of the average, of the raw weights, or of both.
+        samples: scored in an evaluation while training; None takes the evaluator's.
+        likelihood_samples: held-out items in the likelihood while training; None takes the evaluator's.
+        max_seconds: of an evaluation while training; None sets no bound.
+        best: metric whose best checkpoint is kept as `checkpoints/best.ckpt`, by name or without its count ("fid",
+            "fd_digits_held_out", "flow_bits_per_dim"); None keeps none.
     """
 
     def __init__(
         self,
         evaluator: Evaluator,
-        run_dir: str | Path,
-        protocol: dict[str, Any] | None = None,
+        run_dir: str,
         every_n_steps: int | None = None,
         at_end: bool = True,
+        weights: Literal["ema", "raw", "both"] = "ema",
+        samples: int | None = None,
+        likelihood_samples: int | None = None,
+        max_seconds: float | None = 600.0,
+        best: str | None = None,
     ) -> None:
-        self.evaluator, self.run_dir, self.protocol = evaluator, Path(run_dir), protocol or {}
-        self.every_n_steps, self.at_end = every_n_steps, at_end
+        self.evaluator, self.run_dir, self.every_n_steps, self.at_end = evaluator, Path(run_dir), every_n_steps, at_end
+        self.weights, self.max_seconds, self.best = weights, max_seconds, best
+        self.during = copy.copy(evaluator)
+        self.during.samples = samples or evaluator.samples
+        if likelihood_samples is not None:
+            self.during.likelihood_samples = likelihood_samples
+        self.facts: dict[str, Any] = {}
         self.results: dict[str, Any] | None = None
-        self._evaluated = 0
+        self.best_name: str | None = None
+        self.best_value: float | None = None
+        self._evaluated, self._trained, self._since = 0, 0.0, 0.0
+
+    def check_best(self, data: DataModule, model: Model) -> None:
+        """Refuse a `best` that is none of the metrics.
+
+        Raises:
+            ValueError: naming those that there are.
+        """
+        if self.best and not self.every_n_steps:
+            raise ValueError("callback.evaluation.best needs evaluations while training: set every_n_steps")
+        names = self.names(model, data)
+        found = [name for name in names if self.is_best(name)]
+        if self.best and len(found) != 1:
+            which = f"could mean {' or '.join(found)}" if found else f"is none of {', '.join(names)}"
+            raise ValueError(f"callback.evaluation.best={self.best} {which}")
+
+    def names(self, model: Model, data: DataModule) -> list[str]:
+        """Names of the metrics of an evaluation while training."""
+        names = self.during.names(model, data)
+        prefixes = {"ema": ("",), "raw": ("raw_",), "both": ("", "raw_")}[self.weights]
+        return [f"{prefix}{name}" for prefix in prefixes for name in names]
+
+    def is_best(self, name: str) -> bool:
+        """Whether `best` means this metric."""
+        return self.best is not None and (name == self.best or name.startswith(f"{self.best}_"))
+
+    def on_train_start(self, trainer: pl.Trainer, model: Model) -> None:
+        self._since, self._evaluated = time.perf_counter(), trainer.global_step
+        if self.every_n_steps:
+            told = fit(self.during, model, self.max_seconds)
+            name = next(filter(self.is_best, self.names(model, trainer.datamodule)), None)
+            if name != self.best_name:
+                self.best_name, self.best_value = name, None
+            times = (trainer.max_steps - trainer.global_step) // self.every_n_steps
+            if trainer.is_global_zero:
+                every = f"every {self.every_n_steps} steps"
+                print(f"evaluation {every}, about {told} each, {times} in this run", flush=True)
+        if self.at_end and trainer.max_steps >= LONG:
+            told = estimate(model, self.evaluator)
+            if trainer.is_global_zero:
+                print(f"evaluation at the end: about {told}", flush=True)
 
     def on_train_batch_end(self, trainer: pl.Trainer, model: Model, outputs: Any, batch: Any, batch_idx: int) -> None:
         step, every = trainer.global_step, self.every_n_steps
         # `_evaluated`: several batches of an accumulation end at the same step.
         if every and step % every == 0 and self._evaluated != step < trainer.max_steps:
             self._evaluated = step
-            self.evaluate(trainer, model)
+            self.evaluate(trainer, model, self.during)
 
     def on_train_end(self, trainer: pl.Trainer, model: Model) -> None:
         if self.at_end:
-            self.evaluate(trainer, model)
+            self.evaluate(trainer, model, self.evaluator)
 
-    def evaluate(self, trainer: pl.Trainer, model: Model) -> None:
-        """Measure on the EMA weights (the raw ones if there is no EMA), log the values, write the records."""
-        start = time.perf_counter()
-        with averaged(trainer, model):
-            metrics = self.evaluator(model, trainer.datamodule)
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "best_name": self.best_name,
+            "best_value": self.best_value,
+            "training_seconds": self.training_seconds,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_name, self.best_value = state_dict["best_name"], state_dict["best_value"]
+        self._trained = state_dict["training_seconds"]
+
+    @property
+    def training_seconds(self) -> float:
+        """Seconds of training up to now, without its evaluations."""
+        return self._trained + (time.perf_counter() - self._since if self._since else 0.0)
+
+    def evaluate(self, trainer: pl.Trainer, model: Model, evaluator: Evaluator) -> None:
+        """Measure, log the values, write the records, keep the checkpoint if it is the best."""
+        self._trained, start = self.training_seconds, time.perf_counter()
         has_ema = any(isinstance(callback, EMA) for callback in trainer.callbacks)
+        metrics: dict[str, Record] = {}
+        if self.weights != "raw":
+            with averaged(trainer, model):
+                metrics |= self.measure(trainer, model, evaluator, "ema" if has_ema else "raw")
+        if self.weights != "ema" and (has_ema or self.weights == "raw"):
+            raw = self.measure(trainer, model, evaluator, "raw")
+            metrics |= {f"raw_{name}": record for name, record in raw.items()}
         self.results = {
+            "run": str(self.run_dir),
+            "checkpoint": None,
             "step": trainer.global_step,
-            "weights": "ema" if has_ema else "raw",
-            **self.protocol,
+            "weights": self.weights if has_ema else "raw",
+            **self.facts,
             "seconds": round(time.perf_counter() - start, 1),
+            "training_seconds": round(self._trained, 1),
             "metrics": metrics,
         }
         if trainer.is_global_zero:
@@ -67,6 +159,54 @@ class Evaluation(pl.Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=trainer.global_step)
             write_results(self.run_dir / "results.json", self.results)
+        self.keep_best(trainer, metrics)
+        self._since = time.perf_counter()
+
+    def measure(self, trainer: pl.Trainer, model: Model, evaluator: Evaluator, weights: str) -> dict[str, Record]:
+        """Records of the weights that the model has now; the samples drawn for them do not stay."""
+        folder = self.run_dir / "evaluation" / f"step_{trainer.global_step:08d}_{weights}"
+        self.remove(folder)  # what an earlier run of these steps has left is of other weights
+        records = evaluator(model, trainer.datamodule, folder)
+        self.remove(folder)
+        return {name: {**record, "weights": weights} for name, record in records.items()}
+
+    @staticmethod
+    def remove(folder: Path) -> None:
+        """Remove a directory on rank 0, and its parent if that leaves it empty; the others wait."""
+        with ranks.together():
+            if ranks.rank_and_world()[0] == 0 and folder.exists():
+                shutil.rmtree(folder)
+                if not any(folder.parent.iterdir()):
+                    folder.parent.rmdir()
+
+    def keep_best(self, trainer: pl.Trainer, metrics: dict[str, Record]) -> None:
+        """Save `checkpoints/best.ckpt` if the chosen metric is better than ever."""
+        record = metrics.get(self.best_name or "")
+        if record is None:  # none is chosen, or this is an evaluation of another protocol
+            return
+        value, lower = record["value"], record["better"] == "lower"
+        before = self.best_value
+        if before is None or (value < before if lower else value > before):
+            self.best_value = value
+            trainer.save_checkpoint(self.run_dir / "checkpoints" / "best.ckpt")
+
+
+def fit(evaluator: Evaluator, model: Model, max_seconds: float | None) -> Estimate:
+    """Make an evaluator small enough for a bound on its time, in whole batches; what it will then take."""
+    told = estimate(model, evaluator)
+    if max_seconds is None or told.seconds <= max_seconds:
+        return told
+    share = max_seconds / told.seconds
+    evaluator.samples = whole(evaluator.samples * share, evaluator.batch_size, evaluator.samples)
+    if told.likelihood > 0:
+        items = evaluator.likelihood_samples or 10_000
+        evaluator.likelihood_samples = whole(items * share, evaluator.likelihood_batch_size, items)
+    return estimate(model, evaluator)
+
+
+def whole(wanted: float, batch: int, limit: int) -> int:
+    """The largest multiple of a batch within `wanted`; one batch at least, if there is one in `limit`."""
+    return min(max(batch, int(wanted) // batch * batch), limit)
 
 
 def write_results(path: Path, results: dict[str, Any]) -> None:

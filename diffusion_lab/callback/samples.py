@@ -8,7 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from diffusion_lab import picture
+from diffusion_lab import picture, ranks
 from diffusion_lab.callback.ema import averaged
 from diffusion_lab.callback.media import log_pictures
 from diffusion_lab.data import DataModule
@@ -19,7 +19,7 @@ class Samples(pl.Callback):
     """Draws `count` samples every so many steps: `<run_dir>/samples/step_XXXXXXXX.png`, the same noise every time.
 
     When training ends it also draws the denoising trajectory of a few (`trajectory.png`, `trajectory.gif`) and the
-    final grid (`samples.png`), all from the averaged weights.
+    final grid (`samples.png`), all from the averaged weights.  Every rank draws its share, so none waits for another.
 
     Args:
         run_dir: the run's directory.
@@ -39,24 +39,28 @@ class Samples(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, model: Model, outputs: Any, batch: Any, batch_idx: int) -> None:
         step, every = trainer.global_step, self.every_n_steps
         # `_drawn`: several batches of an accumulation end at the same step.
-        if every and step % every == 0 and self._drawn != step < trainer.max_steps and trainer.is_global_zero:
+        if every and step % every == 0 and self._drawn != step < trainer.max_steps:
             self._drawn = step
             self.draw(trainer, model, self.run_dir / "samples" / f"step_{step:08d}.png")
 
     def on_train_end(self, trainer: pl.Trainer, model: Model) -> None:
-        if trainer.is_global_zero:
-            self.draw(trainer, model, self.run_dir / "samples.png", film=True)
+        self.draw(trainer, model, self.run_dir / "samples.png", film=True)
 
     def draw(self, trainer: pl.Trainer, model: Model, path: Path, film: bool = False) -> None:
-        """Write the picture, and the film of it on request; show both in the logs."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Draw, each rank its share; write the picture, and the film of it on request; show both in the logs."""
         with averaged(trainer, model):
-            draw_samples(model, model.sample(self.count, seed=self.seed), path, trainer.datamodule)
-            if film:
-                draw_trajectory(model, path.with_name("trajectory"), self.frames, self.seed)
+            own = ranks.share_of(self.count)
+            samples = [model.sample(len(own), seed=self.seed, first=own.start)] if own else []
+            samples = torch.cat([drawn for rank in ranks.gather(samples) for drawn in rank])
+            frames = filmed(model, self.frames, self.seed) if film else None
+            if not trainer.is_global_zero:
+                return
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draw_samples(model, samples, path, trainer.datamodule)
         pictures = {"samples": path}
-        if film:
+        if frames is not None:
             strip = path.with_name("trajectory.png")
+            draw_trajectory(frames, strip)
             pictures |= {"trajectory": strip, "film": strip.with_suffix(".gif")}
         log_pictures(trainer.loggers, pictures, trainer.global_step)
 
@@ -85,19 +89,26 @@ def quiet_time(model: Model, sigma: float = 0.1) -> torch.Tensor:
     return times[(model.denoiser.process.sigma(times) - sigma).abs().argmin()]
 
 
-def draw_trajectory(model: Model, path: Path, frames: int, seed: int, count: int = 8) -> None:
-    """`path`.png, a strip of the noisy samples on their way to data, and for images `path`.gif."""
-    images = len(model.shape) == 3
-    states = list(model.trajectory(count if images else 2000, seed=seed))
-    # Evenly in the share of signal: even steps in time would show noise for the most part.
-    times = torch.tensor([state.t for state in states], dtype=torch.float64)
-    alpha, sigma = model.denoiser.process.alpha(times), model.denoiser.process.sigma(times)
-    share = alpha / (alpha + sigma)
-    wanted = torch.linspace(share[0].item(), share[-1].item(), min(frames, len(states)), dtype=share.dtype)
-    keep = (share - wanted[:, None]).abs().argmin(1).tolist()
-    film = torch.stack([model.decode(states[i].x).cpu() for i in keep])
-    if not images:
-        picture.trajectory_plane(film, path.with_suffix(".png"))
+def filmed(model: Model, frames: int, seed: int) -> torch.Tensor:
+    """Frames (T, N, ...) of a few samples on their way from noise to data, clean at the end; a rank has its share."""
+    own = ranks.share_of(8 if len(model.shape) == 3 else 2000)
+    parts = []
+    if own:
+        states = list(model.trajectory(len(own), seed=seed, first=own.start))
+        # Evenly in the share of signal: even steps in time would show noise for the most part.
+        times = torch.tensor([state.t for state in states], dtype=torch.float64)
+        alpha, sigma = model.denoiser.process.alpha(times), model.denoiser.process.sigma(times)
+        share = alpha / (alpha + sigma)
+        wanted = torch.linspace(share[0].item(), share[-1].item(), min(frames, len(states)), dtype=share.dtype)
+        keep = (share - wanted[:, None]).abs().argmin(1).tolist()
+        parts = [torch.stack([model.decode(states[i].x).cpu() for i in keep])]
+    return torch.cat([part for rank in ranks.gather(parts) for part in rank], 1)
+
+
+def draw_trajectory(film: torch.Tensor, path: Path) -> None:
+    """Write `path`, a strip of the frames (T, N, ...), and for images a .gif beside it."""
+    if film.ndim == 3:
+        picture.trajectory_plane(film, path)
         return
-    picture.save_png(picture.strip(film), path.with_suffix(".png"))
+    picture.save_png(picture.strip(film), path)
     picture.save_gif(film, path.with_suffix(".gif"))

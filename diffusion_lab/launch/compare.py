@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import time
+import os
 from pathlib import Path
 from typing import Any
 
 from hydra import compose
+from lightning_fabric import Fabric
 from omegaconf import DictConfig
 
 from diffusion_lab.callback.evaluation import write_results
-from diffusion_lab.evaluation import Evaluator
+from diffusion_lab.evaluation import Evaluator, Series
 from diffusion_lab.launch.compose import options, plain
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
-from diffusion_lab.launch.report import real_score, say
+from diffusion_lab.launch.report import say
+from diffusion_lab.launch.request import FILE, folder, request
 from diffusion_lab.launch.validation import nearest
 from diffusion_lab.model import Model
 from diffusion_lab.plot import curves
 from diffusion_lab.sampler import Sampler
 
 
-def planned(config: DictConfig, model: Model) -> list[tuple[str, int | None, Sampler]]:
-    """(name, steps, sampler) of every point of the comparison; steps is None for a sampler without a number of them.
+def planned(config: DictConfig, model: Model) -> list[tuple[str, int | None, dict[str, Any], Sampler]]:
+    """(name, steps, settings, sampler) of every point; steps is None for a sampler without a number of them.
 
     Raises:
         ConfigError: for a sampler that does not exist or makes no sense for the model's noise.
@@ -42,44 +44,60 @@ def planned(config: DictConfig, model: Model) -> list[tuple[str, int | None, Sam
             except ValueError as error:
                 say(f"left out  {name} with {steps} steps: {error}")
                 continue
-            points.append((name, steps, sampler))
+            points.append((name, steps, settings_of_point, sampler))
     if not points:
         raise ConfigError("compare: no sampler of the list can sample from this model")
     return points
 
 
-def compare(config: DictConfig, model: Model, evaluator: Evaluator, data: Any, out: Path) -> list[dict[str, Any]]:
-    """Draw and score with every sampler from the same noise; write compare.json and compare.png, print the table."""
+def compare(
+    config: DictConfig, fabric: Fabric, contents: dict[str, Any], model: Model, evaluator: Evaluator, data: Any
+) -> tuple[dict[str, float], Path]:
+    """Draw and score with every sampler from the same noise; write compare.json and compare.png, print the table.
+
+    Returns the values by names that tell the sampler, and the picture.
+
+    Each point's samples live in the directory that sampling with that sampler alone would use.
+    """
+    decides = {"seed": config.seed, "batch_size": config.batch_size, "device": fabric.device.type}
     records: list[dict[str, Any]] = []
-    for name, steps, sampler in planned(config, model):
-        model.denoiser.nfe, start = 0, time.perf_counter()
-        drawn = list(
-            model.sample_batches(
-                config.num_samples, seed=config.seed, first=0, batch_size=config.batch_size, sampler=sampler
-            )
+    points = planned(config, model)
+    whole = request(contents, model, config.weights, {}, config.trainer.precision, **decides)
+    compared = {**whole, "sampler": [settings for _, _, settings, _ in points], "samples": evaluator.samples}
+    out = folder(compared, "compare", config.paths.log_dir, config.out)
+    for name, steps, settings, sampler in points:
+        wanted = {**whole, "sampler": settings}
+        series = Series(
+            folder(wanted, name, config.paths.log_dir, None), model, sampler, config.seed, config.batch_size
         )
-        seconds, calls = time.perf_counter() - start, model.denoiser.nfe / len(drawn)
-        for metric, record in evaluator.quality(drawn, data, model.device).items():
-            records.append(
-                {
-                    "sampler": name,
-                    "steps": steps,
-                    "nfe": calls,
-                    "metric": metric,
-                    "value": record["value"],
-                    "real_training_data": real_score(record),
-                    "samples_per_second": config.num_samples / seconds,
-                }
-            )
-        own = [r for r in records if (r["sampler"], r["steps"]) == (name, steps)]
-        shown = ", ".join(f"{r['metric']} {r['value']:.4g}" for r in own)
-        say(f"{name:<22} steps {steps or '-':>5}   nfe {calls:>6g}   {config.num_samples / seconds:>8.1f}/s   {shown}")
-        out.mkdir(parents=True, exist_ok=True)
-        write_results(out / "compare.json", {"checkpoint": str(config.ckpt_path), "points": records})
+        if fabric.is_global_zero:
+            series.samples.folder.parent.mkdir(parents=True, exist_ok=True)
+            write_results(series.samples.folder.parent / FILE, wanted)
+        with fabric.autocast():
+            series.complete(evaluator.samples * evaluator.repeats)
+        found = evaluator.quality(series, data)
+        calls, rate = series.cost(evaluator.samples * evaluator.repeats)
+        records += [
+            {"sampler": name, "steps": steps, "nfe": calls, "samples_per_second": rate, "metric": metric, **record}
+            for metric, record in found.items()
+        ]
+        if fabric.is_global_zero:
+            shown = ", ".join(f"{metric} {record['value']:.4g}" for metric, record in list(found.items())[:2])
+            say(f"{name:<22} steps {steps or '-':>5}   nfe {calls:>6g}   {rate:>8.1f}/s   {shown}")
+            out.mkdir(parents=True, exist_ok=True)
+            write_results(out / "compare.json", {"checkpoint": str(config.ckpt_path), "points": records})
+    if fabric.is_global_zero:
+        draw(records, out / "compare.png")
+        say(f"written to {os.path.relpath(out)}: compare.json, compare.png")
+    values = {f"sample/{r['sampler']}_nfe{r['nfe']:g}/{r['metric']}": r["value"] for r in records}
+    return values, out / "compare.png"
+
+
+def draw(records: list[dict[str, Any]], path: Path) -> None:
+    """Quality against network evaluations, a line for each sampler, by the first metric."""
     first = records[0]["metric"]
     lines = {
         name: [(r["nfe"], r["value"]) for r in records if r["sampler"] == name and r["metric"] == first]
         for name in dict.fromkeys(r["sampler"] for r in records)
     }
-    curves(lines, out / "compare.png", x="network evaluations", y=first, level=records[0]["real_training_data"])
-    return records
+    curves(lines, path, x="network evaluations", y=first, level=records[0].get("real"))

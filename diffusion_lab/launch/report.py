@@ -11,27 +11,22 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def real_score(record: dict[str, Any]) -> float | None:
-    """What real training data score on the metric of a record, where that is known."""
-    return next((record[k] for k in ("training_images", "training_points") if k in record), None)
-
-
 def table(results: dict[str, Any]) -> None:
     """The metrics of a results record, one row each, with what real data score where that is known."""
     from rich.console import Console
     from rich.table import Table
 
     grid = Table(title=f"step {results['step']}, {results['weights']} weights, sampler {results['sampler']}")
-    for column in ("metric", "value", "real training data", "against"):
-        grid.add_column(column, justify="right" if column in ("value", "real training data") else "left")
+    for column in ("metric", "value", "real data", "against"):
+        grid.add_column(column, justify="right" if column in ("value", "real data") else "left")
     for name, record in results["metrics"].items():
         error = record.get("standard_error")
-        real = real_score(record)
+        real, reference = record.get("real"), record.get("protocol", {}).get("reference", "")
         grid.add_row(
             name,
             f"{record['value']:.4g}" + (f" ± {error:.2g}" if error is not None else ""),
             "" if real is None else f"{real:.4g}",
-            record.get("reference", ""),
+            reference,
         )
         if "terms" in record:
             for term, value in record["terms"].items():

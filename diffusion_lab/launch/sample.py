@@ -1,85 +1,124 @@
-"""One sampling run: checkpoint -> images -> pictures, files and, on request, numbers."""
+"""One sampling run: checkpoint -> images on any number of devices -> pictures, files and, on request, numbers."""
 
 from __future__ import annotations
 
+import json
 import os
-import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from hydra.core.hydra_config import HydraConfig
+from lightning_fabric import Fabric
 from omegaconf import DictConfig
-from torch import Tensor
-from tqdm import tqdm
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from diffusion_lab import checkpoint, picture
+from diffusion_lab import checkpoint, picture, ranks
 from diffusion_lab.callback.evaluation import write_results
-from diffusion_lab.callback.samples import draw_samples, draw_trajectory
-from diffusion_lab.evaluation import Evaluator
+from diffusion_lab.callback.media import log_pictures
+from diffusion_lab.callback.samples import draw_samples, draw_trajectory, filmed
+from diffusion_lab.evaluation import Evaluator, Series
 from diffusion_lab.launch.compare import compare
 from diffusion_lab.launch.compose import plain
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
+from diffusion_lab.launch.logger import finish_loggers, reopen
 from diffusion_lab.launch.report import say, table
+from diffusion_lab.launch.request import FILE, folder, request
+from diffusion_lab.launch.revision import revision
 from diffusion_lab.launch.train import describe_sampler, quieten
-from diffusion_lab.metric import to_uint8
 from diffusion_lab.model import Model
 
 
 def sample(config: DictConfig) -> None:
-    """Sample as configured, into Hydra's output directory."""
+    """Draw, write and score as configured; what an earlier, killed run of the same command has drawn is kept."""
     quieten()
-    out = Path(HydraConfig.get().runtime.output_dir)
     path = checkpoint.find(config.ckpt_path, config.paths.log_dir)
     contents = checkpoint.read(path)
-    model = checkpoint.build(contents, config.weights).to(pick_device(config.device))
+    model = checkpoint.build(contents, config.weights)
     name, settings = choose_sampler(config, contents["config"])
+    fabric = build_fabric(config)
     try:
         model.sampler = instantiate(settings, "sampler")
         model.sampler.check(model.denoiser)
         model.likelihood = choose_likelihood(config, model)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    wanted = request(contents, model, config.weights, settings, config.trainer.precision, **drawing(config, fabric))
+    model.to(fabric.device)
     scored = config.evaluate or config.compare
     evaluator, data = prepare_evaluation(config, contents["config"], model) if scored else (None, None)
     if config.compare:
-        compare(config, model, evaluator, data, out)
-        say(f"written to {os.path.relpath(out)}: compare.json, compare.png")
+        fabric.launch()
+        values, picture_of_all = compare(config, fabric, contents, model, evaluator, data)
+        if fabric.is_global_zero:
+            publish(contents, path, values, {"sample/quality_vs_nfe": picture_of_all})
         return
-    say(f"sampling {config.num_samples} from step {contents['global_step']} of {path} ({config.weights} weights)")
-    start = time.perf_counter()
-    samples, calls = draw(model, config)
-    seconds = time.perf_counter() - start
-    write_samples(model, samples, out, config, data)
-    rate = config.num_samples / seconds
-    say(f"{rate:,.1f} samples/s, {calls:g} network evaluations for each; written to {os.path.relpath(out)}")
+    out = folder(wanted, name, config.paths.log_dir, config.out)
+    count = config.num_samples if evaluator is None else max(config.num_samples, evaluator.samples * evaluator.repeats)
+    fabric.launch()
+    series = Series(out, model, seed=config.seed, batch_size=config.batch_size)
+    draw(series, count, fabric, wanted, f"step {contents['global_step']} of {path} ({config.weights} weights)")
+    write_samples(series, count, out, config, data)
+    if fabric.is_global_zero:
+        calls, rate = series.cost(count)
+        say(f"{rate:,.1f} samples/s on one device, {calls:g} network evaluations for each; in {os.path.relpath(out)}")
     if evaluator is None:
         return
-    results = {
-        "checkpoint": str(path),
-        "step": contents["global_step"],
-        "weights": config.weights,
-        "sampler": describe_sampler(name, settings),
-        "seed": config.seed,
-        "nfe": calls,
-        "samples_per_second": rate,
-        "metrics": {**evaluator.quality([samples], data, model.device), **evaluator.likelihood(model, data)},
-    }
-    write_results(out / "results.json", results)
-    table(results)
+    metrics = {**evaluator.quality(series, data), **evaluator.likelihood(model, data, out)}
+    if fabric.is_global_zero:
+        results = facts(contents, path, config, describe_sampler(name, settings), model) | {
+            "nfe": calls,
+            "samples_per_second": rate,
+            "metrics": metrics,
+        }
+        table(results)
+        write_results(out / "results.json", with_earlier(results, out / "results.json"))
+        say(f"written to {os.path.relpath(out)}: results.json")
+        values = {f"sample/{name}_nfe{calls:g}/{metric}": record["value"] for metric, record in metrics.items()}
+        publish(contents, path, values, {f"sample/{name}_nfe{calls:g}": out / "samples.png"})
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" takes the accelerator if there is one."""
-    if name == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator or torch.device("cpu")
+def publish(contents: dict[str, Any], path: Path, values: dict[str, float], pictures: dict[str, Path]) -> None:
+    """Send numbers and pictures to the W&B run and the TensorBoard of the training that the checkpoint is of."""
+    if path.parent.name != "checkpoints":
+        return
+    loggers = reopen(path.parents[1], contents["config"].get("logger") or {})
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device={name} is not available here: use device=auto or cpu") from error
-    return torch.device(name)
+        for logger in loggers:
+            logger.log_metrics(values, step=contents["global_step"])
+        log_pictures(loggers, pictures, contents["global_step"])
+    finally:
+        finish_loggers(loggers)
+
+
+def build_fabric(config: DictConfig) -> Fabric:
+    """The devices asked for, not yet at work."""
+    try:
+        return Fabric(**plain(config)["trainer"])
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        told = str(error).replace("\n", " ")
+        raise ConfigError(f"trainer: {told}; use trainer.accelerator=cpu, or devices that exist") from error
+
+
+def drawing(config: DictConfig, fabric: Fabric) -> dict[str, Any]:
+    """What decides the last digits of an image beside model and sampler; noise is drawn on the device."""
+    return {"seed": config.seed, "batch_size": config.batch_size, "device": fabric.device.type}
+
+
+def draw(series: Series, count: int, fabric: Fabric, wanted: dict[str, Any], what: str) -> None:
+    """Draw what is missing of a series, having said what there is to do."""
+    out, missing = series.samples.folder.parent, sum(map(len, series.samples.missing(count)))
+    if fabric.is_global_zero:
+        out.mkdir(parents=True, exist_ok=True)
+        write_results(out / FILE, wanted)
+        there = f"; {count - missing} of {count} are there already" if missing < count else ""
+        say(f"sampling {missing} from {what} on {fabric.world_size} x {fabric.device.type}{there}")
+    try:
+        with fabric.autocast():
+            series.complete(count)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def choose_sampler(config: DictConfig, trained: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -108,45 +147,84 @@ def prepare_evaluation(config: DictConfig, trained: dict[str, Any], model: Model
     settings = dict(trained["data"])
     if config.data_dir is not None:
         settings["data_dir"] = config.data_dir
+    chosen = {
+        **plain(config)["metric"],
+        "likelihood_samples": config.likelihood_samples,
+        "likelihood_repeats": config.likelihood_repeats,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "cache": config.paths.statistics_dir,
+    }
+    own = {k: v for k, v in chosen.items() if v is not None}
     try:
         data = instantiate(settings, "data")
         data.prepare_data()
         data.setup("test")
-        evaluator = instantiate(
-            {**trained["callback"]["evaluation"]["evaluator"], "samples": config.num_samples, "seed": config.seed},
-            "evaluator",
-        )
+        evaluator = instantiate({**trained["callback"]["evaluation"]["evaluator"], **own}, "evaluator")
         evaluator.prepare(data, model.device)
+        for reason in evaluator.left_out():
+            say(f"left out: {reason}")
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
     return evaluator, data
 
 
-def draw(model: Model, config: DictConfig) -> tuple[Tensor, float]:
-    """(samples in [0, 1], network evaluations for each)."""
-    model.denoiser.nfe, parts = 0, []
-    with tqdm(total=config.num_samples, unit="sample", desc="sampling") as bar:
-        for batch in model.sample_batches(config.num_samples, seed=config.seed, first=0, batch_size=config.batch_size):
-            parts.append(batch)
-            bar.update(len(batch))
-    samples = torch.cat(parts)
-    if not samples.isfinite().all():
-        raise ConfigError("the samples are not finite: nothing is written; try another checkpoint or weights=raw")
-    return samples, model.denoiser.nfe / len(parts)
+def facts(contents: dict[str, Any], path: Path, config: DictConfig, sampler: str, model: Model) -> dict[str, Any]:
+    """What a results record says beside its numbers."""
+    trained = contents["config"]
+    return {
+        "run": str(Path(trained["paths"]["run_dir"] or path.parent)),
+        "checkpoint": str(path),
+        "step": contents["global_step"],
+        "weights": config.weights,
+        **{group: trained["choices"].get(group) for group in ("model", "sde", "data", "schedule", "network")},
+        "parameters": sum(p.numel() for p in model.network.parameters()),
+        "sampler": sampler,
+        "seed": config.seed,
+        "revision": revision(),
+    }
 
 
-def write_samples(model: Model, samples: Tensor, out: Path, config: DictConfig, data: Any) -> None:
-    """samples.npz (uint8 images (N, H, W, C), or float points), samples.png and what else was asked for."""
-    out.mkdir(parents=True, exist_ok=True)
-    images = len(model.shape) == 3
-    stored = to_uint8(samples) if images else samples
-    values = stored.permute(0, 2, 3, 1) if images else stored
-    np.savez_compressed(out / "samples.npz", **{"images" if images else "points": values.numpy()})
-    shown = samples[: config.grid] if images else samples
-    draw_samples(model, shown, out / "samples.png", data)
-    if config.png and images:
+def with_earlier(results: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Results together with the metrics of other names that were measured on these samples before."""
+    earlier = json.loads(path.read_text())["metrics"] if path.is_file() else {}
+    return {**results, "metrics": {**earlier, **results["metrics"]}}
+
+
+def write_samples(series: Series, count: int, out: Path, config: DictConfig, data: Any) -> None:
+    """samples.png, and what else was asked for: samples.npz in one file, every image as a PNG, the trajectory."""
+    if config.png and series.images:
         (out / "png").mkdir(exist_ok=True)
-        for index, image in enumerate(stored):
-            picture.save_png(image, out / "png" / f"{index:06d}.png")
-    if config.trajectory:
-        draw_trajectory(model, out / "trajectory", 12, config.seed)
+        with ranks.together():
+            for chunk in ranks.own(series.samples.ranges(count)):
+                write_pngs(series, chunk, out / "png")
+    frames = filmed(series.model, 12, config.seed) if config.trajectory else None
+    if ranks.rank_and_world()[0] != 0:
+        return
+    if config.npz:
+        join(series, count, out / "samples.npz")
+    shown = series.rows(range(min(count, config.grid if series.images else 10_000)))[:]
+    shown = shown.permute(0, 3, 1, 2).float() / 255 if series.images else shown
+    draw_samples(series.model, shown, out / "samples.png", data)
+    if frames is not None:
+        draw_trajectory(frames, out / "trajectory.png")
+
+
+def write_pngs(series: Series, chunk: range, out: Path) -> None:
+    """Every image of a chunk as `<index>.png`, those that are there already left alone."""
+    for index, image in zip(chunk, series.samples.read(chunk).permute(0, 3, 1, 2), strict=True):
+        path = out / f"{index:06d}.png"
+        if not path.exists():
+            picture.save_png(image, path)
+
+
+def join(series: Series, count: int, path: Path) -> None:
+    """One .npz of all samples: `images` uint8 (N, H, W, C), or `points` float32 (N, 2), a chunk in memory at a time."""
+    first = series.rows(range(1))
+    header = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False}
+    with picture.replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        name = "images.npy" if series.images else "points.npy"
+        with archive.open(name, "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_1_0(file, header | {"shape": (count, *first.shape[1:])})
+            for chunk in series.samples.ranges(count):
+                file.write(series.samples.read(chunk).numpy().tobytes())

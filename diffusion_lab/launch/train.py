@@ -11,16 +11,19 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from diffusion_lab import checkpoint, plot
 from diffusion_lab.callback import Evaluation
+from diffusion_lab.callback.media import log_pictures
 from diffusion_lab.data import DataModule
 from diffusion_lab.launch.compose import plain
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.launch.logger import build_loggers, finish_loggers
 from diffusion_lab.launch.report import say, table
+from diffusion_lab.launch.revision import revision
 from diffusion_lab.model import Model
 
 CHOICES = ("model", "sde", "data", "schedule", "loss", "network", "sampler", "likelihood", "metric")
@@ -42,20 +45,20 @@ def train(config: DictConfig) -> None:
     step = before["global_step"]
     pl.seed_everything(settings["seed"], workers=True, verbose=False)
     data, model, trainer = set_up(settings, run_dir)
-    loggers = build_loggers(settings["logger"], run_dir, settings) if trainer.is_global_zero else []
+    # Each job of a sweep is a run of its own, also where all go on from one checkpoint.
+    continued = None if HydraConfig.get().mode == RunMode.MULTIRUN else resume
+    loggers = build_loggers(settings["logger"], run_dir, settings, step, continued)
     trainer.loggers, done = loggers, False
     try:
-        for logger in loggers[:1]:
-            logger.truncate(step)
         if trainer.is_global_zero:
             announce(settings, data, model, trainer, run_dir)
+            log_pictures(loggers, {"schedule": run_dir / "schedule.png"}, step)
         trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
         if trainer.is_global_zero:
             conclude(trainer, run_dir)
         done = True
     finally:
-        kept = settings["logger"]["wandb"]["log_model"] and checkpoint.checkpoints(run_dir)
-        finish_loggers(loggers, failed=not done, model=kept[0] if kept else None)
+        finish_loggers(loggers, failed=not done)
 
 
 def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, pl.Trainer]:
@@ -81,7 +84,7 @@ def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, 
         )
         evaluation = next((c for c in callbacks if isinstance(c, Evaluation)), None)
         if evaluation is not None:
-            prepare_evaluation(evaluation, settings, data, trainer)
+            prepare_evaluation(evaluation, settings, data, model, trainer)
     except (OSError, ValueError, RuntimeError, MisconfigurationException) as error:
         if isinstance(error, ConfigError):
             raise
@@ -89,19 +92,27 @@ def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, 
     return data, model, trainer
 
 
-def prepare_evaluation(evaluation: Evaluation, settings: dict[str, Any], data: DataModule, trainer: pl.Trainer) -> None:
+def prepare_evaluation(
+    evaluation: Evaluation, settings: dict[str, Any], data: DataModule, model: Model, trainer: pl.Trainer
+) -> None:
     """Fit or load the feature extractor now, so that missing weights are known before a long training."""
-    evaluation.protocol = {
-        "data": settings["choices"]["data"],
-        "sampler": describe_sampler(settings["choices"]["sampler"], settings["sampler"]),
-        "seed": evaluation.evaluator.seed,
+    choices = settings["choices"]
+    evaluation.facts = {
+        **{group: choices[group] for group in ("model", "sde", "data", "schedule", "network")},
+        "parameters": sum(p.numel() for p in model.network.parameters()),
+        "sampler": describe_sampler(choices["sampler"], settings["sampler"]),
+        "seed": settings["seed"],
+        "revision": revision(),
     }
     try:
         evaluation.evaluator.prepare(data, trainer.strategy.root_device)
     except FileNotFoundError as error:
-        evaluation.evaluator.features = None
+        evaluation.evaluator.features = evaluation.during.features = None
         if trainer.is_global_zero:
             say(f"the Fréchet distance is left out of this run's evaluation: {error}")
+    for reason in evaluation.evaluator.left_out() if trainer.is_global_zero else ():
+        say(f"left out: {reason}")
+    evaluation.check_best(data, model)
 
 
 def describe_sampler(name: str, sampler: dict[str, Any]) -> str:

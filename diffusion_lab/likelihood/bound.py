@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +54,7 @@ class VariationalBound:
     """
 
     name = "bound"
+    TERMS = ("prior", "steps", "decoder")
 
     def __init__(self, variance: Variance = "fixed_large", clip: bool = True, terms: int | None = None) -> None:
         if terms is not None and terms < 1:
@@ -71,6 +73,10 @@ class VariationalBound:
             self.steps(denoiser, process, x0, generator),
             self.decoder(denoiser, process, x0, grey_levels, generator),
         )
+
+    def protocol(self) -> dict[str, Any]:
+        """What decides the value beside model and data."""
+        return {"method": "bound", "variance": self.variance, "clip": self.clip, "terms": self.terms}
 
     def prior(self, process: Ladder, x0: Tensor) -> Tensor:
         """L_T, exact."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -60,6 +60,7 @@ class FlowLikelihood:
     """
 
     name = "flow"
+    TERMS = ("prior", "volume", "bins")
 
     def __init__(
         self,
@@ -98,6 +99,11 @@ class FlowLikelihood:
         std = denoiser.process.prior_std
         prior = 0.5 * (z / std).square().flatten(1).sum(1) + dimensions * math.log(std * math.sqrt(2 * math.pi))
         return Flow(prior, -change, bins, denoiser.nfe - calls)
+
+    def protocol(self) -> dict[str, Any]:
+        """What decides the value beside model and data."""
+        names = ("rtol", "atol", "t_min", "probe", "probes")
+        return {"method": "flow", **{name: getattr(self, name) for name in names}, "precision": str(self.dtype)}
 
     def solve(self, denoiser: Denoiser, x: Tensor, generator: Generators) -> tuple[Tensor, Tensor]:
         """x(1) and the integral of the divergence along the way from x(t_min) = x; (B, ...) and (B,)."""

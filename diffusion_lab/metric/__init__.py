@@ -5,22 +5,37 @@ they never enter a `state_dict`, an EMA copy or a precision cast of the model.
 """
 
 from diffusion_lab.metric.classifier import ClassifierFeatures
-from diffusion_lab.metric.features import Extractor, metric_name, sample_count, to_uint8
-from diffusion_lab.metric.frechet import FeatureMoments, Moments, frechet_distance, moments
+from diffusion_lab.metric.features import Extractor, sample_count, to_uint8
+from diffusion_lab.metric.frechet import FrechetAtInfinity, frechet_at_infinity, frechet_distance
 from diffusion_lab.metric.inception import InceptionFeatures
+from diffusion_lab.metric.inception_score import InceptionScore, inception_score
+from diffusion_lab.metric.kernel import KernelDistance, kernel_distance
+from diffusion_lab.metric.moments import FeatureMoments, Moments, moments
+from diffusion_lab.metric.neighbours import NeighbourScores, neighbour_scores
+from diffusion_lab.metric.network_features import NetworkFeatures
+from diffusion_lab.metric.statistics import Statistics
 from diffusion_lab.metric.two_sample import energy_distance, mode_weights, sliced_wasserstein
 
 __all__ = [
     "ClassifierFeatures",
     "Extractor",
     "FeatureMoments",
+    "FrechetAtInfinity",
     "InceptionFeatures",
+    "InceptionScore",
+    "KernelDistance",
     "Moments",
+    "NeighbourScores",
+    "NetworkFeatures",
+    "Statistics",
     "energy_distance",
+    "frechet_at_infinity",
     "frechet_distance",
-    "metric_name",
+    "inception_score",
+    "kernel_distance",
     "mode_weights",
     "moments",
+    "neighbour_scores",
     "sample_count",
     "sliced_wasserstein",
     "to_uint8",

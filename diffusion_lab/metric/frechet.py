@@ -1,109 +1,58 @@
-"""The Fréchet distance between two sets of features, in float64 and in memory independent of their sizes."""
+"""The Fréchet distance between two sets of features, and its limit for infinitely many samples."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from diffusion_lab.metric.moments import FeatureMoments, Moments, moments
+from diffusion_lab.metric.rows import Rows, read
 
-@dataclass(frozen=True, eq=False)
-class Moments:
-    """Mean (D,) and unbiased covariance (D, D) of `count` feature vectors, in float64."""
+__all__ = ["FeatureMoments", "FrechetAtInfinity", "Moments", "frechet_at_infinity", "frechet_distance", "moments"]
 
-    mean: Tensor
-    covariance: Tensor
-    count: int
-
-    def __post_init__(self) -> None:
-        if self.mean.dtype != torch.float64 or self.covariance.dtype != torch.float64:
-            raise ValueError(f"moments must be float64, got {self.mean.dtype} and {self.covariance.dtype}")
-        if self.count < 2:
-            raise ValueError(f"a covariance needs at least 2 samples, got {self.count}: draw more samples")
-        dimensions = len(self.mean)
-        if self.covariance.shape != (dimensions, dimensions):
-            raise ValueError(
-                f"a mean of {dimensions} dimensions needs a covariance ({dimensions}, {dimensions}), "
-                f"got {tuple(self.covariance.shape)}"
-            )
-        if not (torch.isfinite(self.mean).all() and torch.isfinite(self.covariance).all()):
-            raise ValueError("moments contain NaN or infinity: no distance is computed from broken samples")
+_STRIPS = 8  # of a matrix, so that the half known from the other half, or known to be zero, is not computed
+_BLOCK = 4096  # rows in flight
+_LOST = 4 * torch.finfo(torch.float64).eps  # of the largest square: below it a square is rounding
 
 
-class FeatureMoments:
-    """Running count, mean and scatter sum (x - mean)(x - mean)^T of features that arrive in batches.
+def _strips(size: int) -> list[tuple[int, int]]:
+    return list(pairwise(size * k // _STRIPS for k in range(_STRIPS + 1)))
 
-    Each batch is centred before it is squared and merged by the pairwise update of Chan, Golub & LeVeque
-    (1979)
 
-        mean = mean_a + d n_b / n,  scatter = scatter_a + scatter_b + d d^T n_a n_b / n,  d = mean_b - mean_a,
+def _parts(moments: Moments) -> list[tuple[int, int, int]]:
+    """Strips (first row, last row, first column that is not zero) of the factor."""
+    if moments.triangular:
+        return [(first, last, first) for first, last in _strips(len(moments.factor))]
+    return [(0, len(moments.factor), 0)]
 
-    so no digits are lost to a mean that is large beside the spread, and neither the order of the batches nor
-    their division among processes matters. State: D^2 + D float64 numbers on the CPU, so that it can be sent.
+
+def _product(a: Moments, b: Moments) -> Tensor:
+    """F_a F_b^T, the side with fewer rows first."""
+    product = torch.empty(len(a.factor), len(b.factor), dtype=torch.float64)
+    for i, j, left in _parts(a):
+        for k, m, right in _parts(b):
+            n = max(left, right)
+            torch.mm(a.factor[i:j, n:], b.factor[k:m, n:].T, out=product[i:j, k:m])
+    return product if len(a.factor) <= len(b.factor) else product.T
+
+
+def _overlap(a: Moments, b: Moments) -> float:
+    """tr (S_a^(1/2) S_b S_a^(1/2))^(1/2), the sum of the singular values of F_a F_b^T where S = F^T F.
+
+    Their squares, eigenvalues of a symmetric matrix, come three times faster. Where the least of them is lost in
+    rounding they are found without squaring.
     """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean = torch.zeros((), dtype=torch.float64)
-        self.scatter = torch.zeros((), dtype=torch.float64)
-
-    def update(self, features: Tensor) -> None:
-        """Add features (B, D).
-
-        Raises:
-            ValueError: for another D than before, and for NaN or infinity.
-        """
-        if features.ndim != 2:
-            raise ValueError(f"features must be (B, D), got {tuple(features.shape)}")
-        if not torch.isfinite(features).all():
-            raise ValueError("features contain NaN or infinity: no distance is computed from broken samples")
-        if len(features):
-            # MPS has no float64; elsewhere the product is taken where the features are.
-            wide = (features.cpu() if features.device.type == "mps" else features).detach().double()
-            mean = wide.mean(0)
-            centred = wide - mean
-            self._absorb(len(wide), mean.cpu(), (centred.T @ centred).cpu())
-
-    def merge(self, other: FeatureMoments) -> None:
-        """Add everything that another accumulator has seen."""
-        if other.count:
-            self._absorb(other.count, other.mean, other.scatter)
-
-    def _absorb(self, count: int, mean: Tensor, scatter: Tensor) -> None:
-        if self.count and self.mean.shape != mean.shape:
-            raise ValueError(f"features of {len(mean)} dimensions after features of {len(self.mean)}")
-        total = self.count + count
-        shift = mean - self.mean
-        self.mean = self.mean + shift * (count / total)
-        self.scatter = self.scatter + scatter + torch.outer(shift, shift) * (self.count * count / total)
-        self.count = total
-
-    def result(self) -> Moments:
-        """Mean and unbiased covariance so far.
-
-        Raises:
-            ValueError: for fewer than 2 samples.
-        """
-        return Moments(self.mean, self.scatter / max(self.count - 1, 1), self.count)
-
-
-def moments(features: Tensor) -> Moments:
-    """Mean and unbiased covariance of features (N, D).
-
-    Raises:
-        ValueError: for fewer than 2 samples, NaN or infinity.
-    """
-    accumulator = FeatureMoments()
-    accumulator.update(features)
-    return accumulator.result()
-
-
-def _factor(covariance: Tensor) -> Tensor:
-    """F (D, rank) with F F^T = covariance; eigenvalues that are rounding errors are cut, not rooted."""
-    values, vectors = torch.linalg.eigh(covariance)
-    kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
-    return vectors[:, kept] * values[kept].sqrt()
+    product = _product(a, b)
+    squares = torch.zeros(len(product), len(product), dtype=torch.float64)
+    for i, j in _strips(len(product)):
+        torch.mm(product[i:j], product[i:].T, out=squares[i:j, i:])
+    values = torch.linalg.eigvalsh(squares.T)  # reads its lower half alone
+    safe = len(values) > 0 and values[0] > _LOST * values[-1]
+    return (values.sqrt() if safe else torch.linalg.svdvals(product)).sum().item()
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
@@ -111,9 +60,9 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
         |m_a - m_b|^2 + tr S_a + tr S_b - 2 tr (S_a^(1/2) S_b S_a^(1/2))^(1/2)
 
-    (Dowson & Landau 1982; as a score of generators: Heusel et al. 2017). With S = F F^T from the symmetric
-    eigen-decomposition, the last trace is the sum of the singular values of F_a^T F_b: no square root of a
-    product, no imaginary part, and exact for rank-deficient covariances.
+    (Dowson & Landau 1982; as a score of generators: Heusel et al. 2017). Only symmetric matrices are
+    decomposed: no square root of a product, no imaginary part, exact for rank-deficient covariances. The factor
+    of a covariance is kept with it, so a reference is decomposed once.
 
     Raises:
         ValueError: for moments of unequal dimensions.
@@ -122,6 +71,53 @@ def frechet_distance(a: Moments, b: Moments) -> float:
         raise ValueError(
             f"features of {len(a.mean)} and {len(b.mean)} dimensions cannot be compared: use one extractor"
         )
-    overlap = torch.linalg.svdvals(_factor(a.covariance).T @ _factor(b.covariance)).sum()
-    distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * overlap
+    spread = sum(torch.linalg.vector_norm(m.factor).square() for m in (a, b))
+    distance = (a.mean - b.mean).square().sum() + spread - 2 * _overlap(a, b)
     return max(distance.item(), 0.0)
+
+
+@dataclass(frozen=True)
+class FrechetAtInfinity:
+    """Intercept `value` at 1/N = 0 of the straight line through `distances` over 1/`counts`."""
+
+    value: float
+    counts: tuple[int, ...]
+    distances: tuple[float, ...]
+
+
+def frechet_at_infinity(
+    rows: Rows,
+    reference: Moments,
+    points: int = 15,
+    smallest: int | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> FrechetAtInfinity:
+    """The Fréchet distance to `reference` extrapolated to infinitely many samples (Chong & Forsyth 2020).
+
+    A distance from N samples exceeds its limit on average by nearly c / N, with a c that depends on the
+    generator. `points` counts lie evenly between `smallest` and N; the sample of a count is the first so many
+    rows of one permutation (drawn by `seed` alone, without replacement), so that the rows are read once; the line is
+    a least-squares fit. The reference stays finite, and so does its share of the bias. The law in 1/N holds for
+    counts well above the dimension D, so `smallest` is 4 D if None, yet not below N / 10 nor above N / 2.
+
+    Raises:
+        ValueError: for fewer than 2 points or counts that are not at least 2 and different.
+    """
+    largest = len(rows)
+    if smallest is None:
+        smallest = max(min(max(largest // 10, 4 * rows.shape[1]), largest // 2), 2)
+    if points < 2 or not 2 <= smallest <= largest - points + 1:
+        raise ValueError(
+            f"{points} counts between {smallest} and {largest} samples give no line: at least 2 different counts of "
+            "at least 2 samples each are needed"
+        )
+    counts = tuple(np.linspace(smallest, largest, points).round().astype(int).tolist())
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(largest)
+    seen, distances = FeatureMoments(), []
+    for start, stop in pairwise((0, *counts)):
+        for first in range(start, stop, _BLOCK):
+            seen.update(read(rows, np.sort(order[first : min(first + _BLOCK, stop)]), device))
+        distances.append(frechet_distance(seen.result(), reference))
+    _, value = np.polyfit(1 / np.array(counts), distances, 1)
+    return FrechetAtInfinity(float(value), counts, tuple(distances))

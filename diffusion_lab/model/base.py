@@ -161,10 +161,12 @@ class Model(pl.LightningModule):
                 yield self.decode(x).cpu()
 
     @torch.no_grad()
-    def trajectory(self, count: int, *, seed: int = 0, sampler: Sampler | None = None) -> Iterator[State]:
-        """States of the sampling of images 0, ..., count - 1 of the series `seed`, in the model's range."""
+    def trajectory(
+        self, count: int, *, seed: int = 0, first: int = 0, sampler: Sampler | None = None
+    ) -> Iterator[State]:
+        """States of the sampling of images first, ..., first + count - 1 of the series `seed`, in the model's range."""
         sampler = sampler or self.sampler
-        generators = image_generators(seed, range(count), self.device)
+        generators = image_generators(seed, range(first, first + count), self.device)
         with self.evaluating():
             x = sampler.prior(self.denoiser, (count, *self.shape), generators, self.device)
             yield from sampler.trajectory(self.denoiser, x, generators)

@@ -1,0 +1,88 @@
+"""How long an evaluation will take, told before it is begun."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusion_lab import ranks
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.evaluation.evaluator import Evaluator
+from diffusion_lab.model import Model
+from diffusion_lab.sampler import Sampler
+
+FLOW_CALLS, BACKWARD = 100, 3.0
+"""Evaluations that an exact likelihood takes, 50 to 130 at tolerance 1e-5, and what one with its gradient costs."""
+
+PROBE = 32  # samples in the timed batch on a CPU, where time is proportional to them
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of an evaluation on this many ranks: of its samples, of its likelihoods."""
+
+    samples: float
+    likelihood: float
+
+    @property
+    def seconds(self) -> float:
+        """Of all of it."""
+        return self.samples + self.likelihood
+
+    def __str__(self) -> str:
+        if self.seconds < 120:
+            return f"{self.seconds:.0f} s"
+        return f"{self.seconds / 60:.0f} min" if self.seconds < 7200 else f"{self.seconds / 3600:.1f} h"
+
+
+def estimate(model: Model, evaluator: Evaluator) -> Estimate:
+    """Seconds that an evaluator will need for a model, from one timed call of the network; equal on all ranks."""
+    batch = min(evaluator.batch_size, evaluator.samples * evaluator.repeats)
+    timed = batch if model.device.type != "cpu" else min(batch, PROBE)
+    call = ranks.from_first(seconds_per_call(model, timed)) / timed  # of one sample
+    world = ranks.rank_and_world()[1]
+    drawn = evaluator.samples * evaluator.repeats * network_calls(model.sampler, model.denoiser, model.shape)
+    items = 0 if evaluator.likelihood_samples == 0 else evaluator.likelihood_samples or 10_000
+    calls = sum(likelihood_calls(model, name) for name in model.likelihood)
+    return Estimate(call * drawn / world, call * items * evaluator.likelihood_repeats * calls / world)
+
+
+def likelihood_calls(model: Model, name: str) -> float:
+    """Evaluations, in units of a forward pass, that a likelihood takes of each item."""
+    terms = getattr(model.likelihood[name], "terms", None)
+    if name == "flow":
+        return FLOW_CALLS * BACKWARD
+    return float(terms or model.denoiser.process.levels or FLOW_CALLS)
+
+
+def network_calls(sampler: Sampler, denoiser: Denoiser, shape: tuple[int, ...]) -> int:
+    """Network evaluations of a sample, counted by a dry run with a network that costs nothing.
+
+    An adaptive solver takes other numbers of a real network; for it this is a guess from below.
+    """
+
+    def nothing(x: Tensor, _: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+    dry = Denoiser(nothing, denoiser.process, denoiser.parameterization)
+    one = tuple(1 if i else n for i, n in enumerate(shape))
+    device = next(denoiser.parameters()).device
+    sampler(dry, (1, *one), torch.Generator(device), device)
+    return dry.nfe
+
+
+@torch.no_grad()
+def seconds_per_call(model: Model, batch: int) -> float:
+    """Seconds of one call of the network for a batch, the first two not counted."""
+    x = torch.zeros((batch, *model.shape), device=model.device)
+    t = torch.tensor(0.5, device=model.device)
+    with model.evaluating():
+        for timed in (False, False, True):
+            start = time.perf_counter()
+            model.denoiser(x, t)
+            if timed and x.device.type != "cpu":
+                torch.accelerator.synchronize(x.device)
+    return time.perf_counter() - start

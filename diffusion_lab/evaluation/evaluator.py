@@ -1,0 +1,203 @@
+"""What is measured of a model, put together: quality of its samples, likelihood of held-out data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from diffusion_lab import ranks
+from diffusion_lab.data import DataModule
+from diffusion_lab.evaluation import reference as references
+from diffusion_lab.evaluation.chunks import Chunks, Rows
+from diffusion_lab.evaluation.likelihood import likelihood_name, score_likelihood
+from diffusion_lab.evaluation.plane import point_names, score_points
+from diffusion_lab.evaluation.quality import MEASURES, Features, Judge, Measure, Record, repeated, with_real
+from diffusion_lab.evaluation.reference import Reference
+from diffusion_lab.evaluation.series import Series, share
+from diffusion_lab.metric import Extractor
+from diffusion_lab.model import Model
+
+SPLITS = {"train": "held_out", "held_out": "train"}
+"""Splits, each with the one whose images show what a perfect model would score."""
+
+
+class Evaluator:
+    """Scores samples against a reference, and held-out data under the model, on all ranks together.
+
+    Args:
+        features: extractor of image features; None for points in the plane.
+        samples: how many samples are scored.
+        reference: what they are held against: "train" (as published FIDs are), "held_out", or a .npz of statistics.
+        measures: which numbers; those that extractor or reference cannot serve are left out.
+        repeats: over how many disjoint ranges of the series, `samples` each, every number is taken; the mean is
+            reported with the smallest and all of them.
+        neighbours: rows at most for precision, recall, density and coverage.
+        likelihood_samples: over how many held-out items the likelihood is averaged; None takes all, 0 none.
+        likelihood_repeats: passes over them, each with other noise.
+        batch_size: of sampling; part of what decides the last digits of a sample.
+        likelihood_batch_size: of the likelihood, which may need the memory of a backward pass.
+        seed: of the samples and of the likelihood's noise.
+        cache: directory where the statistics of data sets are kept.
+
+    Raises:
+        ValueError: for a measure or a reference that does not exist.
+    """
+
+    def __init__(
+        self,
+        features: Extractor | None = None,
+        samples: int = 1000,
+        reference: str = "held_out",
+        measures: Sequence[str] = ("frechet", "kernel", "inception_score", "neighbours"),
+        repeats: int = 1,
+        neighbours: int = 10_000,
+        likelihood_samples: int | None = None,
+        likelihood_repeats: int = 1,
+        batch_size: int = 500,
+        likelihood_batch_size: int = 100,
+        seed: int = 0,
+        cache: str = "logs/statistics",
+    ) -> None:
+        unknown = [measure for measure in measures if measure not in MEASURES]
+        if unknown:
+            raise ValueError(f"metric.measures: {unknown[0]} is unknown; allowed: {', '.join(MEASURES)}")
+        if reference not in SPLITS and not reference.endswith(".npz"):
+            raise ValueError(f"metric.reference={reference} must be train, held_out or a .npz file of statistics")
+        self.features, self.samples, self.reference = features, samples, reference
+        self.measures: Sequence[Measure] = measures
+        self.repeats, self.neighbours = repeats, neighbours
+        self.likelihood_samples, self.likelihood_repeats = likelihood_samples, likelihood_repeats
+        self.batch_size, self.likelihood_batch_size = batch_size, likelihood_batch_size
+        self.seed, self.cache = seed, Path(cache)
+        self._real: dict[tuple[Path, ...], dict[str, Record]] = {}
+
+    def prepare(self, data: DataModule, device: torch.device) -> None:
+        """Fit or load the extractor; call it early, so that a missing file is known before anything long.
+
+        Raises:
+            FileNotFoundError: if the extractor's weights or the reference are not there.
+            ValueError: if the reference was measured under another protocol.
+        """
+        if self.features is None:
+            return
+        # An extractor that does not learn only sees what kind of images there are.
+        training = (
+            (data.images("train"), data.labels("train")) if self.features.learned else (data.images("train", 2), None)
+        )
+        self.features.prepare(*training, device)
+        if self.reference not in SPLITS:
+            if not Path(self.reference).is_file():
+                raise ValueError(f"metric.reference={self.reference} does not exist: use train, held_out, or make it")
+            references.load(self.reference, self.features)
+
+    def __call__(self, model: Model, data: DataModule, folder: Path) -> dict[str, Record]:
+        """All metrics, name -> record; what is drawn and measured on the way is kept under `folder`."""
+        series = Series(folder, model, seed=self.seed, batch_size=self.batch_size)
+        return {**self.quality(series, data), **self.likelihood(model, data, folder)}
+
+    def quality(self, series: Series, data: DataModule) -> dict[str, Record]:
+        """Metrics of the first `samples` x `repeats` samples of a series, drawn now if they are not there."""
+        total = self.samples * self.repeats
+        if self.features is not None:
+            records = self.image_quality(series, data, total)
+        else:
+            series.complete(total)
+            records = self.on_first(lambda: self.plane_quality(series, data))
+        nfe, _ = series.cost(total)
+        for record in records.values():
+            record["nfe"] = nfe
+        return records
+
+    def image_quality(self, series: Series, data: DataModule, total: int) -> dict[str, Record]:
+        """Every measure of the samples' features against the reference's, beside that of real images."""
+        extractor, device = self.features, series.model.device
+        store = Chunks(series.folder / f"features_{extractor.digest[:8]}", self.batch_size)
+        series.complete(total)
+        share(store, total, lambda chunk: store.write(chunk, extractor(series.chunk(chunk).to(device))), "features")
+        paths = {}
+        if self.reference in SPLITS:
+            options = (extractor, device, self.cache)
+            paths["reference"] = references.measure(data, self.reference, *options, batch_size=self.batch_size)
+            other = SPLITS[self.reference]
+            paths["real"] = references.measure(data, other, *options, count=self.samples, batch_size=self.batch_size)
+
+        def judge() -> dict[str, Record]:
+            against = references.load(paths.get("reference", self.reference), extractor, self.word)
+            judge = Judge(extractor, against, self.measures, self.neighbours, device)
+            spans = [range(i * self.samples, (i + 1) * self.samples) for i in range(self.repeats)]
+            records = repeated([judge(Features.of(Rows(store, span))) for span in spans])
+            return self.beside_real(records, judge, tuple(paths.values())) if paths else records
+
+        return self.on_first(judge)
+
+    @property
+    def word(self) -> str | None:
+        """The reference's word in names; None takes that of its file."""
+        return self.reference if self.reference in SPLITS else None
+
+    def beside_real(self, records: dict[str, Record], judge: Judge, paths: tuple[Path, ...]) -> dict[str, Record]:
+        """Records beside what real images of the other split score, against the same reference, measured once."""
+        if paths not in self._real:
+            statistics = references.load(paths[1], judge.extractor).statistics
+            measures = [m for m in judge.measures if m != "frechet_infinity"]  # of features, that are not all kept
+            real = dataclasses.replace(judge, measures=measures)
+            self._real[paths] = real(Features(statistics.moments, statistics.features))
+        return with_real(records, self._real[paths])
+
+    def plane_quality(self, series: Series, data: DataModule) -> dict[str, Record]:
+        """Distances, density and mode weights of points whose true density is known."""
+        spans = [range(i * self.samples, (i + 1) * self.samples) for i in range(self.repeats)]
+        return repeated([score_points(series.rows(span)[:], data) for span in spans]) if hasattr(data, "target") else {}
+
+    def likelihood(self, model: Model, data: DataModule, folder: Path) -> dict[str, Record]:
+        """The model's likelihoods of held-out data, split in their terms."""
+        records: dict[str, Record] = {}
+        for name in model.likelihood if self.likelihood_samples != 0 else ():
+            records |= score_likelihood(
+                model,
+                name,
+                data,
+                folder,
+                self.likelihood_samples,
+                self.likelihood_repeats,
+                self.likelihood_batch_size,
+                self.seed,
+            )
+        return records
+
+    def names(self, model: Model, data: DataModule) -> list[str]:
+        """Names of the metrics, known before anything is measured."""
+        words = [likelihood_name(model, name) for name in model.likelihood] if self.likelihood_samples != 0 else []
+        if self.features is None:
+            return [*(point_names(data, self.samples) if hasattr(data, "target") else ()), *words]
+        return [*self.judge_to_be().names(self.samples), *words]
+
+    def left_out(self) -> list[str]:
+        """Why measures that were asked for will not be taken, a line each."""
+        if self.features is None:
+            return []
+        judge = self.judge_to_be()
+        return [reason for measure in self.measures if (reason := judge.lacks(measure, self.samples))]
+
+    def judge_to_be(self) -> Judge:
+        """The judge as far as it is known before anything is measured."""
+        if self.reference in SPLITS:
+            # Of a data set there will be features beside the moments.
+            against = Reference(self.reference, SimpleNamespace(features=()), {})
+        else:
+            against = references.load(self.reference, self.features)
+        return Judge(self.features, against, self.measures, self.neighbours)
+
+    @staticmethod
+    def on_first(work: Any) -> dict[str, Record]:
+        """What `work` gives on rank 0, on every rank."""
+        found: dict[str, Record] = {}
+        with ranks.together():
+            if ranks.rank_and_world()[0] == 0:
+                found = work()
+        return ranks.from_first(found)

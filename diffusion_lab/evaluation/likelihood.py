@@ -1,0 +1,89 @@
+"""How likely held-out data are under a model: bits/dim of images, nats of points, over the whole set."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.data import DataModule
+from diffusion_lab.evaluation.chunks import Chunks, Rows
+from diffusion_lab.evaluation.series import share
+from diffusion_lab.likelihood import bits_per_dim
+from diffusion_lab.model import Model
+from diffusion_lab.noise import image_generators
+
+Record = dict[str, Any]
+
+
+def score_likelihood(
+    model: Model,
+    name: str,
+    data: DataModule,
+    folder: Path,
+    count: int | None = None,
+    repeats: int = 1,
+    batch_size: int = 100,
+    seed: int = 0,
+) -> dict[str, Record]:
+    """One of the model's likelihoods of the first `count` held-out items (None: all), each `repeats` times.
+
+    Every item has its own noise, other noise in every repeat, and every item counts once: the value is the mean over
+    items of their mean over repeats, its standard error that of the items.  Work is shared among ranks in fixed chunks
+    and kept under `folder`, where it goes on after a kill.
+    """
+    size = data.size("held_out")
+    count = size if count is None else min(count, size)
+    likelihood, images = model.likelihood[name], model.grey_levels is not None
+    protocol = {
+        "data": f"{type(data).__name__.lower()} held_out",
+        "data_digest": data.fingerprint("held_out")[:16],
+        "count": count,
+        "repeats": repeats,
+        **likelihood.protocol(),
+    }
+    digest = hashlib.sha256(json.dumps([protocol, seed], sort_keys=True).encode()).hexdigest()[:8]
+    store = Chunks(folder / f"likelihood_{name}_{digest}", batch_size)
+
+    def work(chunk: range) -> None:
+        # Row r is item r modulo count: a chunk may cross from one repeat to the next.
+        items = torch.tensor([row % count for row in chunk])
+        first, last = items.min().item(), items.max().item()
+        x = data.images("held_out", last - first + 1, first=first)[items - first]
+        generators = image_generators(seed, chunk, "cpu")
+        with model.evaluating():
+            calls = model.denoiser.nfe
+            result = likelihood(model.denoiser, model.encode(x.to(model.device)), model.grey_levels, generators)
+        found = [-result.log_likelihood, *result.terms.values()]
+        cost = torch.full((len(chunk),), float(model.denoiser.nfe - calls))
+        store.write(chunk, torch.stack([*(v.detach().cpu().double() for v in found), cost.double()], 1))
+
+    share(store, count * repeats, work, f"likelihood ({name})")
+    values = Rows(store, range(count * repeats))[:].reshape(repeats, count, -1)
+    total, parts, calls = values[..., 0], values[..., 1:-1], values[..., -1]
+
+    def scaled(nats: Tensor) -> Tensor:
+        return bits_per_dim(-nats, math.prod(model.shape)) if images else nats
+
+    of_items = scaled(total.mean(0))
+    record = {
+        "value": of_items.mean().item(),
+        "better": "lower",
+        "standard_error": of_items.std().item() / math.sqrt(count) if count > 1 else None,
+        "terms": dict(zip(likelihood.TERMS, scaled(parts.mean((0, 1))).tolist(), strict=True)),
+        "nfe": calls.mean().item(),
+        "protocol": protocol,
+    }
+    if repeats > 1:
+        record["repeats"] = scaled(total.mean(1)).tolist()
+    return {likelihood_name(model, name): record}
+
+
+def likelihood_name(model: Model, name: str) -> str:
+    """Name of the metric, with its unit."""
+    return f"{name}_{'nats' if model.grey_levels is None else 'bits_per_dim'}"

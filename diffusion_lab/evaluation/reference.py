@@ -1,0 +1,94 @@
+"""The statistics that samples are held against: of a split of a data set, measured once, or of a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusion_lab import ranks
+from diffusion_lab.data import DataModule
+from diffusion_lab.evaluation.chunks import Chunks, Rows
+from diffusion_lab.evaluation.quality import Features, Reference
+from diffusion_lab.evaluation.series import share
+from diffusion_lab.metric import Extractor, Statistics
+
+KEPT = 10_000
+"""Rows of features that statistics hold beside their moments, for the measures that need more than moments."""
+
+
+def describe(data: DataModule, split: str, count: int, extractor: Extractor) -> dict[str, Any]:
+    """The protocol of a split's statistics: equal if and only if the statistics are."""
+    return {
+        **extractor.protocol(),
+        "reference": f"{type(data).__name__.lower()} {split}",
+        "reference_digest": data.fingerprint(split)[:16],
+        "reference_count": count,
+    }
+
+
+def measure(
+    data: DataModule,
+    split: str,
+    extractor: Extractor,
+    device: torch.device | str,
+    cache: str | Path,
+    count: int | None = None,
+    batch_size: int = 500,
+) -> Path:
+    """The file of a split's statistics, measured together with the other ranks unless it is there.
+
+    The file's name ends in a digest of what decides its contents: the images themselves, the split, how many of
+    them, and the extractor's weights and rules; so a changed data set or extractor is never met with old statistics.
+    """
+    size = data.size(split)
+    count = size if count is None else min(count, size)
+    protocol = describe(data, split, count, extractor)
+    digest = hashlib.sha256(json.dumps([protocol, KEPT], sort_keys=True).encode()).hexdigest()[:12]
+    words = f"{protocol['reference'].replace(' ', '_')}_{count}_{extractor.name}"
+    path = Path(cache) / f"{words}_{digest}.npz"
+    if ranks.from_first(path.is_file()):
+        return path
+    store = Chunks(path.with_name(f".{path.stem}"), batch_size)
+
+    def work(chunk: range) -> None:
+        images = data.images(split, len(chunk), first=chunk.start)
+        store.write(chunk, extractor(images.to(device)))
+
+    share(store, count, work, f"features of {protocol['reference']}")
+    with ranks.together():
+        if ranks.rank_and_world()[0] == 0:
+            features = Features.of(Rows(store, range(count)))
+            Statistics(features.moments, features.rows[:KEPT], protocol).save(path)
+            shutil.rmtree(store.folder)
+    return path
+
+
+def load(path: str | Path, extractor: Extractor, word: str | None = None) -> Reference:
+    """The reference in a file of statistics, ours or another program's.
+
+    Raises:
+        ValueError: if it was measured with another extractor or other rules, naming what differs, or has another
+            number of dimensions.
+    """
+    path = Path(path)
+    statistics, own = Statistics.load(path), extractor.protocol()
+    different = [f"{k} {statistics.protocol[k]} there, {v} here" for k, v in own.items()
+                 if k in statistics.protocol and statistics.protocol[k] != v]  # fmt: skip
+    if different:
+        raise ValueError(f"{path} was measured under another protocol: {'; '.join(different)}; measure it again")
+    if len(statistics.moments.mean) != extractor.dimensions:
+        raise ValueError(
+            f"{path} has {len(statistics.moments.mean)} dimensions, the {extractor.name} features have "
+            f"{extractor.dimensions}: use the statistics of these features"
+        )
+    protocol = {k: v for k, v in statistics.protocol.items() if k.startswith("reference")}
+    if not protocol:  # of another program: the file itself is all that is known
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        protocol = {"reference": path.name, "reference_digest": digest, "reference_protocol": "not recorded"}
+    return Reference(word or re.sub(r"\W+", "_", path.stem), statistics, protocol)

@@ -1,0 +1,113 @@
+"""Drawing a long series of samples, sharing it among ranks, and going on where it stopped."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffusion_lab import ranks
+from diffusion_lab.evaluation.chunks import Chunks, Rows
+from diffusion_lab.metric import to_uint8
+from diffusion_lab.model import Model
+from diffusion_lab.sampler import Sampler
+
+
+class Series:
+    """Samples 0, 1, 2, ... of a model and a sampler, drawn once each and kept under `folder`.
+
+    Sample i is a function of (seed, i); samples are drawn in fixed chunks of `batch_size`, because arithmetic in
+    batches of another shape rounds differently.  So the files are the same whatever the number of ranks, and however
+    often the job was killed and started again.  Images are stored as bytes (N, H, W, C), points as float32 (N, 2).
+
+        samples/000000.npy, ...     the samples
+        cost/000000.npy, ...        network evaluations and seconds of each chunk, one row (1, 2)
+
+    Args:
+        folder: where they are.
+        model: what is sampled from.
+        sampler: None takes the model's.
+        seed: of the series.
+        batch_size: samples drawn at once.
+    """
+
+    def __init__(
+        self, folder: Path, model: Model, sampler: Sampler | None = None, seed: int = 0, batch_size: int = 500
+    ) -> None:
+        self.folder, self.model, self.sampler = Path(folder), model, sampler or model.sampler
+        self.seed, self.batch_size = seed, batch_size
+        self.samples, self.costs = Chunks(folder / "samples", batch_size), Chunks(folder / "cost", 1)
+
+    @property
+    def images(self) -> bool:
+        """Whether samples are images, not points."""
+        return len(self.model.shape) == 3
+
+    def chunk(self, chunk: range) -> Tensor:
+        """Samples of a chunk in [0, 1], (B, C, H, W), or points (B, 2): read if they are there, else drawn and kept.
+
+        Raises:
+            ValueError: if they are not finite; nothing is kept then.
+        """
+        if not self.samples.has(chunk):
+            self.draw(chunk)
+        stored = self.samples.read(chunk)
+        return stored.permute(0, 3, 1, 2).float() / 255 if self.images else stored
+
+    def draw(self, chunk: range) -> None:
+        """Draw a chunk and keep it."""
+        self.model.denoiser.nfe, start = 0, time.perf_counter()
+        drawn = self.model.sample(
+            len(chunk), seed=self.seed, first=chunk.start, batch_size=len(chunk), sampler=self.sampler
+        )
+        cost = [self.model.denoiser.nfe, time.perf_counter() - start]
+        if not drawn.isfinite().all():
+            raise ValueError("the samples are not finite: they are not kept; try another checkpoint or weights=raw")
+        self.costs.write(self._cost(chunk), torch.tensor([cost], dtype=torch.float64))
+        self.samples.write(chunk, to_uint8(drawn).permute(0, 2, 3, 1) if self.images else drawn)
+
+    def complete(self, count: int) -> None:
+        """Draw what is missing of samples 0..count-1, together with the other ranks."""
+        share(self.samples, count, self.draw, "sampling")
+
+    def rows(self, span: range) -> Rows:
+        """Stored samples as one array."""
+        return Rows(self.samples, span)
+
+    def cost(self, count: int) -> tuple[float, float]:
+        """(network evaluations for a sample, samples a second on one device), over samples 0..count-1."""
+        chunks = self.samples.ranges(count)
+        costs = np.concatenate([self.costs.read(self._cost(chunk)).numpy() for chunk in chunks])
+        sizes = np.array([len(chunk) for chunk in chunks])
+        return float((costs[:, 0] * sizes).sum() / count), float(count / costs[:, 1].sum())
+
+    def _cost(self, chunk: range) -> range:
+        number = chunk.start // self.batch_size
+        return range(number, number + 1)
+
+
+def share(store: Chunks, count: int, work: Callable[[range], None], what: str) -> None:
+    """Fill what a store lacks of rows 0..count-1, `work(chunk)` by chunk, each on one rank; return when all is there.
+
+    Rank 0 shows a bar with the whole job's rate and the time left.
+    """
+    missing = ranks.from_first(store.missing(count))
+    if not missing:
+        return
+    left = sum(map(len, missing))
+    shown = ranks.rank_and_world()[0] == 0
+    pause = 0.1 if sys.stderr.isatty() else 30.0  # seconds between two updates: a log file is no place for a bar
+    with (
+        ranks.together(),
+        tqdm(total=left, desc=what, unit="sample", disable=not shown, leave=False, mininterval=pause) as bar,
+    ):
+        for chunk in ranks.own(missing):
+            work(chunk)
+            if shown:  # the others' chunks count too
+                bar.update(left - sum(len(c) for c in missing if not store.path(c).exists()) - bar.n)

@@ -1,0 +1,67 @@
+"""What decides a series of samples, and the directory that it therefore lives in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffusion_lab.launch.instantiate import ConfigError
+
+FILE = "request.json"
+
+Request = dict[str, Any]
+
+
+def request(
+    contents: dict[str, Any], model: nn.Module, weights: str, sampler: dict[str, Any], precision: str, **more: Any
+) -> Request:
+    """Everything that an image depends on; two equal requests give the same files.
+
+    `more`: seed, batch_size (images drawn at once: arithmetic in another shape rounds differently) and device type.
+    """
+    choices = contents["config"].get("choices", {})
+    return {
+        "model": choices.get("model", "model"),
+        "data": choices.get("data", "data"),
+        "step": contents["global_step"],
+        "weights": weights,
+        "weights_digest": digest_of(model),
+        "sampler": sampler,
+        "precision": precision,
+        **more,
+    }
+
+
+def digest_of(model: nn.Module) -> str:
+    """The sha256 of a model's tensors by name, wherever they lie."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def folder(wanted: Request, name: str, log_dir: str | Path, out: str | None) -> Path:
+    """Where the samples of a request live: `out`, or a directory named after the request.
+
+    So the same command goes on where it was stopped, and more samples of a series join those that are there.
+
+    Raises:
+        ConfigError: if `out` holds samples of another request, naming what differs.
+    """
+    digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:8]
+    place = f"{wanted['model']}_{wanted['data']}_step{wanted['step']}_{name}_{digest}"
+    path = Path(out) if out else Path(log_dir) / "sample" / place
+    file = path / FILE
+    if file.is_file():
+        found = json.loads(file.read_text())
+        different = [k for k in {**found, **wanted} if found.get(k) != wanted.get(k)]
+        if different:
+            told = "; ".join(f"{k} {found.get(k)} there, {wanted.get(k)} asked for" for k in different)
+            raise ConfigError(f"{path} holds samples of another request ({told}): choose another out=...")
+    return path

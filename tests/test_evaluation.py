@@ -1,0 +1,253 @@
+"""What an evaluation says: references and their protocol, likelihood of a whole set, names known beforehand, estimates."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from evaluation_job import evaluator, tiny_model
+
+from diffusion_lab.data import Digits, Toy2D
+from diffusion_lab.evaluation import MEASURES, Evaluator, reference
+from diffusion_lab.evaluation.estimate import Estimate, estimate, network_calls
+from diffusion_lab.evaluation.likelihood import score_likelihood
+from diffusion_lab.evaluation.plane import point_names, score_points
+from diffusion_lab.evaluation.quality import Features, Judge, Reference, repeated, with_real
+from diffusion_lab.likelihood import VariationalBound, bits_per_dim
+from diffusion_lab.metric import Statistics, moments
+from diffusion_lab.noise import image_generators
+from diffusion_lab.sampler import DDIM, EDM, Langevin, Sampler
+
+
+class Means:
+    """Features that can be computed by hand: mean and first pixel, and the classes 'dark' and 'bright'."""
+
+    name, short, learned, dimensions, classes, digest = "means", "fd", False, 2, 2, "0" * 64
+
+    def __init__(self, rule: str = "mean, first") -> None:
+        self.rule, self.calls = rule, 0
+
+    def prepare(self, *_):
+        pass
+
+    def __call__(self, images):
+        self.calls += len(images)
+        return torch.stack([images.flatten(1).mean(1), images[:, 0, 0, 0]], 1)
+
+    def logits(self, features):
+        return torch.stack([0.25 - features[:, 0], features[:, 0] - 0.25], 1) * 1e3
+
+    def protocol(self):
+        return {"extractor": self.name, "digest": self.digest, "rule": self.rule}
+
+
+def changed(data: Digits) -> Digits:
+    """The same data with one grey level of one training image changed."""
+    part = data.splits.train
+    part.x = part.x.clone()
+    part.x[3, 0, 2, 2] = (part.x[3, 0, 2, 2] + 1) % 17
+    return data
+
+
+# --------------------------------------------------------------------------- references
+
+
+def test_statistics_are_those_of_the_split_and_measured_once(tmp_path):
+    data, extractor = Digits(), Means()
+    path = reference.measure(data, "train", extractor, "cpu", tmp_path, batch_size=99)
+    assert extractor.calls == 1400
+    found, direct = Statistics.load(path), moments(Means()(data.images("train")))
+    torch.testing.assert_close(found.moments.mean, direct.mean, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.moments.covariance, direct.covariance, rtol=1e-9, atol=1e-12)
+    assert found.protocol["reference"] == "digits train" and found.protocol["reference_count"] == 1400
+    assert reference.measure(Digits(), "train", extractor, "cpu", tmp_path) == path and extractor.calls == 1400
+    assert [p.name for p in tmp_path.iterdir()] == [path.name], "nothing else stays"
+
+
+@pytest.mark.parametrize("other", [
+    lambda: (changed(Digits()), "train", Means(), None), lambda: (Digits(), "held_out", Means(), None),
+    lambda: (Digits(), "train", Means("another rule"), None), lambda: (Digits(), "train", Means(), 700),
+])  # fmt: skip
+def test_statistics_of_anything_else_are_measured_anew(tmp_path, other):
+    data, split, extractor, count = other()
+    first = reference.measure(Digits(), "train", Means(), "cpu", tmp_path)
+    second = reference.measure(data, split, extractor, "cpu", tmp_path, count)
+    assert first != second and extractor.calls == (count or data.size(split))
+
+
+def test_a_reference_of_another_protocol_is_refused_and_says_in_what(tmp_path):
+    path = reference.measure(Digits(), "train", Means(), "cpu", tmp_path)
+    with pytest.raises(ValueError, match="rule mean, first there, mean here"):
+        reference.load(path, Means("mean"))
+    judge = Evaluator(Means("mean"), reference=str(path))
+    with pytest.raises(ValueError, match="another protocol"):
+        judge.prepare(Digits(), torch.device("cpu"))
+    np.savez(tmp_path / "wide.npz", mu=np.zeros(3), sigma=np.eye(3))
+    with pytest.raises(ValueError, match=r"3 dimensions.*means features have 2"):
+        reference.load(tmp_path / "wide.npz", Means())
+
+
+def test_a_file_of_another_program_serves_what_it_can(tmp_path):
+    np.savez(tmp_path / "cifar10-stats.v2.npz", mu=np.array([0.3, 0.1]), sigma=np.eye(2))
+    found = reference.load(tmp_path / "cifar10-stats.v2.npz", Means())
+    assert found.word == "cifar10_stats_v2" and found.protocol["reference_protocol"] == "not recorded"
+    judge = Judge(Means(), found, ("frechet", "kernel", "inception_score", "neighbours"))
+    records = judge(Features.of(torch.randn(40, 2, generator=torch.Generator().manual_seed(0)).double()))
+    assert list(records) == ["fd_means_cifar10_stats_v2_40", "inception_score_means_40"] == judge.names(40)
+    asked = Evaluator(Means(), samples=40, reference=str(tmp_path / "cifar10-stats.v2.npz"), measures=MEASURES)
+    assert [reason.split(",")[0] for reason in asked.left_out()] == [
+        "frechet_infinity needs 1000 samples",
+        "kernel needs features beside mu and sigma",
+        "neighbours needs features beside mu and sigma",
+    ]
+
+
+def test_references_and_measures_that_do_not_exist_are_refused():
+    with pytest.raises(ValueError, match=r"metric.reference=test must be train, held_out or a .npz"):
+        Evaluator(Means(), reference="test")
+    with pytest.raises(ValueError, match="fid is unknown; allowed: frechet"):
+        Evaluator(Means(), measures=["fid"])
+    with pytest.raises(ValueError, match=r"nowhere.npz does not exist"):
+        Evaluator(Means(), reference="nowhere.npz").prepare(Digits(), torch.device("cpu"))
+
+
+# --------------------------------------------------------------------------- quality
+
+
+def test_every_measure_of_equal_sets_is_that_of_equal_sets():
+    rows = (torch.randn(60, 2, generator=torch.Generator().manual_seed(1)) * 0.1 + 0.25).double()
+    against = Reference("train", Statistics(moments(rows), rows), {"reference": "itself"})
+    records = Judge(Means(), against, ("frechet", "kernel", "inception_score", "neighbours"))(Features.of(rows))
+    values = {name: record["value"] for name, record in records.items()}
+    assert values["fd_means_train_60"] == pytest.approx(0, abs=1e-9)
+    # One subset of all rows on both sides: minus twice the mean of k(x, x) - k(x, y) over the diagonal.
+    kernel = (rows @ rows.T / 2 + 1) ** 3
+    off = kernel.sum() - kernel.trace()
+    assert values["kd_means_train_60"] == pytest.approx((2 * off / (60 * 59) - 2 * kernel.mean()).item(), rel=1e-9)
+    assert values["precision_means_train_60"] == values["recall_means_train_60"] == 1
+    assert values["coverage_means_train_60"] == 1 and values["density_means_train_60"] > 1
+    bright = (rows[:, 0] > 0.25).double().mean().item()
+    assert records["fd_means_train_60"]["classes"] == {"0": round(60 * (1 - bright)), "1": round(60 * bright)}
+    assert 1 < values["inception_score_means_60"] <= 2
+    protocol = records["kd_means_train_60"]["protocol"]
+    assert protocol["rule"] == "mean, first" and protocol["reference"] == "itself" and protocol["subset_size"] == 60
+    assert "reference" not in records["inception_score_means_60"]["protocol"]
+
+
+def test_repeats_give_mean_minimum_and_all():
+    runs = [{"a": {"value": v, "better": "lower", "protocol": {"samples": 5}}} for v in (3.0, 1.0, 2.0)]
+    record = repeated(runs)["a"]
+    assert (record["value"], record["min"], record["max"], record["repeats"]) == (2.0, 1.0, 3.0, [3.0, 1.0, 2.0])
+    assert record["protocol"] == {"samples": 5, "repeats": 3} and repeated(runs[:1]) == runs[0]
+
+
+def test_real_images_stand_beside_samples_whatever_their_number():
+    records = {"fd_x_train_50k": {"value": 3.0}, "fd_x_infinity": {"value": 2.0}}
+    real = {"fd_x_train_10k": {"value": 1.0, "protocol": {"samples": 10_000}}}
+    joined = with_real(records, real)
+    assert joined["fd_x_train_50k"] == {"value": 3.0, "real": 1.0, "real_images": 10_000}
+    assert joined["fd_x_infinity"] == {"value": 2.0}
+
+
+# --------------------------------------------------------------------------- likelihood
+
+
+@pytest.mark.parametrize("name", ["bound", "flow"])
+def test_bits_per_dim_count_every_item_once_and_every_repeat(tmp_path, name):
+    model, data, count = tiny_model().eval(), Digits(), 7
+    record = score_likelihood(model, name, data, tmp_path, count, repeats=2, batch_size=3, seed=5)[
+        f"{name}_bits_per_dim"
+    ]
+    x = model.encode(data.images("held_out", count))
+    nats = []
+    for first in range(0, 2 * count, 3):  # row r is item r modulo 7; an adaptive solver's steps are those of its batch
+        rows = range(first, min(first + 3, 2 * count))
+        items = x[[row % count for row in rows]]
+        nats.append(model.likelihood[name](model.denoiser, items, 17, image_generators(5, rows)).log_likelihood)
+    bits = bits_per_dim(torch.cat(nats).double(), 64).reshape(2, count)
+    assert record["value"] == pytest.approx(bits.mean().item())
+    assert record["repeats"] == pytest.approx(bits.mean(1).tolist())
+    assert record["standard_error"] == pytest.approx(bits.mean(0).std().item() / math.sqrt(count))
+    assert record["repeats"][0] != record["repeats"][1], "each repeat has noise of its own"
+    assert record["value"] == pytest.approx(sum(record["terms"].values()))
+    assert record["protocol"]["count"] == count and record["protocol"]["repeats"] == 2
+
+
+def test_the_whole_held_out_set_is_measured_and_another_setting_anew(tmp_path):
+    model, data = tiny_model(), Digits()
+    model.likelihood = {"bound": VariationalBound(terms=1)}
+    record = score_likelihood(model, "bound", data, tmp_path, batch_size=100)["bound_bits_per_dim"]
+    assert record["protocol"]["count"] == 397
+    files = sorted((tmp_path).rglob("*.npy"))
+    assert [len(np.load(f)) for f in files] == [100, 100, 100, 97]
+    score_likelihood(model, "bound", data, tmp_path, batch_size=100)
+    assert sorted(tmp_path.rglob("*.npy")) == files
+    model.likelihood = {"bound": VariationalBound(terms=2)}
+    score_likelihood(model, "bound", data, tmp_path, batch_size=100)
+    assert len(list(tmp_path.rglob("*.npy"))) == 8
+
+
+# --------------------------------------------------------------------------- points
+
+
+def test_points_are_scored_by_what_is_known_of_them():
+    data = Toy2D(name="two_modes", train_size=4000, held_out_size=2000)
+    truth = data.images("train", 1500)
+    records = score_points(truth, data)
+    assert list(records) == point_names(data, 1500)
+    density = records["log_density_1500"]
+    assert density["value"] == pytest.approx(data.target.log_density(truth).double().mean().item())
+    assert density["real"] == density["value"] and density["better"] == "higher"
+    assert records["sliced_wasserstein_1500"]["value"] == records["sliced_wasserstein_1500"]["real"]
+    moved = score_points(truth + torch.tensor([3.0, 4.0]), data)
+    # The sliced distance of a shift d is |d| / sqrt 2, here with two far modes that stay apart.
+    assert moved["sliced_wasserstein_1500"]["value"] == pytest.approx(5 / math.sqrt(2), rel=0.02)
+    assert moved["energy_distance_1500"]["value"] > 10 * records["energy_distance_1500"]["value"]
+    assert records["mode_weight_error_1500"]["value"] < 0.05
+
+
+# --------------------------------------------------------------------------- names and estimates
+
+
+def test_names_are_known_before_anything_is_measured(tmp_path):
+    model, data, judge = tiny_model(), Digits(), evaluator(tmp_path, samples=8, repeats=1, likelihood_samples=2)
+    judge.prepare(data, torch.device("cpu"))
+    names = judge.names(model, data)
+    assert names == list(judge(model, data, tmp_path / "work")) and "coverage_digits_held_out_8" in names
+    assert evaluator(tmp_path, samples=4, likelihood_samples=0, measures=["neighbours"]).names(model, data) == []
+
+
+@pytest.mark.parametrize("sampler", [
+    Sampler(DDIM(), steps=7), Sampler(DDIM(), steps=3, denoise=False), Sampler(EDM(), steps=5, spacing="karras"),
+    Sampler(None, Langevin(steps=2), steps=4), Sampler(DDIM(), Langevin(steps=1), steps=6),
+])  # fmt: skip
+def test_network_calls_are_counted_beforehand_as_they_will_be(sampler):
+    model = tiny_model()
+    model.denoiser.nfe = 0
+    model.sample(2, sampler=sampler)
+    assert network_calls(sampler, model.denoiser, model.shape) == model.denoiser.nfe > 0
+
+
+def test_an_estimate_grows_with_the_work_and_says_it_in_words(tmp_path, monkeypatch):
+    import diffusion_lab.evaluation.estimate as module
+
+    monkeypatch.setattr(module, "seconds_per_call", lambda model, batch: 0.01 * batch)
+    model = tiny_model()
+    del model.likelihood["flow"]
+    judge = evaluator(tmp_path, samples=1000, repeats=1, likelihood_samples=100, likelihood_repeats=1)
+    told = estimate(model, judge)
+    assert told.samples == pytest.approx(0.01 * 1000 * 3)  # three calls for each sample
+    assert told.likelihood == pytest.approx(0.01 * 100 * 3)  # three terms for each item
+    assert str(told) == "33 s" and str(Estimate(600, 0)) == "10 min" and str(Estimate(36_000, 0)) == "10.0 h"
+
+
+def test_records_are_plain_json(tmp_path):
+    model, data = tiny_model(), Digits()
+    judge = evaluator(tmp_path, samples=8, repeats=1, likelihood_samples=2, likelihood_repeats=1)
+    judge.prepare(data, torch.device("cpu"))
+    records = judge(model, data, tmp_path / "work")
+    assert json.loads(json.dumps(records)) == records
+    assert isinstance(records["fd_digits_held_out_8"]["real"], float)
