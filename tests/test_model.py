@@ -134,7 +134,7 @@ def test_sampling_switches_dropout_off():
 
 class Rank:
     def __init__(self, rank, step):
-        self.global_rank, self.global_step = rank, step
+        self.global_rank, self.global_step, self.world_size = rank, step, 2
 
 
 def test_every_rank_and_every_resume_has_its_own_noise():
