@@ -60,6 +60,7 @@ def test_evaluates_both_weights_every_so_many_steps_and_at_the_end(tmp_path, cap
         assert (averaged is None) == (raw is None) and (averaged is None or averaged != raw)
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results["step"] == 6 and results["weights"] == "both" and 0 < results["training_seconds"] < 60
+    assert results["nfe"] == 3 and results["samples_per_second"] > 0
     assert results["metrics"]["raw_fd_digits_held_out_12"]["weights"] == "raw"
     assert results["metrics"]["fd_digits_held_out_12"]["weights"] == "ema"
     # The raw numbers are those of the weights that training left.

@@ -152,6 +152,7 @@ class Evaluation(pl.Callback):
             **self.facts,
             "seconds": round(time.perf_counter() - start, 1),
             "training_seconds": round(self._trained, 1),
+            **dict(zip(("nfe", "samples_per_second"), evaluator.cost or (), strict=False)),
             "metrics": metrics,
         }
         if trainer.is_global_zero:

@@ -74,6 +74,7 @@ class Evaluator:
         self.likelihood_samples, self.likelihood_repeats = likelihood_samples, likelihood_repeats
         self.batch_size, self.likelihood_batch_size = batch_size, likelihood_batch_size
         self.seed, self.cache = seed, Path(cache)
+        self.cost: tuple[float, float] | None = None  # (network evaluations, samples a second) of the latest samples
         self._real: dict[tuple[Path, ...], dict[str, Record]] = {}
 
     def prepare(self, data: DataModule, device: torch.device) -> None:
@@ -108,10 +109,8 @@ class Evaluator:
         else:
             series.complete(total)
             records = self.on_first(lambda: self.plane_quality(series, data))
-        nfe, _ = series.cost(total)
-        for record in records.values():
-            record["nfe"] = nfe
-        return records
+        self.cost = series.cost(total)
+        return {name: {**record, "nfe": self.cost[0]} for name, record in records.items()}
 
     def image_quality(self, series: Series, data: DataModule, total: int) -> dict[str, Record]:
         """Every measure of the samples' features against the reference's, beside that of real images."""

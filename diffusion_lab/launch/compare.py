@@ -63,7 +63,8 @@ def compare(
     records: list[dict[str, Any]] = []
     points = planned(config, model)
     whole = request(contents, model, config.weights, {}, config.trainer.precision, **decides)
-    compared = {**whole, "sampler": [settings for _, _, settings, _ in points], "samples": evaluator.samples}
+    samplers = {f"{name}{steps or ''}": settings for name, steps, settings, _ in points}
+    compared = {**whole, "sampler": samplers, "samples": evaluator.samples}
     out = folder(compared, "compare", config.paths.log_dir, config.out)
     for name, steps, settings, sampler in points:
         wanted = {**whole, "sampler": settings}

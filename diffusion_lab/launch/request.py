@@ -55,7 +55,8 @@ def folder(wanted: Request, name: str, log_dir: str | Path, out: str | None) -> 
         ConfigError: if `out` holds samples of another request, naming what differs.
     """
     digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:8]
-    place = f"{wanted['model']}_{wanted['data']}_step{wanted['step']}_{name}_{digest}"
+    sampler = f"{name}{wanted['sampler'].get('steps') or ''}"
+    place = f"{wanted['model']}_{wanted['data']}_step{wanted['step']}_{sampler}_{digest}"
     path = Path(out) if out else Path(log_dir) / "sample" / place
     file = path / FILE
     if file.is_file():
