@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "evaluation": {"model", "data", "metric", "likelihood", "noise", "denoiser", "sampler", "ranks"},
     "callback": {"model", "data", "evaluation", "picture", "pitfall", "plot", "sampler", "ranks"},
     "comparison": {"plot"},
+    "bench": {"metric"},
 }
 HEAVY = {"hydra", "omegaconf"}
 MAY_USE_HYDRA = {"launch", "checkpoint"}

@@ -14,7 +14,7 @@ from diffusion_lab.metric.moments import FeatureMoments, Moments, moments
 from diffusion_lab.metric.neighbours import NeighbourScores, neighbour_scores
 from diffusion_lab.metric.network_features import NetworkFeatures
 from diffusion_lab.metric.statistics import Statistics
-from diffusion_lab.metric.two_sample import energy_distance, mode_weights, sliced_wasserstein
+from diffusion_lab.metric.two_sample import energy_distance, sliced_wasserstein
 
 __all__ = [
     "ClassifierFeatures",
@@ -33,7 +33,6 @@ __all__ = [
     "frechet_distance",
     "inception_score",
     "kernel_distance",
-    "mode_weights",
     "moments",
     "neighbour_scores",
     "sample_count",

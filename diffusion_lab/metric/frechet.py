@@ -40,19 +40,30 @@ def _product(a: Moments, b: Moments) -> Tensor:
     return product if len(a.factor) <= len(b.factor) else product.T
 
 
+def _squares(a: Moments, b: Moments) -> Tensor:
+    """Upper half of a matrix whose eigenvalues are the squares of the singular values of F_a F_b^T."""
+    if a.triangular and b.triangular:
+        squares = torch.zeros_like(b.factor)  # F_b S_a F_b^T
+        for i, j in _strips(len(squares)):
+            strip = b.factor[i:j, i:] @ a.covariance[i:, i:]
+            torch.mm(strip, b.factor[i:, i:].T, out=squares[i:j, i:])
+        return squares
+    product = _product(a, b)
+    squares = torch.zeros(len(product), len(product), dtype=torch.float64)
+    for i, j in _strips(len(product)):
+        torch.mm(product[i:j], product[i:].T, out=squares[i:j, i:])
+    return squares
+
+
 def _overlap(a: Moments, b: Moments) -> float:
     """tr (S_a^(1/2) S_b S_a^(1/2))^(1/2), the sum of the singular values of F_a F_b^T where S = F^T F.
 
     Their squares, eigenvalues of a symmetric matrix, come three times faster. Where the least of them is lost in
     rounding they are found without squaring.
     """
-    product = _product(a, b)
-    squares = torch.zeros(len(product), len(product), dtype=torch.float64)
-    for i, j in _strips(len(product)):
-        torch.mm(product[i:j], product[i:].T, out=squares[i:j, i:])
-    values = torch.linalg.eigvalsh(squares.T)  # reads its lower half alone
+    values = torch.linalg.eigvalsh(_squares(a, b).T)  # reads its lower half alone
     safe = len(values) > 0 and values[0] > _LOST * values[-1]
-    return (values.sqrt() if safe else torch.linalg.svdvals(product)).sum().item()
+    return (values.sqrt() if safe else torch.linalg.svdvals(_product(a, b))).sum().item()
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:

@@ -175,7 +175,7 @@ class FeatureMoments:
 
 def _joined(batches: list[Tensor]) -> Tensor:
     """One float64 tensor of its own, on the device of the first batch."""
-    return torch.cat([batch.to(batches[0].device, torch.float64) for batch in batches]).clone()
+    return torch.cat([batch.to(batches[0].device, torch.float64) for batch in batches])
 
 
 def _independent(centred: Tensor) -> Tensor:

@@ -107,4 +107,4 @@ def _radii(rows: Rows, origin: Tensor, ranks: tuple[int, ...], device: torch.dev
             best = torch.cat([best, distances.topk(count, largest=False).values], 1)
             best = best.topk(min(max(ranks) + 1, best.shape[1]), largest=False).values
         nearest.append(best + _ROUNDING * (best + side.square().sum(1, keepdim=True)))
-    return [torch.cat(nearest)[:, rank].clamp(min=0) for rank in ranks]
+    return [torch.cat(nearest)[:, rank] for rank in ranks]

@@ -51,8 +51,10 @@ def blocks(rows: Rows, size: int, device: torch.device | str = "cpu") -> Iterato
 
 
 def check_pair(x: Rows, y: Rows) -> None:
-    """Raises:
-    ValueError: unless these are rows (N, D) and (M, D).
+    """Refuse what cannot be compared row by row.
+
+    Raises:
+        ValueError: unless these are rows (N, D) and (M, D).
     """
     if len(x.shape) != 2 or len(y.shape) != 2 or x.shape[1] != y.shape[1]:
         raise ValueError(f"features must be (N, D) and (M, D), got {tuple(x.shape)} and {tuple(y.shape)}")

@@ -67,11 +67,3 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
     """
     x, y = _checked(x, y)
     return max(2 * _mean_distance(x, y) - _mean_distance(x, x) - _mean_distance(y, y), 0.0)
-
-
-def mode_weights(points: Tensor, modes: Tensor) -> Tensor:
-    """Fraction (K,) of the points (N, D) that lie nearest to each of the modes (K, D), a tie to the first."""
-    points, modes = _checked(points, modes)
-    blocks = points.split(_BLOCK)
-    nearest = torch.cat([torch.cdist(block, modes, compute_mode=_EXACT).argmin(dim=1) for block in blocks])
-    return torch.bincount(nearest, minlength=len(modes)).double() / len(points)
