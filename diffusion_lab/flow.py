@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.noise import Generators, draw
@@ -89,6 +88,8 @@ def integrate(
     Raises:
         RuntimeError: if the steps shrink to nothing or more than `max_steps` lie between two times.
     """
+    import torchdiffeq  # which imports half of SciPy: not before the first step of a training
+
     low, high = min(times), max(times)
     device, dtype, at = state[0].device, torch.float64, times[0]
     if device.type == "mps":
@@ -104,7 +105,7 @@ def integrate(
     stops = torch.tensor(times, dtype=dtype, device=device)
     options = {"norm": _worst_sample, "step_t": stops[1:], "dtype": dtype, "max_num_steps": max_steps}
     try:
-        solved = odeint(bounded, state, stops, rtol=rtol, atol=atol, method=method, options=options)
+        solved = torchdiffeq.odeint(bounded, state, stops, rtol=rtol, atol=atol, method=method, options=options)
     except AssertionError as error:  # all that torchdiffeq raises when it cannot go on
         raise RuntimeError(
             f"the ODE solver ({method}, rtol={rtol:g}, atol={atol:g}) is stuck near t = {at:.6g}: "

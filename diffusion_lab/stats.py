@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from diffusion_lab.launch import ConfigError, refuse
+from diffusion_lab.launch.imports import quick_imports
 
 HELP = """\
 Measure the reference statistics of a data set, for FID and its relatives.
@@ -41,8 +42,9 @@ def main(arguments: Sequence[str]) -> None:
 
         check("train", overrides)
         # Imported here: torch and Lightning take seconds, and a mistyped word must not wait for them.
-        from diffusion_lab.launch.stats import measure
-        from diffusion_lab.launch.train import quieten
+        with quick_imports():
+            from diffusion_lab.launch.stats import measure
+            from diffusion_lab.launch.train import quieten
 
         quieten()
         measure(overrides, split, words.get("out"), None if count is None else int(count))

@@ -7,9 +7,9 @@ import math
 import analytic
 import pytest
 import torch
+import torchdiffeq
 from exact import ExactNetwork, exact_denoiser
 
-from diffusion_lab import flow
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.flow import directions, integrate, velocity, velocity_and_divergence
 from diffusion_lab.likelihood import FlowLikelihood, bits_per_dim, dequantize
@@ -158,7 +158,7 @@ def test_a_sample_is_solved_as_well_in_a_crowd_as_alone():
 def test_solver_never_leaves_the_interval(monkeypatch, dtype, times):
     """Neither after clamping, nor, but for rounding and the trial of the first step, before."""
     asked, raw = [], []
-    solve = flow.odeint
+    solve = torchdiffeq.odeint
 
     def watched(function, *args, **options):
         def noted(t, state):
@@ -171,7 +171,7 @@ def test_solver_never_leaves_the_interval(monkeypatch, dtype, times):
         asked.append(t.item())
         return (torch.full_like(y, math.cos(t)),)
 
-    monkeypatch.setattr(flow, "odeint", watched)
+    monkeypatch.setattr(torchdiffeq, "odeint", watched)
     y0 = torch.ones(2, 3, dtype=dtype)
     ((y,),) = integrate(function, (y0,), times, 1e-4, 1e-4)
     low, high = min(times), max(times)

@@ -1,4 +1,4 @@
-"""One bar for the whole run."""
+"""One bar for the whole run, and early in a long one a line that says how long it will take."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from pytorch_lightning.callbacks import ProgressBar
 from tqdm import tqdm
 
 from diffusion_lab.model import Model
+
+MEASURED = (10, 100)
+"""Optimiser steps between which speed is measured: the first ones are slower."""
+
+LONG = 300.0
+"""Seconds from which on a run is worth an estimate."""
 
 
 class Progress(ProgressBar):
@@ -34,6 +40,7 @@ class Progress(ProgressBar):
 
     def on_train_start(self, trainer: pl.Trainer, model: Model) -> None:
         self.seen, self.first, self.start, self.shown = 0, trainer.global_step, time.perf_counter(), 0.0
+        self.times: dict[int, float] = {}
         self.bar = tqdm(
             total=trainer.max_steps if trainer.max_steps > 0 else None,
             initial=trainer.global_step,
@@ -47,6 +54,12 @@ class Progress(ProgressBar):
 
     def on_train_batch_end(self, trainer: pl.Trainer, model: Model, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.seen += len(batch[0]) * trainer.world_size
+        done = trainer.global_step - self.first
+        if done in MEASURED and done not in self.times and trainer.max_steps > 0 and trainer.is_global_zero:
+            outputs["loss"].item()  # waits for the device
+            self.times[done] = time.perf_counter()
+            if len(self.times) == len(MEASURED):
+                self.foretell(trainer)
         now = time.perf_counter()
         if now - self.shown < self.refresh_seconds and trainer.global_step < trainer.max_steps:
             return
@@ -54,6 +67,19 @@ class Progress(ProgressBar):
         rate = self.seen / (now - self.start)
         self.bar.set_postfix_str(f"loss {outputs['loss'].item():.4f}, {rate:,.0f} images/s", refresh=False)
         self.bar.update(trainer.global_step - self.bar.n)
+
+    def foretell(self, trainer: pl.Trainer) -> None:
+        """Print how long the run will take at the speed of its first steps, and when it will end, if that is `LONG`."""
+        early, late = MEASURED
+        rate = (late - early) / (self.times[late] - self.times[early])
+        left = (trainer.max_steps - trainer.global_step) / rate
+        whole = self.times[late] - self.start + left
+        if whole < LONG:
+            return
+        steps = f"{trainer.max_steps - self.first:,} {'more ' if self.first else ''}steps"
+        end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left))
+        tqdm.write(f"about {duration(whole)} for {steps}: {rate:.3g} steps/s; ends {end}", file=sys.stdout)
+        sys.stdout.flush()
 
     def on_train_end(self, trainer: pl.Trainer, model: Model) -> None:
         self.bar.close()
@@ -64,3 +90,13 @@ class Progress(ProgressBar):
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         tqdm.write(" ".join(map(str, args)), file=sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """A time in its two largest units, of days, hours and minutes."""
+    minutes = max(1, round(seconds / 60))
+    days, hours, minutes = minutes // 1440, minutes // 60 % 24, minutes % 60
+    units = {"d": days, "h": hours, "min": minutes}
+    while len(units) > 1 and not next(iter(units.values())):
+        units.pop(next(iter(units)))
+    return " ".join(f"{count} {unit}" for unit, count in list(units.items())[:2] if count)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_lab.launch import ConfigError, refuse
+from diffusion_lab.launch.imports import quick_imports
 
 HELP = """\
 Turn an official checkpoint into one that sample.py samples from and evaluates.
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str]) -> None:
         overrides = [argument for argument in rest if not argument.startswith("out=")]
         check("train", overrides)
         # Imported here: torch and Lightning take seconds, and a mistyped word must not wait for them.
-        from diffusion_lab.launch.adopt import adopt
+        with quick_imports():
+            from diffusion_lab.launch.adopt import adopt
 
         adopt(file, overrides, *out[-1:])
     except ConfigError as error:

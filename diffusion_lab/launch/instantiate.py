@@ -9,6 +9,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from diffusion_lab.launch.imports import complete_torchmetrics
+
+OURS = ("diffusion_lab.", "torch.", "pytorch_lightning.")
+"""What is known to ask nothing of torchmetrics; see launch/imports.py."""
+
 ALLOWED = ("diffusion_lab", "torch.optim", "torch.nn", "torchvision.transforms", "pytorch_lightning", "torchmetrics")
 """Packages whose classes a configuration may build."""
 
@@ -62,6 +67,8 @@ def resolve(target: str, path: str = "") -> type:
     if not allowed(target):
         raise refusal
     module, _, name = target.rpartition(".")
+    if not target.startswith(OURS):
+        complete_torchmetrics()
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
