@@ -10,7 +10,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -37,8 +37,10 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return settings
 
 
-def check(task: str, arguments: Sequence[str]) -> None:
+def check(task: str, arguments: Sequence[str], only_words: bool = False) -> None:
     """Compose and validate every job that the arguments ask for; nothing but Hydra is imported.
+
+    `only_words` leaves it at their names, for a configuration that is shown and not run.
 
     Raises:
         ConfigError: for an unknown key or option, and for whatever `validate` refuses.
@@ -49,9 +51,11 @@ def check(task: str, arguments: Sequence[str]) -> None:
         raise ConfigError(_first_line(error)) from error
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for job in _jobs(overrides):
-            _check_words(task, job)
+            config, words = _check_words(task, job)
+            if only_words:
+                continue
             try:
-                config = compose(task, job)
+                config = config if words == job else compose(task, job)
                 OmegaConf.set_struct(config, False)
                 config.paths.run_dir = "."  # known only when the job starts
                 config.variance = config.variance or "fixed_large"  # sample.py takes the checkpoint's
@@ -70,16 +74,23 @@ def _jobs(overrides: Sequence[Override]) -> Iterator[list[str]]:
 
     def choices(override: Override) -> list[str]:
         key = override.get_key_element()
+        if isinstance(override.value(), Glob):
+            return [f"{key}={name}" for name in override.value().filter(options(override.key_or_group))]
         if override.is_sweep_override() and (override.is_choice_sweep() or override.is_discrete_sweep()):
             return [f"{key}={value}" for value in override.sweep_string_iterator()]
+        if isinstance(override.value(), IntervalSweep):  # its ends stand for what an optimiser may draw
+            return [f"{key}={end}" for end in (override.value().start, override.value().end)]
         return [override.input_line]
 
     kept = [o for o in overrides if not o.get_key_element().lstrip("+~").startswith("hydra")]
     return (list(job) for job in itertools.product(*map(choices, kept)))
 
 
-def _check_words(task: str, job: Sequence[str]) -> None:
-    """Each override must name a group with an existing option, or a key that the chosen groups have."""
+def _check_words(task: str, job: Sequence[str]) -> tuple[DictConfig, list[str]]:
+    """Each override must name a group with an existing option, or a key that the chosen groups have.
+
+    Returns what the groups alone compose to, and their overrides.
+    """
     parsed = OverridesParser.create().parse_overrides(list(job))
     groups = [*sorted(p.name for p in CONF.iterdir() if p.is_dir()), *PARTS]
     chosen = []
@@ -93,13 +104,15 @@ def _check_words(task: str, job: Sequence[str]) -> None:
                 raise ConfigError(f"{key}={value} is no option of {key}{nearest(value, names)}; allowed: {shown}")
             chosen.append(override.input_line)
     try:
-        keys = _keys(compose(task, chosen))
+        config = compose(task, chosen)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_first_line(error)) from error
+    keys = _keys(config)
     for override in parsed:
         key = override.key_or_group
         if key not in groups and not override.is_add() and key not in keys:
             raise ConfigError(_unknown(key, keys, groups))
+    return config, chosen
 
 
 def options(group: str) -> list[str]:

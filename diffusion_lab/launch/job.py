@@ -1,0 +1,199 @@
+"""One job of a sweep: in a process and a directory of its own, skipped if finished, gone on with if not.
+
+The process that was started with `-m` trains nothing.  What a job does to its process (a process group, the
+environment, seeds, memory of a device, a crash) is gone with it, and a job is just what its command would run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion_lab.launch import process
+from diffusion_lab.launch.instantiate import ConfigError
+from diffusion_lab.launch.process import outside
+from diffusion_lab.launch.report import say
+
+JOB = "DIFFUSION_LAB_JOB"
+"""Environment variable that tells the processes of a sweep's job its directory."""
+
+RECORD, LOG, ERROR, WANDB_ID = "job.json", "jobs.jsonl", "error.txt", "wandb_run_id.txt"
+"""Files: what a job is and how it ended; every job that a sweep came to; why a job failed; the id of its run of W&B."""
+
+
+def run_job(start: Sequence[str], config: DictConfig, own: Sequence[str] = ()) -> float | None:
+    """Run the job that Hydra has composed, or skip it if it is finished; the optimised metric, if there is one.
+
+    Args:
+        start: the program, see `process.program`.
+        own: keys that are given the job's directory.
+
+    Raises:
+        RuntimeError: for a job that failed, if its sweeper waits for a number; otherwise the table tells.
+    """
+    hydra = HydraConfig.get()
+    directory = Path(hydra.runtime.output_dir)
+    before, job = read(directory), describe(config, hydra)
+    note = obstacle(directory, before, job)
+    if note:
+        job |= {"status": "refused", "note": note}
+        print(f"job {job['number']}: error: {note}", file=sys.stderr, flush=True)
+    elif before.get("status") == "finished":
+        job |= {"status": "skipped, finished", "seconds": before["seconds"]}
+        say(f"job {job['number']}: skipped, finished   {os.path.relpath(directory)}")
+    else:
+        more = [process.override(key, str(directory)) for key in own]
+        more += ["logger.wandb.id=null"] if OmegaConf.select(config, "logger.wandb.id") in taken(directory) else []
+        if before:
+            newest = next(iter(sorted(directory.glob("checkpoints/*.ckpt"), reverse=True)), None)
+            job["note"] = f"continued from {newest.name}" if newest else "begun again: it had no checkpoint"
+            more += [process.override("ckpt_path", str(directory))] if newest else []
+        job |= carry_out(process.command(start, hydra, *more, subdir=hydra.output_subdir), directory, job, hydra)
+    log(Path(hydra.runtime.cwd, hydra.sweep.dir), job)
+    if job["status"].startswith("stopped"):
+        sys.exit(job["exit"])
+    return measured(config.get("optimized_metric"), directory, job)
+
+
+def describe(config: DictConfig, hydra: Any) -> dict[str, Any]:
+    """What a job is: its overrides, and a digest of all that they and the files of conf/ decide."""
+    plain = json.dumps(OmegaConf.to_container(config, resolve=False), sort_keys=True)
+    return {
+        "number": hydra.job.num,
+        "directory": str(hydra.runtime.output_dir),
+        "overrides": OmegaConf.to_container(hydra.overrides.task, resolve=False),
+        "configuration": hashlib.sha256(plain.encode()).hexdigest(),
+        "host": os.uname().nodename,
+        "pid": os.getpid(),
+        "begun": time.time(),
+        "seconds": 0.0,
+        "note": "",
+    }
+
+
+def obstacle(directory: Path, before: Mapping[str, Any], job: Mapping[str, Any]) -> str:
+    """Why a job cannot work in its directory, empty if it can."""
+    if before and before["configuration"] != job["configuration"]:
+        words = directory / ".hydra" / "overrides.yaml"
+        if words.is_file():  # Hydra has just written this job's over those of the other
+            OmegaConf.save(OmegaConf.create(before["overrides"]), words)
+        told = " ".join(before["overrides"]) + " with other defaults" * (before["overrides"] == job["overrides"])
+        return f"{os.path.relpath(directory)} holds another job ({told}): remove it, or give another hydra.sweep.dir"
+    running = before.get("status") == "running" and before["host"] == job["host"] and outside()[1] == 0
+    if running and Path("/proc", str(before["pid"])).exists():
+        return f"process {before['pid']} works on it already"
+    return ""
+
+
+def carry_out(words: Sequence[str], directory: Path, job: Mapping[str, Any], hydra: Any) -> dict[str, Any]:
+    """Run a job's command to its end; what its record then says in addition."""
+    told = " ".join(job["overrides"])
+    if outside()[1] == 0:
+        say(f"job {job['number']}: {told}   -> {os.path.relpath(directory)}   {job['note']}".rstrip())
+        (directory / ERROR).unlink(missing_ok=True)
+    record(directory, {**job, "status": "running"})
+    code, stopped = process.run(words, environment(directory, job["number"]), hydra.runtime.cwd)
+    end = {"status": "finished", "exit": code, "seconds": round(time.time() - job["begun"], 1)}
+    if stopped:
+        end |= {"status": f"stopped by {signal.Signals(stopped).name}", "exit": 128 + stopped}
+    elif code:
+        end |= {"status": "refused" if code == 2 else "failed", "note": reason(directory, code)}
+        say(f"job {job['number']}: {end['status']}: {end['note']}")
+    record(directory, {**job, **end})
+    return end
+
+
+def environment(directory: Path, number: int) -> dict[str, str]:
+    """The environment of a job: this process's, with the job's directory."""
+    found = {**os.environ, JOB: str(directory)}
+    if found.get("WANDB_RUN_ID") in taken(directory):
+        del found["WANDB_RUN_ID"]
+    if outside()[2] > 1:  # a meeting point of the job's own: of the one before, not all ranks may have left theirs
+        found["MASTER_PORT"] = str(int(found.get("MASTER_PORT", 29500)) + 1 + number)
+        found["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+    return found
+
+
+def taken(directory: Path) -> set[str]:
+    """Ids of W&B that belong to other jobs: one that the user gave is good for the first job only."""
+    return {p.read_text().strip() for p in directory.parent.glob(f"*/{WANDB_ID}") if p.parent != directory}
+
+
+def reason(directory: Path, code: int) -> str:
+    """Why a job failed, in one line: the first that one of its ranks left, or its exit status."""
+    if (directory / ERROR).is_file():
+        return (directory / ERROR).read_text(encoding="utf-8").partition("\n")[0]
+    if code > 128:
+        return f"killed by {signal.Signals(code - 128).name}" + (" (out of memory?)" if code == 137 else "")
+    return f"exit status {code}"
+
+
+@contextmanager
+def witnessed() -> Iterator[None]:
+    """In a process of a sweep's job: leave beside the job why it failed, and stop when the sweep is killed."""
+    if JOB not in os.environ:
+        yield
+        return
+    process.prctl(process.DEATH_SIGNAL, signal.SIGTERM)
+    try:
+        yield
+    except Exception as error:
+        told = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+        rank = next((f"rank {os.environ[k]}: " for k in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if k in os.environ), "")
+        with Path(os.environ[JOB], ERROR).open("a", encoding="utf-8") as file:
+            file.write(f"{rank}{' '.join(told.split())}\n\n{traceback.format_exc()}\n")
+        raise
+
+
+def measured(metric: str | None, directory: Path, job: Mapping[str, Any]) -> float | None:
+    """The number of a job's results that the sweeper optimises."""
+    if metric is None:
+        return None
+    if "finished" not in job["status"]:
+        raise RuntimeError(f"job {job['number']} {job['status']}: {job['note']}")
+    found = metrics(directory)
+    if metric not in found:
+        close = get_close_matches(metric, found, 1, cutoff=0.4)
+        guess = f" (did you mean {close[0]}?)" if close else ""
+        raise RuntimeError(f"optimized_metric={metric}: no such number{guess}; there are: {', '.join(found) or 'none'}")
+    return float(found[metric]["value"])
+
+
+def metrics(directory: Path) -> dict[str, Any]:
+    """What a job's results.json has measured; nothing without one."""
+    path = directory / "results.json"
+    return json.loads(path.read_text(encoding="utf-8"))["metrics"] if path.is_file() else {}
+
+
+def read(directory: Path) -> dict[str, Any]:
+    """What an earlier sweep left about a job; nothing if there was none."""
+    path = directory / RECORD
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def record(directory: Path, job: Mapping[str, Any]) -> None:
+    """Write beside a job what it is and how it stands; the first rank does."""
+    if outside()[1] == 0:
+        temporary = directory / f".{RECORD}.partial"
+        temporary.write_text(json.dumps(job, indent=2), encoding="utf-8")
+        temporary.replace(directory / RECORD)
+
+
+def log(sweep: Path, job: Mapping[str, Any]) -> None:
+    """Add a line to the sweep's log, from which its table is made; jobs may end at the same time."""
+    if outside()[1] == 0:
+        with (sweep / LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(job) + "\n")

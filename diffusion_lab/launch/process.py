@@ -1,0 +1,180 @@
+"""The processes that a run starts: the command lines of other ranks and of a sweep's jobs, and how they end."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
+from omegaconf import OmegaConf
+
+OPTIONS = ("config_name", "config_path", "config_dir")
+"""Hydra's options that decide what is composed; every process of a run gets them as they were given."""
+
+SWEEPING = ("hydra.mode", "hydra.sweep.", "hydra/sweeper", "hydra.sweeper", "hydra/launcher", "hydra.launcher")
+PLACING = ("hydra.run.dir", "hydra.output_subdir", "hydra.job.name")
+"""Overrides of Hydra's own that belong to the process which got them, and are replaced in those that it starts."""
+
+GRACE = 30.0
+"""Seconds that the other ranks of a job may live on after its first."""
+
+OUTSIDE = {
+    "torchrun": ("TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE"),
+    "srun": ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_NTASKS"),
+}
+"""What starts several ranks from outside, by its environment variables: one that tells it, rank, their number."""
+
+DEATH_SIGNAL, SUBREAPER = 1, 36  # of Linux' prctl
+
+
+def outside() -> tuple[str, int, int]:
+    """(what started this process as one of several ranks, its rank, their number); ("", 0, 1) if nothing did."""
+    for starter, (mark, rank, count) in OUTSIDE.items():
+        if mark in os.environ and rank in os.environ and int(os.environ.get(count, 1)) > 1:
+            return starter, int(os.environ[rank]), int(os.environ[count])
+    return "", 0, 1
+
+
+def arguments(words: Sequence[str]) -> Any:
+    """Hydra's command line, parsed: `overrides`, `multirun`, `config_name`, ..."""
+    return get_args_parser().parse_args(list(words))
+
+
+def options(words: Sequence[str]) -> list[str]:
+    """Those of Hydra's `OPTIONS` that a command line gives, in the one form that may stand anywhere."""
+    given = vars(get_args_parser().parse_known_args(list(words))[0])
+    return [f"--{key.replace('_', '-')}={given[key]}" for key in OPTIONS if given[key] is not None]
+
+
+def program(words: Sequence[str]) -> list[str]:
+    """The command line that starts this program again, `words` being its arguments, without the overrides."""
+    import __main__
+
+    spec = __main__.__spec__
+    script = [os.path.abspath(sys.argv[0])] if spec is None else ["-m", spec.name]
+    return [sys.executable, *script, *options(words)]
+
+
+def of_another_rank() -> bool:
+    """Whether a first rank on this machine has started this process, or stands beside it."""
+    return os.environ.get("LOCAL_RANK", "0") != "0"
+
+
+def override(key: str, value: str) -> str:
+    """`key=value` such that Hydra reads the value back as it is, whatever stands in it."""
+    return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+
+
+def command(start: Sequence[str], hydra: Any, *more: str, subdir: str | None = None) -> list[str]:
+    """The command line of a process that works on the job of the configuration node `hydra`, in its directory."""
+    # Unresolved: an override may hold an interpolation, which means something only in the whole configuration.
+    own, task = (OmegaConf.to_container(hydra.overrides[kind], resolve=False) for kind in ("hydra", "task"))
+    kept = [word for word in own if not word.lstrip("+~").startswith((*SWEEPING, *PLACING))]
+    place = [override("hydra.run.dir", hydra.runtime.output_dir), f"hydra.output_subdir={subdir or 'null'}"]
+    return [*start, *task, *more, *kept, "hydra.mode=RUN", *place]
+
+
+@contextlib.contextmanager
+def ranks_of_this_job(start: Sequence[str]) -> Iterator[None]:
+    """Within, Lightning's Trainer and Fabric start the other ranks by the `command` of this job.
+
+    Both ask a function of their module `subprocess_script`, which repeats `sys.argv`: the whole sweep, if that holds
+    one, and a directory with a quote in it does not survive.  Lightning has no hook for it, so the function itself is
+    replaced, here and nowhere else, and put back afterwards.
+    """
+    from lightning_fabric.strategies.launchers import subprocess_script as fabric
+    from pytorch_lightning.strategies.launchers import subprocess_script as trainer
+
+    def of_rank(local_rank: int) -> tuple[list[str], str]:
+        hydra = HydraConfig.get()
+        return command(start, hydra, f"hydra.job.name={hydra.job.name}_rank_{local_rank}"), hydra.runtime.cwd
+
+    name = "_hydra_subprocess_cmd"
+    before = [(module, getattr(module, name)) for module in (fabric, trainer)]  # fails where Lightning renamed it
+    try:
+        for module, _ in before:
+            setattr(module, name, of_rank)
+        yield
+    finally:
+        for module, function in before:
+            setattr(module, name, function)
+
+
+def run(words: Sequence[str], environment: Mapping[str, str], cwd: str) -> tuple[int, int | None]:
+    """Run a command to its end, and to that of all processes it left: (exit status, signal that came meanwhile).
+
+    It has a process group of its own, to which SIGINT, SIGTERM and SIGHUP are passed on (see `send`); what of the group
+    is left `GRACE` seconds after the end is killed.  The status is that of a shell: 128 + number of a deadly signal.
+    """
+    came: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
+
+    def pass_on(number: int, _: Any) -> None:
+        came.append(number)
+        if process is not None:
+            send(process.pid, number)
+
+    prctl(SUBREAPER, 1)  # ranks whose first rank is gone become our children: nobody else might ever wait for them
+    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, pass_on) for number in handled} if main else {}
+    try:
+        process = subprocess.Popen(words, env=environment, cwd=cwd, start_new_session=True, stdin=subprocess.DEVNULL)
+        for number in came:
+            send(process.pid, number)
+        status = process.wait()
+        clear(process.pid)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return (128 - status if status < 0 else status), (came[0] if came else None)
+
+
+def clear(group: int, seconds: float | None = None) -> None:
+    """Wait until no process of a group is left; kill what there is after some seconds (`GRACE`)."""
+    end = time.monotonic() + (GRACE if seconds is None else seconds)
+    while True:
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-group, os.WNOHANG)[0]:
+                pass
+        late = time.monotonic() - end
+        if not _signal(group, signal.SIGKILL if late > 0 else 0) or late > 10:
+            return
+        time.sleep(0.05)
+
+
+def send(group: int, number: int) -> None:
+    """Pass a signal on as it would come to a job without a sweep: SIGTERM to its first process, which tells the others.
+
+    What a terminal sends goes to all of them.  No process gets one twice: a second would stop it at once, unsaved.
+    """
+    if number != signal.SIGTERM:
+        _signal(group, number)
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(group, number)
+
+
+def _signal(group: int, number: int) -> bool:
+    """Send a signal to a process group; whether there was one."""
+    try:
+        os.killpg(group, number)
+    except (ProcessLookupError, PermissionError):  # the latter on macOS, where only the dead are left
+        return False
+    return True
+
+
+def prctl(option: int, value: int) -> None:
+    """Linux' prctl, where there is one."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
