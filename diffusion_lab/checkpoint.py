@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +13,7 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
+from diffusion_lab.launch.report import say
 from diffusion_lab.model import Model
 
 Weights = Literal["ema", "raw"]
@@ -42,9 +45,22 @@ def checkpoints(run_dir: Path) -> list[Path]:
     return sorted(run_dir.glob("checkpoints/*.ckpt"), reverse=True)
 
 
+def newest_whole(found: Sequence[Path]) -> Path:
+    """The first of the files that is whole; of those before it, it is said that they are passed over.
+
+    Raises:
+        CheckpointError: if none is.
+    """
+    for path in found:
+        if zipfile.is_zipfile(path):  # a file that was cut has lost its end, where its table of contents is
+            return path
+        say(f"{path} is cut or damaged and passed over")
+    raise CheckpointError(f"{found[0].parent} holds no whole checkpoint: {', '.join(path.name for path in found)}")
+
+
 def find(path: str | Path, log_dir: str | Path = "logs") -> Path:
     """The checkpoint file that `path` means: a file, a run directory (its newest), or "last" (the newest run under
-    log_dir).
+    log_dir).  A file that was cut gives way to the one before it, unless it is asked for by its own name.
 
     Raises:
         CheckpointError: if there is none.
@@ -56,13 +72,13 @@ def find(path: str | Path, log_dir: str | Path = "logs") -> Path:
             raise CheckpointError(
                 f"ckpt_path=last: no run with a checkpoint under {Path(log_dir).resolve()}; train one first"
             )
-        return found[0]
+        return newest_whole(found)
     path = Path(path)
     if path.is_dir():
         found = checkpoints(path) or sorted(path.glob("*.ckpt"), reverse=True)
         if not found:
             raise CheckpointError(f"{path} holds no checkpoint: expected {path}/checkpoints/*.ckpt")
-        return found[0]
+        return newest_whole(found)
     if not path.is_file():
         raise CheckpointError(f"ckpt_path={path} does not exist: give a run directory, a .ckpt file, or last")
     return path

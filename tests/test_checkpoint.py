@@ -62,6 +62,21 @@ def test_sampling_restores_training_mode_and_ignores_batch_size(saved):
     torch.testing.assert_close(model.sample(2, seed=3, first=4), whole[4:])
 
 
+@pytest.mark.parametrize("cut", [0, 100, -1000])
+def test_a_file_that_was_cut_gives_way_to_the_one_before_it(saved, tmp_path, capsys, cut):
+    path, *_ = saved
+    newer = path.with_name("step_00000009.ckpt")
+    newer.write_bytes(path.read_bytes()[:cut])
+    assert checkpoint.find(path.parents[1]) == checkpoint.find("last", tmp_path) == path
+    assert f"{newer} is cut or damaged and passed over" in capsys.readouterr().out
+    assert checkpoint.find(newer) == newer, "asked for by name, it is not exchanged for another"
+    with pytest.raises(CheckpointError, match=r"step_00000009.ckpt"):
+        checkpoint.read(newer)
+    path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"no whole checkpoint: step_00000009.ckpt, step_00000007.ckpt"):
+        checkpoint.find(path.parents[1])
+
+
 def test_last_is_the_newest_run(saved, tmp_path):
     path, _, contents = saved
     newer = tmp_path / "other" / "checkpoints" / "step_00000009.ckpt"

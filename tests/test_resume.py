@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+
 import pytest
 import pytorch_lightning as pl
 import torch
 
-from diffusion_lab.callback import EMA, Checkpoint, RankSeed
+from diffusion_lab.callback import EMA, Checkpoint, Interrupt, RankSeed
+from diffusion_lab.callback.interrupt import Stopped
 from diffusion_lab.data import Toy2D
 from diffusion_lab.loss import DenoisingLoss
 from diffusion_lab.model import DDPM
@@ -38,7 +43,7 @@ class Meanwhile(pl.Callback):
 
 
 def train(folder, steps: int, ckpt: str | None = None, meanwhile: int = 2, save: int = 1, validate: int | None = None,
-          accumulate: int = 1):  # fmt: skip
+          accumulate: int = 1, more: tuple = ()):  # fmt: skip
     """The last checkpoint of a run of `steps` steps on a set of 50 points in batches of 8: an epoch ends within."""
     torch.manual_seed(1 if ckpt is None else 99)  # what a new process draws before it loads
     network = Noisy()
@@ -53,7 +58,7 @@ def train(folder, steps: int, ckpt: str | None = None, meanwhile: int = 2, save:
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
         val_check_interval=validate, check_val_every_n_epoch=None, accumulate_grad_batches=accumulate,
         limit_val_batches=1.0 if validate else 0, default_root_dir=folder,
-        callbacks=[RankSeed(3), EMA(0.9, warmup=True), Checkpoint(str(folder), every_n_steps=save, keep=None), Meanwhile(meanwhile)],
+        callbacks=[RankSeed(3), EMA(0.9, warmup=True), Interrupt(str(folder)), Checkpoint(str(folder), every_n_steps=save, keep=None), Meanwhile(meanwhile), *more],
     )  # fmt: skip
     trainer.fit(model, datamodule=data, ckpt_path=ckpt, weights_only=True)
     return torch.load(folder / f"checkpoints/step_{steps:08d}.ckpt", weights_only=True)
@@ -73,6 +78,23 @@ def assert_bit_equal(a, b, path=""):
             assert_bit_equal(x, y, f"{path}/{index}")
     else:
         assert a == b, path
+
+
+class Signalled(pl.Callback):
+    """Sends this process a signal while it trains (in the step) or while it does something else (after it)."""
+
+    def __init__(self, step: int, inside: bool, signum: int) -> None:
+        self.step, self.inside, self.signum = step, inside, signum
+
+    def on_before_optimizer_step(self, trainer, model, optimizer):
+        if self.inside and trainer.global_step == self.step:
+            os.kill(os.getpid(), self.signum)
+
+    def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx):
+        if not self.inside and trainer.global_step == self.step:
+            os.kill(os.getpid(), self.signum)
+            time.sleep(0.01)  # Python answers between two steps of its own
+            raise AssertionError("goes on after the signal")
 
 
 STATE = ("state_dict", "ema", "optimizer_states", "lr_schedulers", "random", "Toy2D", "global_step")
@@ -102,3 +124,28 @@ def test_on_another_number_of_ranks_each_draws_anew(tmp_path):
     other = train(tmp_path / "other", 6, path)
     assert not torch.equal(same["ema"]["weights"]["inner.leave.weight"], other["ema"]["weights"]["inner.leave.weight"])
     assert len(same["random"]) == 1
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("inside, last", [(True, 6), (False, 5)])
+def test_a_signal_saves_the_step_and_the_resumed_run_is_bit_equal(tmp_path, signum, inside, last):
+    whole = train(tmp_path / "whole", 9)
+    before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(Stopped, match=f"{signal.Signals(signum).name} at step {last}"):
+        train(tmp_path / "part", 9, save=100, more=[Signalled(5, inside, signum)])
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before, "handlers are put back"
+    assert [p.name for p in (tmp_path / "part/checkpoints").iterdir()] == [f"step_{last:08d}.ckpt"]
+    resumed = train(tmp_path / "rest", 9, tmp_path / f"part/checkpoints/step_{last:08d}.ckpt")
+    assert_bit_equal({k: whole[k] for k in STATE}, {k: resumed[k] for k in STATE})
+
+
+def test_a_second_signal_stops_at_once(tmp_path):
+    class Twice(Signalled):
+        def on_before_optimizer_step(self, trainer, model, optimizer):
+            if trainer.global_step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit):  # Lightning's answer to a KeyboardInterrupt
+        train(tmp_path, 9, save=100, more=[Twice(3, True, signal.SIGTERM)])
+    assert not (tmp_path / "checkpoints").exists()

@@ -3,10 +3,22 @@
 from diffusion_lab.callback.checkpoint import Checkpoint
 from diffusion_lab.callback.ema import EMA
 from diffusion_lab.callback.evaluation import Evaluation
+from diffusion_lab.callback.interrupt import Interrupt
 from diffusion_lab.callback.monitor import Monitor
 from diffusion_lab.callback.pitfall import ModeWeights, ScoreError
 from diffusion_lab.callback.progress import Progress
 from diffusion_lab.callback.samples import Samples
 from diffusion_lab.callback.seed import RankSeed
 
-__all__ = ["EMA", "Checkpoint", "Evaluation", "ModeWeights", "Monitor", "Progress", "RankSeed", "Samples", "ScoreError"]
+__all__ = [
+    "EMA",
+    "Checkpoint",
+    "Evaluation",
+    "Interrupt",
+    "ModeWeights",
+    "Monitor",
+    "Progress",
+    "RankSeed",
+    "Samples",
+    "ScoreError",
+]

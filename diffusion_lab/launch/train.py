@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from diffusion_lab import checkpoint, plot
 from diffusion_lab.callback import Evaluation
+from diffusion_lab.callback.interrupt import Stopped
 from diffusion_lab.callback.media import log_pictures
 from diffusion_lab.data import DataModule
 from diffusion_lab.launch.compose import plain
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
+from diffusion_lab.launch.job import JOB
+from diffusion_lab.launch.lock import locked
 from diffusion_lab.launch.logger import build_loggers, finish_loggers
 from diffusion_lab.launch.report import say, table
 from diffusion_lab.launch.revision import revision
@@ -45,8 +49,22 @@ def train(config: DictConfig) -> None:
     step = before["global_step"]
     pl.seed_everything(settings["seed"], workers=True, verbose=False)
     data, model, trainer = set_up(settings, run_dir)
+    with locked(run_dir) if trainer.is_global_zero else nullcontext():
+        fit(trainer, model, data, settings, run_dir, resume, step)
+
+
+def fit(
+    trainer: pl.Trainer,
+    model: Model,
+    data: DataModule,
+    settings: dict[str, Any],
+    run_dir: Path,
+    resume: Path | None,
+    step: int,
+) -> None:
+    """Train from `step` on, that of the checkpoint `resume`, with every log open, and say what came of it."""
     # Each job of a sweep is a run of its own, also where all go on from one checkpoint.
-    continued = None if HydraConfig.get().mode == RunMode.MULTIRUN else resume
+    continued = None if JOB in os.environ and resume and run_dir not in resume.resolve().parents else resume
     loggers = build_loggers(settings["logger"], run_dir, settings, step, continued)
     trainer.loggers, done = loggers, False
     try:
@@ -57,6 +75,10 @@ def train(config: DictConfig) -> None:
         if trainer.is_global_zero:
             conclude(trainer, run_dir)
         done = True
+    except Stopped as stopped:
+        if trainer.is_global_zero:
+            say(f"{stopped}; go on:  python train.py ckpt_path={shlex.quote(os.path.relpath(run_dir))} ...")
+        sys.exit(128 + stopped.signum)
     finally:
         finish_loggers(loggers, failed=not done)
 
@@ -158,6 +180,7 @@ def conclude(trainer: pl.Trainer, run_dir: Path) -> None:
         ("trajectory.png", "how a few of them came about"),
         ("results.json", "the numbers above, with their protocol"),
         ("metrics.csv", "loss, learning rate, gradient norm, images/s"),
+        ("fit-profile.txt", "where the time went"),
         ("schedule.png", "the noise schedule"),
         ("config.yaml", "the resolved configuration"),
     ):
