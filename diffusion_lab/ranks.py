@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -66,3 +66,12 @@ def together() -> Iterator[None]:
     for rank, told in enumerate(failures):
         if told is not None:
             raise RuntimeError(f"rank {rank} failed: {told}")
+
+
+def on_first(work: Callable[[], T]) -> T:
+    """What `work` gives on rank 0, on every rank."""
+    found: Any = None
+    with together():
+        if rank_and_world()[0] == 0:
+            found = work()
+    return from_first(found)

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from diffusion_lab import ranks
 from diffusion_lab.data import Digits
 from diffusion_lab.evaluation import Evaluator
 from diffusion_lab.likelihood import FlowLikelihood, VariationalBound
@@ -25,7 +26,7 @@ from diffusion_lab.network import UNet
 from diffusion_lab.process import Linear
 from diffusion_lab.sampler import DDIM, Sampler
 
-SAMPLES, ITEMS, BATCH = 37, 7, 5  # divided by no number of ranks
+SAMPLES, ITEMS, BATCH, SEED = 37, 7, 5, 1  # divided by no number of ranks
 
 
 def tiny_model() -> DDPM:
@@ -40,7 +41,9 @@ def tiny_model() -> DDPM:
 
 
 def evaluator(folder: Path, **changes) -> Evaluator:
-    options = dict(samples=SAMPLES, repeats=2, likelihood_samples=ITEMS, likelihood_repeats=2, batch_size=BATCH)
+    options = dict(
+        samples=SAMPLES, repeats=2, likelihood_samples=ITEMS, likelihood_repeats=2, batch_size=BATCH, seed=SEED
+    )
     features = ClassifierFeatures(steps=5)
     return Evaluator(features, **options | {"likelihood_batch_size": 4, "cache": str(folder / "cache")} | changes)
 
@@ -62,6 +65,7 @@ def job(rank: int, world: int, folder: Path, seconds: float) -> None:
     judge = evaluator(folder)
     judge.prepare(data, torch.device("cpu"))
     records = judge(model, data, folder / "work")
+    assert all(others == records for others in ranks.gather(records)), "every rank knows all of it"
     if rank == 0:
         (folder / "records.json").write_text(json.dumps(records))
     if world > 1:

@@ -1,4 +1,4 @@
-"""Evaluating from the command line, each command run for real in a new process."""
+"""Evaluating from the command line, each command run for real in a new process; and what the commands consist of."""
 
 from __future__ import annotations
 
@@ -9,8 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from evaluation_job import tiny_model
+from PIL import Image
 from test_end_to_end import run
 
+from diffusion_lab.data import Digits
+from diffusion_lab.evaluation import Series
+from diffusion_lab.launch.request import folder, request
+from diffusion_lab.launch.sample import with_earlier
+from diffusion_lab.launch.sample_files import join, write_pngs
+from diffusion_lab.launch.stats import Whole
 from diffusion_lab.metric import Statistics
 
 QUICK = ("sampler=ddim", "sampler.steps=3", "batch_size=5", "trainer.accelerator=cpu")
@@ -98,3 +107,58 @@ def test_statistics_of_a_split_or_a_folder_are_made_and_used(trained, tmp_path):
 def test_the_stats_command_refuses_in_one_line(tmp_path, arguments, message):
     said = command("stats", *arguments, cwd=tmp_path, code=2)
     assert message in said and "Traceback" not in said and len(said.strip().splitlines()) == 1
+
+
+def test_every_part_of_a_request_has_a_directory_of_its_own(tmp_path):
+    model, contents = tiny_model(), {"config": {"model": {"sigma_max": 50, "loss": 1}}, "global_step": 4}
+    base = {"weights": "ema", "sampler": {"steps": 3}, "precision": "32-true"}
+    base |= {"seed": 3, "batch_size": 7, "device": "cpu"}
+
+    def place(**changes):
+        return folder(request(contents, model, **base | changes), "ddim", tmp_path, None)
+
+    others = {
+        "weights": "raw",
+        "sampler": {"steps": 4},
+        "precision": "bf16-mixed",
+        "seed": 0,
+        "batch_size": 5,
+        "device": "cuda",
+    }
+    places = [place(), *(place(**{key: value}) for key, value in others.items())]
+    contents["config"]["model"]["loss"] = 2  # which samples do not depend on
+    assert place() == places[0]
+    contents["config"]["model"]["sigma_max"] = 90  # of another noise, and the same weights
+    places.append(place())
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] += 1e-3
+    assert len({*places, place()}) == 9
+
+
+def test_all_samples_join_in_one_file_and_in_pictures(tmp_path):
+    series = Series(tmp_path, tiny_model(), batch_size=5)
+    series.complete(12)
+    rows = series.rows(range(12))[:].numpy()
+    join(series, 12, tmp_path / "samples.npz")
+    assert np.array_equal(np.load(tmp_path / "samples.npz")["images"], rows)
+    write_pngs(series, range(5, 10), tmp_path / "png")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "png/000007.png")), rows[7, ..., 0])
+    before = (tmp_path / "png/000005.png").stat().st_mtime_ns
+    write_pngs(series, range(5, 10), tmp_path / "png")
+    assert (tmp_path / "png/000005.png").stat().st_mtime_ns == before and len(list((tmp_path / "png").iterdir())) == 5
+
+
+def test_new_numbers_join_earlier_ones(tmp_path):
+    path = tmp_path / "results.json"
+    assert with_earlier({"step": 2, "metrics": {"a": 1}}, path) == {"step": 2, "metrics": {"a": 1}}
+    path.write_text(json.dumps({"step": 1, "metrics": {"a": 5, "b": 6}}))
+    assert with_earlier({"step": 2, "metrics": {"a": 1}}, path) == {"step": 2, "metrics": {"a": 1, "b": 6}}
+
+
+def test_both_splits_as_one():
+    data, other = Digits(), Digits()
+    part = Whole(data).images("all", 10, first=1395)
+    assert torch.equal(part, torch.cat([data.images("train", 5, first=1395), data.images("held_out", 5)]))
+    assert torch.equal(Whole(data).images("all", 4, first=1402), data.images("held_out", 4, first=2))
+    other.splits.held_out.x = 16 - other.splits.held_out.x
+    assert Whole(data).size("all") == 1797 and Whole(data).fingerprint("all") != Whole(other).fingerprint("all")

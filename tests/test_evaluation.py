@@ -1,4 +1,4 @@
-"""What an evaluation says: references and their protocol, likelihood of a whole set, names known beforehand, estimates."""
+"""What an evaluation says: references and their protocol, likelihood of a whole set, names known beforehand."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ import pytest
 import torch
 from evaluation_job import evaluator, tiny_model
 
-from diffusion_lab.data import Digits, Toy2D
+from diffusion_lab.data import Digits
 from diffusion_lab.evaluation import MEASURES, Evaluator, reference
-from diffusion_lab.evaluation.estimate import Estimate, estimate, network_calls
 from diffusion_lab.evaluation.likelihood import score_likelihood
-from diffusion_lab.evaluation.plane import point_names, score_points
 from diffusion_lab.evaluation.quality import Features, Judge, Reference, repeated, with_real
 from diffusion_lab.likelihood import VariationalBound, bits_per_dim
-from diffusion_lab.metric import Statistics, moments
+from diffusion_lab.metric import Statistics, kernel_distance, moments, neighbour_scores
 from diffusion_lab.noise import image_generators
-from diffusion_lab.sampler import DDIM, EDM, Langevin, Sampler
 
 
 class Means:
@@ -65,6 +62,16 @@ def test_statistics_are_those_of_the_split_and_measured_once(tmp_path):
     assert found.protocol["reference"] == "digits train" and found.protocol["reference_count"] == 1400
     assert reference.measure(Digits(), "train", extractor, "cpu", tmp_path) == path and extractor.calls == 1400
     assert [p.name for p in tmp_path.iterdir()] == [path.name], "nothing else stays"
+    words = {key: found.protocol[key] for key in ("reference", "reference_count", "reference_digest")}
+    assert reference.load(path, extractor).protocol == words and len(found.features) == 1400
+
+
+def test_statistics_keep_some_rows_and_count_no_more_than_there_are(tmp_path, monkeypatch):
+    whole = reference.measure(Digits(), "held_out", Means(), "cpu", tmp_path, count=10_000)
+    assert Statistics.load(whole).protocol["reference_count"] == 397
+    monkeypatch.setattr(reference, "KEPT", 50)
+    fewer = reference.measure(Digits(), "held_out", Means(), "cpu", tmp_path)
+    assert torch.equal(Statistics.load(fewer).features, Means()(Digits().images("held_out"))[:50]) and fewer != whole
 
 
 @pytest.mark.parametrize("other", [
@@ -108,6 +115,8 @@ def test_a_file_of_another_program_serves_what_it_can(tmp_path):
 def test_references_and_measures_that_do_not_exist_are_refused():
     with pytest.raises(ValueError, match=r"metric.reference=test must be train, held_out or a .npz"):
         Evaluator(Means(), reference="test")
+    with pytest.raises(ValueError, match="at least 2"):
+        Evaluator(Means(), samples=1)
     with pytest.raises(ValueError, match="fid is unknown; allowed: frechet"):
         Evaluator(Means(), measures=["fid"])
     with pytest.raises(ValueError, match=r"nowhere.npz does not exist"):
@@ -137,6 +146,21 @@ def test_every_measure_of_equal_sets_is_that_of_equal_sets():
     assert "reference" not in records["inception_score_means_60"]["protocol"]
 
 
+def test_measures_are_taken_as_their_protocol_says():
+    draw = torch.Generator().manual_seed(2)
+    real, fake = (torch.rand(n, 2, generator=draw) * 0.3 + shift for n, shift in ((50, 0.0), (40, 0.1)))
+    against = Reference("train", Statistics(moments(real), real), {})
+    records = Judge(Means(), against, ("kernel", "neighbours"), neighbours=30)(Features.of(fake))
+    near = neighbour_scores(fake[:30], real[:30], 3, 5)
+    wanted = {f"{k}_means_train_30": getattr(near, k) for k in ("precision", "recall", "density", "coverage")}
+    wanted = {"kd_means_train_40": kernel_distance(fake, real, 100, 40).value, **wanted}
+    assert {name: record["value"] for name, record in records.items()} == wanted
+    assert [record["better"] for record in records.values()] == ["lower"] + ["higher"] * 4
+    few = Reference("train", Statistics(moments(real), real[:20]), {})
+    (record,) = Judge(Means(), few, ("kernel",))(Features.of(fake)).values()
+    assert record["protocol"]["subset_size"] == 20 and Features.of(fake.repeat(60, 1)).moments.count == 2400
+
+
 def test_repeats_give_mean_minimum_and_all():
     runs = [{"a": {"value": v, "better": "lower", "protocol": {"samples": 5}}} for v in (3.0, 1.0, 2.0)]
     record = repeated(runs)["a"]
@@ -145,11 +169,11 @@ def test_repeats_give_mean_minimum_and_all():
 
 
 def test_real_images_stand_beside_samples_whatever_their_number():
-    records = {"fd_x_train_50k": {"value": 3.0}, "fd_x_infinity": {"value": 2.0}}
+    records = {"fd_x_train_50k": {"value": 3.0}, "fd_x_train_infinity": {"value": 2.0, "extrapolated": True}}
     real = {"fd_x_train_10k": {"value": 1.0, "protocol": {"samples": 10_000}}}
     joined = with_real(records, real)
     assert joined["fd_x_train_50k"] == {"value": 3.0, "real": 1.0, "real_images": 10_000}
-    assert joined["fd_x_infinity"] == {"value": 2.0}
+    assert joined["fd_x_train_infinity"] == {"value": 2.0, "extrapolated": True}
 
 
 # --------------------------------------------------------------------------- likelihood
@@ -157,10 +181,11 @@ def test_real_images_stand_beside_samples_whatever_their_number():
 
 @pytest.mark.parametrize("name", ["bound", "flow"])
 def test_bits_per_dim_count_every_item_once_and_every_repeat(tmp_path, name):
-    model, data, count = tiny_model().eval(), Digits(), 7
-    record = score_likelihood(model, name, data, tmp_path, count, repeats=2, batch_size=3, seed=5)[
-        f"{name}_bits_per_dim"
-    ]
+    model, data, count = tiny_model().train(), Digits(), 7
+    records = score_likelihood(model, name, data, tmp_path, count, repeats=2, batch_size=3, seed=5)
+    record = records[f"{name}_bits_per_dim"]
+    assert model.training
+    model.eval()  # as it has to be measured: this network has dropout
     x = model.encode(data.images("held_out", count))
     nats = []
     for first in range(0, 2 * count, 3):  # row r is item r modulo 7; an adaptive solver's steps are those of its batch
@@ -168,18 +193,20 @@ def test_bits_per_dim_count_every_item_once_and_every_repeat(tmp_path, name):
         items = x[[row % count for row in rows]]
         nats.append(model.likelihood[name](model.denoiser, items, 17, image_generators(5, rows)).log_likelihood)
     bits = bits_per_dim(torch.cat(nats).double(), 64).reshape(2, count)
-    assert record["value"] == pytest.approx(bits.mean().item())
+    assert record["value"] == pytest.approx(bits.mean().item(), rel=1e-12)
     assert record["repeats"] == pytest.approx(bits.mean(1).tolist())
     assert record["standard_error"] == pytest.approx(bits.mean(0).std().item() / math.sqrt(count))
     assert record["repeats"][0] != record["repeats"][1], "each repeat has noise of its own"
     assert record["value"] == pytest.approx(sum(record["terms"].values()))
     assert record["protocol"]["count"] == count and record["protocol"]["repeats"] == 2
+    assert name == "flow" or record["nfe"] == 3 + 1  # terms, decoder
 
 
 def test_the_whole_held_out_set_is_measured_and_another_setting_anew(tmp_path):
     model, data = tiny_model(), Digits()
     model.likelihood = {"bound": VariationalBound(terms=1)}
-    record = score_likelihood(model, "bound", data, tmp_path, batch_size=100)["bound_bits_per_dim"]
+    judge = evaluator(tmp_path, likelihood_samples=None, likelihood_repeats=1, likelihood_batch_size=100, seed=0)
+    record = judge.likelihood(model, data, tmp_path)["bound_bits_per_dim"]
     assert record["protocol"]["count"] == 397
     files = sorted((tmp_path).rglob("*.npy"))
     assert [len(np.load(f)) for f in files] == [100, 100, 100, 97]
@@ -187,61 +214,23 @@ def test_the_whole_held_out_set_is_measured_and_another_setting_anew(tmp_path):
     assert sorted(tmp_path.rglob("*.npy")) == files
     model.likelihood = {"bound": VariationalBound(terms=2)}
     score_likelihood(model, "bound", data, tmp_path, batch_size=100)
-    assert len(list(tmp_path.rglob("*.npy"))) == 8
+    score_likelihood(model, "bound", data, tmp_path, batch_size=100, seed=1)
+    assert len(list(tmp_path.rglob("*.npy"))) == 12
+    data.splits.held_out.x = 16 - data.splits.held_out.x
+    data._fingerprints.clear()
+    score_likelihood(model, "bound", data, tmp_path, batch_size=100)
+    assert len(list(tmp_path.rglob("*.npy"))) == 16
 
 
-# --------------------------------------------------------------------------- points
-
-
-def test_points_are_scored_by_what_is_known_of_them():
-    data = Toy2D(name="two_modes", train_size=4000, held_out_size=2000)
-    truth = data.images("train", 1500)
-    records = score_points(truth, data)
-    assert list(records) == point_names(data, 1500)
-    density = records["log_density_1500"]
-    assert density["value"] == pytest.approx(data.target.log_density(truth).double().mean().item())
-    assert density["real"] == density["value"] and density["better"] == "higher"
-    assert records["sliced_wasserstein_1500"]["value"] == records["sliced_wasserstein_1500"]["real"]
-    moved = score_points(truth + torch.tensor([3.0, 4.0]), data)
-    # The sliced distance of a shift d is |d| / sqrt 2, here with two far modes that stay apart.
-    assert moved["sliced_wasserstein_1500"]["value"] == pytest.approx(5 / math.sqrt(2), rel=0.02)
-    assert moved["energy_distance_1500"]["value"] > 10 * records["energy_distance_1500"]["value"]
-    assert records["mode_weight_error_1500"]["value"] < 0.05
-
-
-# --------------------------------------------------------------------------- names and estimates
+# --------------------------------------------------------------------------- names and records
 
 
 def test_names_are_known_before_anything_is_measured(tmp_path):
-    model, data, judge = tiny_model(), Digits(), evaluator(tmp_path, samples=8, repeats=1, likelihood_samples=2)
+    model, data, judge = tiny_model(), Digits(), evaluator(tmp_path, samples=8, neighbours=6, likelihood_samples=2)
     judge.prepare(data, torch.device("cpu"))
     names = judge.names(model, data)
-    assert names == list(judge(model, data, tmp_path / "work")) and "coverage_digits_held_out_8" in names
+    assert names == list(judge(model, data, tmp_path / "work")) and "coverage_digits_held_out_6" in names
     assert evaluator(tmp_path, samples=4, likelihood_samples=0, measures=["neighbours"]).names(model, data) == []
-
-
-@pytest.mark.parametrize("sampler", [
-    Sampler(DDIM(), steps=7), Sampler(DDIM(), steps=3, denoise=False), Sampler(EDM(), steps=5, spacing="karras"),
-    Sampler(None, Langevin(steps=2), steps=4), Sampler(DDIM(), Langevin(steps=1), steps=6),
-])  # fmt: skip
-def test_network_calls_are_counted_beforehand_as_they_will_be(sampler):
-    model = tiny_model()
-    model.denoiser.nfe = 0
-    model.sample(2, sampler=sampler)
-    assert network_calls(sampler, model.denoiser, model.shape) == model.denoiser.nfe > 0
-
-
-def test_an_estimate_grows_with_the_work_and_says_it_in_words(tmp_path, monkeypatch):
-    import diffusion_lab.evaluation.estimate as module
-
-    monkeypatch.setattr(module, "seconds_per_call", lambda model, batch: 0.01 * batch)
-    model = tiny_model()
-    del model.likelihood["flow"]
-    judge = evaluator(tmp_path, samples=1000, repeats=1, likelihood_samples=100, likelihood_repeats=1)
-    told = estimate(model, judge)
-    assert told.samples == pytest.approx(0.01 * 1000 * 3)  # three calls for each sample
-    assert told.likelihood == pytest.approx(0.01 * 100 * 3)  # three terms for each item
-    assert str(told) == "33 s" and str(Estimate(600, 0)) == "10 min" and str(Estimate(36_000, 0)) == "10.0 h"
 
 
 def test_records_are_plain_json(tmp_path):
@@ -251,3 +240,5 @@ def test_records_are_plain_json(tmp_path):
     records = judge(model, data, tmp_path / "work")
     assert json.loads(json.dumps(records)) == records
     assert isinstance(records["fd_digits_held_out_8"]["real"], float)
+    judge.features, judge.likelihood_samples = Means(), 0  # the same samples in other features
+    assert "fd_means_held_out_8" in judge(model, data, tmp_path / "work")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -12,7 +13,10 @@ from evaluation_job import evaluator, tiny_model
 import diffusion_lab.callback.evaluation as module
 from diffusion_lab.callback import EMA, Evaluation
 from diffusion_lab.data import Digits
-from diffusion_lab.evaluation.estimate import Estimate
+from diffusion_lab.evaluation import Chunks
+from diffusion_lab.evaluation.estimate import Estimate, estimate, network_calls
+from diffusion_lab.likelihood import FlowLikelihood
+from diffusion_lab.sampler import DDIM, EDM, Langevin, Sampler
 
 
 class Values(pl.loggers.logger.Logger):
@@ -30,7 +34,9 @@ class Values(pl.loggers.logger.Logger):
         pass
 
 
-def fitted(tmp_path, steps: int = 6, ckpt: str | None = None, ema: bool = True, judge=None, **options):
+def fitted(
+    tmp_path, steps: int = 6, ckpt: str | None = None, ema: bool = True, judge=None, accumulate: int = 1, **options
+):
     """(evaluation, logged rows, model) after a short training on digits."""
     torch.manual_seed(0)
     model, data, rows = tiny_model(), Digits(batch_size=32), Values()
@@ -45,7 +51,7 @@ def fitted(tmp_path, steps: int = 6, ckpt: str | None = None, ema: bool = True, 
     trainer = pl.Trainer(
         max_steps=steps, accelerator="cpu", logger=rows, callbacks=[EMA(0.9), evaluation] if ema else [evaluation],
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        use_distributed_sampler=False, default_root_dir=tmp_path, limit_val_batches=0,
+        use_distributed_sampler=False, default_root_dir=tmp_path, limit_val_batches=0, accumulate_grad_batches=accumulate,
     )  # fmt: skip
     trainer.fit(model, datamodule=data, ckpt_path=ckpt, weights_only=True)
     return evaluation, rows.rows, model
@@ -63,6 +69,7 @@ def test_evaluates_both_weights_every_so_many_steps_and_at_the_end(tmp_path, cap
     assert results["nfe"] == 3 and results["samples_per_second"] > 0
     assert results["metrics"]["raw_fd_digits_held_out_12"]["weights"] == "raw"
     assert results["metrics"]["fd_digits_held_out_12"]["weights"] == "ema"
+    assert results["metrics"]["fd_digits_held_out_12"]["real_images"] == 12, "not those of the smaller evaluations"
     # The raw numbers are those of the weights that training left.
     direct = evaluation.evaluator(model, Digits(), tmp_path / "direct")
     assert direct["bound_bits_per_dim"]["value"] == results["metrics"]["raw_bound_bits_per_dim"]["value"]
@@ -81,39 +88,77 @@ def test_the_best_checkpoint_is_the_best(tmp_path, best, sign):
 
 
 def test_a_resumed_run_remembers_its_best(tmp_path):
-    fitted(tmp_path, steps=4, every_n_steps=2, best="bound")
+    first, _, _ = fitted(tmp_path, steps=4, every_n_steps=2, best="bound")
     path = tmp_path / "run/checkpoints/best.ckpt"
     saved = torch.load(path, weights_only=True)
     state = next(v for k, v in saved["callbacks"].items() if k.startswith("Evaluation"))
+    assert (state["best_name"], state["best_value"]) == ("bound_bits_per_dim", first.best_value)
     saved["callbacks"] = {k: {**state, "best_value": -1.0} if v is state else v for k, v in saved["callbacks"].items()}
     torch.save(saved, tmp_path / "from.ckpt")  # nothing will ever be better than this
     before = path.stat().st_mtime_ns
     evaluation, _, _ = fitted(tmp_path, steps=6, every_n_steps=2, best="bound", ckpt=str(tmp_path / "from.ckpt"))
     assert path.stat().st_mtime_ns == before and evaluation.best_value == -1.0
     assert evaluation.training_seconds > state["training_seconds"] > 0
+    other, rows, _ = fitted(tmp_path, steps=6, every_n_steps=2, best="fd", ckpt=str(tmp_path / "from.ckpt"))
+    assert other.best_value == min(row["eval/fd_digits_held_out_12"] for row in rows.values()), "of another metric"
 
 
 def test_without_an_average_the_numbers_are_the_raw_ones(tmp_path):
-    evaluation, rows, _ = fitted(tmp_path, steps=2, ema=False, weights="ema")
+    stale = Chunks(tmp_path / "run/evaluation/step_00000002_raw/samples", 5)  # of an earlier run of these steps
+    for chunk in stale.ranges(12):
+        stale.write(chunk, torch.zeros(len(chunk), 8, 8, 1, dtype=torch.uint8))
+    evaluation, rows, model = fitted(tmp_path, steps=2, ema=False, weights="both")
     assert evaluation.results["weights"] == "raw" and list(rows) == [2]
     assert {record["weights"] for record in evaluation.results["metrics"].values()} == {"raw"}
+    assert not any(name.startswith("raw_") for name in evaluation.results["metrics"]), "once is enough"
+    direct = evaluation.evaluator(model, Digits(), tmp_path / "direct")
+    assert direct["fd_digits_held_out_12"]["value"] == evaluation.results["metrics"]["fd_digits_held_out_12"]["value"]
+
+
+def test_the_seconds_of_training_leave_out_those_of_evaluations(tmp_path, monkeypatch):
+    evaluation, clock = Evaluation(evaluator(tmp_path), str(tmp_path)), [1000.0]
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
+
+    def measured(*_):
+        clock[0] += 50
+        return {}
+
+    evaluation.measure, evaluation._since = measured, 900.0
+    trainer = SimpleNamespace(callbacks=[], global_step=1, is_global_zero=False)
+    evaluation.evaluate(trainer, None, evaluation.during)
+    assert evaluation.results["training_seconds"] == 100 and evaluation.results["seconds"] == 50
+    clock[0] += 7
+    assert evaluation.training_seconds == 107
+
+
+def test_batches_of_an_accumulation_are_one_step(tmp_path, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(Evaluation, "evaluate", lambda self, trainer, *_: seen.append(trainer.global_step))
+    monkeypatch.setattr(module, "LONG", 3)
+    evaluation, _, _ = fitted(tmp_path, steps=3, accumulate=2, every_n_steps=1, likelihood_samples=0)
+    assert seen == [1, 2, 3] and "evaluation at the end: about" in capsys.readouterr().out
+    assert (evaluation.during.likelihood_samples, evaluation.evaluator.likelihood_samples) == (0, 3)
 
 
 def test_an_evaluation_while_training_is_cut_to_its_time(tmp_path, monkeypatch, capsys):
     judge = evaluator(tmp_path, samples=100, repeats=1, likelihood_samples=40, likelihood_repeats=1)
     # One second for a sample, two for an item of the likelihood.
-    monkeypatch.setattr(module, "estimate", lambda model, e: Estimate(e.samples, 2 * e.likelihood_samples))
+    monkeypatch.setattr(
+        module, "estimate", lambda model, e, data, times=1: Estimate(e.samples, 2 * e.likelihood_samples)
+    )
     evaluation, rows, _ = fitted(tmp_path, steps=4, judge=judge, every_n_steps=2, max_seconds=90.0, at_end=False)
     assert (evaluation.during.samples, evaluation.during.likelihood_samples) == (50, 20)
     assert (evaluation.evaluator.samples, evaluation.evaluator.likelihood_samples) == (100, 40)
     assert "eval/fd_digits_held_out_50" in rows[2] and "about 90 s each, 2 in this run" in capsys.readouterr().out
     assert module.whole(3.0, 5, 100) == 5 and module.whole(3.0, 5, 2) == 2, "never less than a batch"
+    assert module.whole(59.0, 5, 100) == 55, "whole batches"
 
 
 def test_a_best_that_means_no_metric_or_two_is_refused(tmp_path):
     for best, message in (
         ("fid", r"best=fid is none of fd_digits_held_out_12, kd_digits_held_out_12,"),
         ("raw_fd", "is none of"),
+        ("fd_dig", "is none of"),
         ("", None),
     ):
         evaluation = Evaluation(evaluator(tmp_path, samples=12), str(tmp_path), every_n_steps=2, best=best or None)
@@ -127,3 +172,42 @@ def test_a_best_that_means_no_metric_or_two_is_refused(tmp_path):
         Evaluation(both, str(tmp_path), every_n_steps=2, best="fd").check_best(Digits(), tiny_model())
     with pytest.raises(ValueError, match="set every_n_steps"):
         Evaluation(both, str(tmp_path), best="fd").check_best(Digits(), tiny_model())
+
+
+# --------------------------------------------------------------------------- estimates
+
+
+@pytest.mark.parametrize("sampler", [
+    Sampler(DDIM(), steps=7), Sampler(DDIM(), steps=3, denoise=False), Sampler(EDM(), steps=5, spacing="karras"),
+    Sampler(None, Langevin(steps=2), steps=4), Sampler(DDIM(), Langevin(steps=1), steps=6),
+])  # fmt: skip
+def test_network_calls_are_counted_beforehand_as_they_will_be(sampler):
+    model = tiny_model()
+    model.denoiser.nfe = 0
+    model.sample(2, sampler=sampler)
+    assert network_calls(sampler, model.denoiser, model.shape) == model.denoiser.nfe > 0
+
+
+def test_an_estimate_grows_with_the_work_and_says_it_in_words(tmp_path, monkeypatch):
+    import diffusion_lab.evaluation.estimate as module
+
+    monkeypatch.setattr(module, "seconds_per_call", lambda model, batch: 0.01 * batch)
+    model = tiny_model()
+    del model.likelihood["flow"]
+    judge = evaluator(tmp_path, samples=1000, repeats=1, likelihood_samples=100, likelihood_repeats=1)
+    told = estimate(model, judge, Digits())
+    assert told.samples == pytest.approx(0.01 * 1000 * 3)  # three calls for each sample
+    assert told.likelihood == pytest.approx(0.01 * 100 * 3)  # three terms for each item
+    model.likelihood["flow"] = FlowLikelihood()
+    judge.likelihood_samples = 0
+    assert estimate(model, judge, Digits()).likelihood == 0
+    judge.repeats, judge.likelihood_samples, judge.likelihood_repeats = 2, 50, 4
+    monkeypatch.setattr(module.ranks, "rank_and_world", lambda: (0, 2))
+    monkeypatch.setattr(module.ranks, "from_first", lambda value: value)
+    shared = estimate(model, judge, Digits())  # by two
+    assert shared.samples == pytest.approx(0.01 * 1000 * 2 * 3 / 2)
+    assert shared.likelihood == pytest.approx(0.01 * 50 * 4 * (3 + 300) / 2)  # a flow as 100 calls with gradients
+    model.likelihood["bound"].terms = None
+    assert module.likelihood_calls(model, "bound") == 1000  # every level
+    assert str(Estimate(4000, 4000)) == "2.2 h"
+    assert str(told) == "33 s" and str(Estimate(600, 0)) == "10 min" and str(Estimate(36_000, 0)) == "10.0 h"

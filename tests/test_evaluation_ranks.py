@@ -11,7 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-from evaluation_job import BATCH, SAMPLES
+from evaluation_job import BATCH, SAMPLES, SEED, tiny_model
+
+from diffusion_lab.data import Digits
+from diffusion_lab.evaluation import score_likelihood
+from diffusion_lab.metric import ClassifierFeatures, frechet_distance, kernel_distance, moments, to_uint8
 
 JOB = Path(__file__).with_name("evaluation_job.py")
 
@@ -65,13 +69,28 @@ def test_what_one_process_leaves(alone):
     distance = records["fd_digits_held_out_37"]
     assert len(distance["repeats"]) == 2 and distance["min"] == min(distance["repeats"]) and distance["nfe"] == 3
     assert distance["value"] == pytest.approx(sum(distance["repeats"]) / 2)
-    assert sum(distance["classes"].values()) == SAMPLES and distance["real"] < distance["value"]
+    assert distance["real"] < distance["value"] and "classes" not in distance, "counts are one repeat's own"
     bits = records["flow_bits_per_dim"]
     assert bits["protocol"]["count"] == 7 and len(bits["repeats"]) == 2
     assert bits["value"] == pytest.approx(sum(bits["terms"].values())) and bits["standard_error"] > 0
     # Each sample once, none more than asked for, in fixed chunks.
     want = [(i, min(BATCH, 2 * SAMPLES - i), 0) for i in range(0, 2 * SAMPLES, BATCH)]
     assert draws(alone) == want
+
+
+def test_the_numbers_are_those_of_the_samples(alone, tmp_path):
+    """Every range of seeds against the whole held-out split, beside as many training images."""
+    records, data, extractor = json.loads((alone / "records.json").read_text()), Digits(), ClassifierFeatures(steps=5)
+    extractor.prepare(data.images("train"), data.labels("train"))
+    drawn = extractor(to_uint8(tiny_model().sample(2 * SAMPLES, seed=SEED, batch_size=BATCH)) / 255)
+    held_out, train = extractor(data.images("held_out")), extractor(data.images("train", SAMPLES))
+    distance, kernel = records["fd_digits_held_out_37"], records["kd_digits_held_out_37"]
+    for part, value, of_kernel in zip(drawn.split(SAMPLES), distance["repeats"], kernel["repeats"], strict=True):
+        assert value == pytest.approx(frechet_distance(moments(part), moments(held_out)), rel=1e-6)
+        assert of_kernel == pytest.approx(kernel_distance(part, held_out, 100, SAMPLES).value, rel=1e-6)
+    assert distance["real"] == pytest.approx(frechet_distance(moments(train), moments(held_out)), rel=1e-6)
+    bits = score_likelihood(tiny_model(), "bound", data, tmp_path, 7, repeats=2, batch_size=4, seed=SEED)
+    assert records["bound_bits_per_dim"]["value"] == bits["bound_bits_per_dim"]["value"]
 
 
 @pytest.mark.parametrize("world", [2, 3])

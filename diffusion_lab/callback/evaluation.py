@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +17,7 @@ from diffusion_lab import ranks
 from diffusion_lab.callback.ema import EMA, averaged
 from diffusion_lab.data import DataModule
 from diffusion_lab.evaluation import Evaluator, Record
-from diffusion_lab.evaluation.estimate import Estimate, estimate
+from diffusion_lab.evaluation.estimate import estimate
 from diffusion_lab.model import Model
 
 LONG = 10_000
@@ -64,6 +66,7 @@ class Evaluation(pl.Callback):
         self.results: dict[str, Any] | None = None
         self.best_name: str | None = None
         self.best_value: float | None = None
+        self._sizes: tuple[int, int | None] | None = None
         self._evaluated, self._trained, self._since = 0, 0.0, 0.0
 
     def check_best(self, data: DataModule, model: Model) -> None:
@@ -90,11 +93,26 @@ class Evaluation(pl.Callback):
         """Whether `best` means this metric."""
         return self.best is not None and (name == self.best or name.startswith(f"{self.best}_"))
 
+    def best_now(self, names: Sequence[str]) -> str | None:
+        """The metric that `best` means among those of evaluations that may have been made smaller."""
+        if self.best is None:
+            return None
+        word = self.best.rpartition("_")[0]
+        return next((n for n in names if self.is_best(n)), None) or next(
+            (n for n in names if n.rpartition("_")[0] == word and not n.endswith("_infinity")), None
+        )
+
     def on_train_start(self, trainer: pl.Trainer, model: Model) -> None:
         self._since, self._evaluated = time.perf_counter(), trainer.global_step
+        data, passes = trainer.datamodule, 2 if self.weights == "both" else 1
         if self.every_n_steps:
-            told = fit(self.during, model, self.max_seconds)
-            name = next(filter(self.is_best, self.names(model, trainer.datamodule)), None)
+            if self._sizes is not None:  # a resumed run goes on with the numbers that it has
+                self.during.samples, self.during.likelihood_samples = self._sizes
+            else:
+                fit(self.during, model, data, self.max_seconds, passes)
+            self._sizes = self.during.samples, self.during.likelihood_samples
+            told = estimate(model, self.during, data, passes)
+            name = self.best_now(self.names(model, data))
             if name != self.best_name:
                 self.best_name, self.best_value = name, None
             times = (trainer.max_steps - trainer.global_step) // self.every_n_steps
@@ -102,7 +120,7 @@ class Evaluation(pl.Callback):
                 every = f"every {self.every_n_steps} steps"
                 print(f"evaluation {every}, about {told} each, {times} in this run", flush=True)
         if self.at_end and trainer.max_steps >= LONG:
-            told = estimate(model, self.evaluator)
+            told = estimate(model, self.evaluator, data, passes)
             if trainer.is_global_zero:
                 print(f"evaluation at the end: about {told}", flush=True)
 
@@ -121,12 +139,13 @@ class Evaluation(pl.Callback):
         return {
             "best_name": self.best_name,
             "best_value": self.best_value,
+            "sizes": self._sizes,
             "training_seconds": self.training_seconds,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_name, self.best_value = state_dict["best_name"], state_dict["best_value"]
-        self._trained = state_dict["training_seconds"]
+        self._sizes, self._trained = state_dict.get("sizes"), state_dict["training_seconds"]
 
     @property
     def training_seconds(self) -> float:
@@ -138,12 +157,16 @@ class Evaluation(pl.Callback):
         self._trained, start = self.training_seconds, time.perf_counter()
         has_ema = any(isinstance(callback, EMA) for callback in trainer.callbacks)
         metrics: dict[str, Record] = {}
-        if self.weights != "raw":
-            with averaged(trainer, model):
-                metrics |= self.measure(trainer, model, evaluator, "ema" if has_ema else "raw")
-        if self.weights != "ema" and (has_ema or self.weights == "raw"):
-            raw = self.measure(trainer, model, evaluator, "raw")
-            metrics |= {f"raw_{name}": record for name, record in raw.items()}
+        try:
+            if self.weights != "raw":
+                with averaged(trainer, model):
+                    metrics |= self.measure(trainer, model, evaluator, "ema" if has_ema else "raw")
+            if self.weights != "ema" and (has_ema or self.weights == "raw"):
+                raw = self.measure(trainer, model, evaluator, "raw")
+                metrics |= {f"raw_{name}": record for name, record in raw.items()}
+        except (ValueError, RuntimeError, OSError) as error:  # numbers can be had later, a training that ended cannot
+            if trainer.is_global_zero:
+                print(f"evaluation at step {trainer.global_step} failed, training goes on: {error}", flush=True)
         self.results = {
             "run": str(self.run_dir),
             "checkpoint": None,
@@ -160,8 +183,8 @@ class Evaluation(pl.Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=trainer.global_step)
             write_results(self.run_dir / "results.json", self.results)
-        self.keep_best(trainer, metrics)
         self._since = time.perf_counter()
+        self.keep_best(trainer, metrics)
 
     def measure(self, trainer: pl.Trainer, model: Model, evaluator: Evaluator, weights: str) -> dict[str, Record]:
         """Records of the weights that the model has now; the samples drawn for them do not stay."""
@@ -173,17 +196,21 @@ class Evaluation(pl.Callback):
 
     @staticmethod
     def remove(folder: Path) -> None:
-        """Remove a directory on rank 0, and its parent if that leaves it empty; the others wait."""
-        with ranks.together():
-            if ranks.rank_and_world()[0] == 0 and folder.exists():
+        """Remove a directory, and its parent if that leaves it empty, once all ranks are done with it."""
+
+        def work() -> None:
+            if folder.exists():
                 shutil.rmtree(folder)
                 if not any(folder.parent.iterdir()):
                     folder.parent.rmdir()
 
+        ranks.gather(None)
+        ranks.on_first(work)
+
     def keep_best(self, trainer: pl.Trainer, metrics: dict[str, Record]) -> None:
         """Save `checkpoints/best.ckpt` if the chosen metric is better than ever."""
         record = metrics.get(self.best_name or "")
-        if record is None:  # none is chosen, or this is an evaluation of another protocol
+        if record is None or not math.isfinite(record["value"]):  # none is chosen, or it is of another protocol
             return
         value, lower = record["value"], record["better"] == "lower"
         before = self.best_value
@@ -192,17 +219,15 @@ class Evaluation(pl.Callback):
             trainer.save_checkpoint(self.run_dir / "checkpoints" / "best.ckpt")
 
 
-def fit(evaluator: Evaluator, model: Model, max_seconds: float | None) -> Estimate:
-    """Make an evaluator small enough for a bound on its time, in whole batches; what it will then take."""
-    told = estimate(model, evaluator)
+def fit(evaluator: Evaluator, model: Model, data: DataModule, max_seconds: float | None, passes: int = 1) -> None:
+    """Make an evaluator small enough for a bound on its time, in whole batches."""
+    told = estimate(model, evaluator, data, passes)
     if max_seconds is None or told.seconds <= max_seconds:
-        return told
-    share = max_seconds / told.seconds
+        return
+    share, items = max_seconds / told.seconds, evaluator.likelihood_items(data)
     evaluator.samples = whole(evaluator.samples * share, evaluator.batch_size, evaluator.samples)
     if told.likelihood > 0:
-        items = evaluator.likelihood_samples or 10_000
         evaluator.likelihood_samples = whole(items * share, evaluator.likelihood_batch_size, items)
-    return estimate(model, evaluator)
 
 
 def whole(wanted: float, batch: int, limit: int) -> int:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 
 class Chunks:
-    """Rows of an array: `<folder>/000000.npy` holds rows 0..size-1, `000001.npy` the next ones, and so on.
+    """Rows of an array: each file holds `size` consecutive ones and is named after the first, `<folder>/00000500.npy`.
 
     Which rows share a file depends on `size` alone, not on how many processes write.  A file appears under its name
-    once it is whole, so what is there is right and what is not is all that is left to do.
+    once it is whole, so what is there is right, also for another `size`, and what is not is all that is left to do.
     """
 
     def __init__(self, folder: str | Path, size: int) -> None:
@@ -23,7 +23,7 @@ class Chunks:
 
     def path(self, chunk: range) -> Path:
         """The file of a chunk."""
-        return self.folder / f"{chunk.start // self.size:06d}.npy"
+        return self.folder / f"{chunk.start:08d}.npy"
 
     def ranges(self, count: int) -> list[range]:
         """The chunks of rows 0..count-1."""
@@ -31,8 +31,10 @@ class Chunks:
 
     def has(self, chunk: range) -> bool:
         """Whether all rows of the chunk are there (its file may hold more)."""
-        path = self.path(chunk)
-        return path.is_file() and len(np.load(path, mmap_mode="r")) >= len(chunk)
+        try:
+            return len(np.load(self.path(chunk), mmap_mode="r")) >= len(chunk)
+        except (FileNotFoundError, ValueError, EOFError):  # not there, or damaged since
+            return False
 
     def missing(self, count: int) -> list[range]:
         """The chunks of rows 0..count-1 that are not there."""
@@ -67,7 +69,8 @@ class Rows:
 
     def __init__(self, chunks: Chunks, span: range) -> None:
         self.chunks, self.span = chunks, span
-        first = np.load(chunks.path(span), mmap_mode="r")
+        start = span.start // chunks.size * chunks.size
+        first = np.load(chunks.path(range(start, start + 1)), mmap_mode="r")
         self.shape, self.dtype = (len(span), *first.shape[1:]), first.dtype
 
     def __len__(self) -> int:

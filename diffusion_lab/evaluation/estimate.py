@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab import ranks
+from diffusion_lab.data import DataModule
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.evaluation.evaluator import Evaluator
 from diffusion_lab.model import Model
@@ -38,16 +39,19 @@ class Estimate:
         return f"{self.seconds / 60:.0f} min" if self.seconds < 7200 else f"{self.seconds / 3600:.1f} h"
 
 
-def estimate(model: Model, evaluator: Evaluator) -> Estimate:
-    """Seconds that an evaluator will need for a model, from one timed call of the network; equal on all ranks."""
+def estimate(model: Model, evaluator: Evaluator, data: DataModule, times: int = 1) -> Estimate:
+    """Seconds that `times` passes of an evaluator will need for a model, from one timed call of its network.
+
+    Equal on all ranks.  Extracting features is not counted: it is little beside the many calls that a sample takes.
+    """
     batch = min(evaluator.batch_size, evaluator.samples * evaluator.repeats)
     timed = batch if model.device.type != "cpu" else min(batch, PROBE)
     call = ranks.from_first(seconds_per_call(model, timed)) / timed  # of one sample
-    world = ranks.rank_and_world()[1]
+    call *= times / ranks.rank_and_world()[1]
     drawn = evaluator.samples * evaluator.repeats * network_calls(model.sampler, model.denoiser, model.shape)
-    items = 0 if evaluator.likelihood_samples == 0 else evaluator.likelihood_samples or 10_000
+    items = evaluator.likelihood_items(data) * evaluator.likelihood_repeats
     calls = sum(likelihood_calls(model, name) for name in model.likelihood)
-    return Estimate(call * drawn / world, call * items * evaluator.likelihood_repeats * calls / world)
+    return Estimate(call * drawn if evaluator.judges_samples(data) else 0.0, call * items * calls)
 
 
 def likelihood_calls(model: Model, name: str) -> float:
@@ -81,6 +85,8 @@ def seconds_per_call(model: Model, batch: int) -> float:
     t = torch.tensor(0.5, device=model.device)
     with model.evaluating():
         for timed in (False, False, True):
+            if timed and x.device.type != "cpu":
+                torch.accelerator.synchronize(x.device)
             start = time.perf_counter()
             model.denoiser(x, t)
             if timed and x.device.type != "cpu":

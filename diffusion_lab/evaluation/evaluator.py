@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 
@@ -68,6 +67,8 @@ class Evaluator:
             raise ValueError(f"metric.measures: {unknown[0]} is unknown; allowed: {', '.join(MEASURES)}")
         if reference not in SPLITS and not reference.endswith(".npz"):
             raise ValueError(f"metric.reference={reference} must be train, held_out or a .npz file of statistics")
+        if samples < 2:
+            raise ValueError(f"{samples} sample cannot be scored: draw at least 2")
         self.features, self.samples, self.reference = features, samples, reference
         self.measures: Sequence[Measure] = measures
         self.repeats, self.neighbours = repeats, neighbours
@@ -75,14 +76,15 @@ class Evaluator:
         self.batch_size, self.likelihood_batch_size = batch_size, likelihood_batch_size
         self.seed, self.cache = seed, Path(cache)
         self.cost: tuple[float, float] | None = None  # (network evaluations, samples a second) of the latest samples
+        self._loaded: dict[str, Reference] = {}
         self._real: dict[tuple[Path, ...], dict[str, Record]] = {}
 
     def prepare(self, data: DataModule, device: torch.device) -> None:
         """Fit or load the extractor; call it early, so that a missing file is known before anything long.
 
         Raises:
-            FileNotFoundError: if the extractor's weights or the reference are not there.
-            ValueError: if the reference was measured under another protocol.
+            FileNotFoundError: if the extractor's weights are not there.
+            ValueError: if the reference is not there, or was measured under another protocol.
         """
         if self.features is None:
             return
@@ -94,7 +96,7 @@ class Evaluator:
         if self.reference not in SPLITS:
             if not Path(self.reference).is_file():
                 raise ValueError(f"metric.reference={self.reference} does not exist: use train, held_out, or make it")
-            references.load(self.reference, self.features)
+            self.loaded(self.reference)
 
     def __call__(self, model: Model, data: DataModule, folder: Path) -> dict[str, Record]:
         """All metrics, name -> record; what is drawn and measured on the way is kept under `folder`."""
@@ -104,19 +106,20 @@ class Evaluator:
     def quality(self, series: Series, data: DataModule) -> dict[str, Record]:
         """Metrics of the first `samples` x `repeats` samples of a series, drawn now if they are not there."""
         total = self.samples * self.repeats
+        if not self.judges_samples(data):
+            return {}
+        series.complete(total)
         if self.features is not None:
             records = self.image_quality(series, data, total)
         else:
-            series.complete(total)
-            records = self.on_first(lambda: self.plane_quality(series, data))
-        self.cost = series.cost(total)
+            records = ranks.on_first(lambda: repeated([score_points(p[:], data) for p in self.spans(series.samples)]))
+        self.cost = ranks.on_first(lambda: series.cost(total))
         return {name: {**record, "nfe": self.cost[0]} for name, record in records.items()}
 
     def image_quality(self, series: Series, data: DataModule, total: int) -> dict[str, Record]:
         """Every measure of the samples' features against the reference's, beside that of real images."""
         extractor, device = self.features, series.model.device
         store = Chunks(series.folder / f"features_{extractor.digest[:8]}", self.batch_size)
-        series.complete(total)
         share(store, total, lambda chunk: store.write(chunk, extractor(series.chunk(chunk).to(device))), "features")
         paths = {}
         if self.reference in SPLITS:
@@ -126,13 +129,18 @@ class Evaluator:
             paths["real"] = references.measure(data, other, *options, count=self.samples, batch_size=self.batch_size)
 
         def judge() -> dict[str, Record]:
-            against = references.load(paths.get("reference", self.reference), extractor, self.word)
+            against = self.loaded(paths.get("reference", self.reference), self.word)
             judge = Judge(extractor, against, self.measures, self.neighbours, device)
-            spans = [range(i * self.samples, (i + 1) * self.samples) for i in range(self.repeats)]
-            records = repeated([judge(Features.of(Rows(store, span))) for span in spans])
+            records = repeated([judge(Features.of(rows)) for rows in self.spans(store)])
             return self.beside_real(records, judge, tuple(paths.values())) if paths else records
 
-        return self.on_first(judge)
+        return ranks.on_first(judge)
+
+    def loaded(self, path: str | Path, word: str | None = None) -> Reference:
+        """The reference in a file, read once: what it costs to decompose its covariance is kept with it."""
+        if str(path) not in self._loaded:
+            self._loaded[str(path)] = references.load(path, self.features, word)
+        return self._loaded[str(path)]
 
     @property
     def word(self) -> str | None:
@@ -142,16 +150,19 @@ class Evaluator:
     def beside_real(self, records: dict[str, Record], judge: Judge, paths: tuple[Path, ...]) -> dict[str, Record]:
         """Records beside what real images of the other split score, against the same reference, measured once."""
         if paths not in self._real:
-            statistics = references.load(paths[1], judge.extractor).statistics
+            statistics = self.loaded(paths[1]).statistics
             measures = [m for m in judge.measures if m != "frechet_infinity"]  # of features, that are not all kept
             real = dataclasses.replace(judge, measures=measures)
             self._real[paths] = real(Features(statistics.moments, statistics.features))
         return with_real(records, self._real[paths])
 
-    def plane_quality(self, series: Series, data: DataModule) -> dict[str, Record]:
-        """Distances, density and mode weights of points whose true density is known."""
-        spans = [range(i * self.samples, (i + 1) * self.samples) for i in range(self.repeats)]
-        return repeated([score_points(series.rows(span)[:], data) for span in spans]) if hasattr(data, "target") else {}
+    def spans(self, store: Chunks) -> list[Rows]:
+        """The rows of each repeat."""
+        return [Rows(store, range(i * self.samples, (i + 1) * self.samples)) for i in range(self.repeats)]
+
+    def judges_samples(self, data: DataModule) -> bool:
+        """Whether there is anything to judge samples by: features of images, or the true density of points."""
+        return self.features is not None or hasattr(data, "target")
 
     def likelihood(self, model: Model, data: DataModule, folder: Path) -> dict[str, Record]:
         """The model's likelihoods of held-out data, split in their terms."""
@@ -168,6 +179,11 @@ class Evaluator:
                 self.seed,
             )
         return records
+
+    def likelihood_items(self, data: DataModule) -> int:
+        """Over how many held-out items the likelihood is averaged."""
+        size = data.size("held_out")
+        return size if self.likelihood_samples is None else min(self.likelihood_samples, size)
 
     def names(self, model: Model, data: DataModule) -> list[str]:
         """Names of the metrics, known before anything is measured."""
@@ -189,14 +205,5 @@ class Evaluator:
             # Of a data set there will be features beside the moments.
             against = Reference(self.reference, SimpleNamespace(features=()), {})
         else:
-            against = references.load(self.reference, self.features)
+            against = self.loaded(self.reference)
         return Judge(self.features, against, self.measures, self.neighbours)
-
-    @staticmethod
-    def on_first(work: Any) -> dict[str, Record]:
-        """What `work` gives on rank 0, on every rank."""
-        found: dict[str, Record] = {}
-        with ranks.together():
-            if ranks.rank_and_world()[0] == 0:
-                found = work()
-        return ranks.from_first(found)

@@ -6,19 +6,18 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffusion_lab import ranks
 from diffusion_lab.data import DataModule
 from diffusion_lab.evaluation.chunks import Chunks, Rows
+from diffusion_lab.evaluation.quality import Record
 from diffusion_lab.evaluation.series import share
 from diffusion_lab.likelihood import bits_per_dim
 from diffusion_lab.model import Model
 from diffusion_lab.noise import image_generators
-
-Record = dict[str, Any]
 
 
 def score_likelihood(
@@ -39,7 +38,7 @@ def score_likelihood(
     """
     size = data.size("held_out")
     count = size if count is None else min(count, size)
-    likelihood, images = model.likelihood[name], model.grey_levels is not None
+    likelihood = model.likelihood[name]
     protocol = {
         "data": f"{type(data).__name__.lower()} held_out",
         "data_digest": data.fingerprint("held_out")[:16],
@@ -64,7 +63,13 @@ def score_likelihood(
         store.write(chunk, torch.stack([*(v.detach().cpu().double() for v in found), cost.double()], 1))
 
     share(store, count * repeats, work, f"likelihood ({name})")
-    values = Rows(store, range(count * repeats))[:].reshape(repeats, count, -1)
+    record = ranks.on_first(lambda: summary(model, name, Rows(store, range(count * repeats))[:], repeats))
+    return {likelihood_name(model, name): {**record, "protocol": protocol}}
+
+
+def summary(model: Model, name: str, rows: Tensor, repeats: int) -> Record:
+    """The record of rows (repeats x items, 2 + terms): nats, their terms, network evaluations."""
+    values, images = rows.reshape(repeats, len(rows) // repeats, -1), model.grey_levels is not None
     total, parts, calls = values[..., 0], values[..., 1:-1], values[..., -1]
 
     def scaled(nats: Tensor) -> Tensor:
@@ -74,14 +79,13 @@ def score_likelihood(
     record = {
         "value": of_items.mean().item(),
         "better": "lower",
-        "standard_error": of_items.std().item() / math.sqrt(count) if count > 1 else None,
-        "terms": dict(zip(likelihood.TERMS, scaled(parts.mean((0, 1))).tolist(), strict=True)),
+        "standard_error": of_items.std().item() / math.sqrt(len(of_items)) if len(of_items) > 1 else None,
+        "terms": dict(zip(model.likelihood[name].TERMS, scaled(parts.mean((0, 1))).tolist(), strict=True)),
         "nfe": calls.mean().item(),
-        "protocol": protocol,
     }
     if repeats > 1:
         record["repeats"] = scaled(total.mean(1)).tolist()
-    return {likelihood_name(model, name): record}
+    return record
 
 
 def likelihood_name(model: Model, name: str) -> str:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from diffusion_lab.data import DataModule
+from diffusion_lab.evaluation.quality import Record
 from diffusion_lab.metric import energy_distance, sample_count, sliced_wasserstein
-
-Record = dict[str, Any]
 
 
 def score_points(points: Tensor, data: DataModule) -> dict[str, Record]:

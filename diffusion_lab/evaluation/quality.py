@@ -195,6 +195,10 @@ MEASURES: dict[str, _Kind] = {
 }
 
 
+KEPT = ("better", "extrapolated")
+"""What repeats of a record share; their errors and counts are each one's own."""
+
+
 def repeated(runs: Sequence[dict[str, Record]]) -> dict[str, Record]:
     """The records of several disjoint ranges of seeds as one: the mean is the value, minimum and all stand beside."""
     if len(runs) == 1:
@@ -203,7 +207,7 @@ def repeated(runs: Sequence[dict[str, Record]]) -> dict[str, Record]:
     for name, first in runs[0].items():
         values = [run[name]["value"] for run in runs]
         joined[name] = {
-            **first,
+            **{k: first[k] for k in KEPT if k in first},
             "value": sum(values) / len(values),
             "min": min(values),
             "max": max(values),
@@ -218,7 +222,8 @@ def with_real(records: dict[str, Record], real: dict[str, Record]) -> dict[str, 
     scores = {name.rpartition("_")[0]: record for name, record in real.items()}
     joined = {}
     for name, record in records.items():
-        score = scores.get(name.rpartition("_")[0])
+        # A limit for infinitely many samples has nothing to do with what a finite number of images scores.
+        score = None if record.get("extrapolated") else scores.get(name.rpartition("_")[0])
         beside = score and {"real": score["value"], "real_images": score["protocol"]["samples"]}
         joined[name] = record | (beside or {})
     return joined

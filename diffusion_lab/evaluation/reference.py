@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,21 +55,36 @@ def measure(
     digest = hashlib.sha256(json.dumps([protocol, KEPT], sort_keys=True).encode()).hexdigest()[:12]
     words = f"{protocol['reference'].replace(' ', '_')}_{count}_{extractor.name}"
     path = Path(cache) / f"{words}_{digest}.npz"
-    if ranks.from_first(path.is_file()):
-        return path
     store = Chunks(path.with_name(f".{path.stem}"), batch_size)
 
     def work(chunk: range) -> None:
         images = data.images(split, len(chunk), first=chunk.start)
         store.write(chunk, extractor(images.to(device)))
 
-    share(store, count, work, f"features of {protocol['reference']}")
-    with ranks.together():
-        if ranks.rank_and_world()[0] == 0:
-            features = Features.of(Rows(store, range(count)))
-            Statistics(features.moments, features.rows[:KEPT], protocol).save(path)
-            shutil.rmtree(store.folder)
+    def save() -> None:
+        features = Features.of(Rows(store, range(count)))
+        Statistics(features.moments, features.rows[:KEPT], protocol).save(path)
+        shutil.rmtree(store.folder)
+
+    with one_job_at_a_time(store.folder.with_suffix(".lock")):
+        if not ranks.from_first(path.is_file()):
+            share(store, count, work, f"features of {protocol['reference']}")
+            ranks.on_first(save)
     return path
+
+
+@contextmanager
+def one_job_at_a_time(path: Path) -> Iterator[None]:
+    """Rank 0 waits until no other job measures the same; its fellows wait for it in what comes next."""
+    if ranks.rank_and_world()[0] != 0:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+        path.unlink(missing_ok=True)
 
 
 def load(path: str | Path, extractor: Extractor, word: str | None = None) -> Reference:

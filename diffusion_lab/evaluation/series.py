@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -26,8 +25,8 @@ class Series:
     batches of another shape rounds differently.  So the files are the same whatever the number of ranks, and however
     often the job was killed and started again.  Images are stored as bytes (N, H, W, C), points as float32 (N, 2).
 
-        samples/000000.npy, ...     the samples
-        cost/000000.npy, ...        network evaluations and seconds of each chunk, one row (1, 2)
+        samples/00000000.npy, ...   the samples
+        cost/00000000.npy, ...      of each chunk: network evaluations, seconds, samples, one row (1, 3)
 
     Args:
         folder: where they are.
@@ -66,7 +65,7 @@ class Series:
         drawn = self.model.sample(
             len(chunk), seed=self.seed, first=chunk.start, batch_size=len(chunk), sampler=self.sampler
         )
-        cost = [self.model.denoiser.nfe, time.perf_counter() - start]
+        cost = [self.model.denoiser.nfe, time.perf_counter() - start, len(chunk)]
         if not drawn.isfinite().all():
             raise ValueError("the samples are not finite: they are not kept; try another checkpoint or weights=raw")
         self.costs.write(self._cost(chunk), torch.tensor([cost], dtype=torch.float64))
@@ -83,13 +82,12 @@ class Series:
     def cost(self, count: int) -> tuple[float, float]:
         """(network evaluations for a sample, samples a second on one device), over samples 0..count-1."""
         chunks = self.samples.ranges(count)
-        costs = np.concatenate([self.costs.read(self._cost(chunk)).numpy() for chunk in chunks])
-        sizes = np.array([len(chunk) for chunk in chunks])
-        return float((costs[:, 0] * sizes).sum() / count), float(count / costs[:, 1].sum())
+        calls, seconds, samples = torch.cat([self.costs.read(self._cost(chunk)) for chunk in chunks]).T
+        return (calls * samples).sum().item() / samples.sum().item(), samples.sum().item() / seconds.sum().item()
 
-    def _cost(self, chunk: range) -> range:
-        number = chunk.start // self.batch_size
-        return range(number, number + 1)
+    @staticmethod
+    def _cost(chunk: range) -> range:
+        return range(chunk.start, chunk.start + 1)
 
 
 def share(store: Chunks, count: int, work: Callable[[range], None], what: str) -> None:

@@ -10,12 +10,13 @@ from hydra import compose
 from lightning_fabric import Fabric
 from omegaconf import DictConfig
 
+from diffusion_lab import ranks
 from diffusion_lab.callback.evaluation import write_results
 from diffusion_lab.evaluation import Evaluator, Series
 from diffusion_lab.launch.compose import options, plain
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.launch.report import say
-from diffusion_lab.launch.request import FILE, folder, request
+from diffusion_lab.launch.request import Request, claim, folder
 from diffusion_lab.launch.validation import nearest
 from diffusion_lab.model import Model
 from diffusion_lab.plot import curves
@@ -51,31 +52,30 @@ def planned(config: DictConfig, model: Model) -> list[tuple[str, int | None, dic
 
 
 def compare(
-    config: DictConfig, fabric: Fabric, contents: dict[str, Any], model: Model, evaluator: Evaluator, data: Any
+    config: DictConfig, fabric: Fabric, wanted: Request, model: Model, evaluator: Evaluator, data: Any
 ) -> tuple[dict[str, float], Path]:
     """Draw and score with every sampler from the same noise; write compare.json and compare.png, print the table.
 
-    Returns the values by names that tell the sampler, and the picture.
-
-    Each point's samples live in the directory that sampling with that sampler alone would use.
+    Each point's samples live in the directory that sampling with that sampler alone would use: `wanted` is the request
+    of such a one.  Returns the values by names that tell the sampler, and the picture.
     """
-    decides = {"seed": config.seed, "batch_size": config.batch_size, "device": fabric.device.type}
     records: list[dict[str, Any]] = []
     points = planned(config, model)
-    whole = request(contents, model, config.weights, {}, config.trainer.precision, **decides)
     samplers = {f"{name}{steps or ''}": settings for name, steps, settings, _ in points}
-    compared = {**whole, "sampler": samplers, "samples": evaluator.samples}
+    compared = {**wanted, "sampler": samplers, "samples": evaluator.samples}
     out = folder(compared, "compare", config.paths.log_dir, config.out)
     for name, steps, settings, sampler in points:
-        wanted = {**whole, "sampler": settings}
-        series = Series(
-            folder(wanted, name, config.paths.log_dir, None), model, sampler, config.seed, config.batch_size
-        )
-        if fabric.is_global_zero:
-            series.samples.folder.parent.mkdir(parents=True, exist_ok=True)
-            write_results(series.samples.folder.parent / FILE, wanted)
-        with fabric.autocast():
-            series.complete(evaluator.samples * evaluator.repeats)
+        own = {**wanted, "sampler": settings}
+        place = folder(own, name, config.paths.log_dir, None)
+        series = Series(place, model, sampler, config.seed, config.batch_size)
+        ranks.on_first(lambda place=place, own=own: claim(place, own))
+        try:
+            with fabric.autocast():
+                series.complete(evaluator.samples * evaluator.repeats)
+        except (ValueError, RuntimeError) as error:
+            if fabric.is_global_zero:
+                say(f"left out  {name} with {steps or 'its'} steps: {error}")
+            continue
         found = evaluator.quality(series, data)
         calls, rate = series.cost(evaluator.samples * evaluator.repeats)
         records += [
@@ -87,6 +87,8 @@ def compare(
             say(f"{name:<22} steps {steps or '-':>5}   nfe {calls:>6g}   {rate:>8.1f}/s   {shown}")
             out.mkdir(parents=True, exist_ok=True)
             write_results(out / "compare.json", {"checkpoint": str(config.ckpt_path), "points": records})
+    if not records:
+        raise ConfigError("compare: no sampler of the list gave samples that could be judged")
     if fabric.is_global_zero:
         draw(records, out / "compare.png")
         say(f"written to {os.path.relpath(out)}: compare.json, compare.png")

@@ -10,9 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from diffusion_lab.callback.evaluation import write_results
 from diffusion_lab.launch.instantiate import ConfigError
+from diffusion_lab.launch.revision import revision
 
 FILE = "request.json"
+
+NOT_THE_MODEL = ("sampler", "likelihood", "optimizer", "loss", "warmup_steps", "decay_steps")
+"""Settings of a model that samples do not depend on, or that a request names itself."""
 
 Request = dict[str, Any]
 
@@ -25,12 +30,16 @@ def request(
     `more`: seed, batch_size (images drawn at once: arithmetic in another shape rounds differently) and device type.
     """
     choices = contents["config"].get("choices", {})
+    # The weights do not tell the noise process, the range of images or the groups of a normalisation.
+    model_settings = {k: v for k, v in contents["config"].get("model", {}).items() if k not in NOT_THE_MODEL}
+    described = json.dumps(model_settings, sort_keys=True, default=str)
     return {
         "model": choices.get("model", "model"),
         "data": choices.get("data", "data"),
         "step": contents["global_step"],
         "weights": weights,
         "weights_digest": digest_of(model),
+        "model_digest": hashlib.sha256(described.encode()).hexdigest(),
         "sampler": sampler,
         "precision": precision,
         **more,
@@ -50,19 +59,26 @@ def folder(wanted: Request, name: str, log_dir: str | Path, out: str | None) -> 
     """Where the samples of a request live: `out`, or a directory named after the request.
 
     So the same command goes on where it was stopped, and more samples of a series join those that are there.
-
-    Raises:
-        ConfigError: if `out` holds samples of another request, naming what differs.
     """
     digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:8]
     sampler = f"{name}{wanted['sampler'].get('steps') or ''}"
     place = f"{wanted['model']}_{wanted['data']}_step{wanted['step']}_{sampler}_{digest}"
-    path = Path(out) if out else Path(log_dir) / "sample" / place
+    return Path(out) if out else Path(log_dir) / "sample" / place
+
+
+def claim(path: Path, wanted: Request) -> None:
+    """Make the directory of a request, with what decides its samples and the code's revision written down in it.
+
+    Raises:
+        ConfigError: if it holds samples of another request, naming what differs.
+    """
     file = path / FILE
     if file.is_file():
-        found = json.loads(file.read_text())
+        found = {k: v for k, v in json.loads(file.read_text()).items() if k != "revision"}
         different = [k for k in {**found, **wanted} if found.get(k) != wanted.get(k)]
         if different:
             told = "; ".join(f"{k} {found.get(k)} there, {wanted.get(k)} asked for" for k in different)
             raise ConfigError(f"{path} holds samples of another request ({told}): choose another out=...")
-    return path
+    else:
+        path.mkdir(parents=True, exist_ok=True)
+        write_results(file, {**wanted, "revision": revision()})
