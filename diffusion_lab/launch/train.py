@@ -120,10 +120,10 @@ def prepare_evaluation(
     """Fit or load the feature extractor now, so that missing weights are known before a long training."""
     choices = settings["choices"]
     evaluation.facts = {
-        **{group: choices[group] for group in ("model", "sde", "data", "schedule", "network")},
+        **{group: choices.get(group) for group in ("model", "sde", "data", "schedule", "network")},
         "parameters": sum(p.numel() for p in model.network.parameters()),
         "sampler": describe_sampler(choices["sampler"], settings["sampler"]),
-        "seed": settings["seed"],
+        "seed": settings.get("seed"),
         "revision": revision(),
     }
     try:
@@ -171,9 +171,11 @@ def announce(settings: dict[str, Any], data: DataModule, model: Model, trainer: 
 def conclude(trainer: pl.Trainer, run_dir: Path) -> None:
     """The table of results, where everything is, and the command that samples from it."""
     evaluation = next((c for c in trainer.callbacks if isinstance(c, Evaluation)), None)
+    shown = os.path.relpath(run_dir)
     if evaluation is not None and evaluation.results:
         table(evaluation.results)
-    shown = os.path.relpath(run_dir)
+    elif evaluation is not None and evaluation.at_end:  # it was trained to its last step already
+        say(f"nothing was left to train; evaluate it:  python sample.py ckpt_path={shlex.quote(shown)} evaluate=true")
     for name, what in (
         ("checkpoints", "weights, with everything needed to sample from them"),
         ("samples.png", "samples"),
