@@ -145,7 +145,11 @@ def test_points_in_the_plane(tmp_path):
     assert np.asarray(Image.open(folder / "samples.png")).shape[1] >= 1000
     metrics = json.loads((folder / "results.json").read_text())["metrics"]
     assert {
-        "sliced_wasserstein_20", "energy_distance_20", "log_density_20", "mode_weight_error_20", "bound_nats"
+        "sliced_wasserstein_20",
+        "energy_distance_20",
+        "log_density_20",
+        "mode_weight_error_20",
+        "bound_nats",
     } <= metrics.keys()
 
 

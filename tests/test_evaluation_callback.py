@@ -13,9 +13,10 @@ from evaluation_job import evaluator, tiny_model
 import diffusion_lab.callback.evaluation as module
 from diffusion_lab.callback import EMA, Evaluation
 from diffusion_lab.data import Digits
-from diffusion_lab.evaluation import Chunks
+from diffusion_lab.evaluation import Chunks, Evaluator
 from diffusion_lab.evaluation.estimate import Estimate, estimate, network_calls
 from diffusion_lab.likelihood import FlowLikelihood
+from diffusion_lab.metric import ClassifierFeatures
 from diffusion_lab.sampler import DDIM, EDM, Langevin, Sampler
 
 
@@ -113,6 +114,21 @@ def test_without_an_average_the_numbers_are_the_raw_ones(tmp_path):
     assert not any(name.startswith("raw_") for name in evaluation.results["metrics"]), "once is enough"
     direct = evaluation.evaluator(model, Digits(), tmp_path / "direct")
     assert direct["fd_digits_held_out_12"]["value"] == evaluation.results["metrics"]["fd_digits_held_out_12"]["value"]
+
+
+def test_an_evaluation_that_fails_ends_no_training_and_loses_no_numbers(tmp_path, capsys):
+    class Fails(Evaluator):
+        def __call__(self, model, data, folder):
+            if folder.name.startswith("step_00000004"):
+                raise ValueError("the samples are not finite")
+            return super().__call__(model, data, folder)
+
+    features = ClassifierFeatures(steps=5)
+    judge = Fails(features, samples=8, likelihood_samples=2, batch_size=5, cache=str(tmp_path / "cache"))
+    evaluation, rows, _ = fitted(tmp_path, steps=4, judge=judge, every_n_steps=2)
+    assert "evaluation at step 4 failed, training goes on: the samples are not finite" in capsys.readouterr().out
+    assert [step for step, row in rows.items() if "eval/fd_digits_held_out_8" in row] == [2]
+    assert json.loads((tmp_path / "run/results.json").read_text())["step"] == 2
 
 
 def test_the_seconds_of_training_leave_out_those_of_evaluations(tmp_path, monkeypatch):

@@ -66,6 +66,7 @@ class Evaluation(pl.Callback):
         self.results: dict[str, Any] | None = None
         self.best_name: str | None = None
         self.best_value: float | None = None
+        self._asked = [self.during.samples, self.during.likelihood_samples, max_seconds]
         self._sizes: tuple[int, int | None] | None = None
         self._evaluated, self._trained, self._since = 0, 0.0, 0.0
 
@@ -139,13 +140,15 @@ class Evaluation(pl.Callback):
         return {
             "best_name": self.best_name,
             "best_value": self.best_value,
-            "sizes": self._sizes,
+            "sizes": {"asked": self._asked, "used": self._sizes},
             "training_seconds": self.training_seconds,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_name, self.best_value = state_dict["best_name"], state_dict["best_value"]
-        self._sizes, self._trained = state_dict.get("sizes"), state_dict["training_seconds"]
+        self._trained = state_dict["training_seconds"]
+        if state_dict["sizes"]["asked"] == self._asked:
+            self._sizes = state_dict["sizes"]["used"]
 
     @property
     def training_seconds(self) -> float:
@@ -167,6 +170,8 @@ class Evaluation(pl.Callback):
         except (ValueError, RuntimeError, OSError) as error:  # numbers can be had later, a training that ended cannot
             if trainer.is_global_zero:
                 print(f"evaluation at step {trainer.global_step} failed, training goes on: {error}", flush=True)
+            self._since = time.perf_counter()
+            return
         self.results = {
             "run": str(self.run_dir),
             "checkpoint": None,

@@ -174,8 +174,8 @@ def conclude(trainer: pl.Trainer, run_dir: Path) -> None:
     shown = os.path.relpath(run_dir)
     if evaluation is not None and evaluation.results:
         table(evaluation.results)
-    elif evaluation is not None and evaluation.at_end:  # it was trained to its last step already
-        say(f"nothing was left to train; evaluate it:  python sample.py ckpt_path={shlex.quote(shown)} evaluate=true")
+    elif evaluation is not None and evaluation.at_end:  # it failed, or there was no step left to train
+        say(f"it was not evaluated; do so by:  python sample.py ckpt_path={shlex.quote(shown)} evaluate=true")
     for name, what in (
         ("checkpoints", "weights, with everything needed to sample from them"),
         ("samples.png", "samples"),
