@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.launch.report import say
 from diffusion_lab.model import Model
+from diffusion_lab.whole_file import whole_file
 
 Weights = Literal["ema", "raw"]
 
@@ -27,17 +27,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Saves beside the target, flushes to the disk and renames, so that a `.ckpt` is always a whole file."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with whole_file(Path(path)) as file:
+            torch.save(checkpoint, file)
 
 
 def checkpoints(run_dir: Path) -> list[Path]:

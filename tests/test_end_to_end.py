@@ -19,11 +19,14 @@ import diffusion_lab
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(script: str, *arguments: str, cwd: Path, code: int = 0) -> str:
-    command = [sys.executable, str(ROOT / script), *arguments]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+def python(*words: str, cwd: Path, code: int = 0) -> str:
+    done = subprocess.run([sys.executable, *words], cwd=cwd, capture_output=True, text=True, timeout=300)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def run(script: str, *arguments: str, cwd: Path, code: int = 0) -> str:
+    return python(str(ROOT / script), *arguments, cwd=cwd, code=code)
 
 
 @pytest.fixture(scope="module")

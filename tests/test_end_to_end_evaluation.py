@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,7 @@ import pytest
 import torch
 from evaluation_job import tiny_model
 from PIL import Image
-from test_end_to_end import run
+from test_end_to_end import python, run
 
 from diffusion_lab.data import Digits
 from diffusion_lab.evaluation import Series
@@ -26,10 +24,7 @@ QUICK = ("sampler=ddim", "sampler.steps=3", "batch_size=5", "trainer.accelerator
 
 
 def command(module: str, *arguments: str, cwd: Path, code: int = 0) -> str:
-    line = [sys.executable, "-m", f"diffusion_lab.{module}", *arguments]
-    done = subprocess.run(line, cwd=cwd, capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    return python("-m", f"diffusion_lab.{module}", *arguments, cwd=cwd, code=code)
 
 
 @pytest.fixture(scope="module")

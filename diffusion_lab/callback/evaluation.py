@@ -17,8 +17,9 @@ from diffusion_lab import ranks
 from diffusion_lab.callback.ema import EMA, averaged
 from diffusion_lab.data import DataModule
 from diffusion_lab.evaluation import Evaluator, Record
-from diffusion_lab.evaluation.estimate import estimate
+from diffusion_lab.evaluation.estimate import Estimate, estimate
 from diffusion_lab.model import Model
+from diffusion_lab.whole_file import whole_file
 
 LONG = 10_000
 """Steps of a training worth telling beforehand how long the evaluation at its end will take."""
@@ -109,10 +110,10 @@ class Evaluation(pl.Callback):
         if self.every_n_steps:
             if self._sizes is not None:  # a resumed run goes on with the numbers that it has
                 self.during.samples, self.during.likelihood_samples = self._sizes
+                told = estimate(model, self.during, data, passes)
             else:
-                fit(self.during, model, data, self.max_seconds, passes)
+                told = fit(self.during, model, data, self.max_seconds, passes)
             self._sizes = self.during.samples, self.during.likelihood_samples
-            told = estimate(model, self.during, data, passes)
             name = self.best_now(self.names(model, data))
             if name != self.best_name:
                 self.best_name, self.best_value = name, None
@@ -224,15 +225,16 @@ class Evaluation(pl.Callback):
             trainer.save_checkpoint(self.run_dir / "checkpoints" / "best.ckpt")
 
 
-def fit(evaluator: Evaluator, model: Model, data: DataModule, max_seconds: float | None, passes: int = 1) -> None:
-    """Make an evaluator small enough for a bound on its time, in whole batches."""
+def fit(evaluator: Evaluator, model: Model, data: DataModule, max_seconds: float | None, passes: int = 1) -> Estimate:
+    """Make an evaluator small enough for a bound on its time, in whole batches; what it will then take."""
     told = estimate(model, evaluator, data, passes)
     if max_seconds is None or told.seconds <= max_seconds:
-        return
+        return told
     share, items = max_seconds / told.seconds, evaluator.likelihood_items(data)
     evaluator.samples = whole(evaluator.samples * share, evaluator.batch_size, evaluator.samples)
     if told.likelihood > 0:
         evaluator.likelihood_samples = whole(items * share, evaluator.likelihood_batch_size, items)
+    return estimate(model, evaluator, data, passes)
 
 
 def whole(wanted: float, batch: int, limit: int) -> int:
@@ -242,6 +244,5 @@ def whole(wanted: float, batch: int, limit: int) -> int:
 
 def write_results(path: Path, results: dict[str, Any]) -> None:
     """Write `results` as JSON, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(results, indent=2) + "\n")
-    partial.replace(path)
+    with whole_file(path) as file:
+        file.write((json.dumps(results, indent=2) + "\n").encode())

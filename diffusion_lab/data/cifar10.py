@@ -11,6 +11,7 @@ import torch
 from diffusion_lab.data.base import DataModule, Splits
 from diffusion_lab.data.batches import InMemory
 from diffusion_lab.data.official import fetch, missing, refuse_damaged
+from diffusion_lab.whole_file import whole_file
 
 
 @dataclass(kw_only=True, eq=False)
@@ -71,7 +72,5 @@ def unpack(archive: Path, paths: list[Path]) -> None:
     """Write just these files, <folder>/<file> in a tar archive, each of them whole or not at all."""
     with tarfile.open(archive) as tar:
         for path in paths:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.partial")
-            partial.write_bytes(tar.extractfile(f"{path.parent.name}/{path.name}").read())
-            partial.replace(path)
+            with whole_file(path) as file:
+                file.write(tar.extractfile(f"{path.parent.name}/{path.name}").read())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from diffusion_lab.whole_file import whole_file
 
 
 class Chunks:
@@ -42,17 +43,8 @@ class Chunks:
 
     def write(self, chunk: range, rows: Tensor) -> None:
         """Store the rows of a chunk, whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.path(chunk)
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            with partial.open("wb") as file:
-                np.save(file, rows.detach().cpu().numpy())
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with whole_file(self.path(chunk)) as file:
+            np.save(file, rows.detach().cpu().numpy())
 
     def read(self, chunk: range) -> Tensor:
         """The rows of a chunk that is there."""

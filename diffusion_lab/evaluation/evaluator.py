@@ -88,11 +88,7 @@ class Evaluator:
         """
         if self.features is None:
             return
-        # An extractor that does not learn only sees what kind of images there are.
-        training = (
-            (data.images("train"), data.labels("train")) if self.features.learned else (data.images("train", 2), None)
-        )
-        self.features.prepare(*training, device)
+        references.prepare(self.features, data, device)
         if self.reference not in SPLITS:
             if not Path(self.reference).is_file():
                 raise ValueError(f"metric.reference={self.reference} does not exist: use train, held_out, or make it")

@@ -14,6 +14,7 @@ from diffusion_lab import ranks
 from diffusion_lab.data import DataModule
 from diffusion_lab.evaluation.chunks import Chunks, Rows
 from diffusion_lab.evaluation.quality import Record
+from diffusion_lab.evaluation.reference import content
 from diffusion_lab.evaluation.series import share
 from diffusion_lab.likelihood import bits_per_dim
 from diffusion_lab.model import Model
@@ -39,9 +40,10 @@ def score_likelihood(
     size = data.size("held_out")
     count = size if count is None else min(count, size)
     likelihood = model.likelihood[name]
+    name_of_data, digest_of_data = content(data, "held_out")
     protocol = {
-        "data": f"{type(data).__name__.lower()} held_out",
-        "data_digest": data.fingerprint("held_out")[:16],
+        "data": name_of_data,
+        "data_digest": digest_of_data,
         "count": count,
         "repeats": repeats,
         **likelihood.protocol(),

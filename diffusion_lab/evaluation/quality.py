@@ -11,13 +11,13 @@ import torch
 
 from diffusion_lab.metric import (
     Extractor,
-    FeatureMoments,
     Moments,
     Statistics,
     frechet_at_infinity,
     frechet_distance,
     inception_score,
     kernel_distance,
+    moments,
     neighbour_scores,
     sample_count,
 )
@@ -43,10 +43,7 @@ class Features:
     @classmethod
     def of(cls, rows: Any) -> Features:
         """From all rows, read in blocks."""
-        moments = FeatureMoments()
-        for start in range(0, len(rows), BLOCK):
-            moments.update(torch.as_tensor(rows[start : start + BLOCK]))
-        return cls(moments.result(), rows)
+        return cls(moments(rows), rows)
 
 
 @dataclass(frozen=True)
@@ -118,9 +115,8 @@ class Judge:
         }
 
     def frechet(self, features: Features) -> list[Record]:
-        moments = features.moments
-        distance = frechet_distance(moments, self.reference.statistics.moments)
-        record = self.record(distance, "lower", moments.count)
+        distance = frechet_distance(features.moments, self.reference.statistics.moments)
+        record = self.record(distance, "lower", features.moments.count)
         if 0 < self.extractor.classes <= SHOWN_CLASSES:
             record["classes"] = self.class_counts(features.rows)
         return [record]

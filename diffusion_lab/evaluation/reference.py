@@ -25,14 +25,21 @@ KEPT = 10_000
 """Rows of features that statistics hold beside their moments, for the measures that need more than moments."""
 
 
+def content(data: DataModule, split: str) -> tuple[str, str]:
+    """A split's name in a protocol, and the digest of its content."""
+    return f"{type(data).__name__.lower()} {split}", data.fingerprint(split)[:16]
+
+
 def describe(data: DataModule, split: str, count: int, extractor: Extractor) -> dict[str, Any]:
     """The protocol of a split's statistics: equal if and only if the statistics are."""
-    return {
-        **extractor.protocol(),
-        "reference": f"{type(data).__name__.lower()} {split}",
-        "reference_digest": data.fingerprint(split)[:16],
-        "reference_count": count,
-    }
+    name, digest = content(data, split)
+    return {**extractor.protocol(), "reference": name, "reference_digest": digest, "reference_count": count}
+
+
+def prepare(extractor: Extractor, data: DataModule, device: torch.device | str) -> None:
+    """Fit an extractor to the training images if it learns; another one only sees what kind of images there are."""
+    training = (data.images("train"), data.labels("train")) if extractor.learned else (data.images("train", 2), None)
+    extractor.prepare(*training, device)
 
 
 def measure(

@@ -68,8 +68,7 @@ def measure(overrides: Sequence[str], split: str, out: str | None, count: int | 
         data.prepare_data()
         data.setup("test")
         extractor = instantiate(settings["metric"]["features"], "metric.features")
-        training = (data.images("train"), data.labels("train")) if extractor.learned else (None, None)
-        extractor.prepare(*training, fabric.device)
+        reference.prepare(extractor, data, fabric.device)
     except (OSError, ValueError, RuntimeError, MisconfigurationException) as error:
         raise ConfigError(str(error).replace("\n", " ")) from error
     fabric.launch()

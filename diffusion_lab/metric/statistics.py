@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from diffusion_lab.metric.moments import Moments, moments
 from diffusion_lab.metric.rows import finite
+from diffusion_lab.whole_file import whole_file
 
 Value = str | int | float | bool
 
@@ -67,21 +67,14 @@ class Statistics:
         Keys: mu and sigma in float64, as pytorch-fid, EDM and clean-fid read them; count; features; and protocol, JSON
         in a string.
         """
-        path = Path(path)
         arrays: dict[str, Any] = {"mu": self.moments.mean.numpy(), "sigma": self.moments.covariance.numpy()}
         if self.moments.count is not None:
             arrays["count"] = np.int64(self.moments.count)
         if self.features is not None:
             arrays["features"] = self.features.numpy()
         arrays["protocol"] = np.array(json.dumps(dict(self.protocol), sort_keys=True))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, **arrays)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with whole_file(Path(path)) as file:
+            np.savez(file, **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> Statistics:
