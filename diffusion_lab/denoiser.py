@@ -67,12 +67,13 @@ class Denoiser(nn.Module):
         told = row.conditioning(self.process, t).to(x.device, torch.promote_types(x.dtype, torch.float32))
         seen = row.network_input(x, alpha, sigma)
         dtype = self.network_dtype or x.dtype
-        output = self.network(seen.to(dtype), told.expand(len(x)), **condition)
+        # Contiguous: a compiled network would be translated once more for a stride of its own.
+        output = self.network(seen.to(dtype), told.expand(len(x)).contiguous(), **condition)
         return Estimate(x, alpha, sigma, row.eps(output.to(x.dtype), x, alpha, sigma))
 
     @property
     def network_dtype(self) -> torch.dtype | None:
-        """Precision of the network's parameters; None for a network without any."""
+        """Precision of the network's parameters, the coarsest if some keep a finer one; None without any."""
         if not isinstance(self.network, nn.Module):
             return None
-        return next((p.dtype for p in self.network.parameters()), None)
+        return min((p.dtype for p in self.network.parameters()), key=lambda dtype: dtype.itemsize, default=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -35,3 +35,15 @@ def draw(shape: Sequence[int], generator: Generators, dtype: torch.dtype, device
     for row, own in zip(noise, generator, strict=True):
         torch.randn(row.shape, generator=own, out=row)
     return noise.to(device)
+
+
+def draw_each(
+    sample: Callable[[int, torch.device, torch.Generator | None], Tensor],
+    count: int,
+    device: torch.device,
+    generator: Generators,
+) -> Tensor:
+    """`sample(count, device, generator)`, (..., count); a generator for each image gives each what it draws alone."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return sample(count, device, generator)
+    return torch.cat([sample(1, device, own) for own in generator], -1)

@@ -14,6 +14,7 @@ from diffusion_lab import ranks
 from diffusion_lab.data import Toy2D
 from diffusion_lab.evaluation import Chunks, Evaluator, Rows, Series, share
 from diffusion_lab.evaluation.plane import point_names, score_points
+from diffusion_lab.finite import NonFinite
 from diffusion_lab.metric import sliced_wasserstein, to_uint8
 from diffusion_lab.sampler import DDIM, Sampler
 
@@ -116,8 +117,9 @@ def test_a_series_is_what_the_model_draws_by_seed_and_index(tmp_path):
 def test_samples_that_are_not_finite_and_samples_without_cost_are_not_kept(tmp_path, monkeypatch):
     series = Series(tmp_path, tiny_model(), batch_size=5)
     with monkeypatch.context() as patch:
-        patch.setattr(series.model, "sample", lambda *_, **__: torch.full((5, 1, 8, 8), torch.nan))
-        with pytest.raises(ValueError, match="not finite"):
+        patch.setattr(series, "sampler", lambda *_: torch.full((5, 1, 8, 8), torch.nan))
+        patch.setattr(series.model, "trajectory", lambda *_, **__: iter(()))
+        with pytest.raises(NonFinite, match="samples 0, 1, 2, 3 and 1 more are not finite; try"):
             series.complete(5)
         assert not list(tmp_path.rglob("*.npy"))
 

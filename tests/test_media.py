@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -75,7 +76,7 @@ class Drawn(pl.LightningModule):
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.shape, self.w = shape, torch.nn.Parameter(torch.zeros(1))
+        self.shape, self.w, self.whole = shape, torch.nn.Parameter(torch.zeros(1)), nullcontext
 
     def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
         return (self.w * batch[0]).mean()

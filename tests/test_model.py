@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from diffusion_lab.callback import RankSeed
-from diffusion_lab.loss import DenoisingLoss
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.loss import DenoisingLoss, ImplicitScoreMatching, SlicedScoreMatching
 from diffusion_lab.model import DDPM, NCSN, NCSNv2, ScoreMatching, ScoreSDE
 from diffusion_lab.network import MLP, UNet
+from diffusion_lab.noise import draw, image_generators
 from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import VP, Geometric, Ladder, Linear
 from diffusion_lab.sampler import DDIM, Sampler
@@ -67,20 +69,38 @@ def test_dequantised_images_fill_their_grey_levels_and_validation_repeats_its_no
     seen = []
 
     def loss(denoiser, x0, generator=None):
-        seen.append((x0, None if generator is None else torch.randn(3, generator=generator)))
+        seen.append((x0, None if generator is None else draw((len(x0), 3), generator, x0.dtype)))
         return x0.flatten(1).mean(1)
 
     model = images_model(grey_levels=17, dequantize=True)
-    model.loss, model.log_dict = loss, lambda *arguments, **options: None
+    model.loss = loss
     black, white = torch.zeros(50, 1, 8, 8), torch.ones(50, 1, 8, 8)
     for level, data in ((0, black), (16, white)):
         model.training_step((data, None), 0)
         x = (seen.pop()[0] + 1) / 2 * 17  # (k + u) / 17 of level k
         assert level <= x.min() < level + 0.01 and level + 0.99 < x.max() <= level + 1 + 1e-5
-    for batch in (0, 1, 0):
-        model.validation_step((white, None), batch)
-    (first, noise), (_, other), (_, again) = seen
-    assert torch.equal(first, white) and torch.equal(noise, again) and not torch.allclose(noise, other)
+    for part in (white, white[:20], white[20:]):
+        model.validation_step((part, None), 0)
+        if part is white:
+            model.on_validation_epoch_start()
+    (first, noise), (_, early), (_, late) = seen
+    assert torch.equal(first, white) and torch.equal(noise, torch.cat([early, late])), "the batches do not matter"
+    assert len(noise.unique()) == noise.numel()
+
+
+@pytest.mark.parametrize("loss", [
+    DenoisingLoss(), DenoisingLoss("likelihood", times="importance"), ImplicitScoreMatching(), SlicedScoreMatching(2),
+])  # fmt: skip
+@pytest.mark.parametrize("process", [VP(Linear()), Ladder(Linear(), 10)], ids=["continuous", "levels"])
+def test_a_loss_draws_for_each_item_what_its_own_generator_gives(loss, process):
+    torch.manual_seed(0)
+    network, x0 = MLP(width=8, depth=1), torch.randn(5, 2)
+    torch.nn.init.normal_(network.leave.weight)
+    denoiser = Denoiser(network, process, Parameterization("eps", "time_999", -1.0, 1.0))
+    whole = loss(denoiser, x0, image_generators(3, range(5)))
+    parts = [loss(denoiser, x0[i : i + 1], image_generators(3, [i])) for i in range(5)]
+    torch.testing.assert_close(whole, torch.cat(parts))
+    assert not torch.allclose(whole, loss(denoiser, x0, image_generators(4, range(5))))
 
 
 def test_image_i_of_a_series_is_the_same_in_any_batch():

@@ -3,6 +3,7 @@
 from diffusion_lab.callback.checkpoint import Checkpoint
 from diffusion_lab.callback.ema import EMA
 from diffusion_lab.callback.evaluation import Evaluation
+from diffusion_lab.callback.guard import Guard
 from diffusion_lab.callback.interrupt import Interrupt
 from diffusion_lab.callback.monitor import Monitor
 from diffusion_lab.callback.pitfall import ModeWeights, ScoreError
@@ -14,6 +15,7 @@ __all__ = [
     "EMA",
     "Checkpoint",
     "Evaluation",
+    "Guard",
     "Interrupt",
     "ModeWeights",
     "Monitor",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import resource
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 
+from diffusion_lab.data import DataModule
 from diffusion_lab.model import Model
+from diffusion_lab.whole_file import NotWritten, amount, room, room_for_a_file
 
 
 class Checkpoint(pl.Callback):
@@ -21,7 +25,32 @@ class Checkpoint(pl.Callback):
 
     def __init__(self, run_dir: str, every_n_steps: int = 1000, keep: int | None = 2) -> None:
         self.folder, self.every_n_steps, self.keep = Path(run_dir) / "checkpoints", every_n_steps, keep
-        self._saved = -1
+        self._saved = self._step = -1
+
+    def check(self, data: DataModule, model: Model) -> None:
+        """Raise `NotWritten` where the run's directory cannot be written to, or not all that will be kept in it.
+
+        A checkpoint has the weights, their average and two moments of Adam, float32; while one is written, `keep` more
+        are there.
+        """
+        size = sum(4 * 4 * p.numel() for p in model.network.parameters())
+        room_for_a_file(self.folder.parent)
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        if 0 <= limit < size:
+            told = f"a checkpoint needs about {amount(size)}, but a file may have {amount(limit)} here: raise ulimit -f"
+            raise NotWritten(errno.EFBIG, f"{self.folder}: {told}")
+        count = 1 + (self.keep or 0)
+        free = room(self.folder)
+        if free is None:
+            return
+        free += sum(old.stat().st_size for old in self.folder.glob("step_*.ckpt"))
+        if free < count * size:
+            told = f"{count} checkpoints need about {amount(count * size)}, {amount(free)} are free"
+            remedy = "callback.checkpoint.keep=1 keeps fewer, hydra.run.dir=DIR puts the run elsewhere"
+            raise NotWritten(errno.ENOSPC, f"{self.folder}: {told}: {remedy}")
+
+    def on_train_start(self, trainer: pl.Trainer, model: Model) -> None:
+        self._step = trainer.global_step
 
     def save(self, trainer: pl.Trainer) -> None:
         """Save the current step, once, then drop what is older than `keep`."""
@@ -36,8 +65,10 @@ class Checkpoint(pl.Callback):
                 old.unlink()
 
     def on_train_batch_end(self, trainer: pl.Trainer, model: Model, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step % self.every_n_steps == 0:
+        # `_step`: in the middle of an accumulation there is no step to save.
+        if self._step != trainer.global_step and trainer.global_step % self.every_n_steps == 0:
             self.save(trainer)
+        self._step = trainer.global_step
 
     def on_train_end(self, trainer: pl.Trainer, model: Model) -> None:
         self.save(trainer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.model import Model
+from diffusion_lab.model.sharding import collect, deal
 
 
 class EMA(pl.Callback):
@@ -31,7 +32,7 @@ class EMA(pl.Callback):
             raise ValueError(f"EMA decay must be in [0, 1), got {decay}")
         self.decay, self.warmup, self.updates = decay, warmup, 0
         self.weights: dict[str, Tensor] = {}
-        self._training_weights: list[Tensor] | None = None
+        self._training_weights: list[tuple[Tensor, Tensor]] | None = None  # each parameter, with its value
         self._step = -1
 
     @property
@@ -54,23 +55,24 @@ class EMA(pl.Callback):
 
     def start(self, network: torch.nn.Module) -> None:
         """Begin at the network's parameters, unless weights of a checkpoint are there already."""
-        own = {name: p.detach().float() for name, p in network.named_parameters()}
+        named = network.named_parameters()
+        own = {name: p.detach().to(torch.promote_types(p.dtype, torch.float32)) for name, p in named}
         kept = self.weights or {name: value.clone() for name, value in own.items()}
-        self.weights = {name: kept[name].to(own[name].device) for name in own}
+        self.weights = {name: deal(kept[name], own[name]) for name in own}
 
     @torch.no_grad()
     def swap_in(self, network: torch.nn.Module) -> None:
         """Put the average in the parameters' place."""
         if self.swapped or not self.weights:
             return
-        self._training_weights = [p.detach().clone() for p in network.parameters()]
-        for p, average in zip(network.parameters(), self.weights.values(), strict=True):
+        self._training_weights = [(p, p.detach().clone()) for p in network.parameters()]
+        for (p, _), average in zip(self._training_weights, self.weights.values(), strict=True):
             p.copy_(average)
 
     @torch.no_grad()
-    def swap_out(self, network: torch.nn.Module) -> None:
+    def swap_out(self) -> None:
         """Put the training weights back."""
-        for p, value in zip(network.parameters(), self._training_weights or [], strict=self.swapped):
+        for p, value in self._training_weights or ():
             p.copy_(value)
         self._training_weights = None
 
@@ -83,7 +85,7 @@ class EMA(pl.Callback):
             yield
         finally:
             if mine:
-                self.swap_out(network)
+                self.swap_out()
 
     def on_train_start(self, trainer: pl.Trainer, model: Model) -> None:
         self._step = trainer.global_step
@@ -92,30 +94,31 @@ class EMA(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, model: Model, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step != self._step:  # not in the middle of an accumulation
             self._step = trainer.global_step
-            self.update(model.network)
+            if model.updated:
+                self.update(model.network)
 
     def on_validation_start(self, trainer: pl.Trainer, model: Model) -> None:
         self.swap_in(model.network)
 
     def on_validation_end(self, trainer: pl.Trainer, model: Model) -> None:
-        self.swap_out(model.network)
+        self.swap_out()
 
     on_test_start = on_predict_start = on_validation_start
     on_test_end = on_predict_end = on_validation_end
 
     def on_exception(self, trainer: pl.Trainer, model: Model, exception: BaseException) -> None:
-        self.swap_out(model.network)
+        self.swap_out()
 
     def on_save_checkpoint(self, trainer: pl.Trainer, model: Model, checkpoint: dict[str, Any]) -> None:
         if self.swapped:
             names = [f"denoiser.network.{name}" for name in self.weights]
-            own = dict(zip(names, self._training_weights, strict=True))
+            own = dict(zip(names, collect([value for _, value in self._training_weights]), strict=True))
             checkpoint["state_dict"] = {k: own.get(k, v) for k, v in checkpoint["state_dict"].items()}
         checkpoint["ema"] = {
             "decay": self.decay,
             "warmup": self.warmup,
             "updates": self.updates,
-            "weights": {name: value.clone() for name, value in self.weights.items()},
+            "weights": collect(self.weights),
         }
 
     def on_load_checkpoint(self, trainer: pl.Trainer, model: Model, checkpoint: dict[str, Any]) -> None:
@@ -125,7 +128,12 @@ class EMA(pl.Callback):
             self.start(model.network)
 
 
-def averaged(trainer: pl.Trainer, model: Model) -> AbstractContextManager[None]:
-    """Context in which the model has the averaged weights of the trainer's EMA, or its own if there is none."""
+@contextmanager
+def averaged(trainer: pl.Trainer, model: Model) -> Iterator[None]:
+    """Context in which the model has the averaged weights of the trainer's EMA, or its own if there is none.
+
+    No rank waits for another in it.  All enter together.
+    """
     ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)
-    return nullcontext() if ema is None else ema.averaged(model.network)
+    with nullcontext() if ema is None else ema.averaged(model.network), model.whole():
+        yield

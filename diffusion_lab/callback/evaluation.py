@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 
 from diffusion_lab import ranks
 from diffusion_lab.callback.ema import EMA, averaged
+from diffusion_lab.callback.media import spare
 from diffusion_lab.data import DataModule
 from diffusion_lab.evaluation import Evaluator, Record
 from diffusion_lab.evaluation.estimate import Estimate, estimate
@@ -168,7 +169,12 @@ class Evaluation(pl.Callback):
             if self.weights != "ema" and (has_ema or self.weights == "raw"):
                 raw = self.measure(trainer, model, evaluator, "raw")
                 metrics |= {f"raw_{name}": record for name, record in raw.items()}
-        except (ValueError, RuntimeError, OSError) as error:  # numbers can be had later, a training that ended cannot
+        except (
+            ValueError,
+            RuntimeError,
+            OSError,
+            MemoryError,
+        ) as error:  # numbers can be had later, a training that ended cannot
             if trainer.is_global_zero:
                 print(f"evaluation at step {trainer.global_step} failed, training goes on: {error}", flush=True)
             self._since = time.perf_counter()
@@ -188,7 +194,8 @@ class Evaluation(pl.Callback):
             values = {f"eval/{name}": record["value"] for name, record in metrics.items()}
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=trainer.global_step)
-            write_results(self.run_dir / "results.json", self.results)
+            with spare(self.run_dir / "results.json"):
+                write_results(self.run_dir / "results.json", self.results)
         self._since = time.perf_counter()
         self.keep_best(trainer, metrics)
 
@@ -196,7 +203,8 @@ class Evaluation(pl.Callback):
         """Records of the weights that the model has now; the samples drawn for them do not stay."""
         folder = self.run_dir / "evaluation" / f"step_{trainer.global_step:08d}_{weights}"
         self.remove(folder)  # what an earlier run of these steps has left is of other weights
-        records = evaluator(model, trainer.datamodule, folder)
+        with model.whole():
+            records = evaluator(model, trainer.datamodule, folder)
         self.remove(folder)
         return {name: {**record, "weights": weights} for name, record in records.items()}
 

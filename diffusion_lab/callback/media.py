@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+
+from lightning_fabric.utilities.rank_zero import rank_zero_only
+
+from diffusion_lab.whole_file import refused, told
 
 
 @runtime_checkable
@@ -13,6 +18,26 @@ class ShowsPictures(Protocol):
 
     def log_pictures(self, pictures: Mapping[str, Path], step: int) -> None:
         """Show each picture under its name, at the optimiser step `step`."""
+
+
+@contextmanager
+def spare(path: Path) -> Iterator[None]:
+    """Within, a file that cannot be made or written is left out, and a training goes on.
+
+    It is said once for each folder and cause, with the first such file.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, OSError, MemoryError) as error:
+        refusal = refused(error)
+        cause = (path.parent, refusal.errno if refusal else type(error))
+        if rank_zero_only.rank == 0 and cause not in _said:
+            why = told(path, refusal) if refusal else f"{path}: {' '.join(str(error).split()) or type(error).__name__}"
+            print(f"{why}; left out, training goes on", flush=True)
+        _said.add(cause)
+
+
+_said: set[tuple[Path, Any]] = set()
 
 
 def log_pictures(loggers: Iterable[Any], pictures: Mapping[str, str | Path], step: int) -> None:

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 
 from diffusion_lab.callback.ema import averaged
-from diffusion_lab.callback.media import log_pictures
+from diffusion_lab.callback.media import log_pictures, spare
 from diffusion_lab.data import DataModule
 from diffusion_lab.model import Model
 from diffusion_lab.pitfall import mode_weights_plot, score_error_plot
@@ -40,7 +40,7 @@ class ScoreError(pl.Callback):
         def learned(x: torch.Tensor) -> torch.Tensor:
             return model.denoiser(x.to(model.device, torch.float32), t).score.to(x)
 
-        with averaged(trainer, model), model.evaluating():
+        with spare(self.run_dir / "score_error.png"), averaged(trainer, model), model.evaluating():
             error = score_error_plot(
                 data.images("train", 5000),
                 data.target,
@@ -49,8 +49,9 @@ class ScoreError(pl.Callback):
                 sigma=process.sigma(t).item(),
                 limits=(-2.0, 2.0),
             )
-        log_pictures(trainer.loggers, {"score_error": self.run_dir / "score_error.png"}, trainer.global_step)
-        print(f"score    median error {error.with_data:.2g} where there are data, {error.without_data:.2g} elsewhere")
+            log_pictures(trainer.loggers, {"score_error": self.run_dir / "score_error.png"}, trainer.global_step)
+            told = f"{error.with_data:.2g} where there are data, {error.without_data:.2g} elsewhere"
+            print(f"score    median error {told}")
 
 
 class ModeWeights(pl.Callback):
@@ -75,14 +76,14 @@ class ModeWeights(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, model: Model) -> None:
         if not trainer.is_global_zero:
             return
-        data = trainer.datamodule
-        with averaged(trainer, model):
+        data, path = trainer.datamodule, self.run_dir / "mode_weights.png"
+        with spare(path), averaged(trainer, model):
             drawn = {
                 name: model.sample(self.count, seed=self.seed, batch_size=self.count, sampler=sampler)
                 for name, sampler in self.samplers.items()
             }
-        drawn["data"] = data.images("held_out", self.count)
-        weights = mode_weights_plot(drawn, data.target, self.run_dir / "mode_weights.png", limits=(-2.0, 2.0))
-        log_pictures(trainer.loggers, {"mode_weights": self.run_dir / "mode_weights.png"}, trainer.global_step)
-        for name, shares in weights.items():
-            print(f"modes    {' : '.join(f'{share:.1%}' for share in shares.tolist())}  {name}")
+            drawn["data"] = data.images("held_out", self.count)
+            weights = mode_weights_plot(drawn, data.target, path, limits=(-2.0, 2.0))
+            log_pictures(trainer.loggers, {"mode_weights": path}, trainer.global_step)
+            for name, shares in weights.items():
+                print(f"modes    {' : '.join(f'{share:.1%}' for share in shares.tolist())}  {name}")

@@ -10,7 +10,7 @@ import torch
 
 from diffusion_lab import picture, ranks
 from diffusion_lab.callback.ema import averaged
-from diffusion_lab.callback.media import log_pictures
+from diffusion_lab.callback.media import log_pictures, spare
 from diffusion_lab.data import DataModule
 from diffusion_lab.model import Model
 
@@ -20,6 +20,7 @@ class Samples(pl.Callback):
 
     When training ends it also draws the denoising trajectory of a few (`trajectory.png`, `trajectory.gif`) and the
     final grid (`samples.png`), all from the averaged weights.  Every rank draws its share, so none waits for another.
+    What cannot be drawn, as a sampler may diverge, or not written is said once and left out.
 
     Args:
         run_dir: the run's directory.
@@ -48,21 +49,22 @@ class Samples(pl.Callback):
 
     def draw(self, trainer: pl.Trainer, model: Model, path: Path, film: bool = False) -> None:
         """Draw, each rank its share; write the picture, and the film of it on request; show both in the logs."""
-        with averaged(trainer, model):
+        with spare(path), averaged(trainer, model):
             own = ranks.share_of(self.count)
-            samples = [model.sample(len(own), seed=self.seed, first=own.start)] if own else []
+            with ranks.together():
+                samples = [model.sample(len(own), seed=self.seed, first=own.start)] if own else []
             samples = torch.cat([drawn for rank in ranks.gather(samples) for drawn in rank])
             frames = filmed(model, self.frames, self.seed) if film else None
             if not trainer.is_global_zero:
                 return
             path.parent.mkdir(parents=True, exist_ok=True)
             draw_samples(model, samples, path, trainer.datamodule)
-        pictures = {"samples": path}
-        if frames is not None:
-            strip = path.with_name("trajectory.png")
-            draw_trajectory(frames, strip)
-            pictures |= {"trajectory": strip, "film": strip.with_suffix(".gif")}
-        log_pictures(trainer.loggers, pictures, trainer.global_step)
+            pictures = {"samples": path}
+            if frames is not None:
+                strip = path.with_name("trajectory.png")
+                draw_trajectory(frames, strip)
+                pictures |= {"trajectory": strip, "film": strip.with_suffix(".gif")}
+            log_pictures(trainer.loggers, pictures, trainer.global_step)
 
 
 def draw_samples(model: Model, samples: torch.Tensor, path: Path, data: DataModule | None = None) -> None:
@@ -92,17 +94,21 @@ def quiet_time(model: Model, sigma: float = 0.1) -> torch.Tensor:
 def filmed(model: Model, frames: int, seed: int) -> torch.Tensor:
     """Frames (T, N, ...) of a few samples on their way from noise to data, clean at the end; a rank has its share."""
     own = ranks.share_of(8 if len(model.shape) == 3 else 2000)
-    parts = []
-    if own:
-        states = list(model.trajectory(len(own), seed=seed, first=own.start))
-        # Evenly in the share of signal: even steps in time would show noise for the most part.
-        times = torch.tensor([state.t for state in states], dtype=torch.float64)
-        alpha, sigma = model.denoiser.process.alpha(times), model.denoiser.process.sigma(times)
-        share = alpha / (alpha + sigma)
-        wanted = torch.linspace(share[0].item(), share[-1].item(), min(frames, len(states)), dtype=share.dtype)
-        keep = (share - wanted[:, None]).abs().argmin(1).tolist()
-        parts = [torch.stack([model.decode(states[i].x).cpu() for i in keep])]
+    with ranks.together():
+        parts = [chosen_frames(model, own, frames, seed)] if own else []
     return torch.cat([part for rank in ranks.gather(parts) for part in rank], 1)
+
+
+def chosen_frames(model: Model, own: range, frames: int, seed: int) -> torch.Tensor:
+    """Frames (T, N, ...) of the samples `own` of a series."""
+    states = list(model.trajectory(len(own), seed=seed, first=own.start))
+    # Evenly in the share of signal: even steps in time would show noise for the most part.
+    times = torch.tensor([state.t for state in states], dtype=torch.float64)
+    alpha, sigma = model.denoiser.process.alpha(times), model.denoiser.process.sigma(times)
+    share = alpha / (alpha + sigma)
+    wanted = torch.linspace(share[0].item(), share[-1].item(), min(frames, len(states)), dtype=share.dtype)
+    keep = (share - wanted[:, None]).abs().argmin(1).tolist()
+    return torch.stack([model.decode(states[i].x).cpu() for i in keep])
 
 
 def draw_trajectory(film: torch.Tensor, path: Path) -> None:

@@ -124,10 +124,10 @@ class DataModule(pl.LightningDataModule, ABC):
         return x, label
 
     def state_dict(self) -> dict[str, Any]:
-        return {"batches": self.position}
+        return {"items": self.position * self.batch_size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._seek(state_dict["batches"])
+        self._seek(state_dict["items"] // self.batch_size)
 
     def size(self, split: Split) -> int:
         """Number of items."""

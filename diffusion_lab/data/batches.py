@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from diffusion_lab.finite import bad_items, shown
+
 
 def generator(purpose: str, *numbers: int) -> torch.Generator:
     """CPU generator whose stream depends on nothing but `purpose` and `numbers` (all >= 0).
@@ -26,12 +28,15 @@ class InMemory(Dataset):
 
     A batch is one tensor index: `__getitems__` gives (x (B, ...), labels (B,)) without a loop over items.
 
-    Raises ValueError if the two lengths differ.
+    Raises ValueError if the two lengths differ, or for points that are not finite.
     """
 
     def __init__(self, x: Tensor, labels: Tensor) -> None:
         if len(x) != len(labels):
             raise ValueError(f"{len(x)} items but {len(labels)} labels: the files do not belong together")
+        bad = bad_items(x) if x.is_floating_point() else []
+        if bad:
+            raise ValueError(f"items {shown(bad)} of {len(x)} hold NaN or infinity: leave them out")
         self.x = x.contiguous()
         self.labels = labels.to(torch.int64)
 

@@ -16,6 +16,7 @@ from diffusion_lab.evaluation.chunks import Chunks, Rows
 from diffusion_lab.evaluation.quality import Record
 from diffusion_lab.evaluation.reference import content
 from diffusion_lab.evaluation.series import share
+from diffusion_lab.finite import NonFinite, bad_items, shown
 from diffusion_lab.likelihood import bits_per_dim
 from diffusion_lab.model import Model
 from diffusion_lab.noise import image_generators
@@ -36,6 +37,9 @@ def score_likelihood(
     Every item has its own noise, other noise in every repeat, and every item counts once: the value is the mean over
     items of their mean over repeats, its standard error that of the items.  Work is shared among ranks in fixed chunks
     and kept under `folder`, where it goes on after a kill.
+
+    Raises:
+        NonFinite: naming the items that have no finite likelihood; a mean over the others would be another number.
     """
     size = data.size("held_out")
     count = size if count is None else min(count, size)
@@ -61,6 +65,11 @@ def score_likelihood(
             calls = model.denoiser.nfe
             result = likelihood(model.denoiser, model.encode(x.to(model.device)), model.grey_levels, generators)
         found = [-result.log_likelihood, *result.terms.values()]
+        if bad := bad_items(result.log_likelihood):
+            raise NonFinite(
+                f"likelihood ({name}) of held-out items {shown([chunk[i] % count for i in bad])} is not finite: try "
+                "another checkpoint, weights=raw or trainer.precision=32-true; nothing of it is kept"
+            )
         cost = torch.full((len(chunk),), float(model.denoiser.nfe - calls))
         store.write(chunk, torch.stack([*(v.detach().cpu().double() for v in found), cost.double()], 1))
 

@@ -52,7 +52,7 @@ class Series:
         """Samples of a chunk in [0, 1], (B, C, H, W), or points (B, 2): read if they are there, else drawn and kept.
 
         Raises:
-            ValueError: if they are not finite; nothing is kept then.
+            NonFinite: if they are not finite; nothing is kept then.
         """
         if not self.samples.has(chunk):
             self.draw(chunk)
@@ -66,8 +66,6 @@ class Series:
             len(chunk), seed=self.seed, first=chunk.start, batch_size=len(chunk), sampler=self.sampler
         )
         cost = [self.model.denoiser.nfe, time.perf_counter() - start, len(chunk)]
-        if not drawn.isfinite().all():
-            raise ValueError("the samples are not finite: they are not kept; try another checkpoint or weights=raw")
         self.costs.write(self._cost(chunk), torch.tensor([cost], dtype=torch.float64))
         self.samples.write(chunk, to_uint8(drawn).permute(0, 2, 3, 1) if self.images else drawn)
 

@@ -13,6 +13,9 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
+from diffusion_lab.launch.report import say
+from diffusion_lab.whole_file import told
+
 Rows = dict[int, dict[str, Any]]
 
 
@@ -20,7 +23,8 @@ class CSVLogger(Logger):
     """`<run_dir>/metrics.csv`: one row per step, in order, one column per metric, empty where it has none.
 
     What is logged twice for a step lands in one row, the later value winning.  Lightning's own CSVLogger
-    deletes the file of a run that is resumed; this one continues it.  Only rank 0 writes.
+    deletes the file of a run that is resumed; this one continues it.  Only rank 0 writes.  What the disk refuses
+    is kept in memory and written as soon as it can be.
 
     Args:
         run_dir: the run's directory.
@@ -32,7 +36,7 @@ class CSVLogger(Logger):
     def __init__(self, run_dir: str | Path, flush_seconds: float = 5.0) -> None:
         self.path, self.flush_seconds = Path(run_dir) / "metrics.csv", flush_seconds
         self._pending: Rows = {}
-        self._saved = time.monotonic()
+        self._saved, self._told, self._lost = time.monotonic(), False, False
         self._forget()
 
     @property
@@ -67,9 +71,19 @@ class CSVLogger(Logger):
                 self._write("a", self.path, self._pending)
         except OSError as error:
             self._forget()  # half a line may have been written
-            error.filename = error.filename or str(self.path)
-            raise
-        self._pending, self._saved = {}, time.monotonic()
+            self._saved = time.monotonic()
+            if not self._told:
+                say(f"{told(self.path, error)}; its rows are kept in memory until it can, training goes on")
+            self._told = True
+            return
+        self._pending, self._saved, self._told = {}, time.monotonic(), False
+
+    def finalize(self, status: str) -> None:
+        """Write what is in memory; say how much is lost if that cannot be."""
+        self.save()
+        if self._pending and not self._lost:
+            say(f"{len(self._pending)} rows of {self.path} are lost")
+            self._lost = True
 
     @rank_zero_only
     def truncate(self, step: int) -> set[tuple[int, str]]:
@@ -105,8 +119,11 @@ class CSVLogger(Logger):
         self._columns = [k for k in dict.fromkeys(columns) if k in used]
         temporary = self.path.with_name(".metrics.tmp.csv")
         temporary.parent.mkdir(parents=True, exist_ok=True)
-        self._write("w", temporary, rows)
-        os.replace(temporary, self.path)
+        try:
+            self._write("w", temporary, rows)
+            os.replace(temporary, self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def _write(self, mode: str, path: Path, rows: Rows) -> None:
         with path.open(mode, newline="") as file:

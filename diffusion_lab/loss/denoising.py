@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.noise import Generators, draw, draw_each
 from diffusion_lab.process import NoiseProcess, Variance
 
 Weighting = Literal["simple", "x0", "v", "min_snr", "likelihood"]
@@ -81,16 +82,15 @@ class DenoisingLoss:
             weight = weight + self.vlb_weight * process.vlb_weight(t, self.variance)
         return weight.to(t.dtype)
 
-    def __call__(
-        self, denoiser: Denoiser, x0: Tensor, generator: torch.Generator | None = None, **condition: Tensor
-    ) -> Tensor:
-        """Loss of each image, shape (B,), for x0 of shape (B, ...)."""
-        process, factor = denoiser.process, 1.0
+    def __call__(self, denoiser: Denoiser, x0: Tensor, generator: Generators = None, **condition: Tensor) -> Tensor:
+        """Loss of each image, shape (B,), for x0 of shape (B, ...) and one generator, or one for each image."""
+        process = denoiser.process
         if self.times == "importance":
-            t, factor = process.importance_times(len(x0), x0.device, generator)
+            pairs = draw_each(lambda *of: torch.stack(process.importance_times(*of)), len(x0), x0.device, generator)
+            t, factor = pairs
         else:
-            t = process.sample_times(len(x0), x0.device, generator)
-        eps = torch.randn(x0.shape, device=x0.device, dtype=x0.dtype, generator=generator)
+            t, factor = draw_each(process.sample_times, len(x0), x0.device, generator), 1.0
+        eps = draw(x0.shape, generator, x0.dtype, x0.device)
         return factor * self.at(denoiser, x0, t, eps, **condition)
 
     def at(self, denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor, **condition: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.noise import Generators, draw, draw_each
 
 Probe = Literal["rademacher", "gaussian"]
 
@@ -31,10 +32,8 @@ class ImplicitScoreMatching:
     def __init__(self, sigma_power: float = 2.0) -> None:
         self.sigma_power = sigma_power
 
-    def __call__(
-        self, denoiser: Denoiser, x0: Tensor, generator: torch.Generator | None = None, **condition: Tensor
-    ) -> Tensor:
-        """Loss of each image, shape (B,), for x0 of shape (B, ...)."""
+    def __call__(self, denoiser: Denoiser, x0: Tensor, generator: Generators = None, **condition: Tensor) -> Tensor:
+        """Loss of each image, shape (B,), for x0 of shape (B, ...) and one generator, or one for each image."""
         return self.at(denoiser, x0, *_time_and_noise(denoiser, x0, generator), **condition)
 
     def at(self, denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor, **condition: Tensor) -> Tensor:
@@ -75,12 +74,10 @@ class SlicedScoreMatching:
         self.projections, self.reduce_variance = projections, reduce_variance
         self.probe, self.sigma_power = probe, sigma_power
 
-    def __call__(
-        self, denoiser: Denoiser, x0: Tensor, generator: torch.Generator | None = None, **condition: Tensor
-    ) -> Tensor:
-        """Loss of each image, shape (B,), for x0 of shape (B, ...)."""
+    def __call__(self, denoiser: Denoiser, x0: Tensor, generator: Generators = None, **condition: Tensor) -> Tensor:
+        """Loss of each image, shape (B,), for x0 of shape (B, ...) and one generator, or one for each image."""
         t, eps = _time_and_noise(denoiser, x0, generator)
-        v = torch.randn(self.projections, *x0.shape, device=x0.device, dtype=x0.dtype, generator=generator)
+        v = draw((len(x0), self.projections, *x0.shape[1:]), generator, x0.dtype, x0.device).transpose(0, 1)
         if self.probe == "rademacher":
             v = torch.where(v < 0, -1.0, 1.0).to(v.dtype)
         return self.at(denoiser, x0, t, eps, v, **condition)
@@ -95,9 +92,9 @@ class SlicedScoreMatching:
         return _weight(denoiser, t, self.sigma_power, score) * (curvature.mean(0) + half_square)
 
 
-def _time_and_noise(denoiser: Denoiser, x0: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    t = denoiser.process.sample_times(len(x0), x0.device, generator)
-    return t, torch.randn(x0.shape, device=x0.device, dtype=x0.dtype, generator=generator)
+def _time_and_noise(denoiser: Denoiser, x0: Tensor, generator: Generators) -> tuple[Tensor, Tensor]:
+    t = draw_each(denoiser.process.sample_times, len(x0), x0.device, generator)
+    return t, draw(x0.shape, generator, x0.dtype, x0.device)
 
 
 def _derivatives(

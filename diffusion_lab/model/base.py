@@ -11,9 +11,12 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from diffusion_lab import ranks
 from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.model import sharding
+from diffusion_lab.model.drawing import Drawing
 from diffusion_lab.noise import image_generators
-from diffusion_lab.sampler import Sampler, State
+from diffusion_lab.sampler import Sampler
 
 Loss = Callable[..., Tensor]
 """(denoiser, x0, generator) -> the loss of each data point, (B,)."""
@@ -22,7 +25,7 @@ Likelihood = Callable[..., Any]
 """(denoiser, x0, grey_levels, generator) -> something with a `log_likelihood` and its `terms`, in nats."""
 
 
-class Model(pl.LightningModule):
+class Model(Drawing, pl.LightningModule):
     """Wires a denoiser, its training loss and a default sampler and likelihood.
 
     Args:
@@ -65,6 +68,10 @@ class Model(pl.LightningModule):
         self.optimizer, self.warmup_steps, self.decay_steps = optimizer, warmup_steps, decay_steps
         self.shape, self.grey_levels, self.dequantize = tuple(shape), grey_levels, dequantize
         self.grad_norm: Tensor | None = None
+        self.image_losses: Tensor | None = None
+        self.before_clipping: Callable[[], None] | None = None
+        self.updated = False
+        self._held_out_losses: list[Tensor] = []
         self.config: dict[str, Any] | None = None
         if channels_last and len(self.shape) == 3 and isinstance(denoiser.network, torch.nn.Module):
             denoiser.network.to(memory_format=torch.channels_last)
@@ -89,26 +96,91 @@ class Model(pl.LightningModule):
             return (images * self.grey_levels).floor().clamp(max=top) / top
         return (images * top).round() / top
 
+    def in_full(self, data: Tensor) -> Tensor:
+        """Data in the network's precision, float32 at least: bf16-true hands over what only a network is meant for."""
+        return data.to(torch.promote_types(self.denoiser.network_dtype or data.dtype, torch.float32))
+
+    def configure_model(self) -> None:
+        """Deal the network to the ranks where the strategy asks for it (trainer=fsdp)."""
+        if self.device_mesh is not None:
+            sharding.shard(self.network, self.device_mesh["data_parallel"])
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        data = batch[0].float()  # precision bf16-true hands over bfloat16, which only the network is meant for
+        data = self.in_full(batch[0])
         if self.dequantize and self.grey_levels is not None:
             data = (data * (self.grey_levels - 1) + torch.rand_like(data)) / self.grey_levels
-        return self.loss(self.denoiser, self.encode(data)).mean()
+        losses = self.loss(self.denoiser, self.encode(data))
+        self.image_losses = losses.detach()
+        return losses.mean()
+
+    def on_validation_start(self) -> None:
+        sharding.gather(self.network)  # ranks may have unequal numbers of batches
+
+    def on_validation_end(self) -> None:
+        sharding.scatter(self.network)
+
+    def on_validation_epoch_start(self) -> None:
+        self._held_out_losses = []
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """The training loss on held-out data, with the same times and noise in every validation."""
-        generator = torch.Generator(self.device).manual_seed(batch_idx)
-        loss = self.loss(self.denoiser, self.encode(batch[0].float()), generator).mean()
+        """The training loss on held-out data, in full precision; an item has the same time and noise in any validation.
+
+        Both depend on its number alone, and rank r of W has items r, r + W, ... (`DataModule`): the number of ranks and
+        the size of batches do not matter.
+        """
+        rank, world = ranks.rank_and_world()
+        first = rank + world * sum(map(len, self._held_out_losses))
+        own = range(first, first + world * len(batch[0]), world)
+        with torch.autocast(self.device.type, enabled=False):
+            data = self.encode(self.in_full(batch[0]))
+            loss = self.loss(self.denoiser, data, image_generators(0, own, self.device))
+        self._held_out_losses.append(loss.detach().float())
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean over all items (Lightning's, over the gloo backend, divides by a count that it has rounded)."""
+        losses = torch.cat(self._held_out_losses)
+        totals, counts = zip(*ranks.gather((losses.sum().item(), len(losses))), strict=True)
         # "step" is Lightning's word for the row: without it the value lands one row too early.
-        self.log_dict({"val/loss": loss, "step": float(self.global_step)}, batch_size=len(batch[0]), sync_dist=True)
+        self.log_dict({"val/loss": sum(totals) / sum(counts), "step": float(self.global_step)}, sync_dist=True)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Final numbers come from the Evaluation callback, not from batches."""
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.optimizer(self.network.parameters())
+        optimizer.register_step_post_hook(self._note_update)
+        # A fused optimiser would undo the scale of 16-mixed itself: after the norm was taken, clipped and logged.
+        optimizer._step_supports_amp_scaling = False
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Take the optimiser's settings from the configuration, not from a checkpoint that has brought its own."""
+        for optimizer, config in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True):
+            schedule, rate = config.scheduler, optimizer.defaults["lr"]
+            schedule.base_lrs = [rate] * len(optimizer.param_groups)
+            now = {"initial_lr": rate, "lr": rate * self.learning_rate_factor(schedule.last_epoch)}
+            for group in optimizer.param_groups:
+                group.update({**optimizer.defaults, **now})
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: torch.optim.Optimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Let the optimiser step; `updated` says whether it did, which 16-mixed prevents where a gradient overflows."""
+        self.updated = False
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+    def _note_update(self, *_: Any) -> None:
+        self.updated = True
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Warm up and decay by updates, not by steps without one."""
+        if self.updated:
+            super().lr_scheduler_step(scheduler, metric)
 
     def learning_rate_factor(self, step: int) -> float:
         """What the learning rate is multiplied by at an optimiser step, 0, 1, ..."""
@@ -125,58 +197,33 @@ class Model(pl.LightningModule):
     ) -> None:
         """Clip by the global norm, and keep the norm for the log."""
         bound = float("inf") if gradient_clip_val is None else gradient_clip_val
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), bound)
+        parameters = [p for p in self.network.parameters() if p.grad is not None]
+        self.grad_norm = sharding.full(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
+        if self.before_clipping is not None:  # a gradient that is not finite is spoilt by clipping, in every parameter
+            self.before_clipping()
+        torch.nn.utils.clip_grads_with_norm_(parameters, bound, self.grad_norm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config
 
-    @torch.no_grad()
-    def sample(
-        self,
-        count: int,
-        *,
-        seed: int = 0,
-        first: int = 0,
-        batch_size: int = 500,
-        sampler: Sampler | None = None,
-    ) -> Tensor:
-        """Images first, ..., first + count - 1 of the series `seed`, in [0, 1], (count, C, H, W); points (count, 2).
-
-        Image i is driven by noise that depends on (seed, i) alone, so it is the same whatever the batch size (bit-equal
-        when the batches have equal shape).
-        """
-        batches = self.sample_batches(count, seed=seed, first=first, batch_size=batch_size, sampler=sampler)
-        return torch.cat([images for images in batches])
-
-    def sample_batches(
-        self, count: int, *, seed: int, first: int, batch_size: int, sampler: Sampler | None = None
-    ) -> Iterator[Tensor]:
-        """What `sample` joins, a batch at a time, on the CPU."""
-        sampler, end = sampler or self.sampler, first + count
-        with self.evaluating():
-            for start in range(first, end, batch_size):
-                indices = range(start, min(start + batch_size, end))
-                generators = image_generators(seed, indices, self.device)
-                x = sampler(self.denoiser, (len(indices), *self.shape), generators, self.device)
-                yield self.decode(x).cpu()
-
-    @torch.no_grad()
-    def trajectory(
-        self, count: int, *, seed: int = 0, first: int = 0, sampler: Sampler | None = None
-    ) -> Iterator[State]:
-        """States of the sampling of images first, ..., first + count - 1 of the series `seed`, in the model's range."""
-        sampler = sampler or self.sampler
-        generators = image_generators(seed, range(first, first + count), self.device)
-        with self.evaluating():
-            x = sampler.prior(self.denoiser, (count, *self.shape), generators, self.device)
-            yield from sampler.trajectory(self.denoiser, x, generators)
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Count the batches so far as if they had been accumulated as they are now: a step is never cut in two."""
+        sharding.deal_states(checkpoint.get("optimizer_states", ()), list(self.network.parameters()))
+        before = ((checkpoint.get("config") or {}).get("trainer") or {}).get("accumulate_grad_batches", 1)
+        now = self.trainer.accumulate_grad_batches
+        for counts in checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"].values():
+            if isinstance(counts, dict):
+                counts.update({key: value * now // before for key, value in counts.items()})
 
     @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Context in which dropout is off; the mode of before comes back."""
-        was_training = self.training
-        self.eval()
+    def whole(self) -> Iterator[None]:
+        """Context in which no rank needs the others for a forward pass of a network that is dealt to them.
+
+        All ranks enter together, unless they are within one already.
+        """
+        gathered = sharding.gather(self.network)
         try:
             yield
         finally:
-            self.train(was_training)
+            if gathered:
+                sharding.scatter(self.network)

@@ -1,0 +1,24 @@
+"""compile=true: a network compiled in place, so that neither its name nor the keys of its weights change."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from diffusion_lab.launch.instantiate import ConfigError
+
+
+def compile_network(network: nn.Module, device: torch.device) -> None:
+    """Let torch.compile translate a network for `device` when it is first called; it stays the same module.
+
+    Raises:
+        ConfigError: if nothing can be compiled there, as a one-line function tells now instead of the first step.
+    """
+    try:
+        torch.compile(torch.neg)(torch.ones(2, device=device))
+    except Exception as error:  # a missing C++ compiler, Python header or Triton: each has another class
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ConfigError(
+            f"compile=true needs a working compiler for {device.type} ({reason}): install one, or set compile=false"
+        ) from error
+    network.compile()

@@ -1,0 +1,109 @@
+"""Memory that runs out: one line with settings that need less of it and compute the same."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+from test_conf import composed
+from test_guard import model_of, trainer_of
+
+from diffusion_lab.data import Toy2D
+from diffusion_lab.launch.compose import check
+from diffusion_lab.launch.failure import Failure, explain, explained, memory
+
+CUDA = (
+    "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.11 GiB of which 2 MiB is free."
+)
+
+
+def advised(*words: str, **settings) -> list[str]:
+    """The command-line words that are advised where a device has no memory left."""
+    told = memory(torch.OutOfMemoryError(CUDA), {**composed(*words), **settings})
+    assert told.startswith(f"the device has no memory left ({CUDA}); try ") and "\n" not in told
+    return told.partition("; try ")[2].split(" or ")
+
+
+def test_the_advice_keeps_what_a_step_computes():
+    assert advised("data=cifar10") == [
+        "data.batch_size=64 trainer.accumulate_grad_batches=2 (still 128 images a step)",
+        "network.checkpoint=true",
+        "trainer.precision=bf16-mixed",
+    ]
+    words = ["data=cifar10", "trainer.devices=8", "trainer.precision=bf16-mixed", "data.batch_size=72"]
+    assert advised(*words) == [
+        "data.batch_size=24 trainer.accumulate_grad_batches=3 (still 72 images a step)",  # 36 are no multiple of 8
+        "network.checkpoint=true",
+        "trainer=fsdp",
+    ]
+    assert advised("data=toy2d", "network=mlp", "data.batch_size=1", "trainer.precision=bf16-mixed") == [
+        "a smaller network"
+    ]
+
+
+def test_what_is_advised_is_a_command():
+    for word in advised("data=cifar10", "trainer.devices=2"):
+        check("train", ["data=cifar10", "trainer.devices=2", *word.partition(" (")[0].split()])
+
+
+def test_sampling_is_told_of_its_own_settings(tmp_path):
+    settings = {"num_samples": 64, "batch_size": 500, "trainer": {"precision": "32-true"}}
+    told = explain(torch.OutOfMemoryError(CUDA), tmp_path, settings)
+    assert told.endswith("; try batch_size=250 or trainer.precision=bf16-mixed")
+
+
+def test_the_errors_of_libraries_are_known_by_their_words():
+    settings = composed()
+    for error, where in (
+        (MemoryError(), "this machine has no memory left (MemoryError)"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: can't allocate memory: you tried"),
+         "this machine has no memory left ([enforce fail"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "the device has no memory left (CUDA error"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"), "the device has no memory left (MPS"),
+    ):  # fmt: skip
+        assert memory(error, settings).startswith(where)
+    assert (
+        memory(RuntimeError("shapes do not match"), settings) is None and memory(KeyError("memory"), settings) is None
+    )
+
+
+def test_a_device_without_memory_ends_the_training_after_the_last_checkpoint(tmp_path):
+    class Large(torch.nn.Identity):
+        def forward(self, x):
+            if self.training and trainer.global_step == 2:
+                raise torch.OutOfMemoryError(CUDA)
+            return x
+
+    model, trainer = model_of(), trainer_of(tmp_path)
+    model.network.tail = Large()
+    settings = composed("data=toy2d", "network=mlp", "data.batch_size=8")
+    words = r"try data\.batch_size=4 trainer\.accumulate_grad_batches=2"
+    with pytest.raises(Failure, match=words) as failure, explained(tmp_path, settings, "train"):
+        trainer.fit(model, datamodule=Toy2D(train_size=64, held_out_size=20, batch_size=8))
+    assert failure.value.status == 1 and failure.value.then.startswith("the last checkpoint is of step 2; go on:")
+
+
+def test_a_training_that_this_machine_has_no_memory_for_says_so(tmp_path):
+    """A process with a limit on its address space, and a batch that does not fit within."""
+    settings = composed("data=toy2d", "network=mlp", "data.batch_size=1000000")
+    child = os.fork()
+    if child == 0:
+        try:
+            limit = 4096 * int(Path("/proc/self/statm").read_text().split()[0]) + (200 << 20)
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+            with explained(tmp_path, settings, "train"):
+                trainer_of(tmp_path).fit(
+                    model_of(), datamodule=Toy2D(train_size=100_000, held_out_size=2, batch_size=1_000_000)
+                )
+        except Failure as failure:
+            (tmp_path / "told").write_text(f"{failure.status} {failure}; {failure.then}")
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    told = (tmp_path / "told").read_text()
+    assert told.startswith("1 this machine has no memory left (") and "allocate" in told and "\n" not in told
+    assert "; try data.batch_size=500000 trainer.accumulate_grad_batches=2 (still 1000000 images a step)" in told
+    assert told.endswith("; there is no checkpoint yet") and not (tmp_path / "checkpoints").exists()
