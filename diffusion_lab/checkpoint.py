@@ -3,76 +3,28 @@
 from __future__ import annotations
 
 import pickle
-import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch.utils._pytree import tree_leaves
 
-from diffusion_lab.launch.instantiate import ConfigError, instantiate
-from diffusion_lab.launch.report import say
+from diffusion_lab.launch.instantiate import instantiate
+from diffusion_lab.launch.resume import CheckpointError, find
 from diffusion_lab.model import Model
 from diffusion_lab.whole_file import whole_file
 
 Weights = Literal["ema", "raw"]
 
 
-class CheckpointError(ConfigError):
-    """A checkpoint that cannot be found or read; the message is one line for the user."""
-
-
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Saves beside the target, flushes to the disk and renames, so that a `.ckpt` is always a whole file."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        with whole_file(Path(path)) as file:
+        storages = [leaf.untyped_storage() for leaf in tree_leaves(checkpoint) if isinstance(leaf, torch.Tensor)]
+        with whole_file(Path(path), size=sum({s.data_ptr(): s.nbytes() for s in storages}.values())) as file:
             torch.save(checkpoint, file)
-
-
-def checkpoints(run_dir: Path) -> list[Path]:
-    """Checkpoints of a run directory, newest first."""
-    return sorted(run_dir.glob("checkpoints/*.ckpt"), reverse=True)
-
-
-def newest_whole(found: Sequence[Path]) -> Path:
-    """The first of the files that is whole; of those before it, it is said that they are passed over.
-
-    Raises:
-        CheckpointError: if none is.
-    """
-    for path in found:
-        if zipfile.is_zipfile(path):  # a file that was cut has lost its end, where its table of contents is
-            return path
-        say(f"{path} is cut or damaged and passed over")
-    raise CheckpointError(f"{found[0].parent} holds no whole checkpoint: {', '.join(path.name for path in found)}")
-
-
-def find(path: str | Path, log_dir: str | Path = "logs") -> Path:
-    """The checkpoint file that `path` means: a file, a run directory (its newest), or "last" (the newest run under
-    log_dir).  A file that was cut gives way to the one before it, unless it is asked for by its own name.
-
-    Raises:
-        CheckpointError: if there is none.
-    """
-    if str(path) == "last":
-        runs = sorted(Path(log_dir).glob("**/checkpoints"), key=lambda run: run.stat().st_mtime, reverse=True)
-        found = [c for run in runs for c in checkpoints(run.parent)]
-        if not found:
-            raise CheckpointError(
-                f"ckpt_path=last: no run with a checkpoint under {Path(log_dir).resolve()}; train one first"
-            )
-        return newest_whole(found)
-    path = Path(path)
-    if path.is_dir():
-        found = checkpoints(path) or sorted(path.glob("*.ckpt"), reverse=True)
-        if not found:
-            raise CheckpointError(f"{path} holds no checkpoint: expected {path}/checkpoints/*.ckpt")
-        return newest_whole(found)
-    if not path.is_file():
-        raise CheckpointError(f"ckpt_path={path} does not exist: give a run directory, a .ckpt file, or last")
-    return path
 
 
 def read(path: str | Path) -> dict[str, Any]:

@@ -11,6 +11,10 @@ import torch.distributed as dist
 T = TypeVar("T")
 
 
+class RankFailed(RuntimeError):
+    """Another rank has failed."""
+
+
 def rank_and_world() -> tuple[int, int]:
     """(number of this process, number of processes); (0, 1) in a single process."""
     alone = not (dist.is_available() and dist.is_initialized())
@@ -53,7 +57,7 @@ def together() -> Iterator[None]:
     """No rank goes on before all have left this block, and a failure of one is raised by all, instead of a wait.
 
     Raises:
-        RuntimeError: on the ranks that did not fail themselves, with the message of the one that did.
+        RankFailed: on the ranks that did not fail themselves, with the message of the one that did.
     """
     failure = None
     try:
@@ -65,7 +69,7 @@ def together() -> Iterator[None]:
         raise failure
     for rank, told in enumerate(failures):
         if told is not None:
-            raise RuntimeError(f"rank {rank} failed: {told}")
+            raise RankFailed(f"rank {rank} failed: {told}")
 
 
 def on_first(work: Callable[[], T]) -> T:

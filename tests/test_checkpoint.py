@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from hostile import Hostile
 
 import diffusion_lab
 from diffusion_lab import checkpoint
 from diffusion_lab.checkpoint import AtomicCheckpointIO, CheckpointError
+from diffusion_lab.data import Toy2D
 from diffusion_lab.launch.instantiate import ConfigError, instantiate, resolve
 
 MODEL = {
@@ -62,11 +66,25 @@ def test_sampling_restores_training_mode_and_ignores_batch_size(saved):
     torch.testing.assert_close(model.sample(2, seed=3, first=4), whole[4:])
 
 
-@pytest.mark.parametrize("cut", [0, 100, -1000])
-def test_a_file_that_was_cut_gives_way_to_the_one_before_it(saved, tmp_path, capsys, cut):
+def other(path, kind):
+    """A file that is no checkpoint."""
+    if kind == "weights":
+        torch.save({"weights": torch.ones(2)}, path)
+    elif kind == "archive":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("config", "state_dict")
+    else:
+        path.write_text("not a checkpoint at all")
+
+
+@pytest.mark.parametrize("damage", [0, 100, -1000, "weights", "archive", "text"])
+def test_a_file_that_was_cut_or_is_another_gives_way_to_the_one_before_it(saved, tmp_path, capsys, damage):
     path, *_ = saved
     newer = path.with_name("step_00000009.ckpt")
-    newer.write_bytes(path.read_bytes()[:cut])
+    if isinstance(damage, int):
+        newer.write_bytes(path.read_bytes()[:damage])
+    else:
+        other(newer, damage)
     assert checkpoint.find(path.parents[1]) == checkpoint.find("last", tmp_path) == path
     assert f"{newer} is cut or damaged and passed over" in capsys.readouterr().out
     assert checkpoint.find(newer) == newer, "asked for by name, it is not exchanged for another"
@@ -105,19 +123,30 @@ def test_damaged_and_foreign_files_are_named_in_one_line(saved, tmp_path, damage
     assert "\n" not in str(error.value)[:200]
 
 
-class Bomb:
-    def __reduce__(self):
-        return os.mkdir, ("exploded",)
-
-
-def test_hostile_pickle_is_not_executed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["whole", "legacy", "bare"])
+def test_hostile_pickle_is_not_executed_by_reading_resuming_or_sampling(saved, tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
-    torch.save({"state_dict": {}, "config": {"model": MODEL}, "x": Bomb()}, tmp_path / "a.ckpt")
-    (tmp_path / "b.ckpt").write_bytes(pickle.dumps(Bomb()))
-    for name in ("a.ckpt", "b.ckpt"):
-        with pytest.raises(CheckpointError, match="refused|cannot be read"):
-            checkpoint.read(name)
+    path = saved[0].with_name("step_00000009.ckpt")  # the newest of its run
+    if kind == "bare":
+        path.write_bytes(pickle.dumps(Hostile("exploded"), protocol=2))
+    else:
+        torch.save({**saved[2], "x": Hostile("exploded")}, path, _use_new_zipfile_serialization=kind == "whole")
+    for use in (checkpoint.read, diffusion_lab.load, resume):
+        with pytest.raises(
+            (CheckpointError, pickle.UnpicklingError), match="refused|posix.mkdir|nt.mkdir|Weights only"
+        ):
+            use(path)
+    assert checkpoint.find(path.parents[1]) == (path if kind == "whole" else saved[0]), "what is no archive is cut"
     assert not (tmp_path / "exploded").exists()
+    pickle.loads(path.read_bytes()) if kind == "bare" else torch.load(path, weights_only=False)
+    assert (tmp_path / "exploded").exists(), "the trap works"
+
+
+def resume(path):
+    """Go on from a checkpoint as train.py does, which has read it before."""
+    trainer = pl.Trainer(accelerator="cpu", max_steps=9, logger=False, enable_checkpointing=False,
+                         enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    trainer.fit(instantiate(MODEL, "model"), datamodule=Toy2D(train_size=8), ckpt_path=path, weights_only=True)
 
 
 @pytest.mark.parametrize(

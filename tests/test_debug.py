@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import pytorch_lightning as pl
 import torch
+import zygote
 from hydra import compose, initialize_config_dir
 
 from diffusion_lab.callback import progress
@@ -22,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(tmp_path: Path, *words: str) -> tuple[Path, str]:
-    command = [sys.executable, "train.py", "data=toy2d", f"hydra.run.dir={tmp_path}/run", "paths.log_dir=nowhere"]
-    done = subprocess.run([*command, "logger=csv", *words], cwd=ROOT, capture_output=True, text=True)
+    command = ["train.py", "data=toy2d", f"hydra.run.dir={tmp_path}/run", "paths.log_dir=nowhere"]
+    done = zygote.run(*command, "logger=csv", *words)
     assert done.returncode == 0, done.stderr
     return tmp_path / "run", done.stdout
 
@@ -56,7 +55,7 @@ def test_overfit_sees_one_batch_and_no_other_debugging_does(debug, tmp_path):
         settings = plain(compose("train", words))
     data, model = instantiate(settings["data"]), instantiate(settings["model"])
     seen = Seen()
-    trainer = instantiate({**settings["trainer"], "_partial_": True})(
+    trainer = instantiate({k: v for k, v in settings["trainer"].items() if k != "timeout"} | {"_partial_": True})(
         callbacks=[seen], logger=False, enable_checkpointing=False, enable_progress_bar=False
     )
     trainer.fit(model, datamodule=data)
@@ -81,11 +80,13 @@ def trained(monkeypatch):
     """Trains by a clock of its own: `slow` seconds for each of the first ten steps, then `rate` steps a second."""
     noon = time.mktime((2026, 11, 22, 12, 0, 0, 0, 0, -1))
 
-    def train(max_steps, rate, first=0, rank=0, accumulate=1, steps=150, slow=5.0):
+    def train(max_steps, rate, first=0, rank=0, accumulate=1, steps=150, slow=5.0, callbacks=()):
         now = [1000.0]
         clock = SimpleNamespace(perf_counter=lambda: now[0], time=lambda: noon - 1000 - 50 + now[0])
         monkeypatch.setattr(progress, "time", SimpleNamespace(**vars(time) | vars(clock)))
-        trainer = SimpleNamespace(global_step=first, max_steps=max_steps, is_global_zero=rank == 0, world_size=1)
+        trainer = SimpleNamespace(
+            global_step=first, max_steps=max_steps, is_global_zero=rank == 0, world_size=1, callbacks=callbacks
+        )
         callback = progress.Progress()
         callback.on_train_start(trainer, None)
         for batch in range(steps * accumulate):
@@ -104,6 +105,25 @@ def test_the_time_of_a_long_run_is_foretold_once_from_its_speed(trained, capsys)
     assert capsys.readouterr().out == "about 1 h 24 min for 50,010 steps: 10 steps/s; ends 2026-11-22 13:23\n"
     trained(90_010, 0.4, first=40_000)  # 50 s, then 50,000 steps in 125,000 s
     assert capsys.readouterr().out == "about 1 d 10 h for 50,010 more steps: 0.4 steps/s; ends 2026-11-23 22:43\n"
+
+
+class Elapsed(pl.callbacks.Timer):
+    """Half an hour, of which some has gone, by no clock."""
+
+    def __init__(self, gone):
+        super().__init__("00:00:30:00")
+        self.gone = gone
+
+    def time_elapsed(self, stage="train"):
+        return self.gone
+
+
+def test_a_run_that_its_time_ends_is_foretold_so(trained, capsys):
+    trained(50_010, 10, callbacks=[Elapsed(59)])  # 50 s, 90 steps in 9 s, then 1741 s
+    said = "about 30 min for 17,510 of 50,010 steps, by trainer.max_time: 10 steps/s; ends 2026-11-22 12:29\n"
+    assert capsys.readouterr().out == said
+    trained(10_010, 10, callbacks=[Elapsed(59)])
+    assert capsys.readouterr().out.startswith("about 17 min for 10,010 steps: 10 steps/s")
 
 
 def test_nothing_is_foretold_of_short_runs_by_other_ranks_or_without_an_end(trained, capsys):

@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import zygote
 from PIL import Image
 
 import diffusion_lab
@@ -20,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def python(*words: str, cwd: Path, code: int = 0) -> str:
-    done = subprocess.run([sys.executable, *words], cwd=cwd, capture_output=True, text=True, timeout=300)
+    done = zygote.run(*words, cwd=cwd)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -103,18 +102,12 @@ def test_sample_command_writes_images_and_numbers(digits):
 
 def test_resume_goes_on_where_it_stopped(digits):
     root, folder, _ = digits
-    run(
-        "train.py",
-        "debug=fast",
-        "trainer.accelerator=cpu",
-        "trainer.max_steps=6",
-        "ckpt_path=last",
-        "logger=csv",
-        cwd=root,
-    )
-    newest = max(root.glob("logs/train/ddpm_digits/*"), key=lambda p: p.stat().st_mtime)
-    assert newest != folder
-    contents = torch.load(newest / "checkpoints/step_00000006.ckpt", weights_only=True)
+    more = ("ckpt_path=last", "trainer.max_steps=6")
+    assert "this changes what is trained: decay_steps=6 (was 4)" in run("train.py", *more, cwd=root, code=2)
+    said = run("train.py", *more, "allow_changes=true", cwd=root)
+    assert "goes on from step 4, " in said and "changed: decay_steps=6 (was 4), trainer.max_steps=6 (was 4)" in said
+    assert [p.name for p in folder.parent.iterdir()] == [folder.name]
+    contents = torch.load(folder / "checkpoints/step_00000006.ckpt", weights_only=True)
     assert contents["global_step"] == 6 and contents["ema"]["updates"] == 6
 
 

@@ -20,7 +20,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import zygote
 from analytic import recipe_weights
+from hostile import Hostile
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -288,20 +290,12 @@ def refused(capsys, *arguments: str) -> str:
     return said.err
 
 
-class Bomb:
-    def __init__(self, function: Callable, *arguments: object) -> None:
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
-
 @pytest.mark.parametrize(
     "bomb, form",
     [
-        (Bomb(os.mkdir, "exploded"), {}),
-        (Bomb(np.save, "exploded", [1]), {"_use_new_zipfile_serialization": False}),
-        (Bomb(exec, "import os; os.mkdir('exploded')"), None),
+        (Hostile("exploded"), {}),
+        (Hostile("exploded", [1], call=np.save), {"_use_new_zipfile_serialization": False}),
+        (Hostile("import os; os.mkdir('exploded')", call=exec), None),
     ],
     ids=["zip", "before torch 1.6", "bare"],
 )
@@ -381,7 +375,7 @@ def test_files_that_hold_no_weights(recorded, tmp_path, capsys, damage):
         (["network=unet", "network.channels=32"], "these are weights of NCSN, no UNet's: add model=ncsn or ncsnv2"),
         (["network=ncsnplus"], "did you mean ncsnpp"),
         (["network.chanels=16"], "did you mean network.channels"),
-        (["seed=1,2"], "one model at a time: .*'seed=1,2'"),
+        (["seed=1,2"], "seed=1,2 has several values"),
         (["-m"], "no option here"),
     ],
 )
@@ -424,7 +418,7 @@ def test_nothing_is_left_half_written_nor_overwritten(recorded, tmp_path, capsys
     arguments = [str(file), *MODELS["ncsn"][0], *SMALL, f"out={tmp_path}/out"]
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        assert "cannot be written: [Errno 28] No space" in refused(capsys, *arguments)
+        assert "cannot be written: No space left" in refused(capsys, *arguments)
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     main(arguments)
     before = (tmp_path / "out/checkpoints/step_00000000.ckpt").stat().st_mtime_ns
@@ -449,8 +443,7 @@ def test_a_ladder_of_other_sigmas_is_remarked_upon(recorded, high, levels, told)
 
 
 def command(*arguments: str, cwd: Path) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, env=environment)
+    done = zygote.run(*arguments, cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -485,4 +478,6 @@ def test_help_says_what_to_type_and_needs_no_torch(tmp_path):
     ):
         assert words in said
     code = "import sys; from diffusion_lab.interop.__main__ import main; main([]); assert 'torch' not in sys.modules"
-    assert command("-c", code, cwd=tmp_path) == said
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.stdout == said and done.returncode == 0, done.stderr

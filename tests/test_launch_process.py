@@ -84,17 +84,18 @@ def test_both_launchers_of_lightning_start_ranks_by_our_command(monkeypatch):
     from pytorch_lightning.strategies.launchers import subprocess_script as trainer
 
     monkeypatch.setattr(process.HydraConfig, "get", staticmethod(hydra))
-    before = (fabric._hydra_subprocess_cmd, trainer._hydra_subprocess_cmd)
-    with pytest.raises(KeyError), process.ranks_of_this_job(["python", "train.py"]):
+    before = (fabric._hydra_subprocess_cmd, trainer._launch_process_observer)
+    with pytest.raises(KeyError), process.ranks_of_this_job(["python", "train.py"], print):
         for module in (fabric, trainer):
+            assert module._launch_process_observer is print
             words, cwd = module._hydra_subprocess_cmd(local_rank=1)
             assert (
                 cwd == "/here" and words[:3] == ["python", "train.py", "a=1"] and "hydra.job.name=train_rank_1" in words
             )
         raise KeyError
-    assert (fabric._hydra_subprocess_cmd, trainer._hydra_subprocess_cmd) == before
+    assert (fabric._hydra_subprocess_cmd, trainer._launch_process_observer) == before
     monkeypatch.delattr(fabric, "_hydra_subprocess_cmd")
-    with pytest.raises(AttributeError), process.ranks_of_this_job([]):
+    with pytest.raises(AttributeError), process.ranks_of_this_job([], print):
         pass
 
 

@@ -62,23 +62,20 @@ def cells(*folders: Path) -> list[tuple[int, str, float]]:
     return [(r["trainer/global_step"], k, v) for r in rows for k, v in r.items() if k in ("loss", "val")]
 
 
-@pytest.mark.parametrize("same_folder", [True, False])
-def test_a_resumed_run_is_the_same_run_without_a_step_twice(keyed, tmp_path, same_folder):
-    """Steps 1..7, then 6..10 from the checkpoint of step 5, in the same run directory and in a new one."""
+def test_a_resumed_run_is_the_same_run_without_a_step_twice(keyed, tmp_path):
+    """Steps 1..7, then 6..10 from the checkpoint of step 5, in the same run directory."""
     first = tmp_path / "first"
-    second = first if same_folder else tmp_path / "second"
     train(tmp_path / "straight", 1, 10)
     train(first, 1, 7)
     next_second()
-    train(second, 6, 10, 5, save(first, 3, 5))
-    assert run_id(second) == run_id(first) != run_id(tmp_path / "straight")
-    pieces = offline_runs(first) if same_folder else offline_runs(first) + offline_runs(second)
-    assert len(pieces) == 2 and {r.run.run_id for p in pieces for r in records(p) if r.HasField("run")} == {
-        run_id(first)
-    }
+    own = run_id(first)
+    train(first, 6, 10, 5, save(first, 3, 5))
+    assert run_id(first) == own != run_id(tmp_path / "straight")
+    pieces = offline_runs(first)
+    assert len(pieces) == 2 and {r.run.run_id for p in pieces for r in records(p) if r.HasField("run")} == {own}
     assert cells(*pieces) == cells(*offline_runs(tmp_path / "straight"))
-    assert (second / "metrics.csv").read_text() == (tmp_path / "straight" / "metrics.csv").read_text()
-    assert config(pieces[1])["run_dir"] == str(second)
+    assert (first / "metrics.csv").read_text() == (tmp_path / "straight" / "metrics.csv").read_text()
+    assert config(pieces[1])["run_dir"] == str(first)
 
 
 def test_a_number_that_the_kill_kept_back_is_sent_when_it_comes_again(keyed, tmp_path):
@@ -104,10 +101,11 @@ def test_pictures_that_the_run_has_are_not_shown_twice(keyed, tmp_path):
     assert [row["trainer/global_step"] for row in history(offline_runs(tmp_path)[1])] == [7, 8]
 
 
-def test_an_older_checkpoint_starts_a_branch(keyed, tmp_path):
+@pytest.mark.parametrize("newest", [3, 5])
+def test_another_directory_starts_a_branch(keyed, tmp_path, newest):
     """Its run of W&B is another one, and has every number; the CSV file has the history that the two share."""
     train(tmp_path / "first", 1, 7)
-    save(tmp_path / "first", 3, 5)
+    save(tmp_path / "first", 3, newest)
     train(tmp_path / "branch", 4, 6, 3, tmp_path / "first" / "checkpoints" / "step_00000003.ckpt")
     assert run_id(tmp_path / "branch") != run_id(tmp_path / "first")
     assert [step for step, key, _ in cells(*offline_runs(tmp_path / "branch")) if key == "loss"] == [4, 5, 6]

@@ -73,6 +73,7 @@ def test_jobs_run_once_and_alone_a_failed_one_stops_none_and_the_same_sweep_goes
     assert rows(said)[0][:2] == ["0", "trainer.devices=2"] and rows(said)[0][2].startswith("failed: rank 1:")
     assert (jobs["0"] / "error.txt").read_text().startswith("rank 1: RuntimeError: I give up\n\nTraceback")
     assert said.index("job 0: failed: rank 1: RuntimeError: I give up") < said.index("job 1: ")
+    assert said.count("Traceback") == 1 and ") failed: RuntimeError: I give up; all ranks are stopped; the last" in said
     assert not (jobs["0"] / "results.json").exists() and not (jobs["1"] / "error.txt").exists()
 
     (folder / "seen" / "fail").unlink()

@@ -52,6 +52,7 @@ def python(code: str, *words: str, path: Path = ROOT, cwd: Path = ROOT) -> subpr
         ("train.py data=digitz", 2, "did you mean digits?"),
         ("train.py model.levels=abc", 2, "must be int"),
         ("train.py --cfg job modle=ddpm", 2, "did you mean model?"),
+        ("train.py -m seed=1,2 --cfg job", 2, "leave out -m"),
     ],
 )
 def test_what_only_informs_or_refuses_imports_nothing_heavy(command, status, said, tmp_path):
@@ -76,7 +77,7 @@ def test_a_shown_configuration_is_checked_for_its_words_only():
 def test_groups_alone_are_composed_once(monkeypatch, words, times):
     asked, original = [], compose.compose
     monkeypatch.setattr(compose, "compose", lambda task, job: asked.append(job) or original(task, job))
-    compose.check("train", words)
+    compose.check("train", words, sweep=True)
     assert len(asked) == times
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from diffusion_lab.callback.checkpoint import Checkpoint
 from diffusion_lab.model import Model
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+ECHO = 3.0
+"""Seconds within which torchrun passes on to its ranks what the terminal has sent to all of them already."""
 
 
 class Stopped(Exception):
@@ -39,7 +43,7 @@ class Interrupt(pl.Callback):
     def __init__(self, run_dir: str) -> None:
         self.path = Path(run_dir) / ".stop"
         self.received: int | None = None
-        self._in_step, self._step = False, -1
+        self._in_step, self._step, self._since = False, -1, 0.0
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, model: Model) -> None:
@@ -51,10 +55,12 @@ class Interrupt(pl.Callback):
 
     def receive(self, signum: int, frame: Any) -> None:
         """Note a signal, and pass it on to the ranks that this process has started."""
+        if self.received == signum and "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() < self._since + ECHO:
+            return
         if self.received is not None:
             self.restore()
             raise KeyboardInterrupt
-        self.received, trainer = signum, self.trainer
+        self.received, self._since, trainer = signum, time.monotonic(), self.trainer
         if trainer.is_global_zero:
             print(f"\n{signal.Signals(signum).name}: saving and stopping; once more stops at once", flush=True)
         if hasattr(trainer.strategy.launcher, "kill") and signum == signal.SIGTERM:

@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from diffusion_lab import ranks
 from diffusion_lab.callback.ema import EMA
 from diffusion_lab.model import Model
 
@@ -15,34 +16,42 @@ from diffusion_lab.model import Model
 class Monitor(pl.Callback):
     """Writes one row of metrics to every logger each `trainer.log_every_n_steps` optimiser steps.
 
-    The loss is the mean since the last row; it stays on the device until then, so that no step waits for it.
+    The loss is the mean since the last row, over all ranks; it stays on the device until then, so that no step waits.
+    A row that a checkpoint has cut in two is completed by the run that goes on from it.
     """
+
+    def __init__(self) -> None:
+        self.losses: list[torch.Tensor] = []
 
     def on_train_start(self, trainer: pl.Trainer, model: Model) -> None:
         self.ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)
-        self._reset(trainer)
-
-    def _reset(self, trainer: pl.Trainer) -> None:
-        self.step, self.time = trainer.global_step, time.perf_counter()
-        self.losses: list[torch.Tensor] = []
+        self.losses = [loss.to(model.device) for loss in self.losses]
+        self.step, self.time, self.images = trainer.global_step, time.perf_counter(), 0
 
     def on_train_batch_end(self, trainer: pl.Trainer, model: Model, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.losses.append(outputs["loss"].detach())
-        steps = trainer.global_step - self.step
-        if steps < trainer.log_every_n_steps and trainer.global_step < trainer.max_steps:
+        self.images += len(batch[0]) * trainer.world_size
+        step = trainer.global_step
+        if step == self.step or (step % trainer.log_every_n_steps and step < trainer.max_steps):
             return
+        loss = trainer.strategy.reduce(torch.stack(self.losses).mean(), reduce_op="mean")
+        now = time.perf_counter()
         row = {
-            "train/loss": torch.stack(self.losses).mean().item() * trainer.accumulate_grad_batches,
+            "train/loss": loss.item() * trainer.accumulate_grad_batches,
             "train/learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
-            "train/images_per_second": len(self.losses)
-            * len(batch[0])
-            * trainer.world_size
-            / (time.perf_counter() - self.time),
+            "train/images_per_second": self.images / (now - self.time),
         }
         if model.grad_norm is not None:
             row["train/grad_norm"] = float(model.grad_norm)
         if self.ema is not None:
             row["train/ema_decay"] = self.ema.current_decay
         for logger in trainer.loggers:
-            logger.log_metrics(row, step=trainer.global_step)
-        self._reset(trainer)
+            logger.log_metrics(row, step=step)
+        self.step, self.time, self.images, self.losses = step, now, 0, []
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, model: Model, checkpoint: dict[str, Any]) -> None:
+        checkpoint["losses"] = ranks.gather([loss.cpu() for loss in self.losses])
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, model: Model, checkpoint: dict[str, Any]) -> None:
+        kept = checkpoint.get("losses", [])
+        self.losses = kept[trainer.global_rank] if len(kept) == trainer.world_size else []

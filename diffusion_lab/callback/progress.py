@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.callbacks import ProgressBar, Timer
 from tqdm import tqdm
 
 from diffusion_lab.model import Model
@@ -69,14 +69,23 @@ class Progress(ProgressBar):
         self.bar.update(trainer.global_step - self.bar.n)
 
     def foretell(self, trainer: pl.Trainer) -> None:
-        """Print how long the run will take at the speed of its first steps, and when it will end, if that is `LONG`."""
+        """Print how long the run will take at the speed of its first steps, and when it will end, if that is `LONG`.
+
+        `trainer.max_time` may end it sooner, after fewer steps.
+        """
         early, late = MEASURED
         rate = (late - early) / (self.times[late] - self.times[early])
-        left = (trainer.max_steps - trainer.global_step) / rate
+        steps = trainer.max_steps - trainer.global_step
+        timers = [c.time_remaining() for c in trainer.callbacks if isinstance(c, Timer)]
+        left = min([steps / rate, *(seconds for seconds in timers if seconds is not None)])
         whole = self.times[late] - self.start + left
         if whole < LONG:
             return
-        steps = f"{trainer.max_steps - self.first:,} {'more ' if self.first else ''}steps"
+        more = "more " if self.first else ""
+        done, wanted = late + round(left * rate), late + steps
+        steps = (
+            f"{wanted:,} {more}steps" if done == wanted else f"{done:,} of {wanted:,} {more}steps, by trainer.max_time"
+        )
         end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left))
         tqdm.write(f"about {duration(whole)} for {steps}: {rate:.3g} steps/s; ends {end}", file=sys.stdout)
         sys.stdout.flush()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from pathlib import Path
 from typing import Any, Literal
 
 from diffusion_lab.launch.imports import quick_imports
@@ -23,19 +25,29 @@ def main(task: Literal["train", "sample"]) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from diffusion_lab.launch import multirun, process
+    from diffusion_lab.launch import multirun, outside, process, watch
     from diffusion_lab.launch.compose import CONF, check
-    from diffusion_lab.launch.job import run_job, witnessed
+    from diffusion_lab.launch.job import JOB, run_job, witnessed
+    from diffusion_lab.launch.resume import go_on
 
+    watch.born()
     words, start = sys.argv[1:], process.program(sys.argv[1:])
     try:
+        outside.agree(words)
         # The first rank has checked for the others; files of another --config-dir are not known here.
         if not INFORMATION & set(words) and not process.of_another_rank() and not process.options(words):
             with witnessed():
+                if task == "train" and JOB not in os.environ:
+                    words = sys.argv[1:] = go_on(words)
                 given = process.arguments(words)
-                check(task, given.overrides, only_words=given.cfg is not None)
+                check(task, given.overrides, only_words=given.cfg is not None, sweep=given.multirun)
     except ConfigError as error:
+        if process.outside()[1] > 0:  # the first rank says it, unless torchrun ends it because this one has ended
+            time.sleep(3)
+            sys.exit(2)
         refuse(error)
+    if process.outside()[1] > 0:
+        sys.argv.append("hydra.output_subdir=null")  # the first rank writes it
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=task)
     def job(config: Any) -> float | None:
@@ -48,19 +60,31 @@ def main(task: Literal["train", "sample"]) -> None:
             else:
                 from diffusion_lab.launch.sample import sample as run
         try:
-            with witnessed(), process.ranks_of_this_job(start):
+            run_dir = Path(HydraConfig.get().runtime.output_dir)
+            with (
+                witnessed(),
+                watch.watched(run_dir, task) as others,
+                process.ranks_of_this_job(start, others.guard),
+            ):
                 run(config)
         except ConfigError as error:
             refuse(error)
         return None
 
-    with multirun.sweeping(words):
-        job()
+    try:
+        with multirun.sweeping(words):
+            job()
+    finally:
+        watch.last_line()
 
 
 def refuse(error: Exception) -> None:
-    """Say in one line what is wrong, and exit with status 2 (HYDRA_FULL_ERROR=1 shows where it came from)."""
+    """Say in one line what is wrong, and exit with status 2, or 1 if it came up while the run was on its way.
+
+    HYDRA_FULL_ERROR=1 shows where it came from.
+    """
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+    then = getattr(error, "then", "")
+    print(f"error: {error}{then and '; '}{then}", file=sys.stderr)
+    sys.exit(getattr(error, "status", 2))

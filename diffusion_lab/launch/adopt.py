@@ -15,12 +15,13 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from diffusion_lab.checkpoint import AtomicCheckpointIO, checkpoints
+from diffusion_lab.checkpoint import AtomicCheckpointIO
 from diffusion_lab.interop.files import Found, averaged, find, read
 from diffusion_lab.interop.layout import Layout, recognise
 from diffusion_lab.launch.compose import CONF, plain
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.launch.report import say
+from diffusion_lab.launch.resume import checkpoints
 from diffusion_lab.model import Model
 
 SIZES = ("channels", "multipliers", "dilations", "blocks", "attention", "levels", "groups", "up_attention")

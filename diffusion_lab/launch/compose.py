@@ -37,10 +37,10 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return settings
 
 
-def check(task: str, arguments: Sequence[str], only_words: bool = False) -> None:
+def check(task: str, arguments: Sequence[str], only_words: bool = False, sweep: bool = False) -> None:
     """Compose and validate every job that the arguments ask for; nothing but Hydra is imported.
 
-    `only_words` leaves it at their names, for a configuration that is shown and not run.
+    `only_words` leaves it at their names, for a configuration that is shown and not run; only a `sweep` has many jobs.
 
     Raises:
         ConfigError: for an unknown key or option, and for whatever `validate` refuses.
@@ -48,7 +48,12 @@ def check(task: str, arguments: Sequence[str], only_words: bool = False) -> None
     try:
         overrides = OverridesParser.create().parse_overrides(list(arguments))
     except HydraException as error:
-        raise ConfigError(_first_line(error)) from error
+        raise ConfigError(first_line(error)) from error
+    several = next((o.input_line for o in overrides if o.is_sweep_override()), None)
+    if several and not sweep and not any(o.get_key_element() == "hydra.mode" for o in overrides):
+        raise ConfigError(f"{several} has several values: add -m for a sweep over them, or quote what is one")
+    if sweep and only_words:
+        raise ConfigError("--cfg shows one configuration: leave out -m, and give each key one value")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for job in _jobs(overrides):
             config, words = _check_words(task, job)
@@ -66,7 +71,7 @@ def check(task: str, arguments: Sequence[str], only_words: bool = False) -> None
                 check_network_fits_data(raw)  # unresolved: an image network asks for data.shape[1]
                 validate(plain(config))
             except (HydraException, OmegaConfBaseException) as error:
-                raise ConfigError(_first_line(error)) from error
+                raise ConfigError(first_line(error)) from error
 
 
 def _jobs(overrides: Sequence[Override]) -> Iterator[list[str]]:
@@ -106,7 +111,7 @@ def _check_words(task: str, job: Sequence[str]) -> tuple[DictConfig, list[str]]:
     try:
         config = compose(task, chosen)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_first_line(error)) from error
+        raise ConfigError(first_line(error)) from error
     keys = _keys(config)
     for override in parsed:
         key = override.key_or_group
@@ -141,6 +146,7 @@ def _unknown(key: str, keys: set[str], groups: Sequence[str]) -> str:
     return f"{key} is not a key of the configuration{close}; {where}: {', '.join(dict.fromkeys(siblings))}"
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What Hydra complains about, in one line."""
     lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines() if line.strip()]
     return " ".join(lines[:2]) if lines else type(error).__name__

@@ -27,6 +27,8 @@ A variable, and no key, because a configuration out of a downloaded checkpoint m
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message is one line for the user."""
 
+    status, then = 2, ""
+
 
 def instantiate(node: Any, path: str = "") -> Any:
     """Build the object that a plain configuration node describes, innermost first.

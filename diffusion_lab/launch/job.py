@@ -147,15 +147,22 @@ def witnessed() -> Iterator[None]:
     if JOB not in os.environ:
         yield
         return
-    process.prctl(process.DEATH_SIGNAL, signal.SIGTERM)
+    if not process.of_another_rank():  # those die with the first one
+        process.prctl(process.DEATH_SIGNAL, signal.SIGTERM)
     try:
         yield
     except Exception as error:
         told = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
         rank = next((f"rank {os.environ[k]}: " for k in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if k in os.environ), "")
-        with Path(os.environ[JOB], ERROR).open("a", encoding="utf-8") as file:
-            file.write(f"{rank}{' '.join(told.split())}\n\n{traceback.format_exc()}\n")
+        witness(f"{rank}{' '.join(told.split())}", traceback.format_exc())
         raise
+
+
+def witness(told: str, trace: str = "") -> None:
+    """Leave beside a sweep's job why it failed, if this process belongs to one."""
+    if JOB in os.environ:
+        with Path(os.environ[JOB], ERROR).open("a", encoding="utf-8") as file:
+            file.write(f"{told}\n\n{trace}\n")
 
 
 def measured(metric: str | None, directory: Path, job: Mapping[str, Any]) -> float | None:

@@ -23,7 +23,6 @@ from diffusion_lab.launch.wandb_logger import (
     WandbOptions,
     choose_id,
     lock,
-    newest_checkpoint,
     open_run,
     read_id,
 )
@@ -39,9 +38,9 @@ def build_loggers(
 ) -> list[Logger]:
     """The loggers that the plain node `logger` asks for, open, on rank 0; none on other ranks, which wait for nothing.
 
-    They show `config`, `run_dir` and the code's revision.  A run that goes on from `checkpoint` has that run's numbers
-    up to `step` in its CSV file, and none of a later step is there twice; from the newest checkpoint of a run directory
-    it also goes on with that one's run of W&B.  End with `finish_loggers`.
+    They show `config`, `run_dir` and the code's revision.  A run that goes on in its directory goes on with its run of
+    W&B.  One that branches off from `checkpoint`, of another directory, has that one's numbers up to `step` in its CSV
+    file.  None of a later step is there twice.  End with `finish_loggers`.
 
     Raises:
         ConfigError: for an unknown key, if a package is missing, or for no server where that counts as an error.
@@ -62,9 +61,8 @@ def build_loggers(
         shutil.copyfile(before / csv.path.name, csv.path)
     logged = csv.truncate(step)
     if use_wandb:
-        continued = before if checkpoint == newest_checkpoint(before) else run_dir
-        wandb = replace(wandb, id=choose_id(wandb, run_dir, continued))
-        sent = logged if wandb.id in (read_id(run_dir), read_id(continued)) else frozenset()
+        wandb = replace(wandb, id=choose_id(wandb, run_dir))
+        sent = logged if wandb.id == read_id(run_dir) else frozenset()
         run = open_run(wandb, run_dir, config)
         loggers.append(WandbLogger(run, run_dir, sent, lock(run_dir), wandb.log_model))
     return loggers

@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
+from diffusion_lab.launch.failure import check_directory
 from diffusion_lab.launch.instantiate import ConfigError
 from diffusion_lab.launch.job import LOG, metrics
 from diffusion_lab.launch.process import outside
@@ -27,7 +29,16 @@ _directory: Path | None = None
 
 
 class Sweep(Callback):
-    """What Hydra tells about a sweep before its first job."""
+    """What Hydra tells about a run, or a sweep before its first job."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Refuse a directory that cannot be written to, before Hydra fails on it."""
+        HydraConfig.instance().cfg = config  # which ${hydra:...} in the directory's name looks things up in
+        try:
+            check_directory(Path(config.hydra.run.dir))
+        except ConfigError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Remember where the sweep is, and refuse one that cannot work (an exception would only become a warning)."""

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
@@ -34,6 +35,7 @@ OUTSIDE = {
 }
 """What starts several ranks from outside, by its environment variables: one that tells it, rank, their number."""
 
+PROC = Path("/proc")
 DEATH_SIGNAL, SUBREAPER = 1, 36  # of Linux' prctl
 
 
@@ -43,6 +45,18 @@ def outside() -> tuple[str, int, int]:
         if mark in os.environ and rank in os.environ and int(os.environ.get(count, 1)) > 1:
             return starter, int(os.environ[rank]), int(os.environ[count])
     return "", 0, 1
+
+
+def status(pid: int) -> tuple[str, int]:
+    """(letter of its state, when it began in ticks since the machine did) of a process; ("", 0) if it has ended."""
+    try:
+        if PROC.is_dir():
+            fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+            return ("", 0) if fields[0] in "ZX" else (fields[0], int(fields[19]))
+        os.kill(pid, 0)
+    except OSError:
+        return "", 0
+    return "R", 0
 
 
 def arguments(words: Sequence[str]) -> Any:
@@ -66,8 +80,8 @@ def program(words: Sequence[str]) -> list[str]:
 
 
 def of_another_rank() -> bool:
-    """Whether a first rank on this machine has started this process, or stands beside it."""
-    return os.environ.get("LOCAL_RANK", "0") != "0"
+    """Whether this job's first rank on this machine has started this process, and has checked what it is to do."""
+    return outside()[2] == 1 and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def override(key: str, value: str) -> str:
@@ -85,12 +99,12 @@ def command(start: Sequence[str], hydra: Any, *more: str, subdir: str | None = N
 
 
 @contextlib.contextmanager
-def ranks_of_this_job(start: Sequence[str]) -> Iterator[None]:
-    """Within, Lightning's Trainer and Fabric start the other ranks by the `command` of this job.
+def ranks_of_this_job(start: Sequence[str], guard: Callable[[list[subprocess.Popen[bytes]]], None]) -> Iterator[None]:
+    """Within, Lightning's Trainer and Fabric start the other ranks by the `command` of this job, and `guard` them.
 
-    Both ask a function of their module `subprocess_script`, which repeats `sys.argv`: the whole sweep, if that holds
-    one, and a directory with a quote in it does not survive.  Lightning has no hook for it, so the function itself is
-    replaced, here and nowhere else, and put back afterwards.
+    Both ask functions of their module `subprocess_script`.  One repeats `sys.argv`: the whole sweep, if that holds one,
+    and a directory with a quote in it does not survive.  The other kills every rank, the asking one included, without
+    a word.  Lightning has no hook for either, so the functions are replaced, here and nowhere else, and put back.
     """
     from lightning_fabric.strategies.launchers import subprocess_script as fabric
     from pytorch_lightning.strategies.launchers import subprocess_script as trainer
@@ -99,14 +113,15 @@ def ranks_of_this_job(start: Sequence[str]) -> Iterator[None]:
         hydra = HydraConfig.get()
         return command(start, hydra, f"hydra.job.name={hydra.job.name}_rank_{local_rank}"), hydra.runtime.cwd
 
-    name = "_hydra_subprocess_cmd"
-    before = [(module, getattr(module, name)) for module in (fabric, trainer)]  # fails where Lightning renamed it
+    ours = {"_hydra_subprocess_cmd": of_rank, "_launch_process_observer": guard}
+    # Fails where Lightning renamed one.
+    before = [(module, name, getattr(module, name)) for module in (fabric, trainer) for name in ours]
     try:
-        for module, _ in before:
-            setattr(module, name, of_rank)
+        for module, name, _ in before:
+            setattr(module, name, ours[name])
         yield
     finally:
-        for module, function in before:
+        for module, name, function in before:
             setattr(module, name, function)
 
 

@@ -20,10 +20,13 @@ from diffusion_lab.callback.evaluation import write_results
 from diffusion_lab.callback.media import log_pictures
 from diffusion_lab.evaluation import Evaluator, Series
 from diffusion_lab.launch.compare import compare
+from diffusion_lab.launch.compiled import compile_network
 from diffusion_lab.launch.compose import plain
+from diffusion_lab.launch.failure import explained
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.launch.lock import locked
 from diffusion_lab.launch.logger import finish_loggers, reopen
+from diffusion_lab.launch.outside import cluster, set_timeout
 from diffusion_lab.launch.report import say, table
 from diffusion_lab.launch.request import claim, folder, request
 from diffusion_lab.launch.revision import revision
@@ -56,8 +59,11 @@ def sample(config: DictConfig) -> None:
     wanted = request(
         subject.contents, subject.model, config.weights, subject.settings, config.trainer.precision,
         seed=config.seed, batch_size=config.batch_size, device=fabric.device.type,
+        **({"compile": True} if config.compile else {}),
     )  # fmt: skip
     subject.model.to(fabric.device)
+    if config.compile:
+        compile_network(subject.model.network, fabric.device)
     scored = config.evaluate or config.compare
     evaluator, data = prepare_evaluation(config, subject) if scored else (None, None)
     if config.compare:
@@ -69,7 +75,10 @@ def sample(config: DictConfig) -> None:
             publish(subject, values, {"sample/quality_vs_nfe": curves})
         return
     out = folder(wanted, subject.sampler, config.paths.log_dir, config.out)
-    with locked(out) if rank_zero_only.rank == 0 else nullcontext():  # before there are others who would wait
+    with (
+        explained(out, plain(config), "sample"),
+        locked(out) if rank_zero_only.rank == 0 else nullcontext(),  # before there are others who would wait
+    ):
         if rank_zero_only.rank == 0:
             claim(out, wanted)
         fabric.launch()
@@ -143,10 +152,16 @@ def build_fabric(config: DictConfig) -> Fabric:
     if config.trainer.precision not in precisions:
         raise ConfigError(f"trainer.precision={config.trainer.precision}: samples are drawn in {', '.join(precisions)}")
     try:
-        return Fabric(**plain(config)["trainer"])
+        keys = plain(config)["trainer"]
+        timeout = keys.pop("timeout")
+        fabric = Fabric(**keys, plugins=cluster())
+        set_timeout(fabric.strategy, timeout)
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         told = str(error).replace("\n", " ")
         raise ConfigError(f"trainer: {told}; use trainer.accelerator=cpu, or devices that exist") from error
+    if fabric._precision.precision != keys["precision"]:  # Lightning would warn and take another one
+        raise ConfigError(f"trainer.precision={keys['precision']} needs a GPU: here, use bf16-mixed")
+    return fabric
 
 
 def draw(series: Series, count: int, fabric: Fabric, what: str) -> None:

@@ -21,14 +21,19 @@ from diffusion_lab.callback import Evaluation
 from diffusion_lab.callback.interrupt import Stopped
 from diffusion_lab.callback.media import log_pictures
 from diffusion_lab.data import DataModule
+from diffusion_lab.launch.changes import refuse_changes, refuse_shapes
+from diffusion_lab.launch.compiled import compile_network
 from diffusion_lab.launch.compose import plain
+from diffusion_lab.launch.failure import explained
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
-from diffusion_lab.launch.job import JOB
 from diffusion_lab.launch.lock import locked
 from diffusion_lab.launch.logger import build_loggers, finish_loggers
+from diffusion_lab.launch.outside import cluster, set_timeout
 from diffusion_lab.launch.report import say, table
+from diffusion_lab.launch.resume import CONFIG
 from diffusion_lab.launch.revision import revision
 from diffusion_lab.model import Model
+from diffusion_lab.whole_file import whole_file
 
 CHOICES = ("model", "sde", "data", "schedule", "loss", "network", "sampler", "likelihood", "metric")
 """Groups whose chosen option goes into checkpoints and results by its name."""
@@ -42,14 +47,21 @@ def train(config: DictConfig) -> None:
     config.paths.run_dir = str(run_dir)
     settings = plain(config)
     settings["choices"] = {group: choices[group] for group in CHOICES}
+    settings["overrides"] = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     resume = settings["ckpt_path"] and checkpoint.find(settings["ckpt_path"], settings["paths"]["log_dir"])
-    before = checkpoint.read(resume) if resume else {"global_step": 0, "optimizer_states": []}
-    if "optimizer_states" not in before:
+    before = checkpoint.read(resume) if resume else None
+    if before and "optimizer_states" not in before:
         raise ConfigError(f"{resume} was imported: sample from it; it holds no training to go on with")
-    step = before["global_step"]
     pl.seed_everything(settings["seed"], workers=True, verbose=False)
     data, model, trainer = set_up(settings, run_dir)
-    with locked(run_dir) if trainer.is_global_zero else nullcontext():
+    if before and trainer.is_global_zero:
+        ranks = len(before.get("random", []))
+        changed = refuse_changes(before["config"], settings, ranks, trainer.world_size)
+        refuse_shapes(before["state_dict"], model.state_dict())
+        say(f"goes on from step {before['global_step']:,}, {os.path.relpath(resume)}{changed}")
+    step = before["global_step"] if before else 0
+    del before
+    with explained(run_dir, settings, "train"), locked(run_dir) if trainer.is_global_zero else nullcontext():
         fit(trainer, model, data, settings, run_dir, resume, step)
 
 
@@ -63,13 +75,11 @@ def fit(
     step: int,
 ) -> None:
     """Train from `step` on, that of the checkpoint `resume`, with every log open, and say what came of it."""
-    # Each job of a sweep is a run of its own, also where all go on from one checkpoint.
-    continued = None if JOB in os.environ and resume and run_dir not in resume.resolve().parents else resume
-    loggers = build_loggers(settings["logger"], run_dir, settings, step, continued)
+    loggers = build_loggers(settings["logger"], run_dir, settings, step, resume)
     trainer.loggers, done = loggers, False
     try:
         if trainer.is_global_zero:
-            announce(settings, data, model, trainer, run_dir)
+            announce(settings, data, model, trainer, run_dir, step)
             log_pictures(loggers, {"schedule": run_dir / "schedule.png"}, step)
         trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
         if trainer.is_global_zero:
@@ -77,7 +87,7 @@ def fit(
         done = True
     except Stopped as stopped:
         if trainer.is_global_zero:
-            say(f"{stopped}; go on:  python train.py ckpt_path={shlex.quote(os.path.relpath(run_dir))} ...")
+            say(f"{stopped}; go on:  python train.py ckpt_path={shlex.quote(os.path.relpath(run_dir))}")
         sys.exit(128 + stopped.signum)
     finally:
         finish_loggers(loggers, failed=not done)
@@ -97,13 +107,21 @@ def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, 
             if hasattr(callback, "check"):
                 callback.check(data, model)
         # Loggers join later: only the first rank has them, and the rank is known once there is a trainer.
-        trainer = instantiate({**settings["trainer"], "_partial_": True}, "trainer")(
+        keys = {key: value for key, value in settings["trainer"].items() if key != "timeout"}
+        trainer = instantiate({**keys, "_partial_": True}, "trainer")(
             callbacks=callbacks,
-            plugins=[checkpoint.AtomicCheckpointIO()],
+            plugins=[checkpoint.AtomicCheckpointIO(), *cluster()],
             default_root_dir=str(run_dir),
             enable_checkpointing=False,
             logger=False,
         )
+        set_timeout(trainer.strategy, settings["trainer"]["timeout"])
+        if trainer.precision != settings["trainer"]["precision"]:  # Lightning would warn and take another one
+            raise ValueError(f"trainer.precision={settings['trainer']['precision']} needs a GPU: here, use bf16-mixed")
+        data.trainer = trainer  # knows the number of ranks, which must divide the batch
+        data.setup("fit")
+        if settings.get("compile"):
+            compile_network(model.network, trainer.strategy.root_device)
         evaluation = next((c for c in callbacks if isinstance(c, Evaluation)), None)
         if evaluation is not None:
             prepare_evaluation(evaluation, settings, data, model, trainer)
@@ -151,10 +169,19 @@ def describe_sampler(name: str, sampler: dict[str, Any]) -> str:
     return f"{name} ({', '.join(words + kinds)})"
 
 
-def announce(settings: dict[str, Any], data: DataModule, model: Model, trainer: pl.Trainer, run_dir: Path) -> None:
+def keep_configuration(path: Path, text: str, step: int) -> None:
+    """Write a run's configuration; another one that it had until `step` keeps a name of its own."""
+    if path.exists() and path.read_text() != text:
+        path.replace(path.with_name(f"config_until_step_{step:08d}.yaml"))
+    with whole_file(path) as file:
+        file.write(text.encode())
+
+
+def announce(
+    settings: dict[str, Any], data: DataModule, model: Model, trainer: pl.Trainer, run_dir: Path, step: int
+) -> None:
     """Say what is about to be trained, and leave the configuration and the schedule's picture beside the run."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
+    keep_configuration(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.create(settings)), step)
     process = model.denoiser.process
     times = process.grid(None).flip(0)
     title = f"{type(process).__name__}, schedule {settings['choices']['schedule']}"
@@ -164,7 +191,11 @@ def announce(settings: dict[str, Any], data: DataModule, model: Model, trainer: 
     say(f"data     {data.describe()}")
     say(f"model    {type(model).__name__}, {type(model.network).__name__} with {count:,} parameters, {title}")
     ranks = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
-    say(f"training {trainer.max_steps:,} steps, {batch} images a step on {ranks}")
+    if 0 < trainer.max_steps <= step:
+        say(f"training is done: step {step:,} of {trainer.max_steps:,}; trainer.max_steps=... trains on")
+    else:
+        since = f"from step {step:,} to {trainer.max_steps:,}" if step else f"{trainer.max_steps:,} steps"
+        say(f"training {since}, {batch} images a step on {ranks}")
     say(f"run      {run_dir}")
 
 
@@ -208,6 +239,7 @@ def quieten() -> None:
         ".*lr_scheduler.step.*",
         ".*fit loop.*",
         ".*dataloader is not resumable.*",
+        ".*AMP with fp16 is not supported.*",
     ):
         warnings.filterwarnings("ignore", message=text)
     torch.set_float32_matmul_precision("high")

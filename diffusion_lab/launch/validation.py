@@ -9,6 +9,7 @@ from typing import Any
 
 from diffusion_lab.launch import schema
 from diffusion_lab.launch.instantiate import ConfigError, allowed, refused
+from diffusion_lab.launch.outside import disagreement
 
 POSITIVE, NOT_NEGATIVE, FRACTION = (0, math.inf, "()"), (0, math.inf, "[)"), (0, 1, "[)")
 COUNT = (1, math.inf, "[)")
@@ -25,8 +26,9 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "refresh_seconds": NOT_NEGATIVE, "repeats": COUNT, "rho": POSITIVE, "rtol": POSITIVE, "s": POSITIVE,
     "s_noise": POSITIVE, "sampler_steps": COUNT, "samples": (2, math.inf, "[)"), "seed": NOT_NEGATIVE,
     "sigma": POSITIVE, "sigma_max": POSITIVE, "sigma_min": POSITIVE, "simple_weight": NOT_NEGATIVE, "snr": POSITIVE,
-    "step_size": POSITIVE, "steps": COUNT, "tau": POSITIVE, "terms": COUNT, "val_check_interval": POSITIVE,
-    "vlb_weight": NOT_NEGATIVE, "warmup_steps": NOT_NEGATIVE, "weight_decay": NOT_NEGATIVE, "width": COUNT,
+    "step_size": POSITIVE, "steps": COUNT, "tau": POSITIVE, "terms": COUNT, "timeout": POSITIVE,
+    "val_check_interval": POSITIVE, "vlb_weight": NOT_NEGATIVE, "warmup_steps": NOT_NEGATIVE,
+    "weight_decay": NOT_NEGATIVE, "width": COUNT,
 }  # fmt: skip
 """Range of every number by the name of its key: (low, high, which ends belong to it)."""
 
@@ -188,6 +190,30 @@ def _sde_belongs(config: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _differentiates_once(config: Mapping[str, Any]) -> str | None:
+    targets = (str(_get(config, "model.loss._target_")), str(_get(config, "network._target_")))
+    twice = [t for t in targets if t.endswith((".ImplicitScoreMatching", ".SlicedScoreMatching", ".Energy"))]
+    name = twice[0].rpartition(".")[2] if twice else ""
+    if config.get("compile") and twice:
+        return f"compile=true: torch.compile differentiates once, {name} twice: set compile=false"
+    if _sharded(config) and twice:
+        return f"trainer=fsdp differentiates once, {name} twice: use trainer=default"
+    return None
+
+
+def _sharded(config: Mapping[str, Any]) -> bool:
+    return str(_get(config, "trainer.strategy._target_")).endswith(".Sharded")
+
+
+def _strategy_exists(config: Mapping[str, Any]) -> str | None:
+    strategy, precision = _get(config, "trainer.strategy"), _get(config, "trainer.precision")
+    if str(strategy).startswith(("fsdp", "deepspeed")):
+        return f"trainer.strategy={strategy} writes checkpoints of its own kind: use trainer=fsdp"
+    if _sharded(config) and precision in ("16-mixed", "64-true"):
+        return f"trainer=fsdp has no trainer.precision={precision}: use 32-true, bf16-mixed or bf16-true"
+    return None
+
+
 def _attention_exists(config: Mapping[str, Any]) -> str | None:
     size, multipliers = _get(config, "network.image_size"), _get(config, "network.multipliers")
     wanted = _get(config, "network.attention")
@@ -218,6 +244,7 @@ RULES: tuple[Callable[[Mapping[str, Any]], str | None], ...] = (
     _ordered("schedule", "sigma_min", "sigma_max"),
     _ordered("schedule", "beta_min", "beta_max"),
     _ordered("schedule", "start", "end"),
+    disagreement,
     _batch_divides,
     _sampler_is_whole,
     _sampler_moves,
@@ -226,5 +253,7 @@ RULES: tuple[Callable[[Mapping[str, Any]], str | None], ...] = (
     _one_level_only,
     _sde_belongs,
     _attention_exists,
+    _differentiates_once,
+    _strategy_exists,
 )
 """What must hold between keys; each returns a complaint or None."""

@@ -154,8 +154,8 @@ def end_service() -> None:
             stop(exit_code=1)
 
 
-def choose_id(options: WandbOptions, run_dir: Path, continued: Path) -> str:
-    """The id asked for, else that of the directory, or of the one that is `continued`, else WANDB_RUN_ID, or a new one.
+def choose_id(options: WandbOptions, run_dir: Path) -> str:
+    """The id asked for, else that of the directory, else WANDB_RUN_ID, or a new one.
 
     A word that was good for another directory of this process is not good again: each job of a sweep has its own id.
     """
@@ -163,8 +163,7 @@ def choose_id(options: WandbOptions, run_dir: Path, continued: Path) -> str:
     def free(word: str | None) -> str | None:
         return word if word and _opened.get(word, run_dir.resolve()) == run_dir.resolve() else None
 
-    kept = read_id(run_dir) or read_id(continued)
-    return free(options.id) or kept or free(os.environ.get("WANDB_RUN_ID")) or secrets.token_hex(4)
+    return free(options.id) or read_id(run_dir) or free(os.environ.get("WANDB_RUN_ID")) or secrets.token_hex(4)
 
 
 def open_run(options: WandbOptions, run_dir: Path, config: Mapping[str, Any]) -> Any:

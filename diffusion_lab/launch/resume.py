@@ -1,0 +1,183 @@
+"""Going on with a run: which checkpoint that means, in which directory, and on whose command line."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, QuotedString
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion_lab.launch import process
+from diffusion_lab.launch.compose import CONF, first_line
+from diffusion_lab.launch.instantiate import ConfigError
+from diffusion_lab.launch.lock import locked
+from diffusion_lab.launch.report import say
+
+CONFIG = "config.yaml"
+"""File of a run directory: the resolved configuration of its training, and the overrides that it was composed from."""
+
+OWN = ("ckpt_path", "allow_changes")
+"""Keys that mean one start of a run, not the run."""
+
+PLACE = "hydra.run.dir"
+
+
+class CheckpointError(ConfigError):
+    """A checkpoint that cannot be found or read; the message is one line for the user."""
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """Checkpoints of a run directory, newest first."""
+    return sorted(run_dir.glob("checkpoints/*.ckpt"), reverse=True)
+
+
+def newest_whole(found: Sequence[Path]) -> Path:
+    """The first of the files that is whole; of those before it, it is said that they are passed over.
+
+    Raises:
+        CheckpointError: if none is.
+    """
+    for path in found:
+        if is_whole(path):
+            return path
+        say(f"{path} is cut or damaged and passed over")
+    raise CheckpointError(f"{found[0].parent} holds no whole checkpoint: {', '.join(path.name for path in found)}")
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file has all parts of a checkpoint, as far as that can be told without reading or executing it."""
+    try:
+        # A file that was cut has lost its end, where an archive's table of contents is.
+        with zipfile.ZipFile(path) as archive:
+            pickled = archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
+    except (OSError, zipfile.BadZipFile, StopIteration, zlib.error, RuntimeError):
+        return False
+    return b"state_dict" in pickled and b"config" in pickled
+
+
+def newest_run(log_dir: str | Path) -> Path:
+    """The run directory under `log_dir` that had the last checkpoint and has a whole one.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    runs = sorted(Path(log_dir).glob("**/checkpoints"), key=lambda run: run.stat().st_mtime, reverse=True)
+    for run in runs:
+        found = checkpoints(run.parent)
+        if any(map(zipfile.is_zipfile, found)):
+            return run.parent
+        if found:
+            say(f"{run.parent} holds no whole checkpoint and is passed over")
+    raise CheckpointError(f"ckpt_path=last: no run with a checkpoint under {Path(log_dir).resolve()}; train one first")
+
+
+def find(path: str | Path, log_dir: str | Path = "logs") -> Path:
+    """The checkpoint file that `path` means: a file, a run directory (its newest), or "last" (the newest run under
+    log_dir).  A file that was cut gives way to the one before it, unless it is asked for by its own name.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    path = newest_run(log_dir) if str(path) == "last" else Path(path)
+    if path.is_dir():
+        found = checkpoints(path) or sorted(path.glob("*.ckpt"), reverse=True)
+        if not found:
+            raise CheckpointError(f"{path} holds no checkpoint: expected {path}/checkpoints/*.ckpt")
+        return newest_whole(found)
+    if not path.is_file():
+        raise CheckpointError(f"ckpt_path={path} does not exist: give a run directory, a .ckpt file, or last")
+    return path
+
+
+def go_on(words: Sequence[str]) -> list[str]:
+    """The command line of `train.py` with all that it means told, where it goes on with a run.
+
+    `ckpt_path=DIR`, or `last` for the newest run, goes on in that run's directory with the words that it was started
+    with, then with `words`, which win; in a sweep, or with a `hydra.run.dir` of its own, it branches off there.  `auto`
+    goes on with the run in this run's directory, if there is one.  A checkpoint's file starts a new run from it.
+
+    Raises:
+        ConfigError: if there is no such run, another process trains it, or a new run would write over an old one.
+    """
+    arguments = process.arguments(words)
+    own = {override.get_key_element(): override for override in parsed(arguments.overrides)}
+    sweep, wanted = arguments.multirun, text(own.pop("ckpt_path", None))
+    place = None if sweep else run_directory(own, wanted)
+    newest = next(iter(checkpoints(place)), None) if place else None
+    if sweep and wanted in ("last", "auto"):
+        raise ConfigError(f"ckpt_path={wanted} in a sweep, which is itself gone on with: name a directory or a file")
+    if wanted == "auto":
+        wanted = newest and str(place)
+    elif wanted == "last":
+        wanted = str(place if newest else newest_run(log_directory(own)))
+    if newest and not (wanted and Path(wanted).resolve() == place.resolve()):
+        raise ConfigError(
+            f"{place} holds a run already ({newest.name}): go on with it by ckpt_path={place}, or give another "
+            "hydra.run.dir"
+        )
+    run = Path(wanted) if wanted and (Path(wanted) / CONFIG).is_file() else None
+    first = [] if run is None else [o.input_line for o in started(run) if o.get_key_element() not in {*own, *OWN}]
+    more = [] if wanted is None else [process.override("ckpt_path", wanted)]
+    if run is not None and not sweep and PLACE not in own:
+        more.append(process.override(PLACE, str(run)))
+        if process.outside()[1] == 0:
+            with locked(run):  # refused before Hydra writes into it
+                pass
+    options = [word for word in words if word not in arguments.overrides]
+    return [*options, *first, *(override.input_line for override in own.values()), *more]
+
+
+def parsed(words: Sequence[str]) -> list[Override]:
+    """Overrides as Hydra reads them.
+
+    Raises:
+        ConfigError: for what is none.
+    """
+    try:
+        return OverridesParser.create().parse_overrides(list(words))
+    except HydraException as error:
+        raise ConfigError(first_line(error)) from error
+
+
+def text(override: Override | None) -> str | None:
+    """The value of an override as a plain word."""
+    value = None if override is None else override.value()
+    return value.text if isinstance(value, QuotedString) else value and str(value)
+
+
+def started(run: Path) -> list[Override]:
+    """The overrides that a run was started with."""
+    return parsed(OmegaConf.to_container(OmegaConf.load(run / CONFIG)).get("overrides", []))
+
+
+def run_directory(own: Mapping[str, Override], wanted: str | None) -> Path | None:
+    """Where these overrides put a run; None where it is new anyway, named after the time."""
+    if PLACE not in own and wanted != "auto" and process.outside()[2] == 1:
+        return None
+    before = HydraConfig.instance().cfg
+    try:
+        config = composed([override.input_line for override in own.values()])
+        HydraConfig.instance().cfg = config  # which ${hydra:...} looks things up in
+        return Path(config.hydra.run.dir)
+    except HydraException:
+        return None  # the words are refused later, by what knows how to tell it
+    finally:
+        HydraConfig.instance().cfg = before
+
+
+def log_directory(own: Mapping[str, Override]) -> Path:
+    """Where these overrides have runs."""
+    return Path(composed([o.input_line for key, o in own.items() if key.startswith("paths.")]).paths.log_dir)
+
+
+def composed(words: Sequence[str]) -> DictConfig:
+    """The configuration of a training, with Hydra's own."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", list(words), return_hydra_config=True)

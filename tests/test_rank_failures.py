@@ -1,0 +1,128 @@
+"""One rank of several fails or hangs: all are gone soon, the failing one is named, and the run goes on where it was."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from test_launch_process import commands
+from test_resume import STATE, assert_bit_equal
+
+ROOT = Path(__file__).resolve().parents[1]
+TOLD = {
+    "kill": "was killed by SIGKILL (out of memory?)",
+    "busy": "was killed by SIGKILL (out of memory?)",
+    "stop": "did not answer within trainer.timeout, it is stopped",
+    "loop": "did not answer within trainer.timeout",
+    "raise": "failed: ValueError: I give up",
+    "refuse": "there is no such thing: use another",
+    "import": "failed: ModuleNotFoundError: No module named 'no_such_module'",
+}
+
+
+def started(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    return subprocess.Popen(
+        [sys.executable, *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path, "DIFFUSION_LAB_PACKAGES": "sweep_witness", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def gone(folder: Path, seconds: float) -> bool:
+    """Whether all processes that have to do with a folder end within some seconds."""
+    end = time.monotonic() + seconds
+    while any(str(folder) in command for command in commands()):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+CASES = [
+    *(("stop", 1, 1), ("stop", 0, -9), ("loop", 1, 1), ("kill", 1, 137), ("kill", 0, -9), ("busy", 1, 137)),
+    *(("raise", 1, 1), ("raise", 0, 1), ("refuse", 1, 2), ("import", 1, 1), ("none", -1, 0), ("told", -1, 143)),
+]
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """{(fault, rank): (folder, exit status, what was said, seconds from the fault on)} of all cases, three at a time: most of it is waiting."""
+
+    place = tmp_path_factory.mktemp("ranks")
+
+    def run(fault, rank, _):
+        folder = place / f"{fault}_{rank}"
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / f".ranks_{os.uname().nodename}_99999999").mkdir()  # of a job that was killed as a whole
+        for step in (8, 16):
+            (folder / "checkpoints" / f"step_{step:08d}.ckpt").touch()
+        job = started(folder, str(ROOT / "tests" / "rank_job.py"), str(folder), fault, str(rank))
+        said = job.communicate(timeout=90)[0]
+        assert gone(folder, 5), f"a process of {fault} {rank} is left"
+        seconds = time.time() - float((folder / "fault").read_text()) if (folder / "fault").exists() else 0.0
+        return (fault, rank), (folder, job.returncode, said, seconds)
+
+    with ThreadPoolExecutor(3) as pool:
+        return dict(pool.map(lambda case: run(*case), CASES))
+
+
+@pytest.mark.parametrize("fault, rank, status", CASES[:-2])
+def test_all_ranks_end_and_one_line_names_the_one_that_failed(ended, fault, rank, status):
+    folder, code, said, seconds = ended[fault, rank]
+    assert code == status and seconds < 25, said
+    told = TOLD[fault] if (fault, rank) != ("kill", 0) else "was killed (out of memory?)"
+    last = said.splitlines()[-1]
+    assert last.startswith(f"rank {rank} (process "), said
+    assert f") {told}; all ranks are stopped; the last checkpoint is of step 16; go on:  python train.py" in last
+    assert said.count("Traceback") == (fault in ("raise", "import")), said
+    assert not list(folder.glob(".ranks_*"))
+
+
+@pytest.mark.parametrize("end, rank, status", CASES[-2:])
+def test_a_deliberate_end_is_no_failure(ended, end, rank, status):
+    folder, code, said, _ = ended[end, rank]
+    assert (code, said) == (status, "")
+    assert (folder / "late").exists() == (end == "none") and not list(folder.glob(".ranks_*"))
+
+
+TINY = (
+    *("data=toy2d", "network=mlp", "logger=csv", "debug=fast", "trainer.accelerator=cpu", "trainer.max_steps=8"),
+    *("trainer.val_check_interval=null", "callback.samples.every_n_steps=null", "callback.evaluation.at_end=false"),
+    *("+callback.witness._target_=sweep_witness.Witness", "+callback.witness.folder=${paths.run_dir}"),
+)
+"""A training of a second."""
+
+
+def test_a_killed_rank_ends_the_training_which_goes_on_bit_equal(tmp_path):
+    words, runs = (str(ROOT / "train.py"), *TINY, "trainer.devices=2"), [tmp_path / "whole", tmp_path / "part"]
+    runs[1].mkdir()
+    (runs[1] / "kill").touch()
+    whole, part = (started(tmp_path, *words, f"hydra.run.dir={run}") for run in runs)
+    said = part.communicate(timeout=90)[0]
+    assert part.returncode == 137 and gone(runs[1], 5) and "Traceback" not in said, said
+    assert "was killed by SIGKILL (out of memory?); all ranks are stopped; the last checkpoint is of step 4" in said
+    assert said.rstrip().endswith("go on:  python train.py ckpt_path=part")
+    assert whole.communicate(timeout=90) and whole.returncode == 0
+    (runs[1] / "kill").unlink()
+    part = started(tmp_path, str(ROOT / "train.py"), "ckpt_path=part")
+    assert part.communicate(timeout=90) and part.returncode == 0 and gone(tmp_path, 5)
+    states = [torch.load(run / "checkpoints" / "step_00000008.ckpt", weights_only=True) for run in runs]
+    assert_bit_equal(*({key: state[key] for key in STATE} for state in states))
+    assert losses(runs[0]) == losses(runs[1]) and len(losses(runs[0])) == 8
+
+
+def losses(run: Path) -> list[tuple[str, str]]:
+    """(step, loss) of every row of a run's log."""
+    with (run / "metrics.csv").open() as file:
+        return [(row["step"], row["train/loss"]) for row in csv.DictReader(file)]
