@@ -127,7 +127,7 @@ def test_csv_of_another_program_is_not_touched(tmp_path):
     assert (tmp_path / "metrics.csv").read_text() == "a,b\n1,2\n"
 
 
-def test_csv_names_the_file_when_it_cannot_be_written_and_recovers(tmp_path):
+def test_csv_names_the_file_when_it_cannot_be_written_and_recovers(tmp_path, capsys):
     """A real partial write, by the file-size limit: the half line is repaired by the next save."""
     log = CSVLogger(tmp_path)
     log.log_metrics({"loss": 1.5}, 1)
@@ -136,13 +136,17 @@ def test_csv_names_the_file_when_it_cannot_be_written_and_recovers(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (log.path.stat().st_size + 3, hard))
     try:
-        with pytest.raises(OSError, match=r"File too large: '.*metrics\.csv'"):
-            log.save()
+        log.save()
+        log.log_metrics({"loss": 3.5}, 3)
+        log.finalize("failed")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert log.path.read_text() == "step,loss\n1,1.5\n2,2"
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{log.path} cannot be written: File too large") and "training goes on" in first
+    assert last == f"2 rows of {log.path} are lost"
+    assert log.path.read_text() == "step,loss\n1,1.5\n2,2" and [log.path] == list(tmp_path.iterdir())
     log.save()
-    assert log.path.read_text() == "step,loss\n1,1.5\n2,2.5\n"
+    assert log.path.read_text() == "step,loss\n1,1.5\n2,2.5\n3,3.5\n"
 
 
 def test_csv_is_written_by_rank_0_only(tmp_path, monkeypatch):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import os
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hostile import Hostile
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import save_file
@@ -173,14 +173,6 @@ class TestNetwork:
         free.prepare(images(2, 3, 8, 8))
         with pytest.raises(ValueError, match="243 numbers per image after 192"):
             free(images(2, 3, 9, 9))
-
-
-class Hostile:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
 
 
 class TestWeights:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import pickle
 
 import pytest
 import torch
+from hostile import Hostile
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
@@ -128,14 +128,6 @@ class TestFeatures:
         report = compare(torch.rand(2, 3, 8, 8, generator=seeded()), batch_size=1, rounds=1, device="cpu")
         assert "times as fast" in report
         assert float(report.split("relative error")[1].split()[0]) < 1e-6
-
-
-class Hostile:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
 
 
 class TestWeights:

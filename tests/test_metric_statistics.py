@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickle
 
 import numpy as np
 import pytest
 import torch
+from hostile import Hostile
 
 from diffusion_lab.metric import Moments, Statistics, frechet_distance, moments
 
@@ -95,14 +95,6 @@ class TestOtherPrograms:
         loaded = Statistics.load(tmp_path / "cifar10_stats.npz")
         assert loaded.moments.count == 50
         np.testing.assert_allclose(loaded.moments.covariance, np.cov(rows.astype(float).T), rtol=0, atol=1e-12)
-
-
-class Hostile:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
 
 
 class TestRefusals:
