@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from diffusion_lab.callback import progress
 from diffusion_lab.launch.compose import CONF, plain
 from diffusion_lab.launch.instantiate import instantiate
+from diffusion_lab.launch.train import set_up
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -149,3 +150,17 @@ def test_nothing_is_foretold_of_short_runs_by_other_ranks_or_without_an_end(trai
 )
 def test_durations_are_told_in_two_units(seconds, words):
     assert progress.duration(seconds) == words
+
+
+def test_validations_are_counted_in_steps(tmp_path):
+    words = [
+        "data=toy2d",
+        "trainer.accelerator=cpu",
+        "trainer.val_check_interval=10",
+        "logger=csv",
+        f"paths.run_dir={tmp_path}",
+    ]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        settings = plain(compose("train", [*words, "trainer.accumulate_grad_batches=4"]))
+    settings["choices"] = {"sampler": "ancestral"}
+    assert set_up(settings, tmp_path)[2].val_check_interval == 40

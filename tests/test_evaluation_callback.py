@@ -12,7 +12,8 @@ import torch
 from evaluation_job import evaluator, tiny_model
 
 import diffusion_lab.callback.evaluation as module
-from diffusion_lab.callback import EMA, Evaluation
+from diffusion_lab.callback import EMA, Checkpoint, Evaluation
+from diffusion_lab.callback.interrupt import Stopped
 from diffusion_lab.data import Digits
 from diffusion_lab.evaluation import Chunks, Evaluator
 from diffusion_lab.evaluation.estimate import Estimate, estimate, network_calls
@@ -37,7 +38,14 @@ class Values(pl.loggers.logger.Logger):
 
 
 def fitted(
-    tmp_path, steps: int = 6, ckpt: str | None = None, ema: bool = True, judge=None, accumulate: int = 1, **options
+    tmp_path,
+    steps: int = 6,
+    ckpt: str | None = None,
+    ema: bool = True,
+    judge=None,
+    accumulate: int = 1,
+    more=(),
+    **options,
 ):
     """(evaluation, logged rows, model) after a short training on digits."""
     torch.manual_seed(0)
@@ -51,7 +59,7 @@ def fitted(
     evaluation = Evaluation(judge, str(tmp_path / "run"), **options)
     evaluation.check_best(data, model)
     trainer = pl.Trainer(
-        max_steps=steps, accelerator="cpu", logger=rows, callbacks=[EMA(0.9), evaluation] if ema else [evaluation],
+        max_steps=steps, accelerator="cpu", logger=rows, callbacks=[EMA(0.9), *more, evaluation] if ema else [evaluation],
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False, default_root_dir=tmp_path, limit_val_batches=0, accumulate_grad_batches=accumulate,
     )  # fmt: skip
@@ -103,6 +111,24 @@ def test_a_resumed_run_remembers_its_best(tmp_path):
     assert evaluation.training_seconds > state["training_seconds"] > 0
     other, rows, _ = fitted(tmp_path, steps=6, every_n_steps=2, best="fd", ckpt=str(tmp_path / "from.ckpt"))
     assert other.best_value == min(row["eval/fd_digits_held_out_12"] for row in rows.values()), "of another metric"
+
+
+def test_an_evaluation_that_was_cut_short_is_made_by_the_run_that_goes_on(tmp_path, monkeypatch):
+    """It is begun with the training saved, and counts as made when it is."""
+
+    def stop(self, trainer, *_):
+        raise Stopped(15, trainer.global_step)
+
+    saving = {"every_n_steps": 2, "best": "bound"}
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Evaluation, "measure", stop)
+        fitted(tmp_path, steps=5, more=[Checkpoint(str(tmp_path / "run"))], **saving)
+    folder = tmp_path / "run/checkpoints"
+    assert [path.name for path in folder.iterdir()] == ["step_00000002.ckpt"]
+    _, rows, _ = fitted(tmp_path, steps=3, ckpt=str(folder / "step_00000002.ckpt"), **saving)
+    assert [step for step, row in rows.items() if "eval/bound_bits_per_dim" in row] == [2, 3]
+    _, rows, _ = fitted(tmp_path, steps=5, ckpt=str(folder / "best.ckpt"), **saving)
+    assert [step for step, row in rows.items() if "eval/bound_bits_per_dim" in row] == [4, 5]
 
 
 def test_without_an_average_the_numbers_are_the_raw_ones(tmp_path):

@@ -27,11 +27,12 @@ from diffusion_lab.launch.resume import go_on
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run_directory(path: Path, *overrides: str, steps: tuple[int, ...] = (10,), age: float = 0.0) -> Path:
+def run_directory(path: Path, *overrides: str, steps: tuple[int, ...] = (10,), age: float = 0.0, trained=True) -> Path:
     (path / "checkpoints").mkdir(parents=True)
     OmegaConf.save({"seed": 0, "overrides": list(overrides)}, path / "config.yaml")
     for step in steps:
-        zipfile.ZipFile(path / f"checkpoints/step_{step:08d}.ckpt", "w").close()
+        with zipfile.ZipFile(path / f"checkpoints/step_{step:08d}.ckpt", "w") as archive:
+            archive.writestr("step/data.pkl", f"config state_dict {'optimizer_states' * trained}")
     os.utime(path / "checkpoints", (time.time() - age,) * 2)
     return path
 
@@ -46,7 +47,7 @@ def test_a_run_is_gone_on_with_on_its_own_command_line_and_in_its_directory():
     run_directory(Path("logs/train/new"), "model=score_sde", "sde=ve", "ckpt_path=else", "seed=3", "allow_changes=true")
     place = "hydra.run.dir='logs/train/new'"
     assert go_on(["ckpt_path=last"]) == [
-        "model=score_sde", "sde=ve", "seed=3", "ckpt_path='logs/train/new'", place,
+        "model=score_sde", "sde=ve", "seed=3", "ckpt_path='logs/train/new/checkpoints/step_00000010.ckpt'", place,
     ]  # fmt: skip
     words = go_on(["--cfg=job", "seed=4", "ckpt_path=logs/train/new", "sde=vp", "+trainer.x=1"])
     assert words == [
@@ -55,17 +56,45 @@ def test_a_run_is_gone_on_with_on_its_own_command_line_and_in_its_directory():
         "seed=4",
         "sde=vp",
         "+trainer.x=1",
-        "ckpt_path='logs/train/new'",
+        "ckpt_path='logs/train/new/checkpoints/step_00000010.ckpt'",
         place,
     ]
     assert go_on(["ckpt_path=last", "paths.log_dir=logs/train/old"])[:2] == ["seed=5", "paths.log_dir=logs/train/old"]
+    run_directory(Path("logs/imported"), trained=False)  # nothing to go on with
+    assert go_on(["ckpt_path=last"])[-1] == place
 
 
 def test_a_directory_of_its_own_or_a_sweep_branches_off():
     run_directory(Path("a"), "seed=5")
-    assert go_on(["ckpt_path=a", "hydra.run.dir=b"]) == ["seed=5", "hydra.run.dir=b", "ckpt_path='a'"]
-    assert go_on(["-m", "ckpt_path=a", "seed=1,2"]) == ["-m", "seed=1,2", "ckpt_path='a'"]
-    assert go_on(["ckpt_path=a", "hydra.run.dir=./a"]) == ["seed=5", "hydra.run.dir=./a", "ckpt_path='a'"]
+    assert go_on(["ckpt_path=a", "hydra.run.dir=b"]) == [
+        "seed=5",
+        "hydra.run.dir=b",
+        "ckpt_path='a/checkpoints/step_00000010.ckpt'",
+    ]
+    assert go_on(["-m", "ckpt_path=a", "seed=1,2"]) == [
+        "-m",
+        "seed=1,2",
+        "ckpt_path='a/checkpoints/step_00000010.ckpt'",
+    ]
+    assert go_on(["ckpt_path=a", "hydra.run.dir=./a"]) == [
+        "seed=5",
+        "hydra.run.dir=./a",
+        "ckpt_path='a/checkpoints/step_00000010.ckpt'",
+    ]
+
+
+def test_a_sweep_over_checkpoints_is_left_to_its_jobs():
+    run_directory(Path("a"), "seed=5")
+    assert go_on(["-m", "ckpt_path=a,b"]) == ["-m", "ckpt_path=a,b"]
+
+
+def test_ranks_from_outside_have_one_directory_which_may_hold_a_run(monkeypatch):
+    for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("RANK", "0"), ("WORLD_SIZE", "2"), ("DIFFUSION_LAB_RUN", "x")):
+        monkeypatch.setenv(name, value)
+    assert go_on(["model=ncsn"]) == ["model=ncsn"]
+    run_directory(Path("logs/train/ncsn_digits/x"))
+    with pytest.raises(ConfigError, match="ncsn_digits/x holds a run already"):
+        go_on(["model=ncsn"])
 
 
 def test_a_file_starts_a_new_run():
@@ -78,18 +107,27 @@ def test_a_file_starts_a_new_run():
 def test_auto_begins_in_an_empty_directory_and_goes_on_in_a_full_one():
     assert go_on(["ckpt_path=auto", "hydra.run.dir=a", "seed=5"]) == ["hydra.run.dir=a", "seed=5"]
     assert go_on(["ckpt_path=auto", "seed=5"]) == ["seed=5"]
+    run_directory(Path("killed"), steps=())
+    assert go_on(["ckpt_path=auto", "hydra.run.dir=killed"]) == ["hydra.run.dir=killed"]
     run_directory(Path("a"), "seed=5", "hydra.run.dir=a")
-    assert go_on(["ckpt_path=auto", "hydra.run.dir=a", "seed=5"]) == ["hydra.run.dir=a", "seed=5", "ckpt_path='a'"]
+    assert go_on(["ckpt_path=auto", "hydra.run.dir=a", "seed=5"]) == [
+        "hydra.run.dir=a",
+        "seed=5",
+        "ckpt_path='a/checkpoints/step_00000010.ckpt'",
+    ]
     run_directory(Path("logs/ncsn/b"))
     place = "hydra.run.dir=logs/${hydra:runtime.choices.model}/b"
-    assert go_on(["ckpt_path=auto", "model=ncsn", place])[-1] == "ckpt_path='logs/ncsn/b'"
+    assert (
+        go_on(["ckpt_path=auto", "model=ncsn", place])[-1] == "ckpt_path='logs/ncsn/b/checkpoints/step_00000010.ckpt'"
+    )
 
 
 def test_a_name_with_spaces_and_quotes_stays_one():
     run_directory(Path("it's, a = {run}"), "seed=5")
     words = go_on([f"ckpt_path={shlex.quote(chr(34))[1:-1]}it's, a = {{run}}{chr(34)}"])
     values = {o.get_key_element(): resume.text(o) for o in resume.parsed(words)}
-    assert values["ckpt_path"] == values["hydra.run.dir"] == "it's, a = {run}"
+    assert values["hydra.run.dir"] == "it's, a = {run}"
+    assert values["ckpt_path"] == "it's, a = {run}/checkpoints/step_00000010.ckpt"
 
 
 @pytest.mark.parametrize(
@@ -97,6 +135,7 @@ def test_a_name_with_spaces_and_quotes_stays_one():
     [
         (["hydra.run.dir=a"], "a holds a run already (step_00000020.ckpt): go on with it by ckpt_path=a, or"),
         (["hydra.run.dir=a", "ckpt_path=b"], "a holds a run already"),
+        (["hydra.run.dir=c"], "c holds a run already (config.yaml): remove it, or give another hydra.run.dir"),
         (["hydra.run.dir=a", "ckpt_path=a/checkpoints/step_00000010.ckpt"], "a holds a run already"),
         (["ckpt_path=last"], "no run with a checkpoint under"),
         (["-m", "ckpt_path=last", "seed=1,2"], "ckpt_path=last in a sweep"),
@@ -107,6 +146,7 @@ def test_a_name_with_spaces_and_quotes_stays_one():
 def test_what_would_write_over_a_run_or_means_none_is_refused(words, told):
     run_directory(Path("a"), steps=(10, 20))
     run_directory(Path("b"))
+    run_directory(Path("c"), steps=())  # killed before its first checkpoint
     with pytest.raises(ConfigError) as error:
         go_on(words)
     assert told in str(error.value) and "\n" not in str(error.value)
@@ -119,10 +159,10 @@ def test_a_run_that_is_being_trained_is_left_alone():
 
 SETTINGS = {
     "seed": 0, "allow_changes": False, "ckpt_path": None, "overrides": [], "paths": {"run_dir": "a"}, "optimizer": {"lr": 0.1},
-    "network": {"channels": 8}, "data": {"batch_size": 8, "num_workers": 0, "seed": 0}, "choices": {"sampler": "ddim", "schedule": "linear"},
+    "network": {"channels": 8}, "data": {"batch_size": 8, "num_workers": 0, "seed": 0}, "choices": {"sampler": "ddim", "schedule": "linear", "likelihood": "bound", "metric": "digits"},
     "model": {"network": {"channels": 8}, "optimizer": {"lr": 0.1}, "sampler": {"steps": 3}, "decay_steps": 5},
-    "trainer": {"max_steps": 5, "precision": "32-true", "accumulate_grad_batches": 1, "log_every_n_steps": 5},
-    "callback": {"ema": {"decay": 0.9}, "samples": {"count": 4}},
+    "trainer": {"max_steps": 5, "gradient_clip_val": None, "overfit_batches": 0, "precision": "32-true", "accumulate_grad_batches": 1, "log_every_n_steps": 5},
+    "callback": {"ema": {"decay": 0.9}, "samples": {"count": 4, "run_dir": "a"}, "rank_seed": {"seed": 3}},
 }  # fmt: skip
 
 
@@ -131,7 +171,7 @@ def changed(**values):
     config = OmegaConf.create(SETTINGS)
     for path, value in values.items():
         for key in (path.replace("__", "."), f"model.{path.replace('__', '.')}"):
-            if OmegaConf.select(config, key) is not None:
+            if OmegaConf.select(config, key) is not None or key.startswith("trainer"):
                 OmegaConf.update(config, key, value)
     return OmegaConf.to_container(config)
 
@@ -141,9 +181,11 @@ def changed(**values):
     [
         ("optimizer__lr", 0.2, False), ("network__channels", 16, False), ("seed", 1, False), ("model__decay_steps", 9, False),
         ("choices__schedule", "cosine", False), ("data__batch_size", 16, False), ("trainer__precision", "bf16-mixed", False),
-        ("trainer__accumulate_grad_batches", 2, False), ("callback__ema__decay", 0.5, False),
+        ("trainer__accumulate_grad_batches", 2, False), ("callback__ema__decay", 0.5, False), ("callback__rank_seed__seed", 4, False),
+        ("trainer__gradient_clip_val", 1.0, False), ("trainer__overfit_batches", 1, False),
         ("trainer__max_steps", 9, True), ("trainer__log_every_n_steps", 1, True), ("data__num_workers", 2, True),
         ("callback__samples__count", 9, True), ("model__sampler__steps", 9, True), ("choices__sampler", "heun", True),
+        ("choices__likelihood", "flow", True), ("choices__metric", "inception", True),
     ],
 )  # fmt: skip
 def test_what_changes_what_is_trained_is_refused_and_the_rest_is_told(key, value, harmless):
@@ -159,6 +201,16 @@ def test_what_changes_what_is_trained_is_refused_and_the_rest_is_told(key, value
         assert word in refuse_changes(SETTINGS, {**now, "allow_changes": True}, 1, 1)
 
 
+def test_what_only_one_of_them_has_is_a_change_and_a_class_that_was_replaced_is_one():
+    now = changed()
+    now["optimizer"]["amsgrad"] = True
+    del now["callback"]["ema"]
+    assert changes(SETTINGS, now)[0] == ["optimizer.amsgrad=True (was None)", "callback.ema.decay=None (was 0.9)"]
+    before, now = changed(), changed()
+    before["model"]["loss"], now["model"]["loss"] = {"_target_": "a", "x": 1}, {"_target_": "b", "y": 1}
+    assert changes(before, now)[0] == ["model.loss._target_=b (was a)"]
+
+
 def test_the_same_images_a_step_may_be_divided_otherwise():
     now = changed(data__batch_size=4, trainer__accumulate_grad_batches=2)
     training, aside = changes(SETTINGS, now)
@@ -166,7 +218,11 @@ def test_the_same_images_a_step_may_be_divided_otherwise():
 
 
 def test_what_belongs_to_a_start_is_not_told_and_other_ranks_are():
-    assert refuse_changes(SETTINGS, changed(paths__run_dir="b", overrides=["x"]), 2, 2) == ""
+    assert (
+        refuse_changes(SETTINGS, changed(paths__run_dir="b", callback__samples__run_dir="b", overrides=["x"]), 2, 2)
+        == ""
+    )
+    assert refuse_changes(SETTINGS, changed(), 0, 2) == "", "of an older checkpoint the ranks are not known"
     assert "2 ranks (was 1): the same batches, other noise" in refuse_changes(SETTINGS, SETTINGS, 1, 2)
 
 

@@ -122,6 +122,23 @@ def test_a_killed_rank_ends_the_training_which_goes_on_bit_equal(tmp_path):
     assert losses(runs[0]) == losses(runs[1]) and len(losses(runs[0])) == 8
 
 
+def test_ranks_that_evaluate_stop_at_once_also_the_one_that_waits(tmp_path):
+    """Nine chunks on two ranks: some are still drawn when the other rank has nothing left to do."""
+    slow = ("callback.evaluation.every_n_steps=4", "callback.evaluation.max_seconds=null", "likelihood=none")
+    size = ("callback.evaluation.evaluator.samples=9000", "callback.evaluation.evaluator.batch_size=1000")
+    words = (*TINY, *slow, *size, "sampler_steps=1000", "callback.checkpoint.every_n_steps=100", "trainer.devices=2")
+    job = started(tmp_path, str(ROOT / "train.py"), *words, "hydra.run.dir=run")
+    while not (tmp_path / "run" / "evaluation").exists() and job.poll() is None:
+        time.sleep(0.05)
+    start = time.monotonic()
+    job.terminate()
+    said = job.communicate(timeout=60)[0]
+    assert job.returncode == 143 and time.monotonic() - start < 10 and gone(tmp_path, 5), said
+    assert "stopped by SIGTERM at step 4; go on:  python train.py ckpt_path=run" in said and "Traceback" not in said
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000004.ckpt"]
+    assert not list((tmp_path / "run").glob(".stop*")) and not list((tmp_path / "run").glob(".ranks*"))
+
+
 def losses(run: Path) -> list[tuple[str, str]]:
     """(step, loss) of every row of a run's log."""
     with (run / "metrics.csv").open() as file:

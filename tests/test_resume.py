@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -43,7 +44,7 @@ class Meanwhile(pl.Callback):
 
 
 def train(folder, steps: int, ckpt: str | None = None, meanwhile: int = 2, save: int = 1, validate: int | None = None,
-          accumulate: int = 1, more: tuple = ()):  # fmt: skip
+          accumulate: int = 1, more: tuple = (), first: tuple = (), overfit: int = 0):  # fmt: skip
     """The last checkpoint of a run of `steps` steps on a set of 50 points in batches of 8: an epoch ends within."""
     torch.manual_seed(1 if ckpt is None else 99)  # what a new process draws before it loads
     network = Noisy()
@@ -51,14 +52,14 @@ def train(folder, steps: int, ckpt: str | None = None, meanwhile: int = 2, save:
         network, Linear(), DenoisingLoss(), Sampler(DDIM(), steps=2), None,
         lambda p: torch.optim.Adam(p, lr=0.01), (2,), grey_levels=None, warmup_steps=3,
     )  # fmt: skip
-    model.config = {}
-    data = Toy2D(train_size=50, held_out_size=20, batch_size=8, eval_batch_size=20)
+    model.config = {"trainer": {"accumulate_grad_batches": accumulate}}
+    data = Toy2D(train_size=50, held_out_size=20, batch_size=8, eval_batch_size=5)
     trainer = pl.Trainer(
         max_steps=steps, max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
         val_check_interval=validate, check_val_every_n_epoch=None, accumulate_grad_batches=accumulate,
-        limit_val_batches=1.0 if validate else 0, default_root_dir=folder,
-        callbacks=[RankSeed(3), EMA(0.9, warmup=True), Interrupt(str(folder)), Checkpoint(str(folder), every_n_steps=save, keep=None), Meanwhile(meanwhile), *more],
+        limit_val_batches=1.0 if validate else 0, default_root_dir=folder, overfit_batches=overfit,
+        callbacks=[*first, RankSeed(3), EMA(0.9, warmup=True), Interrupt(str(folder)), Checkpoint(str(folder), every_n_steps=save, keep=None), Meanwhile(meanwhile), *more],
     )  # fmt: skip
     trainer.fit(model, datamodule=data, ckpt_path=ckpt, weights_only=True)
     return torch.load(folder / f"checkpoints/step_{steps:08d}.ckpt", weights_only=True)
@@ -143,9 +144,107 @@ def test_a_second_signal_stops_at_once(tmp_path):
     class Twice(Signalled):
         def on_before_optimizer_step(self, trainer, model, optimizer):
             if trainer.global_step == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(SystemExit):  # Lightning's answer to a KeyboardInterrupt
-        train(tmp_path, 9, save=100, more=[Twice(3, True, signal.SIGTERM)])
+        train(tmp_path, 9, save=100, more=[Twice(3, True, signal.SIGINT)])
     assert not (tmp_path / "checkpoints").exists()
+
+
+class Early(pl.Callback):
+    """Sends this process SIGTERM before the callback that answers it is told of the step, or of the training at all."""
+
+    def __init__(self, step: int | None) -> None:
+        self.step = step
+
+    def on_train_start(self, trainer, model):
+        if self.step is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_train_batch_start(self, trainer, model, batch, batch_idx):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("step, last", [(5, 5), (None, 0)])
+def test_a_signal_between_two_steps_or_before_the_first_loses_no_batch(tmp_path, step, last):
+    whole = train(tmp_path / "whole", 9)
+    with pytest.raises(Stopped, match=f"SIGTERM at step {last}"):
+        train(tmp_path / "part", 9, save=100, first=[Early(step)])
+    resumed = train(tmp_path / "rest", 9, tmp_path / f"part/checkpoints/step_{last:08d}.ckpt")
+    assert_bit_equal({k: whole[k] for k in STATE}, {k: resumed[k] for k in STATE})
+
+
+class Validations(pl.Callback):
+    """(step, loss) of every validation; on request stops in the middle of that of a step, or right before it."""
+
+    def __init__(self, step: int = -1, inside: bool = True) -> None:
+        self.step, self.inside, self.seen = step, inside, []
+
+    def on_validation_batch_end(self, trainer, model, outputs, batch, batch_idx, dataloader_idx=0):
+        if self.inside and trainer.global_step == self.step and batch_idx == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+
+    def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx):
+        if not self.inside and trainer.global_step == self.step:
+            raise RuntimeError("dies after the checkpoint")
+
+    def on_validation_end(self, trainer, model):
+        self.seen.append((trainer.global_step, trainer.callback_metrics["val/loss"].item()))
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_validation_that_was_due_is_made_in_full_by_the_run_that_goes_on(tmp_path, inside, accumulate):
+    runs = [Validations(), Validations(6, inside), Validations()]
+    options = {"validate": 3 * accumulate, "accumulate": accumulate}
+    whole = train(tmp_path / "whole", 9, more=[runs[0]], **options)
+    with pytest.raises(Stopped if inside else RuntimeError):
+        train(tmp_path / "part", 9, more=[runs[1]], **options)
+    resumed = train(tmp_path / "rest", 9, tmp_path / "part/checkpoints/step_00000006.ckpt", more=[runs[2]], **options)
+    assert [step for step, _ in runs[0].seen] == [3, 6, 9]
+    assert runs[1].seen + runs[2].seen == runs[0].seen
+    assert_bit_equal({k: whole[k] for k in STATE}, {k: resumed[k] for k in STATE})
+    again = Validations()
+    train(tmp_path / "again", 9, tmp_path / "whole/checkpoints/step_00000007.ckpt", more=[again], **options)
+    assert again.seen == runs[0].seen[2:]
+
+
+def test_a_run_on_one_batch_goes_on_with_it(tmp_path):
+    whole = train(tmp_path / "whole", 6, overfit=1)
+    train(tmp_path / "part", 3, overfit=1)
+    resumed = train(tmp_path / "rest", 6, tmp_path / "part/checkpoints/step_00000003.ckpt", overfit=1)
+    assert_bit_equal({k: whole[k] for k in STATE}, {k: resumed[k] for k in STATE})
+
+
+def test_the_same_images_in_other_parts_are_the_same_images(tmp_path):
+    """Steps of 1 x 8 images, then of 2 x 8: no step is cut in two, and the data order goes on where it was."""
+
+    class Batches(pl.Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_train_batch_start(self, trainer, model, batch, batch_idx):
+            self.seen.append((trainer.global_step, batch[0].sum().item()))
+
+    seen, later = Batches(), Batches()
+    train(tmp_path / "part", 9, first=[seen])
+    train(tmp_path / "rest", 8, tmp_path / "part/checkpoints/step_00000005.ckpt", accumulate=2, first=[later])
+    assert [step for step, _ in later.seen] == [5, 5, 6, 6, 7, 7]
+    assert [total for _, total in later.seen[:4]] == [total for _, total in seen.seen[5:9]]
+
+
+def test_what_is_damaged_ahead_does_not_cost_what_is_whole(tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for step in (7, 8):
+        (folder / f"step_{step:08d}.ckpt").write_bytes(b"cut")
+    saving = Checkpoint(str(tmp_path), keep=2)
+    for step in (4, 5, 6):
+        trainer = SimpleNamespace(
+            global_step=step, loggers=[], is_global_zero=True, save_checkpoint=lambda path: path.write_bytes(b"whole")
+        )
+        saving.save(trainer)
+    assert [int(path.stem[5:]) for path in sorted(folder.iterdir())] == [5, 6, 7, 8]

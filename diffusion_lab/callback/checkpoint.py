@@ -17,6 +17,8 @@ from diffusion_lab.whole_file import NotWritten, amount, room, room_for_a_file
 class Checkpoint(pl.Callback):
     """Saves `<run_dir>/checkpoints/step_XXXXXXXX.ckpt` every so many optimiser steps and at the end of training.
 
+    A run that goes on from one validates first, if that was due at its step and had not been done.
+
     Args:
         run_dir: the run's directory.
         every_n_steps: optimiser steps between two checkpoints.
@@ -25,7 +27,7 @@ class Checkpoint(pl.Callback):
 
     def __init__(self, run_dir: str, every_n_steps: int = 1000, keep: int | None = 2) -> None:
         self.folder, self.every_n_steps, self.keep = Path(run_dir) / "checkpoints", every_n_steps, keep
-        self._saved = self._step = -1
+        self._saved = self._step = self._validated = -1
 
     def check(self, data: DataModule, model: Model) -> None:
         """Raise `NotWritten` where the run's directory cannot be written to, or not all that will be kept in it.
@@ -51,18 +53,44 @@ class Checkpoint(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, model: Model) -> None:
         self._step = trainer.global_step
+        every = trainer.val_check_batch
+        due = every != float("inf") and trainer.limit_val_batches and self._validated != self._step
+        if self._step and due and self._step * trainer.accumulate_grad_batches % every == 0:
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
+
+    def on_validation_end(self, trainer: pl.Trainer, model: Model) -> None:
+        self._validated = trainer.global_step
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, model: Model, checkpoint: dict[str, Any]) -> None:
+        checkpoint["validated"] = self._validated
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, model: Model, checkpoint: dict[str, Any]) -> None:
+        """Go on after the batches that are done, in nothing that was under way: a validation is begun again."""
+        self._validated = checkpoint.get("validated", checkpoint["global_step"])
+        loops = checkpoint["loops"]["fit_loop"]
+        for counts in (loops["epoch_loop.batch_progress"][kind] for kind in ("current", "total")):
+            counts.update(dict.fromkeys(("ready", "started"), counts["processed"]))
+        for key in [key for key in loops if key.startswith("epoch_loop.val_loop.")]:
+            del loops[key]
+
+    def is_saved(self, trainer: pl.Trainer) -> bool:
+        """Whether the present step is."""
+        return self._saved == trainer.global_step
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Save the current step, once, then drop what is older than `keep`."""
-        if self._saved == trainer.global_step:
+        """Save the present step, once, then drop what is older than `keep`."""
+        if self.is_saved(trainer):
             return
-        self._saved = trainer.global_step
         for logger in trainer.loggers:  # a log never ends before the checkpoint that goes on from it
             logger.save()
         trainer.save_checkpoint(self.folder / f"step_{trainer.global_step:08d}.ckpt")
+        self._saved = trainer.global_step  # now: a signal may have ended what is above
         if self.keep and trainer.is_global_zero:
-            for old in sorted(self.folder.glob("step_*.ckpt"))[: -self.keep]:
-                old.unlink()
+            there = sorted(self.folder.glob("step_*.ckpt"))
+            for old in [path for path in there if int(path.stem[5:]) <= trainer.global_step][: -self.keep]:
+                old.unlink()  # what lies ahead is damaged, or this run would have gone on from it
 
     def on_train_batch_end(self, trainer: pl.Trainer, model: Model, outputs: Any, batch: Any, batch_idx: int) -> None:
         # `_step`: in the middle of an accumulation there is no step to save.

@@ -14,11 +14,12 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 
 from diffusion_lab import ranks
+from diffusion_lab.callback.checkpoint import Checkpoint
 from diffusion_lab.callback.ema import EMA, averaged
 from diffusion_lab.callback.media import spare
 from diffusion_lab.data import DataModule
 from diffusion_lab.evaluation import Evaluator, Record
-from diffusion_lab.evaluation.estimate import Estimate, estimate
+from diffusion_lab.evaluation.estimate import estimate, fit
 from diffusion_lab.model import Model
 from diffusion_lab.whole_file import whole_file
 
@@ -106,7 +107,7 @@ class Evaluation(pl.Callback):
         )
 
     def on_train_start(self, trainer: pl.Trainer, model: Model) -> None:
-        self._since, self._evaluated = time.perf_counter(), trainer.global_step
+        self._since = time.perf_counter()
         data, passes = trainer.datamodule, 2 if self.weights == "both" else 1
         if self.every_n_steps:
             if self._sizes is not None:  # a resumed run goes on with the numbers that it has
@@ -126,11 +127,20 @@ class Evaluation(pl.Callback):
             told = estimate(model, self.evaluator, data, passes)
             if trainer.is_global_zero:
                 print(f"evaluation at the end: about {told}", flush=True)
+        if trainer.global_step:
+            self.evaluate_in_time(trainer, model)  # the one in which the run was stopped
 
     def on_train_batch_end(self, trainer: pl.Trainer, model: Model, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.evaluate_in_time(trainer, model)
+
+    def evaluate_in_time(self, trainer: pl.Trainer, model: Model) -> None:
+        """Evaluate once every so many steps, the training saved before, so that it may be stopped meanwhile."""
         step, every = trainer.global_step, self.every_n_steps
         # `_evaluated`: several batches of an accumulation end at the same step.
         if every and step % every == 0 and self._evaluated != step < trainer.max_steps:
+            for callback in trainer.callbacks:
+                if isinstance(callback, Checkpoint):
+                    callback.save(trainer)
             self._evaluated = step
             self.evaluate(trainer, model, self.during)
 
@@ -144,11 +154,12 @@ class Evaluation(pl.Callback):
             "best_value": self.best_value,
             "sizes": {"asked": self._asked, "used": self._sizes},
             "training_seconds": self.training_seconds,
+            "evaluated": self._evaluated,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_name, self.best_value = state_dict["best_name"], state_dict["best_value"]
-        self._trained = state_dict["training_seconds"]
+        self._trained, self._evaluated = state_dict["training_seconds"], state_dict.get("evaluated", 0)
         if state_dict["sizes"]["asked"] == self._asked:
             self._sizes = state_dict["sizes"]["used"]
 
@@ -231,23 +242,6 @@ class Evaluation(pl.Callback):
         if before is None or (value < before if lower else value > before):
             self.best_value = value
             trainer.save_checkpoint(self.run_dir / "checkpoints" / "best.ckpt")
-
-
-def fit(evaluator: Evaluator, model: Model, data: DataModule, max_seconds: float | None, passes: int = 1) -> Estimate:
-    """Make an evaluator small enough for a bound on its time, in whole batches; what it will then take."""
-    told = estimate(model, evaluator, data, passes)
-    if max_seconds is None or told.seconds <= max_seconds:
-        return told
-    share, items = max_seconds / told.seconds, evaluator.likelihood_items(data)
-    evaluator.samples = whole(evaluator.samples * share, evaluator.batch_size, evaluator.samples)
-    if told.likelihood > 0:
-        evaluator.likelihood_samples = whole(items * share, evaluator.likelihood_batch_size, items)
-    return estimate(model, evaluator, data, passes)
-
-
-def whole(wanted: float, batch: int, limit: int) -> int:
-    """The largest multiple of a batch within `wanted`; one batch at least, if there is one in `limit`."""
-    return min(max(batch, int(wanted) // batch * batch), limit)
 
 
 def write_results(path: Path, results: dict[str, Any]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,15 @@ from diffusion_lab.model import Model
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 ECHO = 3.0
-"""Seconds within which torchrun passes on to its ranks what the terminal has sent to all of them already."""
+"""Seconds within which a signal comes twice: sent to all ranks, and passed on by the first one or by torchrun."""
 
 
-class Stopped(Exception):
-    """Training was stopped by a signal, after the step was saved."""
+LEAVING = 3.0
+"""Seconds in which a rank that others have left must come out of waiting for them."""
+
+
+class Stopped(BaseException):
+    """Training was stopped by a signal, after the step was saved; nothing on the way answers it as an error."""
 
     def __init__(self, signum: int, step: int) -> None:
         self.signum, self.step = signum, step
@@ -34,7 +40,8 @@ class Interrupt(pl.Callback):
     Comes after the callbacks that belong to a step (EMA, logged numbers) and before those that may take long.  A lone
     process leaves pictures, validation and evaluation at once, and a training step when it is done.  Several ranks stop
     after the same step: the first that is told writes into `<run_dir>/.stop` which one, two steps ahead, so that all
-    have read it before they get there.
+    have read it before they get there.  Where the present step is saved already, as it is before an evaluation, they
+    need not agree on more: it is that one, each leaves at once, and one that waits for another is ended.
 
     Args:
         run_dir: the run's directory, which all ranks see.
@@ -45,6 +52,7 @@ class Interrupt(pl.Callback):
         self.received: int | None = None
         self._in_step, self._step, self._since = False, -1, 0.0
         self._before: dict[int, Any] = {}
+        self._wakeup: tuple[int, int] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, model: Model) -> None:
         self.trainer, self.received, self._step = trainer, None, trainer.global_step
@@ -52,10 +60,18 @@ class Interrupt(pl.Callback):
             self.path.unlink(missing_ok=True)
         # Here, because Lightning puts its own in place when it begins to fit.
         self._before = {signum: signal.signal(signum, self.receive) for signum in SIGNALS}
+        if trainer.world_size > 1:
+            reader, writer = os.pipe()
+            os.set_blocking(writer, False)
+            self._wakeup = writer, signal.set_wakeup_fd(writer)
+            threading.Thread(target=self.listen, args=(reader,), daemon=True, name="signals").start()
+        if trainer.received_sigterm:  # since the run began, and Lightning has noted it
+            raise Stopped(signal.SIGTERM, trainer.global_step)
 
     def receive(self, signum: int, frame: Any) -> None:
         """Note a signal, and pass it on to the ranks that this process has started."""
-        if self.received == signum and "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() < self._since + ECHO:
+        twice = signum == signal.SIGTERM or "TORCHELASTIC_RUN_ID" in os.environ
+        if self.received == signum and twice and time.monotonic() < self._since + ECHO:
             return
         if self.received is not None:
             self.restore()
@@ -63,10 +79,52 @@ class Interrupt(pl.Callback):
         self.received, self._since, trainer = signum, time.monotonic(), self.trainer
         if trainer.is_global_zero:
             print(f"\n{signal.Signals(signum).name}: saving and stopping; once more stops at once", flush=True)
-        if hasattr(trainer.strategy.launcher, "kill") and signum == signal.SIGTERM:
-            trainer.strategy.launcher.kill(signum)
-        if trainer.world_size == 1 and not self._in_step:
+        alone, saved = trainer.world_size == 1, self.saved()
+        if not alone and not self._in_step and saved:
+            self.note(trainer.global_step)
+        self.pass_on(signum)
+        if not self._in_step and (alone or saved):
             raise Stopped(signum, trainer.global_step)
+
+    def pass_on(self, signum: int) -> None:
+        """Send SIGTERM to the ranks that this process has started; what a terminal sends they get themselves."""
+        if hasattr(self.trainer.strategy.launcher, "kill") and signum == signal.SIGTERM:
+            self.trainer.strategy.launcher.kill(signum)
+
+    def listen(self, reader: int) -> None:
+        """In a thread: end this process for a signal that it cannot answer, because it waits for a rank that has left.
+
+        Only where nothing is lost by it.  The waiting is not Python's, so that no handler runs in it.
+        """
+        while (signum := os.read(reader, 1)) and signum[0] not in SIGNALS:
+            pass
+        time.sleep(1)
+        if signum and self.received is None and not self._in_step and self.saved():
+            self.note(self.trainer.global_step)
+            self.pass_on(signum[0])
+        while signum and self._before:
+            if self.saved() and self.noted() <= self.trainer.global_step:
+                time.sleep(LEAVING)
+                if self._before:
+                    os._exit(128 + signum[0])
+            time.sleep(0.2)
+        os.close(reader)
+
+    def saved(self) -> bool:
+        """Whether there is a checkpoint of the present step."""
+        return any(isinstance(c, Checkpoint) and c.is_saved(self.trainer) for c in self.trainer.callbacks)
+
+    def note(self, step: int) -> None:
+        """Tell all ranks after which step to stop, unless one has done so."""
+        own = self.path.with_name(f".stop.{self.trainer.global_rank}.{threading.get_ident()}")
+        own.write_text(str(step))
+        with contextlib.suppress(FileExistsError):
+            os.link(own, self.path)  # whole, and only one rank's
+        own.unlink()
+
+    def noted(self) -> float:
+        """The step after which to stop; infinity if nobody was told to."""
+        return int(self.path.read_text()) if self.path.exists() else float("inf")
 
     def on_train_batch_start(self, trainer: pl.Trainer, model: Model, batch: Any, batch_idx: int) -> None:
         self._in_step = True
@@ -83,22 +141,24 @@ class Interrupt(pl.Callback):
         """The step after which to stop; infinity if nobody was told to."""
         if trainer.world_size == 1:
             return self._step if self.received is not None else float("inf")
-        if self.received is not None and not self.path.exists():
-            own = self.path.with_name(f".stop.{trainer.global_rank}")
-            own.write_text(str(self._step + 2))
-            with contextlib.suppress(FileExistsError):
-                os.link(own, self.path)  # whole, and only one rank's
-            own.unlink()
-        return int(self.path.read_text()) if self.path.exists() else float("inf")
+        if self.received is not None:
+            self.note(self._step + 2)
+        return self.noted()
 
     def on_exception(self, trainer: pl.Trainer, model: Model, exception: BaseException) -> None:
         self.restore()
+        left = trainer.world_size > 1 and self.saved() and self.noted() <= trainer.global_step
         if isinstance(exception, Stopped):
             for callback in trainer.callbacks:
                 if isinstance(callback, Checkpoint):
                     callback.save(trainer)  # all ranks together: none has the file still to read
             if trainer.is_global_zero:
-                self.path.unlink(missing_ok=True)
+                if left:  # those who still wait must see that it is over
+                    atexit.register(self.path.unlink, missing_ok=True)
+                else:
+                    self.path.unlink(missing_ok=True)
+        elif left and isinstance(exception, Exception):  # what was waited for has stopped
+            raise Stopped(self.received or signal.SIGTERM, trainer.global_step) from exception
 
     def teardown(self, trainer: pl.Trainer, model: Model, stage: str) -> None:
         self.restore()
@@ -108,3 +168,8 @@ class Interrupt(pl.Callback):
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
         self._before = {}
+        if self._wakeup is not None:
+            writer, before = self._wakeup
+            signal.set_wakeup_fd(before)
+            os.close(writer)  # which ends the thread
+            self._wakeup = None

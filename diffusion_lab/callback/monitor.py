@@ -53,5 +53,6 @@ class Monitor(pl.Callback):
         checkpoint["losses"] = ranks.gather([loss.cpu() for loss in self.losses])
 
     def on_load_checkpoint(self, trainer: pl.Trainer, model: Model, checkpoint: dict[str, Any]) -> None:
-        kept = checkpoint.get("losses", [])
-        self.losses = kept[trainer.global_rank] if len(kept) == trainer.world_size else []
+        kept, before = checkpoint.get("losses", []), (checkpoint.get("config") or {}).get("trainer") or {}
+        same = before.get("accumulate_grad_batches", 1) == trainer.accumulate_grad_batches
+        self.losses = kept[trainer.global_rank] if same and len(kept) == trainer.world_size else []

@@ -37,6 +37,13 @@ class Samples(pl.Callback):
         self.count, self.frames, self.seed = count, frames, seed
         self._drawn = 0
 
+    def on_train_start(self, trainer: pl.Trainer, model: Model) -> None:
+        step, every = trainer.global_step, self.every_n_steps
+        path = self.run_dir / "samples" / f"step_{step:08d}.png"
+        if every and step and step % every == 0 and step < trainer.max_steps and not ranks.from_first(path.exists()):
+            self._drawn = step
+            self.draw(trainer, model, path)  # the run was stopped before
+
     def on_train_batch_end(self, trainer: pl.Trainer, model: Model, outputs: Any, batch: Any, batch_idx: int) -> None:
         step, every = trainer.global_step, self.every_n_steps
         # `_drawn`: several batches of an accumulation end at the same step.

@@ -69,7 +69,7 @@ class DataModule(pl.LightningDataModule, ABC):
         if self.seed < 0:
             raise ValueError(f"data.seed={self.seed} must not be negative")
         require_positive({"batch_size": self.batch_size, "eval_batch_size": self.eval_batch_size})
-        self.position = 0
+        self.position, self._first = 0, None
         self.batches: TrainBatches | None = None
         self._fingerprints: dict[str, str] = {}
 
@@ -117,14 +117,22 @@ class DataModule(pl.LightningDataModule, ABC):
         if self.flip:
             mirrored = self.batches.flips(self.position).to(x.device)
             x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
+        if self._first is None:
+            self._first = self.position - self._done
         # Counted here and not in the sampler, which runs ahead of the training by what the loader prefetches.
         self.position += 1
         if not self.trainer.overfit_batches:
             self.batches.start = self.position
         return x, label
 
+    @property
+    def _done(self) -> int:
+        """Batches that the optimiser has had, by Lightning's count."""
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+
     def state_dict(self) -> dict[str, Any]:
-        return {"items": self.position * self.batch_size}
+        position = self.position if self._first is None else self._first + self._done  # one may be on its way
+        return {"items": position * self.batch_size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._seek(state_dict["items"] // self.batch_size)
@@ -180,9 +188,9 @@ class DataModule(pl.LightningDataModule, ABC):
         return _shuffled(size)[first:][:count]
 
     def _seek(self, position: int) -> None:
-        self.position = position
+        self.position, self._first = position, None
         if self.batches is not None:
-            self.batches.start = position
+            self.batches.start = 0 if self.trainer is not None and self.trainer.overfit_batches else position
 
     def _rank_and_world(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

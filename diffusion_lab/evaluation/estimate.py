@@ -92,3 +92,20 @@ def seconds_per_call(model: Model, batch: int) -> float:
             if timed and x.device.type != "cpu":
                 torch.accelerator.synchronize(x.device)
     return time.perf_counter() - start
+
+
+def fit(evaluator: Evaluator, model: Model, data: DataModule, max_seconds: float | None, passes: int = 1) -> Estimate:
+    """Make an evaluator small enough for a bound on its time, in whole batches; what it will then take."""
+    told = estimate(model, evaluator, data, passes)
+    if max_seconds is None or told.seconds <= max_seconds:
+        return told
+    share, items = max_seconds / told.seconds, evaluator.likelihood_items(data)
+    evaluator.samples = whole(evaluator.samples * share, evaluator.batch_size, evaluator.samples)
+    if told.likelihood > 0:
+        evaluator.likelihood_samples = whole(items * share, evaluator.likelihood_batch_size, items)
+    return estimate(model, evaluator, data, passes)
+
+
+def whole(wanted: float, batch: int, limit: int) -> int:
+    """The largest multiple of a batch within `wanted`; one batch at least, if there is one in `limit`."""
+    return min(max(batch, int(wanted) // batch * batch), limit)

@@ -31,10 +31,13 @@ TOTAL = ("data.batch_size", "trainer.accumulate_grad_batches")
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """What differs in two resolved configurations, as "key=new (was old)": (changing what is trained, harmless).
 
-    A key that only one of them has came or went with a version of the code, or with a class, whose `_target_` differs.
+    A key that only one of them has is None in the other; below a class that was replaced only its name is told.
     """
     old, new = leaves(before), leaves(now)
-    paths = [path for path in new if path in old and old[path] != new[path] and not under(path, UNSAID)]
+    paths = [p for p in dict.fromkeys([*new, *old]) if old.get(p) != new.get(p) and not under(p, UNSAID)]
+    paths = [path for path in paths if not path.endswith(".run_dir")]
+    replaced = [path.removesuffix("_target_") for path in paths if path.endswith("._target_")]
+    paths = [p for p in paths if p.endswith("._target_") or not any(p.startswith(node) for node in replaced)]
     equal_total = total(old) == total(new)
     told: tuple[list[str], list[str]] = ([], [])
     for path in paths:
@@ -42,7 +45,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str
             continue  # model.network.channels is network.channels
         divided = path in TOTAL and equal_total
         harmless = divided or (under(path, HARMLESS) and not under(path, (*HARMFUL, *TOTAL)))
-        told[harmless].append(f"{path}={new[path]} (was {old[path]})")
+        told[harmless].append(f"{path}={new.get(path)} (was {old.get(path)})")
     return told
 
 

@@ -7,8 +7,19 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from diffusion_lab.launch.instantiate import ConfigError
+
+_held: set[TextIO] = set()
+
+
+def _let_go() -> None:
+    for file in _held:
+        file.close()
+
+
+os.register_at_fork(after_in_child=_let_go)  # workers of a data loader may outlive the process that holds it
 
 
 @contextmanager
@@ -30,7 +41,11 @@ def locked(folder: Path) -> Iterator[None]:
             ) from error
         except OSError:
             pass  # a file system without locks
+        _held.add(file)
         file.truncate(0)
         file.write(f"{os.getpid()} on {os.uname().nodename}\n")
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            _held.discard(file)

@@ -51,7 +51,7 @@ def newest_whole(found: Sequence[Path]) -> Path:
     raise CheckpointError(f"{found[0].parent} holds no whole checkpoint: {', '.join(path.name for path in found)}")
 
 
-def is_whole(path: Path) -> bool:
+def is_whole(path: Path, needed: bytes = b"state_dict") -> bool:
     """Whether a file has all parts of a checkpoint, as far as that can be told without reading or executing it."""
     try:
         # A file that was cut has lost its end, where an archive's table of contents is.
@@ -59,10 +59,10 @@ def is_whole(path: Path) -> bool:
             pickled = archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
     except (OSError, zipfile.BadZipFile, StopIteration, zlib.error, RuntimeError):
         return False
-    return b"state_dict" in pickled and b"config" in pickled
+    return needed in pickled and b"config" in pickled
 
 
-def newest_run(log_dir: str | Path) -> Path:
+def newest_run(log_dir: str | Path, needed: bytes = b"state_dict") -> Path:
     """The run directory under `log_dir` that had the last checkpoint and has a whole one.
 
     Raises:
@@ -71,10 +71,10 @@ def newest_run(log_dir: str | Path) -> Path:
     runs = sorted(Path(log_dir).glob("**/checkpoints"), key=lambda run: run.stat().st_mtime, reverse=True)
     for run in runs:
         found = checkpoints(run.parent)
-        if any(map(zipfile.is_zipfile, found)):
+        if any(is_whole(path, needed) for path in found):
             return run.parent
         if found:
-            say(f"{run.parent} holds no whole checkpoint and is passed over")
+            say(f"{run.parent} holds no checkpoint to go on from and is passed over")
     raise CheckpointError(f"ckpt_path=last: no run with a checkpoint under {Path(log_dir).resolve()}; train one first")
 
 
@@ -108,23 +108,25 @@ def go_on(words: Sequence[str]) -> list[str]:
     """
     arguments = process.arguments(words)
     own = {override.get_key_element(): override for override in parsed(arguments.overrides)}
+    if "ckpt_path" in own and own["ckpt_path"].is_sweep_override():
+        return list(words)
     sweep, wanted = arguments.multirun, text(own.pop("ckpt_path", None))
     place = None if sweep else run_directory(own, wanted)
     newest = next(iter(checkpoints(place)), None) if place else None
     if sweep and wanted in ("last", "auto"):
         raise ConfigError(f"ckpt_path={wanted} in a sweep, which is itself gone on with: name a directory or a file")
+    left = newest or next(iter(place.glob(CONFIG)), None) if place and wanted != "auto" else newest
     if wanted == "auto":
         wanted = newest and str(place)
     elif wanted == "last":
-        wanted = str(place if newest else newest_run(log_directory(own)))
-    if newest and not (wanted and Path(wanted).resolve() == place.resolve()):
-        raise ConfigError(
-            f"{place} holds a run already ({newest.name}): go on with it by ckpt_path={place}, or give another "
-            "hydra.run.dir"
-        )
+        wanted = str(place if newest else newest_run(log_directory(own), b"optimizer_states"))
+    if left and not (wanted and Path(wanted).resolve() == place.resolve()):
+        how = f"go on with it by ckpt_path={place}, or give" if newest else "remove it, or give"
+        raise ConfigError(f"{place} holds a run already ({left.name}): {how} another hydra.run.dir")
     run = Path(wanted) if wanted and (Path(wanted) / CONFIG).is_file() else None
     first = [] if run is None else [o.input_line for o in started(run) if o.get_key_element() not in {*own, *OWN}]
-    more = [] if wanted is None else [process.override("ckpt_path", wanted)]
+    # The file, which is the same for all ranks, even if the run to branch off from writes the next one meanwhile.
+    more = [] if wanted is None else [process.override("ckpt_path", str(find(run)) if run else wanted)]
     if run is not None and not sweep and PLACE not in own:
         more.append(process.override(PLACE, str(run)))
         if process.outside()[1] == 0:

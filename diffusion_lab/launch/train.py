@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import sys
@@ -21,7 +22,7 @@ from diffusion_lab.callback import Evaluation
 from diffusion_lab.callback.interrupt import Stopped
 from diffusion_lab.callback.media import log_pictures
 from diffusion_lab.data import DataModule
-from diffusion_lab.launch.changes import refuse_changes, refuse_shapes
+from diffusion_lab.launch.changes import changes, refuse_changes, refuse_shapes
 from diffusion_lab.launch.compiled import compile_network
 from diffusion_lab.launch.compose import plain
 from diffusion_lab.launch.failure import explained
@@ -108,6 +109,8 @@ def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, 
                 callback.check(data, model)
         # Loggers join later: only the first rank has them, and the rank is known once there is a trainer.
         keys = {key: value for key, value in settings["trainer"].items() if key != "timeout"}
+        if isinstance(keys["val_check_interval"], int):  # of optimiser steps; Lightning's is of batches
+            keys["val_check_interval"] *= keys["accumulate_grad_batches"]
         trainer = instantiate({**keys, "_partial_": True}, "trainer")(
             callbacks=callbacks,
             plugins=[checkpoint.AtomicCheckpointIO(), *cluster()],
@@ -169,19 +172,20 @@ def describe_sampler(name: str, sampler: dict[str, Any]) -> str:
     return f"{name} ({', '.join(words + kinds)})"
 
 
-def keep_configuration(path: Path, text: str, step: int) -> None:
-    """Write a run's configuration; another one that it had until `step` keeps a name of its own."""
-    if path.exists() and path.read_text() != text:
-        path.replace(path.with_name(f"config_until_step_{step:08d}.yaml"))
+def keep_configuration(path: Path, settings: dict[str, Any], step: int) -> None:
+    """Write a run's configuration; a different one that it had until `step` keeps a name of its own."""
+    if path.exists() and any(changes(OmegaConf.to_container(OmegaConf.load(path)), settings)):
+        names = (f"config_until_step_{step:08d}{'_' * number}.yaml" for number in itertools.count())
+        path.replace(next(new for new in map(path.with_name, names) if not new.exists()))
     with whole_file(path) as file:
-        file.write(text.encode())
+        file.write(OmegaConf.to_yaml(OmegaConf.create(settings)).encode())
 
 
 def announce(
     settings: dict[str, Any], data: DataModule, model: Model, trainer: pl.Trainer, run_dir: Path, step: int
 ) -> None:
     """Say what is about to be trained, and leave the configuration and the schedule's picture beside the run."""
-    keep_configuration(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.create(settings)), step)
+    keep_configuration(run_dir / CONFIG, settings, step)
     process = model.denoiser.process
     times = process.grid(None).flip(0)
     title = f"{type(process).__name__}, schedule {settings['choices']['schedule']}"
@@ -203,6 +207,8 @@ def conclude(trainer: pl.Trainer, run_dir: Path) -> None:
     """The table of results, where everything is, and the command that samples from it."""
     evaluation = next((c for c in trainer.callbacks if isinstance(c, Evaluation)), None)
     shown = os.path.relpath(run_dir)
+    if trainer.global_step < trainer.max_steps:
+        say(f"trainer.max_time has ended it at step {trainer.global_step:,} of {trainer.max_steps:,}")
     if evaluation is not None and evaluation.results:
         table(evaluation.results)
     elif evaluation is not None and evaluation.at_end:  # it failed, or there was no step left to train

@@ -34,10 +34,9 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed", "64-true", "bf16-true"),
-    "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
-    "variance": ("fixed_large", "fixed_small"),
-    "weights": ("ema", "raw"),
-}
+    "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps", "tpu"), "trainer.gradient_clip_algorithm": ("norm",),
+    "variance": ("fixed_large", "fixed_small"), "weights": ("ema", "raw"),
+}  # fmt: skip
 """Options of the keys that belong to no class of ours."""
 
 
