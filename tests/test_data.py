@@ -24,8 +24,10 @@ ROOT = Path(__file__).resolve().parents[1]
 def trainer(rank: int = 0, world: int = 1, training: bool = True) -> SimpleNamespace:
     """As much of a Trainer as a data module looks at."""
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    progress = SimpleNamespace(total=SimpleNamespace(processed=0))
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
     return SimpleNamespace(
-        global_rank=rank, world_size=world, training=training, overfit_batches=0.0, strategy=strategy
+        global_rank=rank, world_size=world, training=training, overfit_batches=0.0, strategy=strategy, fit_loop=loop
     )
 
 
@@ -38,8 +40,11 @@ def fitted(module, rank: int = 0, world: int = 1):
 
 def consume(module, count: int) -> list[torch.Tensor]:
     """The images of the next `count` training batches, as a training step would receive them."""
-    batches = iter(module.train_dataloader())
-    return [module.on_after_batch_transfer(next(batches), 0)[0] for _ in range(count)]
+    batches, seen = iter(module.train_dataloader()), []
+    for _ in range(count):
+        seen.append(module.on_after_batch_transfer(next(batches), 0)[0])
+        module.trainer.fit_loop.epoch_loop.batch_progress.total.processed += 1
+    return seen
 
 
 def test_each_epoch_holds_every_index_once_whatever_the_batch_size() -> None:
@@ -102,6 +107,7 @@ def test_resume_continues_with_the_next_batch_not_the_prefetched_one(workers: in
     straight = consume(new(), 7)
     broken = new()
     consume(broken, 3)
+    broken.on_after_batch_transfer(next(iter(broken.train_dataloader())), 0)  # on its way when the state is taken
     state = broken.state_dict()
     resumed = new()
     resumed.load_state_dict(state)

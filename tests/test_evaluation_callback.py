@@ -12,6 +12,7 @@ import torch
 from evaluation_job import evaluator, tiny_model
 
 import diffusion_lab.callback.evaluation as module
+import diffusion_lab.evaluation.estimate as estimation
 from diffusion_lab.callback import EMA, Checkpoint, Evaluation
 from diffusion_lab.callback.interrupt import Stopped
 from diffusion_lab.data import Digits
@@ -186,15 +187,16 @@ def test_batches_of_an_accumulation_are_one_step(tmp_path, monkeypatch, capsys):
 def test_an_evaluation_while_training_is_cut_to_its_time(tmp_path, monkeypatch, capsys):
     judge = evaluator(tmp_path, samples=100, repeats=1, likelihood_samples=40, likelihood_repeats=1)
     # One second for a sample, two for an item of the likelihood.
-    monkeypatch.setattr(
-        module, "estimate", lambda model, e, data, times=1: Estimate(e.samples, 2 * e.likelihood_samples)
-    )
+    for place in (module, estimation):
+        monkeypatch.setattr(
+            place, "estimate", lambda model, e, data, times=1: Estimate(e.samples, 2 * e.likelihood_samples)
+        )
     evaluation, rows, _ = fitted(tmp_path, steps=4, judge=judge, every_n_steps=2, max_seconds=90.0, at_end=False)
     assert (evaluation.during.samples, evaluation.during.likelihood_samples) == (50, 20)
     assert (evaluation.evaluator.samples, evaluation.evaluator.likelihood_samples) == (100, 40)
     assert "eval/fd_digits_held_out_50" in rows[2] and "about 90 s each, 2 in this run" in capsys.readouterr().out
-    assert module.whole(3.0, 5, 100) == 5 and module.whole(3.0, 5, 2) == 2, "never less than a batch"
-    assert module.whole(59.0, 5, 100) == 55, "whole batches"
+    assert estimation.whole(3.0, 5, 100) == 5 and estimation.whole(3.0, 5, 2) == 2, "never less than a batch"
+    assert estimation.whole(59.0, 5, 100) == 55, "whole batches"
 
 
 def test_a_best_that_means_no_metric_or_two_is_refused(tmp_path):

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import pytorch_lightning
 import torch
 from test_guard import model_of, trainer_of
 
@@ -149,7 +150,7 @@ def test_a_checkpoint_that_is_too_large_ends_the_training_in_one_line(tmp_path):
     assert torch.load(checkpoint.find(tmp_path), weights_only=True)["global_step"] == 2
 
 
-class LimitAt(Samples):
+class LimitAt(pytorch_lightning.Callback):
     """Limits the size of files after a step."""
 
     def __init__(self, step: int, size: int) -> None:

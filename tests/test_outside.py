@@ -97,6 +97,7 @@ def test_as_many_devices_as_processes(rank, devices, nodes, wanted):
 def test_what_torchrun_repeats_is_one_signal(rank, monkeypatch, tmp_path):
     class Trainer:
         is_global_zero, world_size, strategy, global_step = False, 2, type("S", (), {"launcher": None}), 3
+        callbacks = ()
 
     for under_torchrun in (True, False):
         interrupt = Interrupt(str(tmp_path))

@@ -123,9 +123,9 @@ def test_a_killed_rank_ends_the_training_which_goes_on_bit_equal(tmp_path):
 
 
 def test_ranks_that_evaluate_stop_at_once_also_the_one_that_waits(tmp_path):
-    """Nine chunks on two ranks: some are still drawn when the other rank has nothing left to do."""
+    """Three chunks on two ranks: the last is still drawn when the other rank has nothing left to do."""
     slow = ("callback.evaluation.every_n_steps=4", "callback.evaluation.max_seconds=null", "likelihood=none")
-    size = ("callback.evaluation.evaluator.samples=9000", "callback.evaluation.evaluator.batch_size=1000")
+    size = ("callback.evaluation.evaluator.samples=1500", "callback.evaluation.evaluator.batch_size=500")
     words = (*TINY, *slow, *size, "sampler_steps=1000", "callback.checkpoint.every_n_steps=100", "trainer.devices=2")
     job = started(tmp_path, str(ROOT / "train.py"), *words, "hydra.run.dir=run")
     while not (tmp_path / "run" / "evaluation").exists() and job.poll() is None:
