@@ -54,7 +54,7 @@ class Checkpoint(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, model: Model) -> None:
         self._step = trainer.global_step
         every = trainer.val_check_batch
-        due = every != float("inf") and trainer.limit_val_batches and self._validated != self._step
+        due = isinstance(every, int) and trainer.limit_val_batches and self._validated != self._step  # or by the clock
         if self._step and due and self._step * trainer.accumulate_grad_batches % every == 0:
             trainer.validating = True
             trainer.fit_loop.epoch_loop.val_loop.run()
