@@ -248,3 +248,22 @@ def test_what_is_damaged_ahead_does_not_cost_what_is_whole(tmp_path):
         )
         saving.save(trainer)
     assert [int(path.stem[5:]) for path in sorted(folder.iterdir())] == [5, 6, 7, 8]
+
+
+def test_what_is_forked_from_a_training_does_not_answer_for_it(tmp_path, capfd):
+    """A worker of a data loader dies of SIGTERM, and nobody is told to stop."""
+
+    class Forks(pl.Callback):
+        def on_train_batch_start(self, trainer, model, batch, batch_idx):
+            if trainer.global_step == 2:
+                child = os.fork()
+                if child == 0:
+                    time.sleep(20)
+                    os._exit(0)
+                time.sleep(0.2)
+                os.kill(child, signal.SIGTERM)
+                self.status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    forks = Forks()
+    train(tmp_path, 4, first=[forks])
+    assert forks.status == -signal.SIGTERM and "SIGTERM" not in capfd.readouterr().out

@@ -26,6 +26,18 @@ LEAVING = 3.0
 """Seconds in which a rank that others have left must come out of waiting for them."""
 
 
+_answering: set[Interrupt] = set()
+
+
+def _forked() -> None:
+    """In what is forked from a process that trains, such as a worker of a data loader: let signals do what they do."""
+    for interrupt in _answering:
+        interrupt.disown()
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
 class Stopped(BaseException):
     """Training was stopped by a signal, after the step was saved; nothing on the way answers it as an error."""
 
@@ -60,6 +72,7 @@ class Interrupt(pl.Callback):
             self.path.unlink(missing_ok=True)
         # Here, because Lightning puts its own in place when it begins to fit.
         self._before = {signum: signal.signal(signum, self.receive) for signum in SIGNALS}
+        _answering.add(self)
         if trainer.world_size > 1:
             reader, writer = os.pipe()
             os.set_blocking(writer, False)
@@ -168,8 +181,16 @@ class Interrupt(pl.Callback):
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
         self._before = {}
+        _answering.discard(self)
         if self._wakeup is not None:
             writer, before = self._wakeup
             signal.set_wakeup_fd(before)
             os.close(writer)  # which ends the thread
             self._wakeup = None
+
+    def disown(self) -> None:
+        """Leave signals to their defaults, and to the process that this one was forked from what it listens to."""
+        for signum in self._before:
+            signal.signal(signum, signal.SIG_DFL)
+        if self._wakeup is not None:
+            signal.set_wakeup_fd(-1)
