@@ -45,10 +45,7 @@ def check(task: str, arguments: Sequence[str], only_words: bool = False, sweep: 
     Raises:
         ConfigError: for an unknown key or option, and for whatever `validate` refuses.
     """
-    try:
-        overrides = OverridesParser.create().parse_overrides(list(arguments))
-    except HydraException as error:
-        raise ConfigError(first_line(error)) from error
+    overrides = parsed(arguments)
     several = next((o.input_line for o in overrides if o.is_sweep_override()), None)
     if several and not sweep and not any(o.get_key_element() == "hydra.mode" for o in overrides):
         raise ConfigError(f"{several} has several values: add -m for a sweep over them, or quote what is one")
@@ -74,6 +71,18 @@ def check(task: str, arguments: Sequence[str], only_words: bool = False, sweep: 
                 raise ConfigError(first_line(error)) from error
 
 
+def parsed(words: Sequence[str]) -> list[Override]:
+    """Overrides as Hydra reads them.
+
+    Raises:
+        ConfigError: for what is none.
+    """
+    try:
+        return OverridesParser.create().parse_overrides(list(words))
+    except HydraException as error:
+        raise ConfigError(first_line(error)) from error
+
+
 def _jobs(overrides: Sequence[Override]) -> Iterator[list[str]]:
     """The override lists of every job of a sweep; one list without a sweep."""
 
@@ -96,10 +105,10 @@ def _check_words(task: str, job: Sequence[str]) -> tuple[DictConfig, list[str]]:
 
     Returns what the groups alone compose to, and their overrides.
     """
-    parsed = OverridesParser.create().parse_overrides(list(job))
+    overrides = parsed(job)
     groups = [*sorted(p.name for p in CONF.iterdir() if p.is_dir()), *PARTS]
     chosen = []
-    for override in parsed:
+    for override in overrides:
         key = override.key_or_group
         if key in groups and not isinstance(override.value(), dict):
             names = options(key)
@@ -113,7 +122,7 @@ def _check_words(task: str, job: Sequence[str]) -> tuple[DictConfig, list[str]]:
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(first_line(error)) from error
     keys = _keys(config)
-    for override in parsed:
+    for override in overrides:
         key = override.key_or_group
         if key not in groups and not override.is_add() and key not in keys:
             raise ConfigError(_unknown(key, keys, groups))

@@ -9,13 +9,12 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.launch import process
-from diffusion_lab.launch.compose import CONF, first_line
+from diffusion_lab.launch.compose import CONF, parsed
 from diffusion_lab.launch.instantiate import ConfigError
 from diffusion_lab.launch.lock import locked
 from diffusion_lab.launch.report import say
@@ -134,18 +133,6 @@ def go_on(words: Sequence[str]) -> list[str]:
                 pass
     options = [word for word in words if word not in arguments.overrides]
     return [*options, *first, *(override.input_line for override in own.values()), *more]
-
-
-def parsed(words: Sequence[str]) -> list[Override]:
-    """Overrides as Hydra reads them.
-
-    Raises:
-        ConfigError: for what is none.
-    """
-    try:
-        return OverridesParser.create().parse_overrides(list(words))
-    except HydraException as error:
-        raise ConfigError(first_line(error)) from error
 
 
 def text(override: Override | None) -> str | None:
