@@ -100,6 +100,16 @@ def test_training_and_sampling_tell_the_network_the_time_in_one_kind_of_tensor()
     assert kinds == {(torch.float32, (1,))}
 
 
+@pytest.mark.parametrize("device, replay", [("cpu", True), ("cuda", False), ("cuda", True)])
+def test_only_sampling_on_a_gpu_replays_a_recorded_graph(monkeypatch, device, replay):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda function: lambda x: x)
+    monkeypatch.setattr(torch, "ones", lambda *size, device: None)
+    monkeypatch.setattr(MLP, "compile", lambda self, **options: asked.append(options))
+    compiled.compile_network(network(), torch.device(device), replay=replay)
+    assert asked == [{"mode": "reduce-overhead", "dynamic": False} if device == "cuda" and replay else {}]
+
+
 def tiny(*words: str) -> dict:
     made = composed("data=toy2d", "data.train_size=50", "data.held_out_size=10", "debug=fast", *words)
     return {**made, "choices": {"sampler": "ancestral"}}
@@ -133,14 +143,14 @@ def test_the_key_compiles_the_network_that_is_sampled_from(tmp_path, monkeypatch
     class Compiled(Exception):
         """What is compiled, instead of the rest."""
 
-    def noted(*arguments):
-        raise Compiled(*arguments)
+    def noted(*arguments, replay):
+        raise Compiled(*arguments, replay)
 
     monkeypatch.setattr(sample, "compile_network", noted)
     with pytest.raises(Compiled) as told:
         sample.sample(config)
-    made, device = told.value.args
-    assert isinstance(made, MLP) and device.type == "cpu"
+    made, device, replay = told.value.args
+    assert isinstance(made, MLP) and device.type == "cpu" and replay
 
 
 def test_without_a_compiler_it_is_refused_in_one_line(tmp_path, monkeypatch):

@@ -8,8 +8,11 @@ from torch import nn
 from diffusion_lab.launch.instantiate import ConfigError
 
 
-def compile_network(network: nn.Module, device: torch.device) -> None:
+def compile_network(network: nn.Module, device: torch.device, replay: bool = False) -> None:
     """Let torch.compile translate a network for `device` when it is first called; it stays the same module.
+
+    With `replay`, for calls of a few fixed shapes whose output is read before the next one (sampling), a CUDA device
+    also records all kernels of a call as one graph, so that the host does not start them one by one.
 
     Raises:
         ConfigError: if nothing can be compiled there, as a one-line function tells now instead of the first step.
@@ -21,4 +24,4 @@ def compile_network(network: nn.Module, device: torch.device) -> None:
         raise ConfigError(
             f"compile=true needs a working compiler for {device.type} ({reason}): install one, or set compile=false"
         ) from error
-    network.compile()
+    network.compile(**({"mode": "reduce-overhead", "dynamic": False} if replay and device.type == "cuda" else {}))

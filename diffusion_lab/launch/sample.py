@@ -63,7 +63,7 @@ def sample(config: DictConfig) -> None:
     )  # fmt: skip
     subject.model.to(fabric.device)
     if config.compile:
-        compile_network(subject.model.network, fabric.device)
+        compile_network(subject.model.network, fabric.device, replay=True)
     scored = config.evaluate or config.compare
     evaluator, data = prepare_evaluation(config, subject) if scored else (None, None)
     if config.compare:
