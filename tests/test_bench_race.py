@@ -1,0 +1,69 @@
+"""Races are run fairly and told truly: turns, units, ratios, programs that are absent."""
+
+from __future__ import annotations
+
+import pytest
+
+from diffusion_lab.bench.race import Absent, Race, Setting, run
+
+SECONDS = {"ours": [9.0, 1.0, 2.0, 4.0], "other": [9.0, 3.0, 4.0, 4.0]}  # the first turn is the warm-up's
+
+
+def contestants(log):
+    def make(name):
+        turns = iter(SECONDS[name])
+        return lambda: log.append(name) or next(turns)
+
+    def absent():
+        raise Absent("no clone of it: give --official")
+
+    def uninstalled():
+        import a_package_that_is_not_there  # noqa: F401
+
+    return {
+        "ours": lambda: make("ours"),
+        "other": lambda: make("other"),
+        "lost": absent,
+        "old": uninstalled,
+    }
+
+
+def told(work, device):
+    return (seconds := work()), seconds
+
+
+def result(unit, per=1, log=None):
+    race = Race("work", contestants([] if log is None else log), unit, per, told, lambda last: f"last {sorted(last)}")
+    return run(race, Setting(rounds=3))
+
+
+def test_turns_alternate_after_a_warm_up():
+    log = []
+    result("s", log=log)
+    assert log == ["ours", "other", "ours", "other", "other", "ours", "ours", "other"]
+
+
+@pytest.mark.parametrize(
+    ("unit", "per", "ours", "ratios"),
+    [
+        ("s", 1, [1, 2, 4], [3, 2, 1]),
+        ("us a step", 4, [0.25e6, 0.5e6, 1e6], [3, 2, 1]),
+        ("images/s", 8, [8, 4, 2], [3, 2, 1]),
+    ],
+)
+def test_units_and_ratios(unit, per, ours, ratios):
+    found = result(unit, per)
+    assert found.measured["ours"] == pytest.approx(ours)
+    assert found.ratios("other") == pytest.approx(ratios)
+
+
+def test_report():
+    lines = str(result("s")).splitlines()
+    assert lines == [
+        "work",
+        "  ours         2 s",
+        "  other        4 s   2.00 (1.00 to 3.00) x ours",
+        "  lost  left out: no clone of it: give --official",
+        "  old   left out: No module named 'a_package_that_is_not_there'",
+        "  last ['other', 'ours']",
+    ]
