@@ -25,27 +25,13 @@ def main(task: Literal["train", "sample"]) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from diffusion_lab.launch import multirun, outside, process, watch
-    from diffusion_lab.launch.compose import CONF, check
-    from diffusion_lab.launch.job import JOB, run_job, witnessed
-    from diffusion_lab.launch.resume import go_on
+    from diffusion_lab.launch import multirun, process, watch
+    from diffusion_lab.launch.compose import CONF
+    from diffusion_lab.launch.job import run_job
 
     watch.born()
-    words, start = sys.argv[1:], process.program(sys.argv[1:])
-    try:
-        outside.agree(words)
-        # The first rank has checked for the others; files of another --config-dir are not known here.
-        if not INFORMATION & set(words) and not process.of_another_rank() and not process.options(words):
-            with witnessed():
-                if task == "train" and JOB not in os.environ:
-                    words = sys.argv[1:] = go_on(words)
-                given = process.arguments(words)
-                check(task, given.overrides, only_words=given.cfg is not None, sweep=given.multirun)
-    except ConfigError as error:
-        if process.outside()[1] > 0:  # the first rank says it, unless torchrun ends it because this one has ended
-            time.sleep(3)
-            sys.exit(2)
-        refuse(error)
+    start = process.program(sys.argv[1:])
+    words = sys.argv[1:] = checked(task, sys.argv[1:])
     if process.outside()[1] > 0:
         sys.argv.append("hydra.output_subdir=null")  # the first rank writes it
 
@@ -53,20 +39,8 @@ def main(task: Literal["train", "sample"]) -> None:
     def job(config: Any) -> float | None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             return run_job(start, config, own=["out"] if task == "sample" and config.out is None else [])
-        # Imported here: torch and Lightning take seconds, and --help must not.
-        with quick_imports():
-            if task == "train":
-                from diffusion_lab.launch.train import train as run
-            else:
-                from diffusion_lab.launch.sample import sample as run
         try:
-            run_dir = Path(HydraConfig.get().runtime.output_dir)
-            with (
-                witnessed(),
-                watch.watched(run_dir, task) as others,
-                process.ranks_of_this_job(start, others.guard),
-            ):
-                run(config)
+            work(task, config, Path(HydraConfig.get().runtime.output_dir), start)
         except ConfigError as error:
             refuse(error)
         return None
@@ -76,6 +50,46 @@ def main(task: Literal["train", "sample"]) -> None:
             job()
     finally:
         watch.last_line()
+
+
+def checked(task: Literal["train", "sample"], words: list[str]) -> list[str]:
+    """The command line with all that it means told, once it is known to be right; refused otherwise."""
+    from diffusion_lab.launch import outside, process
+    from diffusion_lab.launch.compose import check
+    from diffusion_lab.launch.job import JOB, witnessed
+    from diffusion_lab.launch.resume import go_on
+
+    try:
+        outside.agree(words)
+        # The first rank has checked for the others; files of another --config-dir are not known here.
+        if INFORMATION & set(words) or process.of_another_rank() or process.options(words):
+            return words
+        with witnessed():
+            if task == "train" and JOB not in os.environ:
+                words = go_on(words)
+            given = process.arguments(words)
+            check(task, given.overrides, only_words=given.cfg is not None, sweep=given.multirun)
+    except ConfigError as error:
+        if process.outside()[1] > 0:  # the first rank says it, unless torchrun ends it because this one has ended
+            time.sleep(3)
+            sys.exit(2)
+        refuse(error)
+    return words
+
+
+def work(task: Literal["train", "sample"], config: Any, run_dir: Path, start: list[str]) -> None:
+    """Train or sample, with the other ranks of this job, each watched."""
+    from diffusion_lab.launch import process, watch
+    from diffusion_lab.launch.job import witnessed
+
+    # Imported here: torch and Lightning take seconds, and --help must not.
+    with quick_imports():
+        if task == "train":
+            from diffusion_lab.launch.train import train as run
+        else:
+            from diffusion_lab.launch.sample import sample as run
+    with witnessed(), watch.watched(run_dir, task) as others, process.ranks_of_this_job(start, others.guard):
+        run(config)
 
 
 def refuse(error: Exception) -> None:
