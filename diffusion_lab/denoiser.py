@@ -37,6 +37,26 @@ class Estimate:
         return self.alpha * self.eps - self.sigma * self.x0
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a denoiser reads its network at one time: all that is the same for every x, computed once.
+
+        seen = scale x + offset,   x_0 = x0[0] x + x0[1] output,   score = score[0] x + score[1] output
+
+    `told` (B,) is what the network is conditioned on and `dtype` the precision of what it sees, None if that of x.  The
+    numbers are scalars like x (one of Python would be wrapped anew by every operation); scale and offset are None where
+    the network sees x itself, and score[0] where it is 0.
+    """
+
+    t: float
+    told: Tensor
+    dtype: torch.dtype | None
+    scale: Tensor | None
+    offset: Tensor | None
+    x0: tuple[Tensor, Tensor]
+    score: tuple[Tensor | None, Tensor]
+
+
 class Denoiser(nn.Module):
     """Reads a network as an estimate of the noise; the only caller of the network.
 
@@ -60,20 +80,61 @@ class Denoiser(nn.Module):
 
         The network runs in its own precision; everything around it in the precision of x.
         """
-        self.nfe += 1
         row = self.parameterization
         alpha, sigma = self.process.marginal(t, x)
-        # What the network is told keeps its precision: bfloat16 cannot tell level 998 from 999.
-        told = row.conditioning(self.process, t).to(x.device, torch.promote_types(x.dtype, torch.float32))
-        seen = row.network_input(x, alpha, sigma)
-        dtype = self.network_dtype or x.dtype
+        seen = row.network_input(x, alpha, sigma).to(self.network_dtype or x.dtype)
+        self.nfe += 1
         # Contiguous: a compiled network would be translated once more for a stride of its own.
-        output = self.network(seen.to(dtype), told.expand(len(x)).contiguous(), **condition)
+        output = self.network(seen, self.told(t, x).expand(len(x)).contiguous(), **condition)
         return Estimate(x, alpha, sigma, row.eps(output.to(x.dtype), x, alpha, sigma))
+
+    def views(self, times: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """((p, q), (u, w)) of x_0 = p x + q output and score = u x + w output at `times` (S,); each (S,), float64."""
+        t = times.double()
+        (alpha, sigma), one, zero = self.process.scales(t), torch.ones_like(t), torch.zeros_like(t)
+        # An estimate is linear in x and the output, so its values at (1, 0) and (0, 1) say all of it.
+        by_x, by_output = (
+            Estimate(x, alpha, sigma, self.parameterization.eps(output, x, alpha, sigma))
+            for x, output in ((one, zero), (zero, one))
+        )
+        return (by_x.x0, by_output.x0), (by_x.score, by_output.score)
+
+    def readings(self, times: Tensor, like: Tensor) -> list[Reading]:
+        """How to `read` arrays like `like` (B, ...) at each of `times` (S,); computed in float64."""
+        t, count = times.double(), len(times)
+        one = torch.ones(count, *(1,) * (like.dim() - 1), dtype=torch.float64)
+        at_1, at_0 = (self.parameterization.network_input(x, *self.process.marginal(t, one)) for x in (one, 0 * one))
+        scale, offset = at_1 - at_0, at_0  # what is seen is affine in x
+        as_it_is = bool((scale == 1).all() and (offset == 0).all())
+        seen = [[None] * count if as_it_is else k.flatten().to(like).unbind() for k in (scale, offset)]
+        x0, (by_x, by_output) = self.views(t)
+        by_x = by_x.to(like).unbind() if (by_x != 0).any() else [None] * count
+        x0 = zip(*(k.to(like).unbind() for k in x0), strict=True)
+        score = zip(by_x, by_output.to(like).unbind(), strict=True)
+        told = self.told(t, like)[:, None].expand(-1, len(like)).contiguous().unbind()
+        dtype = None if self.network_dtype in (None, like.dtype) else self.network_dtype
+        each = zip(t.tolist(), told, [dtype] * count, *seen, x0, score, strict=True)
+        return [Reading(*one) for one in each]
+
+    def read(self, x: Tensor, reading: Reading) -> Tensor:
+        """The network's output at x (B, ...), as `forward` calls it at the time of the reading."""
+        seen = x if reading.scale is None else (x * reading.scale).add_(reading.offset)
+        if reading.dtype is not None:
+            seen = seen.to(reading.dtype)
+        self.__dict__["nfe"] += 1  # a module's own assignment takes as long as two operations on a small image
+        return self.network(seen, reading.told)
+
+    def told(self, t: Tensor, like: Tensor) -> Tensor:
+        """What the network is told at t, of its shape, on the device of `like`."""
+        # What the network is told keeps its precision: bfloat16 cannot tell level 998 from 999.
+        precision = torch.promote_types(like.dtype, torch.float32)
+        return self.parameterization.conditioning(self.process, t).to(like.device, precision)
 
     @property
     def network_dtype(self) -> torch.dtype | None:
-        """Precision of the network's parameters, the coarsest if some keep a finer one; None without any."""
+        """Precision of the parameters that are trained, or the coarsest where all are frozen; None without any."""
         if not isinstance(self.network, nn.Module):
             return None
-        return min((p.dtype for p in self.network.parameters()), key=lambda dtype: dtype.itemsize, default=None)
+        # The first will do, and thousands take milliseconds; what is never trained may keep a precision of its own.
+        trained = next((p.dtype for p in self.network.parameters() if p.requires_grad), None)
+        return trained or min((p.dtype for p in self.network.parameters()), key=lambda d: d.itemsize, default=None)

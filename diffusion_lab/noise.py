@@ -21,20 +21,34 @@ def image_generators(seed: int, indices: Sequence[int], device: torch.device | s
 
 
 def draw(shape: Sequence[int], generator: Generators, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-    """Standard normal noise of `shape` (B, ...), drawn where the generator lives.
+    """Standard normal noise of `shape` (B, ...), drawn where the generator lives; raises as `stream` does."""
+    return stream(shape, generator, dtype, device)()
+
+
+def stream(
+    shape: Sequence[int], generator: Generators, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> Callable[[], Tensor]:
+    """What gives new noise, like that of `draw`, whenever it is called, and always in the same memory.
 
     Raises:
         ValueError: if there is a generator for each image but not B of them.
     """
     if generator is None or isinstance(generator, torch.Generator):
-        source = device if generator is None else generator.device
-        return torch.randn(*shape, generator=generator, dtype=dtype, device=source).to(device)
-    if len(generator) != shape[0]:
+        noise = torch.empty(*shape, dtype=dtype, device=device if generator is None else generator.device)
+        parts = [(noise, generator)]
+    elif len(generator) != shape[0]:
         raise ValueError(f"{len(generator)} generators for a batch of {shape[0]} images: give one for each image")
-    noise = torch.empty(*shape, dtype=dtype, device=generator[0].device)
-    for row, own in zip(noise, generator, strict=True):
-        torch.randn(row.shape, generator=own, out=row)
-    return noise.to(device)
+    else:
+        noise = torch.empty(*shape, dtype=dtype, device=generator[0].device)
+        parts = list(zip(noise, generator, strict=True))
+    at_home = noise.device == torch.device(device)
+
+    def fresh() -> Tensor:
+        for part, own in parts:
+            part.normal_(generator=own)
+        return noise if at_home else noise.to(device)
+
+    return fresh
 
 
 def draw_each(

@@ -57,13 +57,13 @@ def straight_denoiser(process):
 
 
 class Replay:
-    """Stands in for `draw`: hands out recorded noise."""
+    """Stands in for `stream`: hands out recorded noise."""
 
     def __init__(self, noise: np.ndarray) -> None:
         self.noise = iter(torch.as_tensor(noise))
 
     def __call__(self, shape, generator, dtype, device="cpu"):
-        return next(self.noise).to(dtype)
+        return lambda: next(self.noise).to(dtype)
 
 
 @pytest.mark.parametrize("target", ["gmm2d", "gauss64"])
@@ -78,7 +78,7 @@ def test_ddim_matches_the_official_program(recorded, monkeypatch, target, spacin
     denoiser = exact_denoiser(analytic.TARGETS[target](), Ladder(Linear()))
     sampler = Sampler(DDIM(eta), steps=steps, spacing=spacing)
     used = [move.c > 0 for move in sampler.predictor.moves(denoiser.process, sampler.check(denoiser))]
-    monkeypatch.setattr("diffusion_lab.sampler.base.draw", Replay(noise[:-1][used]))
+    monkeypatch.setattr("diffusion_lab.sampler.base.stream", Replay(noise[:-1][used]))
     *_, last = sampler.trajectory(denoiser, x)
     assert (last.x - official).abs().max() / official.abs().max() < 1e-4
 
@@ -89,7 +89,7 @@ def test_clipped_fixed_large_ancestral_matches_the_official_program(recorded, mo
     official = recorded("ddim")[f"{target}.uniform.ddpm_clamped.N{steps}"]
     x = torch.as_tensor(np.random.RandomState(91).randn(*official.shape), dtype=torch.float32)
     noise = np.random.RandomState(92).randn(steps, *official.shape).astype(np.float32)
-    monkeypatch.setattr("diffusion_lab.sampler.base.draw", Replay(noise))
+    monkeypatch.setattr("diffusion_lab.sampler.base.stream", Replay(noise))
     denoiser = exact_denoiser(analytic.TARGETS[target](), Ladder(Linear()))
     *_, last = Sampler(Ancestral("fixed_large"), steps=steps, clip=True).trajectory(denoiser, x)
     assert (last.x - official).abs().max() / official.abs().max() < 1e-4
@@ -136,8 +136,9 @@ def affine_law(target, process, sampler):
         return z
 
     moves = sampler.predictor.moves(process, times) if sampler.predictor else [None] * (len(times) - 1)
+    sizes = sampler.corrector.roots(process, times) ** 2 if sampler.corrector else times
     guesses, before = [], x
-    for t, arrived, move in zip(times, [None, *moves], [*moves, None]):
+    for t, e, arrived, move in zip(times, sizes, [None, *moves], [*moves, None]):
         refined = None  # the guess at the present x, where there is one
         if arrived and arrived.refine:
             a, b = arrived.refine
@@ -145,13 +146,12 @@ def affine_law(target, process, sampler):
             x = a * before + sum(w * g for w, g in zip(b, [refined, *guesses]))
             refined = refined if sampler.predictor.reuse else None
         for _ in range(langevin):
-            e = sampler.corrector.size(process, t, None, None)
             x, refined = x + e * score(x, t) + noise((2 * e) ** 0.5), None
         if move is None:
             continue
         if move.churn:
             x, refined = move.churn[0] * x + noise(move.churn[1]), None
-        guesses = [x0_hat(x, move.t) if refined is None else refined, *guesses]
+        guesses = [x0_hat(x, torch.tensor(move.t, dtype=torch.float64)) if refined is None else refined, *guesses]
         before, x = x, move.a * x + sum(w * g for w, g in zip(move.b, guesses))
         if move.c:
             x = x + noise(move.c)
@@ -306,7 +306,7 @@ def test_settings_of_the_sampler_reach_the_grid_and_the_step_size():
     times = Sampler(DDIM(), steps=9, spacing="karras", rho=3.0).check(denoiser)
     assert torch.equal(times, process.grid(9, "karras", rho=3.0)) and not torch.equal(times, process.grid(9, "karras"))
     beta = Linear().betas(1000)[499].item()
-    size = AnnealedLangevin(snr=0.2).size(process, t, None, None)
+    size = AnnealedLangevin(snr=0.2).roots(process, t).item() ** 2
     assert size == pytest.approx(2 * (1 - beta) * (0.2 * process.sigma(t).item()) ** 2, rel=1e-9)
 
 
@@ -378,10 +378,9 @@ def test_clip_bounds_the_estimates():
 
 def test_clip_is_to_the_models_own_range_and_leaves_points_alone():
     denoiser = Denoiser(lambda x, c: torch.zeros_like(x), VE(Geometric()), Parameterization(told="nothing", low=0.0))
-    images, t = torch.tensor([-2.0, 0.3, 2.0]).reshape(1, 1, 1, 3), torch.tensor(0.5)
-    sampler = Sampler(DDIM(), clip=True)
-    assert torch.equal(sampler.guess(denoiser, images, t), images.clamp(0, 1))
-    assert torch.equal(sampler.guess(denoiser, images.reshape(3, 1), t), images.reshape(3, 1))
+    images, sampler = torch.tensor([-2.0, 0.3, 2.0]).reshape(1, 1, 1, 3), Sampler(DDIM(), steps=2, clip=True)
+    for x, want in ((images, images.clamp(0, 1)), (images.reshape(3, 1), images.reshape(3, 1))):
+        assert torch.equal(next(sampler.trajectory(denoiser, x)).x0, want)
 
 
 def test_churn_is_added_between_s_min_and_s_max_only_and_is_that_of_algorithm_2():
@@ -395,7 +394,7 @@ def test_churn_is_added_between_s_min_and_s_max_only_and_is_that_of_algorithm_2(
                 assert move.churn is None and move.t == times[i]
                 continue
             raised = (1 + gamma) * noise[i]
-            assert process.sigma(move.t).item() == pytest.approx(raised, rel=1e-7)
+            assert process.sigma(torch.tensor(move.t, dtype=torch.float64)).item() == pytest.approx(raised, rel=1e-7)
             assert move.churn == pytest.approx((1, 1.1 * (raised**2 - noise[i] ** 2) ** 0.5), rel=1e-6)
     first = EDM(1, 90.0).moves(process, times)[0]
     assert first.churn is None and first.t == 1  # there is no noise beyond that of t = 1
@@ -423,15 +422,16 @@ def test_a_trajectory_tells_where_it_is(predictor, corrector):
 
 def test_langevin_of_each_image_does_not_depend_on_its_batch():
     denoiser = exact_denoiser(analytic.gmm2d(), VE(Geometric()))
-    x, t = 3 * torch.randn(4, 2, 1, 1), torch.tensor(0.5, dtype=torch.float64)
+    x = 3 * torch.randn(4, 2, 1, 1)
     x[1:] *= 5
-    together, alone = (
-        rule(denoiser, x[:size], t, image_generators(0, range(size)))[0][:1]
-        for rule, size in [(Langevin(norm="image"), 4), (Langevin(norm="image"), 1)]
-    )
-    torch.testing.assert_close(together, alone)
-    tied = Langevin(norm="batch")(denoiser, x, t, image_generators(0, range(4)))[0][:1]
-    assert not torch.allclose(tied, alone)
+
+    def first(norm, size):
+        sampler = Sampler(None, Langevin(norm=norm), steps=2, denoise=False)
+        return next(sampler.trajectory(denoiser, x[:size], image_generators(0, range(size)))).x[:1]
+
+    torch.testing.assert_close(first("image", 4), first("image", 1))
+    assert not torch.allclose(first("batch", 4), first("image", 4))
+    torch.testing.assert_close(first("batch", 1), first("image", 1))
 
 
 def test_float64_on_request_agrees_with_float32():
@@ -473,8 +473,69 @@ def test_grids_that_repeat_levels_are_refused_where_steps_need_a_length(predicto
 
 def test_a_corrector_alone_shows_the_guesses_it_made():
     denoiser = exact_denoiser(analytic.gmm2d(), Ladder(Geometric(0.01, 3.0), 5))
-    x = torch.randn(3, 2, 1, 1, generator=torch.Generator().manual_seed(0))
-    sampler = Sampler(None, AnnealedLangevin(snr=0.1, steps=1), denoise=False)
+    x = torch.randn(3, 2, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sampler = Sampler(None, AnnealedLangevin(snr=0.1, steps=1), denoise=False, precision="float64")
     for state in sampler.trajectory(denoiser, x, torch.Generator().manual_seed(1)):
-        assert torch.equal(state.x0, denoiser(x, torch.tensor(state.t, dtype=torch.float64)).x0)
+        want = denoiser(x, torch.tensor(state.t, dtype=torch.float64)).x0
+        torch.testing.assert_close(state.x0, want, rtol=1e-12, atol=1e-12)
         x = state.x
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_drawing_ends_where_the_trajectory_does(process, name):
+    """Drawing writes moves by one guess with the network's output, a trajectory with the guesses that it shows."""
+    (predictor, corrector), process = SAMPLERS[name], PROCESSES[process]()
+    output, told = ("v", "level") if process.levels else ("x0", "time_999")
+    network = lambda x, t: (x + t.to(x)[:, None] / 2000).sin()  # noqa: E731
+    denoiser = Denoiser(network, process, Parameterization(output, told))
+    steps, spacing = (22, "uniform") if name in STEPS else (6, "karras")
+    for denoise in (True, False):
+        sampler = Sampler(predictor, corrector, steps, spacing, denoise=denoise, precision="float64")
+        generator = lambda: torch.Generator().manual_seed(5)  # noqa: E731
+        got, source = sampler(denoiser, (3, 2), generator()), generator()
+        nfe, denoiser.nfe = denoiser.nfe, 0
+        *_, last = sampler.trajectory(denoiser, sampler.prior(denoiser, (3, 2), source), source)
+        assert nfe == denoiser.nfe
+        torch.testing.assert_close(got, last.x, rtol=1e-9, atol=1e-9)
+        denoiser.nfe = 0
+
+
+def test_moves_are_made_without_guesses_where_none_is_clipped_shown_or_remembered():
+    denoiser = Denoiser(lambda x, t: x, Ladder(Linear(), 50), Parameterization())
+    image, points = torch.zeros(2, 1, 2, 2), torch.zeros(2, 2)
+    for predictor, x, clip, shown, want in (
+        (DDIM(), image, False, False, True), (DDIM(), image, False, True, False), (DDIM(), image, True, False, False),
+        (DDIM(), points, True, False, True), (EDM(), image, False, False, True), (DPMSolver(2), image, False, False, False),
+        (UniPC(1), image, False, False, False), (Ancestral(), image, False, False, True),
+    ):  # fmt: skip
+        assert Sampler(predictor, steps=5, clip=clip).prepared(denoiser, x, shown)[0] == want
+
+
+def test_what_is_prepared_serves_the_next_batch_but_no_other_setting():
+    denoiser, x = Denoiser(lambda x, t: x, VP(Linear()), Parameterization(told="time_999")), torch.zeros(2, 1, 2, 2)
+    sampler = Sampler(DDIM(), AnnealedLangevin(snr=0.1, steps=1), steps=5)
+    seen = [sampler.prepared(denoiser, x, False)]
+    assert sampler.prepared(denoiser, x + 1, False) is seen[0]
+
+    def changed(part, key, value):
+        setattr(part, key, value)
+        seen.append(sampler.prepared(denoiser, x, False))
+        assert all(seen[-1] is not one for one in seen[:-1]), key
+
+    changed(sampler, "steps", 6)
+    changed(sampler, "spacing", "karras")
+    changed(sampler, "predictor", DDIM(0.5))
+    changed(sampler.predictor, "eta", 0.7)
+    changed(sampler.corrector, "snr", 0.2)
+    changed(sampler, "corrector", None)
+    changed(denoiser.process, "t_min", 0.1)
+    changed(denoiser.process, "schedule", Cosine())
+    changed(denoiser.process.schedule, "s", 0.1)
+    changed(denoiser, "parameterization", Parameterization(low=0.0, told="time_999"))
+    changed(denoiser, "process", VP(Linear()))
+    changed(denoiser, "network", torch.nn.Linear(2, 2).bfloat16())
+    one = x[:1]
+    for like, shown in ((one, False), (one.double(), False), (one.double(), True), (one[0].double(), True)):
+        seen.append(sampler.prepared(denoiser, like, shown))
+        assert all(seen[-1] is not one for one in seen[:-1])

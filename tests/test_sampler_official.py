@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import analytic
 import pytest
 import torch
@@ -39,6 +41,10 @@ def exact(target, process):
         def forward(self, x, t):
             told.append(t.double())
             return super().forward(x, t)
+
+        def read(self, x, reading):
+            told.append(torch.as_tensor(reading.t, dtype=torch.float64))
+            return super().read(x, reading)
 
     return Told(network, process, Parameterization(told="nothing"))
 
@@ -101,22 +107,17 @@ def test_correctors_make_the_official_steps(recorded, monkeypatch, corrector, st
     official, process = recorded("sde_steps"), SDES[name]()
     x, t = official[f"{target}.{name}.x"].to(dtype), official["t"]
     rule = Langevin(0.16, steps) if corrector == "langevin" else AnnealedLangevin(snr=0.16, steps=steps)
-    monkeypatch.setattr("diffusion_lab.sampler.corrector.draw", Replay(official[f"{target}.z"].numpy()))
     # Official times are one for each sample, and the level below t gives the factor 1 - beta.
     shape = (-1, *(1,) * (x.dim() - 1))
     level = (t.double() * 999).floor()
     kept = (1 - Linear().betas(1000)[level.long()] if name == "vp" else torch.ones(5).double()).to(dtype)
     monkeypatch.setattr("diffusion_lab.sampler.corrector.signal_kept", lambda process, t: kept)
-    if corrector == "ald":
-        monkeypatch.setattr(
-            rule,
-            "size",
-            lambda process, t, estimate, z: (2 * kept * (0.16 * process.sigma(t.to(dtype))) ** 2).reshape(shape),
-        )
-    else:
-        size = rule.size
-        monkeypatch.setattr(rule, "size", lambda *arguments: size(*arguments).reshape(shape))
-    out, _ = rule(exact(target, process), x, t.to(dtype), None)
+    denoiser = exact(target, process)
+    each = denoiser.readings(t.to(dtype), x)
+    by_output = torch.stack([one.score[1] for one in each]).reshape(shape)
+    reading = replace(each[0], t=t.to(dtype), score=(None, by_output))
+    noise = Replay(official[f"{target}.z"].numpy())(x.shape, None, dtype)
+    out, _, _ = rule(denoiser, x, reading, rule.roots(process, t.to(dtype)).reshape(shape), noise)
     assert relative(out, official[f"{target}.{name}.{corrector}.n{steps}.x_out"]) < tolerance
 
 
@@ -127,7 +128,9 @@ def test_signal_kept_is_the_official_alpha():
     betas = Linear().betas(1000)
     short = Ladder(Linear(), 50)  # one of its own levels, not a thousandth
     for i in (1, 25, 50):
-        assert signal_kept(short, torch.tensor(i / 50).double()) == pytest.approx(1 - Linear().betas(50)[i - 1].item())
+        assert signal_kept(short, torch.tensor(i / 50).double()).item() == pytest.approx(
+            1 - Linear().betas(50)[i - 1].item()
+        )
     for i in (0, 500, 999):
         t = torch.tensor((i + 1) / 1000, dtype=torch.float64)
         assert signal_kept(Ladder(Linear()), t) == pytest.approx(1 - betas[i].item(), abs=1e-12)
@@ -145,7 +148,7 @@ def test_annealed_langevin_is_ncsns(recorded, monkeypatch, target, denoise, dtyp
     process = Ladder(Geometric(0.01, 1.0), 6)
     name = {torch.float32: "float32", torch.float64: "float64"}[dtype]
     sampler = Sampler(None, AnnealedLangevin(step_size=2e-5, steps=3), denoise=denoise, precision=name)
-    monkeypatch.setattr("diffusion_lab.sampler.corrector.draw", Replay(official[f"{target}.noise"].numpy()))
+    monkeypatch.setattr("diffusion_lab.sampler.base.stream", Replay(official[f"{target}.noise"].numpy()))
     *_, last = sampler.trajectory(exact(target, process), official[f"{target}.x_init"])
     assert relative(last.x, official[f"{target}.ald.{'denoised' if denoise else 'final'}"]) < tolerance
 

@@ -78,7 +78,8 @@ class NoiseProcess(nn.Module, ABC):
 
     def log_snr(self, t: Tensor) -> Tensor:
         """log(alpha^2 / sigma^2), decreasing in t."""
-        return 2 * (self.alpha(t).log() - self.sigma(t).log())
+        alpha, sigma = self.scales(t)
+        return 2 * (alpha.log() - sigma.log())
 
     def time(self, log_snr: Tensor) -> Tensor:
         """The time in (0, 1] at which the log-SNR has a value: the inverse of `log_snr`, by bisection."""
@@ -117,9 +118,14 @@ class NoiseProcess(nn.Module, ABC):
             value = -2 * rho * torch.lerp(*(-log_snr / (2 * rho)).exp(), u).log()
         return torch.cat([ends[:1], self.time(value[1:-1]), ends[1:]])
 
+    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) at t."""
+        return self.alpha(t), self.sigma(t)
+
     def marginal(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) at t, shaped (B, 1, ..., 1) or (), with the device and dtype of `like`."""
-        return _broadcast(self.alpha(t), like), _broadcast(self.sigma(t), like)
+        alpha, sigma = self.scales(t)
+        return _broadcast(alpha, like), _broadcast(sigma, like)
 
     def perturb(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """x_t = alpha(t) x_0 + sigma(t) eps, of the shape of x0."""

@@ -36,7 +36,7 @@ class Ladder(NoiseProcess):
         log_ratio = 2 * (sigma.log() - alpha.log())
         # One float64 copy per device, and no buffer: .half() or bf16-true must not round a schedule,
         # and samplers ask with scalars on the CPU while training asks with batches on the device.
-        self._tables = {log_ratio.device: torch.stack([log_ratio, monotone_slopes(log_ratio)])}
+        self._tables = {log_ratio.device: cubics(log_ratio, monotone_slopes(log_ratio))}
 
     def level(self, t: Tensor) -> Tensor:
         """The level at t, a real number in [0, N]; what differs from a whole one by rounding of t is whole."""
@@ -44,36 +44,42 @@ class Ladder(NoiseProcess):
         whole = level.round()
         return torch.where((level - whole).abs() < 4 * self.levels * torch.finfo(t.dtype).eps, whole, level)
 
-    def _ratio(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(sigma^2/alpha^2, its rate in time) at t, float64."""
+    def _curve(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(level, distance u to the whole level below, cubic in u (4, ...) that is the log-ratio there), float64."""
         level = self.level(t)
         if t.device not in self._tables:
             self._tables[t.device] = next(iter(self._tables.values())).to(t.device, level.dtype)
-        table = self._tables[t.device]
         below = level.floor().clamp(1, self.levels - 1)
-        (y0, m0), (y1, m1) = table[:, below.long() - 1], table[:, below.long()]
-        u, rise = level - below, y1 - y0
-        # Hermite's cubic through both values with both slopes.
-        curve = y0 + u * (m0 + u * (3 * rise - 2 * m0 - m1 + u * (m0 + m1 - 2 * rise)))
-        slope = m0 + u * (2 * (3 * rise - 2 * m0 - m1) + 3 * u * (m0 + m1 - 2 * rise))
-        first = level < 1
-        curve = torch.where(first, y0 + m0 * level.log(), curve)
-        slope = torch.where(first, m0 / level, slope)
-        return curve.exp(), self.levels * slope * curve.exp()
+        return level, level - below, self._tables[t.device][:, below.long() - 1]
+
+    def _ratio(self, level: Tensor, u: Tensor, cubic: Tensor) -> Tensor:
+        """sigma^2/alpha^2."""
+        a, b, c, d = cubic.unbind()
+        return torch.where(level < 1, a + b * level.log(), a + u * (b + u * (c + u * d))).exp()
+
+    def _ratio_and_rate(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(sigma^2/alpha^2, its rate in time) at t, float64."""
+        level, u, cubic = curve = self._curve(t)
+        (_, b, c, d), ratio = cubic.unbind(), self._ratio(*curve)
+        return ratio, self.levels * torch.where(level < 1, b / level, b + u * (2 * c + 3 * u * d)) * ratio
+
+    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        ratio = self._ratio(*self._curve(t))
+        alpha = self.schedule.alpha_of(ratio)
+        return alpha.to(t.dtype), (alpha * ratio.sqrt()).to(t.dtype)
 
     def alpha(self, t: Tensor) -> Tensor:
-        return self.schedule.alpha_of(self._ratio(t)[0]).to(t.dtype)
+        return self.scales(t)[0]
 
     def sigma(self, t: Tensor) -> Tensor:
-        ratio = self._ratio(t)[0]
-        return (self.schedule.alpha_of(ratio) * ratio.sqrt()).to(t.dtype)
+        return self.scales(t)[1]
 
     def f(self, t: Tensor) -> Tensor:
-        ratio, rate = self._ratio(t)
+        ratio, rate = self._ratio_and_rate(t)
         return (self.schedule.rate_of_log_alpha(ratio) * rate).to(t.dtype)
 
     def g(self, t: Tensor) -> Tensor:
-        ratio, rate = self._ratio(t)
+        ratio, rate = self._ratio_and_rate(t)
         return (self.schedule.alpha_of(ratio) * rate.sqrt()).to(t.dtype)
 
     def sample_times(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
@@ -124,6 +130,12 @@ class Ladder(NoiseProcess):
     def decoder_variance(self) -> Tensor:
         """Variance of the last reverse step: the second level's posterior variance (Ho et al.'s code)."""
         return self.posterior(*torch.tensor([1.0, 2.0], dtype=torch.float64).div(self.levels))[2]
+
+
+def cubics(values: Tensor, slopes: Tensor) -> Tensor:
+    """Coefficients (4, N - 1), lowest power first, of Hermite's cubics through N values with these slopes."""
+    y, m, rise, end = values[:-1], slopes[:-1], values.diff(), slopes[1:]
+    return torch.stack([y, m, 3 * rise - 2 * m - end, m + end - 2 * rise])
 
 
 def monotone_slopes(values: Tensor) -> Tensor:

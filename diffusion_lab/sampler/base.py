@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.noise import Generators, draw
+from diffusion_lab.denoiser import Denoiser, Reading
+from diffusion_lab.noise import Generators, draw, stream
 from diffusion_lab.process import Spacing
 from diffusion_lab.sampler.corrector import Corrector
+from diffusion_lab.sampler.plan import Step, combine, make_steps
 from diffusion_lab.sampler.predictor import Move, Predictor
 
 
@@ -65,39 +68,77 @@ class Sampler:
         self.steps, self.spacing, self.rho = steps, spacing, rho
         self.denoise, self.clip, self.start = denoise, clip, start
         self.dtype = {"float32": torch.float32, "float64": torch.float64}[precision]
+        self._kept: tuple[tuple, tuple[bool, list[Step]]] | None = None
 
     @torch.no_grad()
     def trajectory(self, denoiser: Denoiser, x: Tensor, generator: Generators = None) -> Iterator[State]:
         """Follow the reverse process from x = x_1, shape (B, ...), yielding the state after every step."""
-        times, moves = self.plan(denoiser)
+        for t, noisy, x0 in self.walk(denoiser, x, generator, shown=True):
+            yield State(t, noisy, x0)
+
+    def walk(
+        self, denoiser: Denoiser, x: Tensor, generator: Generators, shown: bool
+    ) -> Iterator[tuple[float, Tensor, Tensor]]:
+        """(t, x, x0) after every step, in a context without gradients; x0 means nothing unless it is to be shown."""
         x = x.to(self.dtype)
-        before, latest, guesses = x, x, []
-        for t, arrived, move in zip(times, [None, *moves], [*moves, None], strict=True):
-            x0 = None  # the guess at the present x; None once x has changed
-            if arrived is not None and arrived.refine is not None:
-                x0 = latest = self.guess(denoiser, x, t)
-                x = combine(*arrived.refine, before, [x0, *guesses])
+        direct, steps = self.prepared(denoiser, x, shown)
+        ask = denoiser.read if direct else partial(self.guess, denoiser)
+        noise = stream(x.shape, generator, x.dtype, x.device)
+        before, latest, past = x, x, []
+        for step in steps:
+            x0 = None  # the guess at the present x, or the output in its place; None once x has changed
+            if step.refine is not None:
+                x0 = latest = ask(x, step.here)
+                x = combine(step.refine, before, (x0, x) if direct else (x0, *past))
                 x0 = x0 if self.predictor.reuse else None
-            if self.corrector is not None:
-                x, latest = self.corrector(denoiser, x, t, generator)
-                x0 = None
-            if move is not None:
-                if move.churn is not None:
-                    scale, std = move.churn
-                    x, x0 = scale * x + std * draw(x.shape, generator, x.dtype, x.device), None
-                x0 = latest = self.guess(denoiser, x, move.t) if x0 is None else x0
-                guesses = [x0, *guesses[: len(move.b) - 1]]
-                before, x = x, combine(move.a, move.b, x, guesses)
-                if move.c > 0:
-                    x.add_(draw(x.shape, generator, x.dtype, x.device), alpha=move.c)
-                yield State(move.s.item(), x, x0)
+            if step.root is not None:
+                x, *asked = self.corrector(denoiser, x, step.here, step.root, noise)
+                x0, latest = None, self.x0(denoiser, *asked, step.here) if shown else latest
+            if step.predict is not None:
+                if step.churn is not None:
+                    x, x0 = combine(step.churn, x, (noise(),)), None
+                x0 = latest = ask(x, step.there) if x0 is None else x0
+                past = [x0] if direct else [x0, *past][: len(step.predict) - 1]
+                before, x = x, combine(step.predict, x, past)
+                if step.noise is not None:
+                    x.addcmul_(noise(), step.noise)
+                yield step.t, x, latest
             elif self.predictor is None:
-                yield State(t.item(), x, latest)
+                yield step.t, x, latest
         if self.denoise:
-            x0 = self.guess(denoiser, x, t) if x0 is None else x0
-            yield State(0.0, x0, x0)
+            x0 = self.guess(denoiser, x, step.here) if x0 is None else x0
+            yield 0.0, x0, x0
         elif self.predictor is not None:
-            yield State(t.item(), x, latest)
+            yield step.t, x, latest
+
+    def guess(self, denoiser: Denoiser, x: Tensor, reading: Reading) -> Tensor:
+        """x0_hat at x, clipped if the sampler clips."""
+        return self.x0(denoiser, x, denoiser.read(x, reading), reading)
+
+    def x0(self, denoiser: Denoiser, x: Tensor, output: Tensor, reading: Reading) -> Tensor:
+        """x0_hat of what the network put out at x, clipped if the sampler clips."""
+        x0, row = combine(reading.x0, x, (output,)), denoiser.parameterization
+        return x0.clamp_(row.low, row.high) if self.clip and x.dim() == 4 else x0
+
+    def prepared(self, denoiser: Denoiser, x: Tensor, shown: bool) -> tuple[bool, list[Step]]:
+        """The steps for arrays like x, and whether their moves are direct; kept for the next batch.
+
+        Moves by one guess need no guess if it is neither clipped nor shown: they are direct, in terms of the output.
+        """
+        parts = (self.predictor, self.corrector, denoiser.process, getattr(denoiser.process, "schedule", None))
+        own = [vars(part) for part in (self, *parts) if part is not None]
+        settings = [
+            {name: value for name, value in each.items() if isinstance(value, str | float | int)} for each in own
+        ]
+        like = (x.shape, x.dtype, x.device, denoiser.network_dtype)
+        key = (parts, settings, denoiser.parameterization, like, shown)
+        if self._kept is None or self._kept[0] != key:
+            times, moves = self.plan(denoiser)
+            roots = None if self.corrector is None else self.corrector.roots(denoiser.process, times)
+            alone = all(len(m.b) == 1 and not (m.refine and self.predictor.reuse) for m in moves if m)
+            direct = alone and not shown and not (self.clip and x.dim() == 4)
+            self._kept = key, (direct, make_steps(denoiser, x, times, moves, roots, direct))
+        return self._kept[1]
 
     def plan(self, denoiser: Denoiser) -> tuple[Tensor, list[Move | None]]:
         """The grid of times for this denoiser's process, and the predictor's moves between them (None without one).
@@ -114,11 +155,6 @@ class Sampler:
         """The grid of times; raises ValueError as `plan` does."""
         return self.plan(denoiser)[0]
 
-    def guess(self, denoiser: Denoiser, x: Tensor, t: Tensor) -> Tensor:
-        """x0_hat at x, clipped if the sampler clips."""
-        x0, row = denoiser(x, t).x0, denoiser.parameterization
-        return x0.clamp(row.low, row.high) if self.clip and x.dim() == 4 else x0
-
     def prior(
         self, denoiser: Denoiser, shape: Sequence[int], generator: Generators, device: torch.device | str = "cpu"
     ) -> Tensor:
@@ -130,6 +166,7 @@ class Sampler:
         low, high = (row.low, row.high) if len(shape) == 4 else (-reach, reach)
         return low + (high - low) * torch.special.ndtr(z)
 
+    @torch.no_grad()
     def __call__(
         self,
         denoiser: Denoiser,
@@ -143,14 +180,5 @@ class Sampler:
             generator: one for the batch, or a sequence with one for each image (`image_generators`).
         """
         x = self.prior(denoiser, shape, generator, device)
-        for state in self.trajectory(denoiser, x, generator):
-            x = state.x
+        _, x, _ = deque(self.walk(denoiser, x, generator, shown=False), maxlen=1).pop()
         return x
-
-
-def combine(a: float, b: Sequence[float], x: Tensor, guesses: Sequence[Tensor]) -> Tensor:
-    """a x + sum_k b[k] guesses[k]."""
-    total = a * x
-    for weight, guess in zip(b, guesses, strict=True):
-        total.add_(guess, alpha=weight)
-    return total

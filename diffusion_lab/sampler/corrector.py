@@ -5,15 +5,17 @@ x <- x + e score(x, t) + sqrt(2 e) z,   z ~ N(0, I)
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from diffusion_lab.denoiser import Denoiser, Estimate
-from diffusion_lab.noise import Generators, draw
+from diffusion_lab.denoiser import Denoiser, Reading
 from diffusion_lab.process import NoiseProcess
+from diffusion_lab.sampler.plan import combine
 
 
 class Corrector(ABC):
@@ -22,17 +24,24 @@ class Corrector(ABC):
     steps: int
 
     @abstractmethod
-    def size(self, process: NoiseProcess, t: Tensor, estimate: Estimate, z: Tensor) -> Tensor | float:
-        """e, one number or of shape (B, 1, ..., 1)."""
+    def roots(self, process: NoiseProcess, times: Tensor) -> Tensor:
+        """sqrt(e) at `times` (S,), float64, or that factor of it which is the same for all arrays."""
 
-    def __call__(self, denoiser: Denoiser, x: Tensor, t: Tensor, generator: Generators) -> tuple[Tensor, Tensor]:
-        """(x after the steps, the last guess of x_0 on the way), both of the shape of x; t is a scalar."""
+    def root(self, at_time: Tensor, score: Tensor, z: Tensor) -> Tensor:
+        """sqrt(e), a scalar or of shape (B, 1, ..., 1), from the scalar that `roots` gave for the time."""
+        return at_time
+
+    def __call__(
+        self, denoiser: Denoiser, x: Tensor, reading: Reading, at_time: Tensor, noise: Callable[[], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(x after the steps, the x at which the network was last asked, its output there), all of the shape of x."""
         for _ in range(self.steps):
-            estimate = denoiser(x, t)
-            z = draw(x.shape, generator, x.dtype, x.device)
-            size = self.size(denoiser.process, t, estimate, z)
-            x = x + size * estimate.score + (2 * size) ** 0.5 * z
-        return x, estimate.x0
+            asked, output, z = x, denoiser.read(x, reading), noise()
+            by_x, by_output = reading.score
+            score = output.to(x.dtype) * by_output if by_x is None else combine(reading.score, x, (output,))
+            root = self.root(at_time, score, z)
+            x = torch.addcmul(x, score, root.square()).addcmul_(z, root, value=math.sqrt(2))
+        return x, asked, output
 
 
 class Langevin(Corrector):
@@ -55,12 +64,15 @@ class Langevin(Corrector):
             raise ValueError(f"norm={norm!r} is unknown; allowed: batch, image")
         self.snr, self.steps, self.norm = snr, steps, norm
 
-    def size(self, process: NoiseProcess, t: Tensor, estimate: Estimate, z: Tensor) -> Tensor:
-        noise, score = (v.flatten(1).norm(dim=1) for v in (z, estimate.score))
+    def roots(self, process: NoiseProcess, times: Tensor) -> Tensor:
+        return self.snr * (2 * signal_kept(process, times)).sqrt()
+
+    def root(self, at_time: Tensor, score: Tensor, z: Tensor) -> Tensor:
+        inside = tuple(range(1, z.dim()))
+        noise, score = (torch.linalg.vector_norm(v, dim=inside, keepdim=True) for v in (z, score))
         if self.norm == "batch":
             noise, score = noise.mean(), score.mean()
-        size = 2 * signal_kept(process, t) * (self.snr * noise / score) ** 2
-        return size.reshape(-1, *(1,) * (z.dim() - 1)) if size.dim() else size
+        return at_time * (noise / score)
 
 
 class AnnealedLangevin(Corrector):
@@ -85,15 +97,15 @@ class AnnealedLangevin(Corrector):
             raise ValueError(f"step_size or snr must be positive and steps >= 1, got {step_size}, {snr}, {steps}")
         self.step_size, self.snr, self.steps = step_size, snr, steps
 
-    def size(self, process: NoiseProcess, t: Tensor, estimate: Estimate, z: Tensor) -> float:
-        sigma = process.sigma(t).item()
-        if self.step_size is not None:
-            lowest = process.sigma(torch.tensor(process.t_min, dtype=torch.float64)).item()
-            return self.step_size * (sigma / lowest) ** 2
-        return 2 * signal_kept(process, t) * (self.snr * sigma) ** 2
+    def roots(self, process: NoiseProcess, times: Tensor) -> Tensor:
+        sigma = process.sigma(times)
+        if self.step_size is None:
+            return self.snr * (2 * signal_kept(process, times)).sqrt() * sigma
+        lowest = process.sigma(torch.tensor(process.t_min, dtype=torch.float64)).item()
+        return math.sqrt(self.step_size) * sigma / lowest
 
 
-def signal_kept(process: NoiseProcess, t: Tensor) -> float:
-    """(alpha_t / alpha_s)^2 with s one level, or a thousandth of the clock, before t."""
+def signal_kept(process: NoiseProcess, t: Tensor) -> Tensor:
+    """(alpha_t / alpha_s)^2 with s one level, or a thousandth of the clock, before t; of the shape of t."""
     s = (t - 1 / (process.levels or 1000)).clamp(min=0)
-    return process.discretize(s, t)[0].item() ** 2
+    return process.discretize(s, t)[0] ** 2

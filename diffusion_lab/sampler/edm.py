@@ -47,12 +47,13 @@ class EDM(Predictor):
         raised = noise * (1 + churned.double() * min(self.churn / len(times), math.sqrt(2) - 1))
         raised = raised.clamp(max=noise[0].item())
         late = torch.where(raised > noise, process.time(-2 * raised.log()), times)
-        moves = []
+        numbers = (k.tolist() for k in (late, times, raised, noise, process.alpha(late), process.alpha(times)))
+        (late, times, raised, noise, alpha_late, alpha), moves = numbers, []
         for i, s in enumerate(times[1:]):
-            t, n, n_s, alpha_s = late[i], raised[i].item(), noise[i + 1].item(), process.alpha(s).item()
-            scale, ratio = alpha_s / process.alpha(t).item(), n_s / n
-            added = self.s_noise * math.sqrt(max(n**2 - noise[i].item() ** 2, 0.0)) * process.alpha(t).item()
-            churn = ((process.alpha(t) / process.alpha(times[i])).item(), added) if added > 0 else None
+            t, n, n_s, alpha_s = late[i], raised[i], noise[i + 1], alpha[i + 1]
+            scale, ratio = alpha_s / alpha_late[i], n_s / n
+            added = self.s_noise * math.sqrt(max(n**2 - noise[i] ** 2, 0.0)) * alpha_late[i]
+            churn = (alpha_late[i] / alpha[i], added) if added > 0 else None
             half = (n_s - n) / 2  # times d and d_s, where d_s is at x_s = ratio x_hat + (1 - ratio) x0_hat
             refine = (
                 scale * (1 + half / n + half / n_s * ratio),

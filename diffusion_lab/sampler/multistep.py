@@ -1,4 +1,4 @@
-"""Few-step solvers of the probability-flow ODE that remember earlier guesses of x_0.
+"""Few-step solvers of the probability-flow ODE, and one of the reverse SDE, that remember earlier guesses of x_0.
 
 With lambda = log(alpha / sigma) the ODE's solution is exact up to one integral (Lu et al. 2022b, Proposition 4.1):
 
@@ -29,29 +29,36 @@ class DPMSolver(Predictor):
         order 3:  x_s = (sigma_s / sigma_t) x_t + alpha_s (phi_1 x0_0 + phi_2 D_1 + phi_3 D_2)
 
     The first moves have the order that the guesses made so far allow; order 1 is DDIM.
+
+    Args:
+        stochastic: solve the reverse SDE (SDE-DPM-Solver++; Section 5): 2h stands for h in every phi, and
+            (sigma_s / sigma_t) e^-h x_t + sigma_s sqrt(1 - e^-2h) z for (sigma_s / sigma_t) x_t.  Order 1 is DDIM with
+            eta = 1.
     """
 
-    def __init__(self, order: Literal[1, 2, 3] = 2) -> None:
+    def __init__(self, order: Literal[1, 2, 3] = 2, stochastic: bool = False) -> None:
         if order not in (1, 2, 3):
             raise ValueError(f"DPM-Solver++ has order 1, 2 or 3, got {order}")
-        self.order = order
+        self.order, self.stochastic = order, stochastic
 
     def moves(self, process: NoiseProcess, times: Tensor) -> list[Move]:
         decreasing(times)
-        alpha, sigma = process.alpha(times).tolist(), process.sigma(times).tolist()
-        lam = (process.log_snr(times) / 2).tolist()
+        numbers = (times, process.alpha(times), process.sigma(times), process.log_snr(times) / 2)
+        times, alpha, sigma, lam = (k.tolist() for k in numbers)
         moves = []
         for i in range(len(times) - 1):
             h, order = lam[i + 1] - lam[i], min(self.order, i + 1)
-            phi = -math.expm1(-h)  # phi_1
+            reach = 2 * h if self.stochastic else h
+            phi = -math.expm1(-reach)  # phi_1
             back = [(lam[i - k] - lam[i]) / h for k in range(1, order)]
             if order == 1:
                 weights = [phi]
             elif order == 2:
                 weights = [phi * (1 - 0.5 / back[0]), phi * 0.5 / back[0]]
             else:
-                weights = self.third(h, phi, *back)
-            moves.append(Move(*times[i : i + 2], sigma[i + 1] / sigma[i], tuple(alpha[i + 1] * w for w in weights)))
+                weights = self.third(reach, phi, *back)
+            a, b = sigma[i + 1] / sigma[i] * math.exp(h - reach), tuple(alpha[i + 1] * w for w in weights)
+            moves.append(Move(*times[i : i + 2], a, b, sigma[i + 1] * math.sqrt(phi) if self.stochastic else 0.0))
         return moves
 
     @staticmethod
@@ -84,8 +91,8 @@ class UniPC(Predictor):
 
     def moves(self, process: NoiseProcess, times: Tensor) -> list[Move]:
         decreasing(times)
-        alpha, sigma = process.alpha(times).tolist(), process.sigma(times).tolist()
-        lam = (process.log_snr(times) / 2).tolist()
+        numbers = (times, process.alpha(times), process.sigma(times), process.log_snr(times) / 2)
+        times, alpha, sigma, lam = (k.tolist() for k in numbers)
         moves = []
         for i in range(len(times) - 1):
             h, order = lam[i + 1] - lam[i], min(self.order, i + 1)

@@ -7,7 +7,7 @@ all steps, in float64.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,13 +30,24 @@ class Move:
             the first x_s and x0_1 the one at x_t.
     """
 
-    t: Tensor
-    s: Tensor
+    t: float
+    s: float
     a: float
     b: tuple[float, ...]
     c: float = 0.0
     churn: tuple[float, float] | None = None
     refine: tuple[float, tuple[float, ...]] | None = None
+
+    def by_output(self, t_x0: tuple[float, float], s_x0: tuple[float, float]) -> Move:
+        """The move by one guess, not clipped, with the network's output in its place: x0 = x0[0] x + x0[1] output.
+
+        To refine it, the output at the first x_s serves, and this x_s itself: x0_0 = (x_s - a x_t) / b[0].
+        """
+        (p, q), (p_s, q_s), (b,), refine = t_x0, s_x0, self.b, self.refine
+        if refine is not None:
+            a_s, (b_s, b_t) = refine
+            refine = a_s - b_t * self.a / b, (b_s * q_s, b_t / b + b_s * p_s)
+        return replace(self, a=self.a + b * p, b=(b * q,), refine=refine)
 
 
 def decreasing(times: Tensor) -> None:
@@ -72,8 +83,8 @@ class OneStep(Predictor):
 
     def moves(self, process: NoiseProcess, times: Tensor) -> list[Move]:
         t, s = times[:-1], times[1:]
-        numbers = (k.tolist() for k in self.coefficients(process, t, s))
-        return [Move(*ends, a, (b,), c) for *ends, a, b, c in zip(t, s, *numbers, strict=True)]
+        numbers = (k.tolist() for k in (t, s, *self.coefficients(process, t, s)))
+        return [Move(t, s, a, (b,), c) for t, s, a, b, c in zip(*numbers, strict=True)]
 
 
 class Ancestral(OneStep):

@@ -1,0 +1,114 @@
+"""Readings, which samplers use, against `forward` and the algebra of x = alpha x_0 + sigma eps, for the whole table."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from torch import nn
+
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.network.embedding import FourierWaves
+from diffusion_lab.noise import draw, image_generators, stream
+from diffusion_lab.parameterization import CONDITIONING, TO_EPS, Parameterization
+from diffusion_lab.process import VE, VP, Geometric, Ladder, Linear, SubVP
+from diffusion_lab.sampler.plan import combine
+
+PROCESSES = (Ladder(Linear(), 50), SubVP(Linear()), VE(Geometric(0.05, 20.0)))
+GUESS = {
+    "eps": lambda x, out, alpha, sigma: (x - sigma * out) / alpha,
+    "x0": lambda x, out, alpha, sigma: out,
+    "v": lambda x, out, alpha, sigma: (alpha * x - sigma * out) / (alpha**2 + sigma**2),
+    "score": lambda x, out, alpha, sigma: (x + sigma**2 * out) / alpha,
+    "scaled_score": lambda x, out, alpha, sigma: (x + sigma * out) / alpha,
+}
+"""x_0 for each meaning of the output."""
+
+
+class Asked:
+    """A network that is not linear and notes what it was asked."""
+
+    def __call__(self, x, told):
+        self.seen, self.told = x, told
+        return (1.3 * x + 0.1).sin()
+
+
+def close(got, want, tolerance):
+    assert got.dtype == want.dtype and got.shape == want.shape
+    assert (got - want).abs().max() <= tolerance * want.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+@pytest.mark.parametrize("shape", [(3, 2, 4, 4), (3, 2)], ids=["images", "points"])
+@pytest.mark.parametrize("output", TO_EPS)
+def test_a_reading_is_what_forward_does_at_its_time(output, shape, dtype, tolerance):
+    assert GUESS.keys() == TO_EPS.keys()
+    times = torch.tensor([1.0, 0.04], dtype=torch.float64)
+    z = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rows = product(PROCESSES, CONDITIONING, ((-1.0, 1.0), (0.0, 1.0), (-0.5, 2.0)), (False, True))
+    for process, told, (low, high), unit_input in rows:
+        if "level" in told and not process.levels:
+            continue
+        network = Asked()
+        denoiser = Denoiser(network, process, Parameterization(output, told, low, high, unit_input))
+        for t, reading in zip(times, denoiser.readings(times, z.to(dtype)), strict=True):
+            alpha, sigma = process.alpha(t), process.sigma(t)
+            x = ((alpha**2 + sigma**2).sqrt() * z).to(dtype)
+            estimate = denoiser(x, t)
+            seen, told_there = network.seen, network.told
+            out = denoiser.read(x, reading)
+            close(network.seen, seen, tolerance)
+            assert torch.equal(network.told, told_there) and network.told.stride() == (1,) and reading.t == t
+            by_x, by_output = reading.score
+            score = out * by_output if by_x is None else combine(reading.score, x, (out,))
+            if dtype == torch.float64:  # in float32 forward itself is further off where alpha is small
+                close(combine(reading.x0, x, (out,)), estimate.x0, tolerance)
+                close(score, estimate.score, tolerance)
+            exact, x = out.double(), x.double()
+            guess = GUESS[output](x, exact, alpha, sigma)
+            close(combine(reading.x0, x.to(dtype), (out,)), guess.to(dtype), tolerance)
+            close(score, ((alpha * guess - x) / sigma**2).to(dtype), tolerance)
+
+
+def test_what_is_read_is_counted_and_asked_in_the_networks_precision():
+    asked = []
+
+    class Network(nn.Linear):
+        def forward(self, x, t):
+            asked.append((x.dtype, t.dtype))
+            return super().forward(x)
+
+    half, full = torch.bfloat16, torch.float32
+    for network, dtype in ((Network(2, 2), full), (Network(2, 2).to(half), half)):
+        denoiser = Denoiser(network, VP(Linear()), Parameterization(told="time_999"))
+        reading, _ = denoiser.readings(torch.tensor([1.0, 0.5]), torch.zeros(3, 2))
+        for count in (1, 2):
+            denoiser.read(torch.zeros(3, 2), reading)
+            assert denoiser.nfe == count and asked[-1] == (dtype, full)
+
+
+def test_the_precision_of_a_network_is_that_of_what_is_trained():
+    half, full = torch.bfloat16, torch.float32
+    both = nn.Sequential(FourierWaves(8, 16.0), nn.Linear(8, 2)).to(half)
+    assert [p.dtype for p in both.parameters()] == [full, half, half]
+    frozen = nn.Sequential(FourierWaves(8, 16.0), nn.Linear(8, 2)).to(half).requires_grad_(False)
+    for network, dtype in (
+        (both, half), (frozen, half), (nn.Linear(2, 2), full), (nn.ReLU(), None), (lambda x, t: x, None),
+    ):  # fmt: skip
+        assert Denoiser(network, VP(Linear()), Parameterization()).network_dtype == dtype
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_a_stream_gives_what_draw_gives_in_one_memory(each):
+    shape, dtype = (4, 3, 5), torch.float64
+    generators = lambda: image_generators(3, range(4)) if each else torch.Generator().manual_seed(3)  # noqa: E731
+    fresh, source = stream(shape, generators(), dtype), generators()
+    first = fresh()
+    for k in range(3):
+        want = draw(shape, source, dtype)
+        assert torch.equal(first, want)
+        if each:
+            alone = [torch.randn(3, 5, dtype=dtype, generator=one) for one in image_generators(3, range(4))]
+            assert torch.equal(torch.stack(alone), want) == (k == 0)
+        assert fresh().data_ptr() == first.data_ptr()
