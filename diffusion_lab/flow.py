@@ -1,39 +1,21 @@
-"""The probability-flow ODE: its velocity, the divergence of that, and its solution; for sampling and for likelihood."""
+"""The probability-flow ODE, with the divergence of its velocity, and its solution; for sampling and for likelihood."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.denoiser import Denoiser, Reading
 from diffusion_lab.noise import Generators, draw
 from diffusion_lab.process import NoiseProcess
-
-Method = Literal["dopri5", "dopri8", "bosh3"]
-"""Adaptive Runge-Kutta pairs: of order 5 (Dormand & Prince, the published choice), 8 for tolerances far below 1e-5, or
-3 for loose ones."""
+from diffusion_lab.runge_kutta import Method, Slope, Stuck, integrate
 
 Probe = Literal["rademacher", "gaussian", "exact"]
 """How the divergence is taken: Hutchinson's estimate from random signs or normals, or the trace itself."""
-
-Velocity = Callable[..., tuple[Tensor, ...]]
-"""(t, *state) -> d state / dt, each of the shape of its part of the state; t is a float64 scalar on the CPU."""
-
-
-def velocity(denoiser: Denoiser, x: Tensor, t: Tensor) -> Tensor:
-    """dx/dt = f(t) x - g(t)^2 / 2 score(x, t), of the shape of x; Song et al. 2021, Eq. 13.
-
-    `t` is a scalar or of shape (B,).
-    """
-    process = denoiser.process
-    drift, spread = (
-        c.to(x.device, x.dtype).reshape(-1, *(1,) * (x.dim() - 1)) for c in (process.f(t), process.g(t) ** 2 / 2)
-    )
-    return drift * x - spread * denoiser(x, t).score
 
 
 def directions(like: Tensor, probe: Probe, probes: int, generator: Generators = None) -> Tensor:
@@ -46,77 +28,140 @@ def directions(like: Tensor, probe: Probe, probes: int, generator: Generators = 
     if probe == "exact":
         unit = torch.eye(math.prod(shape), dtype=like.dtype, device=like.device)
         return unit.reshape(-1, 1, *shape).expand(-1, batch, *shape)
-    z = draw((batch, probes, *shape), generator, like.dtype, like.device).transpose(0, 1)
+    # In float64 whatever x is in: the precision of a computation does not change what is drawn.
+    z = draw((batch, probes, *shape), generator, torch.float64).transpose(0, 1)
     if probe == "rademacher":
-        z = torch.where(z < 0, -1.0, 1.0).to(like)
-    return z / math.sqrt(probes)
+        z = torch.where(z < 0, -1.0, 1.0)
+    return z.to(like) / math.sqrt(probes)
 
 
-@torch.enable_grad()
-def velocity_and_divergence(denoiser: Denoiser, x: Tensor, t: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """The velocity, and the sum over k of v_k^T (d velocity / dx) v_k: its divergence, (B,), for `directions` v.
+class Clock:
+    """The clock u and the scale r on which the probability flow of data of unit variance stands still.
 
-    One call of the network, and one vector-Jacobian product for each vector.  The network's parameters collect no
-    gradient.
+        u = asinh(sigma / alpha),   r = sqrt(alpha^2 + sigma^2),   du/dt = g^2 / (2 sigma r)
+
+    At the end of the data u is sigma/alpha, at that of the noise the log of twice it: even where the velocity in t is
+    infinite at t = 0 (VP), x grows a thousandfold (VE), or the rate of a ladder has kinks, that in u is smooth.
     """
-    x = x.detach().requires_grad_()
-    speed = velocity(denoiser, x, t)
-    divergence = x.new_zeros(len(x))
+
+    def __init__(self, process: NoiseProcess, low: float, high: float) -> None:
+        self.process, self.low, self.high = process, low, high
+        self.roots = torch.linspace(math.sqrt(low), math.sqrt(high), 1001, dtype=torch.float64)
+        self.values = self.of(self.roots**2)
+
+    def of(self, t: Tensor) -> Tensor:
+        """u at t, of its shape."""
+        alpha, sigma = self.process.scales(t)
+        return (sigma / alpha).asinh()
+
+    def time(self, u: Tensor) -> Tensor:
+        """t in [low, high] at u (S,), to the last digits: Newton's iteration from a table that is linear in sqrt(t)."""
+        right = torch.searchsorted(self.values, u).clamp(1, len(self.values) - 1)
+        part = (u - self.values[right - 1]) / (self.values[right] - self.values[right - 1])
+        t = torch.lerp(self.roots[right - 1], self.roots[right], part).square()
+        for _ in range(4):
+            alpha, sigma = self.process.scales(t)
+            rate = self.process.g(t) ** 2 / (2 * sigma * (alpha**2 + sigma**2).sqrt())
+            t = (t + (u - (sigma / alpha).asinh()) / rate).clamp(self.low, self.high)
+        return t
+
+
+class Velocity:
+    """Velocity of the probability flow (Song et al. 2021, Eq. 13) of z = x / r, on the `Clock`.
+
+        dx/dt = f x - g^2/2 score   becomes   dz/du = eps(x, t) - sigma x / r^2
+
+    which is the guess of the noise less that of data of unit variance: r and the drift f have been integrated exactly.
+
+    Args:
+        low, high: the times between which it is asked for.
+        like: (B, ...), of the device and dtype of z.
+        vectors: `directions`, for the rate of log |det dz| too: sum_k v_k^T (d velocity / dz) v_k, (B,).
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, low: float, high: float, like: Tensor, vectors: Tensor | None = None
+    ) -> None:
+        self.denoiser, self.like, self.vectors = denoiser, like, vectors
+        self.clock = Clock(denoiser.process, low, high)
+
+    def scale(self, t: Tensor) -> Tensor:
+        """r at t, of its shape."""
+        alpha, sigma = self.denoiser.process.scales(t)
+        return (alpha**2 + sigma**2).sqrt()
+
+    def __call__(self, clocks: list[float]) -> list[Slope]:
+        """An `Equation`: the slope of (z,), or of (z, log |det dz|), at each value of the clock."""
+        t = self.clock.time(torch.tensor(clocks, dtype=torch.float64))
+        (alpha, sigma), (_, (by_x, by_output)) = self.denoiser.process.scales(t), self.denoiser.views(t)
+        scale = (alpha**2 + sigma**2).sqrt()
+        # eps = -sigma score is linear in x and in what the network puts out.
+        numbers = torch.stack([scale, -sigma * (by_x * scale + 1 / scale), -sigma * by_output]).T.tolist()
+        readings = self.denoiser.readings(t, self.like)
+        return [self.slope(reading, *each) for reading, each in zip(readings, numbers, strict=True)]
+
+    def slope(self, reading: Reading, scale: float, by_z: float, by_output: float) -> Slope:
+        """dz/du = by_z z + by_output output at x = scale z."""
+
+        def at(z: Tensor, whole: bool) -> tuple[Tensor | None, ...]:
+            differentiated = whole and self.vectors is not None
+            with torch.set_grad_enabled(differentiated):
+                z = z.detach().requires_grad_(differentiated)
+                output = self.denoiser.read(z * scale, reading).to(z.dtype)
+                speed = torch.add(by_z * z, output, alpha=by_output)
+            if self.vectors is None:
+                return (speed,)
+            return speed.detach(), divergence(speed, z, self.vectors) if whole else None
+
+        return at
+
+
+def divergence(speed: Tensor, z: Tensor, vectors: Tensor) -> Tensor:
+    """The sum over k of v_k^T (d speed / dz) v_k for `directions` v, (B,): a vector-Jacobian product for each.
+
+    The network's parameters collect no gradient.
+    """
+    total = z.new_zeros(len(z))
     for k, vector in enumerate(vectors, start=1):
-        (product,) = torch.autograd.grad(speed, x, vector, retain_graph=k < len(vectors))
-        divergence += (product * vector).flatten(1).sum(1)
-    return speed.detach(), divergence
+        (product,) = torch.autograd.grad(speed, z, vector, retain_graph=k < len(vectors))
+        total += (product * vector).flatten(1).sum(1)
+    return total
 
 
-@torch.no_grad()
-def integrate(
-    function: Velocity,
-    state: tuple[Tensor, ...],
+def solve(
+    denoiser: Denoiser,
+    x: Tensor,
     times: Sequence[float],
     rtol: float,
     atol: float,
     method: Method = "dopri5",
-    max_steps: int = 10_000,
+    vectors: Tensor | None = None,
 ) -> list[tuple[Tensor, ...]]:
-    """Solve d state / dt = function(t, *state) from times[0] on; the states at times[1:].
+    """(x,) at times[1:] on the probability flow through x (B, ...) at times[0], which may run either way.
 
-    Every tensor of the state is (B, ...).  A step is accepted when the error of every sample, root mean square over
-    all that the state holds of it and relative to atol + rtol |state|, is at most 1: whatever else is in the batch, a
-    sample is solved at least as well as alone.  Steps end at each of the times, and the function is never called beyond
-    the last.
+    With `directions` also log |det dx(t) / dx(times[0])|, (B,).  The tolerances are those of x on the scale where data
+    of unit variance have it, x / sqrt(alpha^2 + sigma^2): of x itself at the end of the data.
 
     Raises:
-        RuntimeError: if the steps shrink to nothing or more than `max_steps` lie between two times.
+        RuntimeError: if the solver cannot meet the tolerances.
     """
-    import torchdiffeq  # which imports half of SciPy: not before the first step of a training
-
-    low, high = min(times), max(times)
-    device, dtype, at = state[0].device, torch.float64, times[0]
-    if device.type == "mps":
-        dtype = torch.float32
-
-    def bounded(t: Tensor, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        nonlocal at
-        # The solver rounds t to the precision of the state, and tries a first step of unchecked length (nan after nan).
-        if not t.isnan():
-            at = min(max(t.item(), low), high)
-        return function(torch.tensor(at, dtype=torch.float64), *parts)
-
-    stops = torch.tensor(times, dtype=dtype, device=device)
-    options = {"norm": _worst_sample, "step_t": stops[1:], "dtype": dtype, "max_num_steps": max_steps}
+    stops = torch.tensor(times, dtype=torch.float64)
+    flow = Velocity(denoiser, min(times), max(times), x, vectors)
+    scales = flow.scale(stops).tolist()
+    start = (x / scales[0],) if vectors is None else (x / scales[0], x.new_zeros(len(x)))
     try:
-        solved = torchdiffeq.odeint(bounded, state, stops, rtol=rtol, atol=atol, method=method, options=options)
-    except AssertionError as error:  # all that torchdiffeq raises when it cannot go on
+        solved = integrate(flow, start, flow.clock.of(stops).tolist(), rtol, atol, method)
+    except Stuck as stuck:
+        t = flow.clock.time(torch.tensor([stuck.at], dtype=torch.float64)).item()
         raise RuntimeError(
-            f"the ODE solver ({method}, rtol={rtol:g}, atol={atol:g}) is stuck near t = {at:.6g}: "
-            f"{str(error).partition(chr(10))[0][:80]}; loosen the tolerances, or look for nan in the network"
-        ) from error
-    return list(zip(*(part[1:] for part in solved), strict=True))
-
-
-def _worst_sample(parts: Sequence[Tensor]) -> Tensor:
-    """The largest root mean square over the samples, each over all its parts; a scalar."""
-    return torch.cat([part.reshape(len(part), -1) for part in parts], dim=1).square().mean(1).sqrt().max()
+            f"the ODE solver ({method}, rtol={rtol:g}, atol={atol:g}) is stuck near t = {t:.6g}: {stuck.why}; "
+            f"loosen the tolerances, or look for nan in the network"
+        ) from stuck
+    grown = [math.log(scale / scales[0]) * x[0].numel() for scale in scales[1:]]
+    return [
+        (scale * z, *(change + log for change in changes))
+        for (z, *changes), scale, log in zip(solved, scales[1:], grown, strict=True)
+    ]
 
 
 def check_process(process: NoiseProcess) -> None:

@@ -7,15 +7,14 @@ import math
 import analytic
 import pytest
 import torch
-import torchdiffeq
 from exact import ExactNetwork, exact_denoiser
 
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.flow import directions, integrate, velocity, velocity_and_divergence
+from diffusion_lab.flow import Clock, Velocity, directions, divergence, solve
 from diffusion_lab.likelihood import FlowLikelihood, bits_per_dim, dequantize
 from diffusion_lab.noise import draw, image_generators
 from diffusion_lab.parameterization import Parameterization
-from diffusion_lab.process import VE, VP, Geometric, Ladder, Linear, SingleLevel, SubVP
+from diffusion_lab.process import VE, VP, Cosine, Geometric, Ladder, Linear, Sigmoid, SingleLevel, SubVP
 from diffusion_lab.sampler.ode import ProbabilityFlow
 
 PROCESSES = {
@@ -25,6 +24,7 @@ PROCESSES = {
     "ladder": Ladder(Linear(), 1000),
 }
 SDES = ["ve", "vp", "subvp"]
+CLOCKS = [*PROCESSES.values(), VP(Cosine()), VP(Sigmoid()), SubVP(Cosine()), Ladder(Geometric(0.01, 50.0), 10)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,52 +52,116 @@ def flowed(target, process, x, t0, t1):
     return (y @ target.u[0].T + alpha[1] * target.m[0]).reshape(x.shape), 0.5 * (v[1] / v[0]).log().sum()
 
 
+def told_otherwise(denoiser, row):
+    """The same estimate by a network that puts out something else."""
+    meaning, process = Parameterization(**{**vars(denoiser.parameterization), **row}), denoiser.process
+
+    def network(seen, told):
+        eps = denoiser.network(seen, told)
+        t = ((told.double() + 1) / process.levels if process.levels else told.double() / 999)[:, None, None, None]
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        x0 = (seen - sigma * eps) / alpha
+        return {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0, "score": -eps / sigma}[meaning.output]
+
+    return Denoiser(network, process, meaning)
+
+
 # ---------------------------------------------------------------------------------------------- velocity, divergence
 
 
+@pytest.mark.parametrize("process", CLOCKS, ids=repr)
+def test_clock_is_asinh_of_sigma_over_alpha_and_reads_backwards(process):
+    clock, t = Clock(process, process.t_train_min, 1.0), process.t_train_min ** torch.linspace(1, 0, 999).double()
+    u = clock.of(t)
+    torch.testing.assert_close(u.sinh(), process.sigma(t) / process.alpha(t), rtol=1e-12, atol=0)
+    torch.testing.assert_close(clock.time(u), t, rtol=1e-9, atol=0)
+    assert clock.time(u).min() >= process.t_train_min and clock.time(u).max() <= 1
+
+
+def slope_at(denoiser, z, t, vectors=None):
+    """The slope of the flow at time t, and the scale r there."""
+    flow = Velocity(denoiser, t, 1.0, z, vectors)
+    (slope,) = flow(flow.clock.of(torch.tensor([t], dtype=torch.float64)).tolist())
+    return slope, flow.scale(torch.tensor(t, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("row", [{}, {"output": "v"}, {"output": "x0"}, {"output": "score"}], ids=str)
 @pytest.mark.parametrize("name", PROCESSES)
-@pytest.mark.parametrize("t", [0.0123, 0.4, 1.0])
-def test_velocity_is_the_time_derivative_of_the_exact_flow(name, t):
+@pytest.mark.parametrize("t", [0.0123, 0.4, 0.97])
+def test_velocity_is_the_derivative_of_the_exact_flow(name, t, row):
+    """On the clock u, of z = x / r; whatever the network puts out."""
     target, process = analytic.gauss64(), PROCESSES[name]
-    x, h = torch.randn(3, 1, 8, 8, dtype=torch.float64, generator=seeded(0)), 1e-6
-    ends = [flowed(target, process, x, t, t + s)[0] for s in ((-2 * h, -h) if t == 1 else (-h, h))]
-    want = (1.5 * x - 2 * ends[1] + 0.5 * ends[0]) / h if t == 1 else (ends[1] - ends[0]) / (2 * h)
-    denoiser = exact_denoiser(target, process)
-    got = velocity(denoiser, x, torch.tensor(t, dtype=torch.float64))
-    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
-    torch.testing.assert_close(velocity(denoiser, x, torch.full((3,), t, dtype=torch.float64)), got)
+    x, h = torch.randn(3, 1, 8, 8, dtype=torch.float64, generator=seeded(0)), 1e-4 * t
+    flow = Velocity(exact_denoiser(target, process), 1e-3, 1.0, x)
+    around = torch.tensor([t - h, t + h], dtype=torch.float64)
+    ends = [flowed(target, process, x, t, s)[0] / flow.scale(around)[k] for k, s in enumerate(around.tolist())]
+    want = (ends[1] - ends[0]) / flow.clock.of(around).diff()
+    denoiser = told_otherwise(exact_denoiser(target, process), row)
+    slope, r = slope_at(denoiser, x, t)
+    torch.testing.assert_close(slope(x / r, True)[0], want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
+    assert denoiser.nfe == 1
 
 
 @pytest.mark.parametrize("make", [analytic.gmm2d, analytic.gauss64])
 def test_exact_trace_is_the_trace_of_the_jacobian(make):
-    target, process = make(), PROCESSES["vp"]
+    target, process = make(), PROCESSES["ve"]
     denoiser = exact_denoiser(target, process)
-    x, t = target.sample(5, 0)[0], torch.tensor(0.2, dtype=torch.float64)
-    speed, divergence = velocity_and_divergence(denoiser, x, t, directions(x, "exact", 1))
-    torch.testing.assert_close(speed, velocity(denoiser, x, t))
+    z = target.sample(5, 0)[0]
+    slope, _ = slope_at(denoiser, z, 0.6, directions(z, "exact", 1))
+    speed, trace = slope(z, True)
     for i in range(5):
-        jacobian = torch.autograd.functional.jacobian(lambda y: velocity(denoiser, y[None], t)[0], x[i])
-        assert divergence[i].item() == pytest.approx(jacobian.reshape(target.dim, -1).trace().item(), rel=1e-10)
-    assert not (speed.requires_grad or divergence.requires_grad)
+        alone, _ = slope_at(denoiser, z[i : i + 1], 0.6)
+        jacobian = torch.func.jacrev(lambda y: alone_of(denoiser, y, 0.6))(z[i : i + 1])
+        torch.testing.assert_close(alone(z[i : i + 1], True)[0], speed[i : i + 1])
+        assert trace[i].item() == pytest.approx(jacobian.reshape(target.dim, -1).trace().item(), rel=1e-10)
+    assert not (speed.requires_grad or trace.requires_grad)
+    assert slope(z, False)[1] is None
+
+
+def alone_of(denoiser, z, t):
+    """eps - sigma x / r^2 as the estimate says it, at x = r z."""
+    time = torch.tensor(t, dtype=torch.float64)
+    alpha, sigma = denoiser.process.alpha(time), denoiser.process.sigma(time)
+    r = (alpha**2 + sigma**2).sqrt()
+    return denoiser(r * z, time).eps - sigma / r * z
 
 
 @pytest.mark.parametrize("probe", ["rademacher", "gaussian"])
 def test_hutchinson_is_unbiased_and_has_its_variance(probe):
     """Variance 2 |J|_F^2 / k from normals; for signs, the diagonal adds none (J is symmetric)."""
     target, process, n = analytic.gauss64(), PROCESSES["vp"], 4000
-    denoiser, t = exact_denoiser(target, process), torch.tensor(0.3, dtype=torch.float64)
-    x = target.sample(1, 0)[0]
-    jacobian = torch.autograd.functional.jacobian(lambda y: velocity(denoiser, y, t), x).reshape(64, 64)
+    denoiser = exact_denoiser(target, process)
+    z = target.sample(1, 0)[0]
+    jacobian = torch.func.jacrev(lambda y: alone_of(denoiser, y, 0.3))(z).reshape(64, 64)
     off = jacobian - torch.diag(jacobian.diag()) if probe == "rademacher" else jacobian
-    x = x.expand(n, -1, -1, -1)
+    z = z.expand(n, -1, -1, -1)
     for k in (1, 4, 16):
-        vectors = directions(x, probe, k, seeded(k))
-        got = velocity_and_divergence(denoiser, x, t, vectors)[1]
+        vectors = directions(z, probe, k, seeded(k))
+        got = slope_at(denoiser, z, 0.3, vectors)[0](z, True)[1]
         want = (2 * off.square().sum() / k).sqrt().item()
         assert got.std().item() == pytest.approx(want, rel=0.06)  # 4.5 standard errors, tails included
         assert got.mean().item() == pytest.approx(jacobian.trace().item(), abs=4.5 * want / n**0.5)
     if probe == "rademacher":
         torch.testing.assert_close(vectors.abs(), torch.full_like(vectors, 0.25))
+
+
+def test_divergence_is_that_of_a_known_field():
+    z = torch.randn(3, 2, 2, 2, dtype=torch.float64, generator=seeded(0)).requires_grad_()
+    got = divergence(z**3, z, directions(z.detach(), "exact", 1))
+    torch.testing.assert_close(got, 3 * z.detach().square().flatten(1).sum(1))
+
+
+def test_data_of_unit_variance_stand_still():
+    """On this clock the flow of N(0, I) has no velocity at all: z stays what it is."""
+    target = analytic.Mixture([1.0], [[0.0] * 4], [torch.eye(4).tolist()], (1, 2, 2))
+    for process in PROCESSES.values():
+        denoiser, x = exact_denoiser(target, process), target.sample(3, 0)[0].double()
+        ((end, change),) = solve(denoiser, x, (0.01, 1.0), 1e-6, 1e-6, vectors=directions(x, "exact", 1))
+        times = torch.tensor([0.01, 1.0], dtype=torch.float64)
+        r = (process.alpha(times) ** 2 + process.sigma(times) ** 2).sqrt()
+        torch.testing.assert_close(end, x * r[1] / r[0], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(change, torch.full_like(change, 4 * (r[1] / r[0]).log().item()), rtol=0, atol=1e-9)
+        assert denoiser.nfe <= 32  # the first step is a thousandth of the way, as nothing is known of its error
 
 
 def test_probes_of_an_image_are_its_own():
@@ -108,87 +172,15 @@ def test_probes_of_an_image_are_its_own():
     assert not torch.equal(every[0], every[1]) and not torch.equal(every[:, 0], every[:, 1])
 
 
-# ------------------------------------------------------------------------------------------------------------ solver
-
-
-@pytest.mark.parametrize("method", ["dopri5", "dopri8", "bosh3"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("times", [(0.0, 0.7, 1.5), (1.5, 0.7, 0.0)])
-def test_integrate_solves_what_has_a_closed_form(method, dtype, times):
-    """y' = y cos t has y = C exp(sin t); z' = 2 t has z = t^2 + C."""
-
-    def function(t, y, z):
-        return y * t.cos().to(y), torch.full_like(z, 2 * t)
-
-    y0, z0 = torch.tensor([[1.0, -2.0], [30.0, 0.1]], dtype=dtype), torch.tensor([0.0, 5.0], dtype=dtype)
-    states = integrate(function, (y0, z0), times, 1e-5, 1e-5, method)
-    for t, (y, z) in zip(times[1:], states, strict=True):
-        assert y.dtype == z.dtype == dtype
-        torch.testing.assert_close(y, y0 * math.exp(math.sin(t) - math.sin(times[0])), rtol=5e-5, atol=5e-5)
-        torch.testing.assert_close(z, z0 + t**2 - times[0] ** 2, rtol=5e-5, atol=5e-5)
-
-
-def test_a_solution_keeps_no_graph_of_the_network():
-    weight = torch.ones((), dtype=torch.float64, requires_grad=True)
-    ((y,),) = integrate(lambda t, y: (weight * y,), (torch.ones(2, 3, dtype=torch.float64),), (0.0, 1.0), 1e-5, 1e-5)
-    assert not y.requires_grad
-
-
-def test_a_sample_is_solved_as_well_in_a_crowd_as_alone():
-    """A thousand samples at rest must not hide the error of one that moves: not one step may differ."""
-
-    def solve(y):
-        count = 0
-
-        def function(t, y):
-            nonlocal count
-            count += 1
-            return (20 * y * (20 * t).cos().to(y),)
-
-        return integrate(function, (y,), (0.0, 1.0), 1e-5, 1e-5)[-1][0], count
-
-    alone, steps = solve(torch.ones(1, 3, dtype=torch.float64))
-    crowd, as_many = solve(torch.cat([torch.ones(1, 3), torch.zeros(1000, 3)]).double())
-    assert as_many == steps
-    torch.testing.assert_close(crowd[:1], alone, rtol=1e-12, atol=0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("times", [(1e-5, 1.0), (1.0, 1e-3), (0.5, 0.50001)])
-def test_solver_never_leaves_the_interval(monkeypatch, dtype, times):
-    """Neither after clamping, nor, but for rounding and the trial of the first step, before."""
-    asked, raw = [], []
-    solve = torchdiffeq.odeint
-
-    def watched(function, *args, **options):
-        def noted(t, state):
-            raw.append(t.item())
-            return function(t, state)
-
-        return solve(noted, *args, **options)
-
-    def function(t, y):
-        asked.append(t.item())
-        return (torch.full_like(y, math.cos(t)),)
-
-    monkeypatch.setattr(torchdiffeq, "odeint", watched)
-    y0 = torch.ones(2, 3, dtype=dtype)
-    ((y,),) = integrate(function, (y0,), times, 1e-4, 1e-4)
-    low, high = min(times), max(times)
-    assert all(low <= t <= high for t in asked)
-    assert all(low - 1e-7 <= t <= high + 1e-7 for t in raw[:1] + raw[2:])
-    assert times[0] == asked[0] and asked[-1] == pytest.approx(times[1], abs=1e-7)
-    torch.testing.assert_close(y, y0 + math.sin(times[1]) - math.sin(times[0]), rtol=0, atol=1e-4)
-
-
-def test_a_solver_that_cannot_go_on_says_so():
-    start = (torch.full((2, 3), 2.0, dtype=torch.float64),)
-    with pytest.raises(RuntimeError, match=r"stuck near t = 0\.5\d*: .*loosen the tolerances"):
-        integrate(lambda t, y: (y**2,), start, (0.0, 1.0), 1e-5, 1e-5)  # y = 1 / (1/2 - t)
-    with pytest.raises(RuntimeError, match="stuck near t = 0: .*nan"):
-        integrate(lambda t, y: (y * math.nan,), start, (0.0, 1.0), 1e-5, 1e-5)
-    with pytest.raises(RuntimeError, match="max_num_steps exceeded"):
-        integrate(lambda t, y: (y * (99 * t).cos(),), start, (0.0, 1.0), 1e-8, 1e-8, max_steps=5)
+def test_a_flow_that_cannot_be_solved_says_where_and_what_to_do():
+    process = PROCESSES["vp"]
+    for network, why in (
+        (lambda x, told: x * math.nan, r"near t = 1e-05: the slope is nan; loosen .* or look for nan in the network"),
+        (lambda x, told: torch.where(told < 200, x, math.nan)[..., :2], r"near t = 0\.200\d*: the steps shrink"),
+    ):
+        denoiser = Denoiser(network, process, Parameterization(told="time_999"))
+        with pytest.raises(RuntimeError, match=r"the ODE solver \(dopri5, rtol=1e-05, atol=1e-05\) is stuck " + why):
+            FlowLikelihood(precision="float64")(denoiser, torch.ones(2, 2), None, seeded(0))
 
 
 # -------------------------------------------------------------------------------------------------------- likelihood
@@ -273,7 +265,7 @@ def test_offset_follows_from_the_range_and_the_levels(low, high, levels, offset)
     level = torch.randint(levels, (5, 1, 8, 8), generator=seeded(0)).double()
     x0 = low + (high - low) * level / (levels - 1)
     got = FlowLikelihood()(ranged(target, process, low, high), x0, levels, seeded(7))
-    torch.testing.assert_close(bits_per_dim(-got.terms["bins"], 64), torch.full((5,), offset, dtype=torch.float64))
+    torch.testing.assert_close(bits_per_dim(-got.terms["bins"], 64), torch.full((5,), offset))
     u = torch.special.ndtr(draw(x0.shape, seeded(7), torch.float64))
     official = low + (high - low) * (u + (levels - 1) * (level / (levels - 1))) / levels
     want = FlowLikelihood()(exact_denoiser(target, process), official, None, seeded(8)).log_likelihood

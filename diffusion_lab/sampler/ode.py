@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.flow import check_process, check_tolerances, integrate, velocity
+from diffusion_lab.flow import check_process, check_tolerances, solve
 from diffusion_lab.noise import Generators
 from diffusion_lab.sampler.base import Sampler, State
 
@@ -56,12 +56,7 @@ class ProbabilityFlow(Sampler):
 
     def solve(self, denoiser: Denoiser, x: Tensor, times: Sequence[float]) -> list[Tensor]:
         """x at times[1:] of the solution through x at times[0], each of the shape of x; times may run either way."""
-
-        def function(t: Tensor, x: Tensor) -> tuple[Tensor]:
-            return (velocity(denoiser, x, t),)
-
-        states = integrate(function, (x.to(self.dtype),), times, self.rtol, self.atol, self.method)
-        return [x for (x,) in states]
+        return [x for (x,) in solve(denoiser, x.to(self.dtype), times, self.rtol, self.atol, self.method)]
 
     @torch.no_grad()
     def trajectory(self, denoiser: Denoiser, x: Tensor, generator: Generators = None) -> Iterator[State]:

@@ -1,0 +1,212 @@
+"""Adaptive Runge-Kutta pairs, for equations in which an evaluation is dear and some parts are only integrals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Method = Literal["dopri5", "dopri8", "bosh3"]
+"""Pairs of order 5 (Dormand & Prince, the published choice), 8 for tolerances far below 1e-5, or 3 for loose ones."""
+
+State = tuple[Tensor, ...]
+"""(x, q_1, ...), each (B, ...): the solution, and integrals along it, on which nothing depends."""
+
+Slope = Callable[[Tensor, bool], tuple[Tensor | None, ...]]
+"""(x, whole) -> d state / du at one u; if not `whole`, only that of x, and None for the integrals."""
+
+Equation = Callable[[list[float]], Sequence[Slope]]
+"""Values of u -> the slope at each: what depends on u alone is computed for all stages of a step at once."""
+
+
+class Stuck(Exception):
+    """The solver cannot go on from u = `at`, and why."""
+
+    def __init__(self, at: float, why: str) -> None:
+        super().__init__(why)
+        self.at, self.why = at, why
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An explicit Runge-Kutta method with an embedded one, whose difference is the error of a step.
+
+    Args:
+        order: the power of the step's length with which the error of the embedded solution grows.
+        rows: weights of the stages so far in the place where the next one is taken.  The last is at the end of the
+            step: the first of the next one.
+        error: weights of the stages in the error.
+    """
+
+    order: int
+    rows: tuple[tuple[float, ...], ...]
+    error: tuple[float, ...]
+
+    @cached_property
+    def nodes(self) -> tuple[float, ...]:
+        """Where in the step the stages after the first are taken."""
+        return tuple(round(math.fsum(row), 15) for row in self.rows)  # exactly 1 at the end
+
+    @cached_property
+    def whole(self) -> tuple[bool, ...]:
+        """Which of the stages after the first matter to an integral; others lead only to the next places."""
+        return tuple(bool(w or e) for w, e in zip((*self.rows[-1][1:], 1), self.error[1:], strict=True))
+
+
+def embedded(order: int, rows: tuple[tuple[float, ...], ...], other: tuple[float, ...]) -> Pair:
+    """The pair whose embedded solution has weights `other`."""
+    best = (*rows[-1], *(0.0,) * (len(other) - len(rows[-1])))
+    return Pair(order, rows, tuple(b - o for b, o in zip(best, other, strict=True)))
+
+
+PAIRS: dict[str, Pair] = {
+    # Bogacki & Shampine 1989
+    "bosh3": embedded(3, ((1 / 2,), (0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)), (7 / 24, 1 / 4, 1 / 3, 1 / 8)),
+    # Dormand & Prince 1980, Table 2: RK5(4)7M
+    "dopri5": embedded(
+        5,
+        (
+            (1 / 5,),
+            (3 / 40, 9 / 40),
+            (44 / 45, -56 / 15, 32 / 9),
+            (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+            (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+            (35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+        ),
+        (5179 / 57600, 0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40),
+    ),
+    # Prince & Dormand 1981, Table 2: RK8(7)13M; rational numbers good to 18 digits
+    "dopri8": embedded(
+        8,
+        (
+            (1 / 18,),
+            (1 / 48, 1 / 16),
+            (1 / 32, 0, 3 / 32),
+            (5 / 16, 0, -75 / 64, 75 / 64),
+            (3 / 80, 0, 0, 3 / 16, 3 / 20),
+            (29443841 / 614563906, 0, 0, 77736538 / 692538347, -28693883 / 1125000000, 23124283 / 1800000000),
+            (16016141 / 946692911, 0, 0, 61564180 / 158732637, 22789713 / 633445777, 545815736 / 2771057229,
+             -180193667 / 1043307555),
+            (39632708 / 573591083, 0, 0, -433636366 / 683701615, -421739975 / 2616292301, 100302831 / 723423059,
+             790204164 / 839813087, 800635310 / 3783071287),
+            (246121993 / 1340847787, 0, 0, -37695042795 / 15268766246, -309121744 / 1061227803, -12992083 / 490766935,
+             6005943493 / 2108947869, 393006217 / 1396673457, 123872331 / 1001029789),
+            (-1028468189 / 846180014, 0, 0, 8478235783 / 508512852, 1311729495 / 1432422823, -10304129995 / 1701304382,
+             -48777925059 / 3047939560, 15336726248 / 1032824649, -45442868181 / 3398467696, 3065993473 / 597172653),
+            (185892177 / 718116043, 0, 0, -3185094517 / 667107341, -477755414 / 1098053517, -703635378 / 230739211,
+             5731566787 / 1027545527, 5232866602 / 850066563, -4093664535 / 808688257, 3962137247 / 1805957418,
+             65686358 / 487910083),
+            (403863854 / 491063109, 0, 0, -5068492393 / 434740067, -411421997 / 543043805, 652783627 / 914296604,
+             11173962825 / 925320556, -13158990841 / 6184727034, 3936647629 / 1978049680, -160528059 / 685178525,
+             248638103 / 1413531060, 0),
+            (14005451 / 335480064, 0, 0, 0, 0, -59238493 / 1068277825, 181606767 / 758867731, 561292985 / 797845732,
+             -1041891430 / 1371343529, 760417239 / 1151165299, 118820643 / 751138087, -528747749 / 2220607170, 1 / 4),
+        ),
+        (13451932 / 455176623, 0, 0, 0, 0, -808719846 / 976000145, 1757004468 / 5645159321, 656045339 / 265891186,
+         -3867574721 / 1518517206, 465885868 / 322736535, 53011238 / 667516719, 2 / 45, 0, 0),
+    ),
+}  # fmt: skip
+
+
+@torch.no_grad()
+def integrate(
+    equation: Equation,
+    state: State,
+    stops: Sequence[float],
+    rtol: float,
+    atol: float,
+    method: Method = "dopri5",
+    max_steps: int = 10_000,
+) -> list[State]:
+    """Solve d state / du = slope from u = stops[0] on, in either direction; the states at stops[1:].
+
+    A step is accepted when the error of every sample, root mean square over all that the state holds of it and relative
+    to atol + rtol |state|, is at most 1: whatever else is in the batch, a sample is solved at least as well as alone.
+    Steps end at each of the stops, and no slope is taken beyond the last.
+
+    Raises:
+        Stuck: if the steps shrink to nothing or more than `max_steps` lie between two stops.
+    """
+    pair, u = PAIRS[method], stops[0]
+    span = stops[-1] - u
+    rates = equation([u])[0](state[0], True)
+    length = first_length(equation, state[0], rates[0], u, span, rtol, atol, pair.order)
+    solved, growth = [], 10.0
+    for stop in stops[1:]:
+        tried = 0
+        while u != stop:
+            # A step may be a tenth longer than seems best, rather than leave a rest for another.
+            end = stop if abs(stop - u) <= 1.1 * length else u + math.copysign(length, span)
+            if abs(end - u) < 1e-14 * abs(span) and end != stop:
+                raise Stuck(u, "the steps shrink to nothing")
+            if (tried := tried + 1) > max_steps:
+                raise Stuck(u, f"max_steps={max_steps} exceeded")
+            there, slopes = attempt(pair, equation, u, end, state, rates)
+            error = worst(advance(None, end - u, pair.error, slopes), state, there, rtol, atol)
+            factor = 0.9 * error ** (-1 / pair.order) if 0 < error < math.inf else 10 * (error == 0)
+            taken, factor = abs(end - u), min(max(factor, 0.2), growth)
+            if error <= 1:  # a step cut short by a stop is no reason for a shorter one after it
+                length = max(factor * taken, length * (taken < length))
+                u, state, rates, growth = end, there, slopes[-1], 10.0
+            else:  # nan too, as it may be after a step that was far too long
+                length, growth = factor * taken, 1.0
+        solved.append(state)
+    return solved
+
+
+def attempt(
+    pair: Pair, equation: Equation, u: float, end: float, state: State, rates: State
+) -> tuple[State, list[tuple[Tensor | None, ...]]]:
+    """The state at `end` from that at u, whose slope is `rates`; and the slopes of all stages."""
+    h, slopes = end - u, [rates]
+    at = equation([u + c * h if c < 1 else end for c in pair.nodes])
+    for row, slope, whole in zip(pair.rows, at, pair.whole, strict=True):
+        x = advance(state, h, row, [each[:1] for each in slopes])[0]
+        slopes.append(slope(x, whole))
+    return (x, *advance(state[1:], h, pair.rows[-1], [each[1:] for each in slopes[:-1]])), slopes
+
+
+def advance(
+    start: State | None, h: float, weights: Sequence[float], slopes: Sequence[tuple[Tensor | None, ...]]
+) -> State:
+    """start + h sum_k weights[k] slopes[k], part by part; None starts from zero."""
+    ends = [k.mul(h * weights[0]) if start is None else torch.add(start[n], k, alpha=h * weights[0])
+            for n, k in enumerate(slopes[0])]  # fmt: skip
+    for weight, parts in zip(weights[1:], slopes[1:], strict=True):
+        if weight:
+            for end, part in zip(ends, parts, strict=True):
+                end.add_(part, alpha=h * weight)
+    return tuple(ends)
+
+
+def worst(difference: State, before: State, after: State, rtol: float, atol: float) -> float:
+    """The largest root mean square over the samples, each over all its parts, of difference / tolerance."""
+    squares, count = 0.0, 0
+    for d, b, a in zip(difference, before, after, strict=True):
+        ratio = (d / torch.maximum(b.abs(), a.abs()).mul_(rtol).add_(atol)).reshape(len(d), -1)
+        squares, count = squares + ratio.square().sum(1), count + ratio.shape[1]
+    return math.sqrt(squares.max().item() / count)
+
+
+def first_length(
+    equation: Equation, x: Tensor, rate: Tensor, u: float, span: float, rtol: float, atol: float, order: int
+) -> float:
+    """A length for the first step, by one evaluation more; Hairer, Norsett & Wanner 1993, Section II.4.
+
+    Raises:
+        Stuck: if the slope is nan.
+    """
+    value, slope = worst((x,), (x,), (x,), rtol, atol), worst((rate,), (x,), (x,), rtol, atol)
+    if math.isnan(slope):
+        raise Stuck(u, "the slope is nan")
+    trial = min(0.01 * value / slope if value > 1e-5 and slope > 1e-5 else 1e-6 * abs(span), abs(span))
+    h = math.copysign(trial, span)
+    bend = equation([u + h])[0](x + h * rate, False)[0] - rate
+    steepest = max(slope, worst((bend,), (x,), (x,), rtol, atol) / trial)
+    length = (0.01 / steepest) ** (1 / order) if steepest > 1e-15 else 1e-3 * abs(span)
+    return min(100 * trial, length, abs(span))

@@ -1,0 +1,175 @@
+"""The Runge-Kutta pairs against their order conditions, and the solver against closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from diffusion_lab.runge_kutta import PAIRS, Stuck, integrate
+
+
+def plain(function):
+    """(u, *state) -> slopes as an equation; it is asked for nothing that is not wanted."""
+
+    def equation(values):
+        def at(u):
+            def slope(x, whole):
+                first, *others = function(u, x)
+                return (first, *(other if whole else None for other in others))
+
+            return slope
+
+        return [at(u) for u in values]
+
+    return equation
+
+
+def powers(pair):
+    """Nodes and weights of all stages, (S,), the weights of the solution."""
+    nodes = torch.tensor([0.0, *pair.nodes], dtype=torch.float64)
+    return nodes, torch.tensor([*pair.rows[-1], 0.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("method, order", [("dopri5", 5), ("dopri8", 8), ("bosh3", 3)])
+def test_pairs_are_of_their_order(method, order):
+    """Quadrature of u^k exact up to the order, and errors of y' = y that fall as its power; the embedded one less so."""
+    pair = PAIRS[method]
+    nodes, best = powers(pair)
+    error = torch.tensor(pair.error, dtype=torch.float64)
+    assert nodes[-1].item() == pytest.approx(1, abs=1e-14)
+    for k in range(order):
+        assert (best @ nodes**k).item() == pytest.approx(1 / (k + 1), abs=1e-13)
+        if k < order - 1:
+            assert (error @ nodes**k).item() == pytest.approx(0, abs=1e-13)
+    assert pair.order == {"dopri5": 5, "dopri8": 8, "bosh3": 3}[method]  # of the embedded solution's error in a step
+
+    def step(h):
+        """(error, estimate of it by the embedded solution) of a step of y' = y sin(u) + y from 1."""
+        y, rates = 1.0, [1.0]
+        for row, c in zip(pair.rows, pair.nodes):
+            y = 1 + h * sum(w * k for w, k in zip(row, rates))
+            rates.append(y * math.sin(h * c) + y)
+        exact = math.exp(1 - math.cos(h) + h)
+        return abs(y - exact), abs(h * sum(e * k for e, k in zip(pair.error, rates)))
+
+    # A step of half the length errs less by 2^(order + 1), and its estimate by 2^order.
+    h = {"dopri5": 0.1, "dopri8": 0.6, "bosh3": 0.01}[method]
+    (long, told), (short, told_short) = step(h), step(h / 2)
+    assert order + 0.4 < math.log2(long / short) < order + 2
+    assert order - 0.6 < math.log2(told / told_short) < order + 1
+
+
+@pytest.mark.parametrize("method", ["dopri5", "dopri8", "bosh3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("times", [(0.0, 0.7, 1.5), (1.5, 0.7, 0.0)])
+def test_integrate_solves_what_has_a_closed_form(method, dtype, times):
+    """y' = y cos t has y = C exp(sin t); the integrals of 2 t and of y cos t along it are t^2 and y."""
+
+    def function(t, y):
+        return y * math.cos(t), y.new_full((2,), 2 * t), (y * math.cos(t))[:, 0]
+
+    y0, q0 = torch.tensor([[1.0, -2.0], [30.0, 0.1]], dtype=dtype), torch.tensor([0.0, 5.0], dtype=dtype)
+    states = integrate(plain(function), (y0, q0, y0[:, 0]), times, 1e-5, 1e-5, method)
+    for t, (y, q, same) in zip(times[1:], states, strict=True):
+        assert y.dtype == q.dtype == dtype
+        torch.testing.assert_close(y, y0 * math.exp(math.sin(t) - math.sin(times[0])), rtol=5e-5, atol=5e-5)
+        torch.testing.assert_close(q, q0 + t**2 - times[0] ** 2, rtol=5e-5, atol=5e-5)
+        torch.testing.assert_close(same, y[:, 0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method, most", [("dopri5", 5e-6), ("dopri8", 5e-7), ("bosh3", 5e-5)])
+def test_error_follows_the_tolerance(method, most):
+    """Ten times closer for a tolerance ten times smaller, give or take; evaluations as many as steps need."""
+    errors = []
+    for tolerance in (1e-4, 1e-6, 1e-8):
+        x = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+        equation = plain(lambda t, x: (torch.stack([x[:, 1], -x[:, 0]], 1),))
+        ((x,),) = integrate(equation, (x,), (0.0, 10.0), tolerance, tolerance, method)
+        errors.append((x - torch.tensor([[math.cos(10), -math.sin(10)]], dtype=torch.float64)).abs().max().item())
+        assert errors[-1] < 30 * tolerance
+    assert errors[0] > 20 * errors[1] > 400 * errors[2]
+
+
+def test_a_solution_keeps_no_graph_of_the_network():
+    weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+    start = (torch.ones(2, 3, dtype=torch.float64),)
+    ((y,),) = integrate(plain(lambda t, y: (weight * y,)), start, (0.0, 1.0), 1e-5, 1e-5)
+    assert not y.requires_grad
+
+
+def test_a_sample_is_solved_as_well_in_a_crowd_as_alone():
+    """A thousand samples at rest must not hide the error of one that moves: not one step may differ."""
+
+    def solve(y):
+        count = 0
+
+        def function(t, y):
+            nonlocal count
+            count += 1
+            return (20 * y * math.cos(20 * t),)
+
+        return integrate(plain(function), (y,), (0.0, 1.0), 1e-5, 1e-5)[-1][0], count
+
+    alone, steps = solve(torch.ones(1, 3, dtype=torch.float64))
+    crowd, as_many = solve(torch.cat([torch.ones(1, 3), torch.zeros(1000, 3)]).double())
+    assert as_many == steps
+    torch.testing.assert_close(crowd[:1], alone, rtol=1e-12, atol=0)
+
+
+def test_an_integral_that_errs_shortens_the_steps():
+    """x rests while its integral is rough: the error of a sample is that of all the state holds of it."""
+    start = (torch.zeros(2, 1, dtype=torch.float64), torch.zeros(2, dtype=torch.float64))
+    function = plain(lambda t, x: (torch.zeros_like(x), torch.full((2,), math.cos(40 * t), dtype=torch.float64)))
+    ((_, q),) = integrate(function, start, (0.0, 1.0), 1e-6, 1e-6)
+    torch.testing.assert_close(q, torch.full_like(q, math.sin(40) / 40), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "dopri8", "bosh3"])
+@pytest.mark.parametrize("times", [(1e-5, 1.0), (1.0, 0.6, 1e-3), (0.5, 0.50001)])
+def test_solver_never_leaves_the_interval_and_meets_every_stop(method, times):
+    asked = []
+
+    def function(t, y):
+        asked.append(t)
+        return (torch.full_like(y, math.cos(t)),)
+
+    y0 = torch.ones(2, 3, dtype=torch.float64)
+    states = integrate(plain(function), (y0,), times, 1e-4, 1e-4, method)
+    assert min(times) == min(asked) and max(asked) == max(times)
+    assert set(times) <= set(asked) and times[0] == asked[0] and asked[-1] == times[-1]
+    for t, (y,) in zip(times[1:], states, strict=True):
+        torch.testing.assert_close(y, y0 + math.sin(t) - math.sin(times[0]), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("method, stages, idle", [("dopri5", 6, 1), ("dopri8", 13, 4), ("bosh3", 3, 0)])
+def test_an_integral_is_not_asked_for_where_it_has_no_weight(method, stages, idle):
+    wanted = []
+
+    def equation(values):
+        def slope(x, whole):
+            wanted.append(whole)
+            return torch.zeros_like(x), torch.zeros(1, dtype=torch.float64) if whole else None
+
+        return [slope for _ in values]
+
+    start = (torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
+    integrate(equation, start, (0.0, 1.0), 1e-3, 1e-3, method)
+    steps, rest = divmod(len(wanted) - 2, stages)  # the first slope, and one for the length of the first step
+    assert rest == 0 and wanted.count(False) == 1 + steps * idle
+
+
+def test_a_solver_that_cannot_go_on_says_so():
+    start = (torch.full((2, 3), 2.0, dtype=torch.float64),)
+    with pytest.raises(Stuck, match="shrink to nothing") as stuck:
+        integrate(plain(lambda t, y: (y**2,)), start, (0.0, 1.0), 1e-5, 1e-5)  # y = 1 / (1/2 - t)
+    assert stuck.value.at == pytest.approx(0.5, abs=1e-3)
+    with pytest.raises(Stuck, match="nan") as stuck:
+        integrate(plain(lambda t, y: (y * math.nan,)), start, (0.0, 1.0), 1e-5, 1e-5)
+    assert stuck.value.at == 0
+    with pytest.raises(Stuck, match="max_steps=5 exceeded"):
+        integrate(plain(lambda t, y: (y * math.cos(99 * t),)), start, (0.0, 1.0), 1e-8, 1e-8, max_steps=5)
+    with pytest.raises(Stuck, match="shrink to nothing") as stuck:
+        integrate(plain(lambda t, y: (y * (1 if t < 0.3 else math.nan),)), start, (0.0, 1.0), 1e-5, 1e-5)
+    assert stuck.value.at == pytest.approx(0.3, abs=1e-6)
