@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from diffusion_lab.network import MLP, UNet
 from diffusion_lab.network.blocks import AttentionBlock, ResidualBlock
 from diffusion_lab.network.embedding import TimeEmbedding, sinusoidal
+from diffusion_lab.network.layers import Dropout
 from diffusion_lab.network.resample import Downsample, Upsample
 
 CONF = Path(__file__).parents[1] / "conf" / "network"
@@ -169,6 +170,34 @@ def test_dropout_only_in_training():
         first, second = net.train()(x, t), net(x, t)
     assert error(first, kept) > 0.05
     assert error(first, second) > 0.05
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.875])
+def test_dropout_keeps_the_mean_and_draws_each_number_by_itself(p):
+    torch.manual_seed(0)
+    x = torch.ones(64, 32, 16, 16).to(memory_format=torch.channels_last).requires_grad_()
+    y = Dropout(p)(x)
+    kept = (y != 0).double()
+    torch.testing.assert_close(y, (kept / (1 - p)).float())
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    deviation = (p * (1 - p)) ** 0.5
+    assert abs(kept.mean() - (1 - p)).item() < 4 * deviation / kept.numel() ** 0.5
+    for dim in range(4):  # the mean over all but one index has the spread of independent draws
+        spread = kept.mean([d for d in range(4) if d != dim]).std() * (kept.numel() / kept.shape[dim]) ** 0.5
+        assert 0.4 * deviation < spread < 1.6 * deviation
+        apart, length = kept - (1 - p), kept.shape[dim] - 1
+        neighbours = apart.narrow(dim, 1, length) * apart.narrow(dim, 0, length)
+        assert abs(neighbours.mean()) < 4 * deviation**2 / neighbours.numel() ** 0.5
+    y.sum().backward()
+    assert x.grad.equal(y)
+
+
+@pytest.mark.parametrize("p, factor", [(0.0, 1.0), (1.0, 0.0)])
+def test_dropout_of_nothing_and_of_all(p, factor):
+    x = torch.randn(2, 3)
+    assert Dropout(p)(x).equal(factor * x)
+    assert Dropout(0.5).eval()(x).equal(x)
+    assert Dropout(0.5)(x.bfloat16()).dtype == torch.bfloat16
 
 
 def test_channels_last_changes_the_memory_but_not_the_output():

@@ -294,6 +294,21 @@ def test_bfloat16_autocast_stays_near_float32(form):
     assert 0 < error(mixed.float(), single) < 0.05
 
 
+@pytest.mark.parametrize("form", [NCSN, {}])
+def test_checkpointing_gives_the_same_gradients_from_less_memory(form):
+    def gradients(checkpoint: bool) -> tuple[list[Tensor], int]:
+        net, (x, t), kept = small(checkpoint=checkpoint, **form).train(), inputs(), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda s: kept.append(s.numel()) or s, lambda s: s):
+            loss = net(x, t).square().sum()
+        loss.backward()
+        return [parameter.grad for parameter in net.parameters()], sum(kept)
+
+    (plain, all_kept), (again, few_kept) = gradients(False), gradients(True)
+    for gradient, truth in zip(again, plain, strict=True):
+        torch.testing.assert_close(gradient, truth)
+    assert few_kept < 0.5 * all_kept
+
+
 def test_second_derivatives_exist():
     net, (x, _) = small(**NCSN).double(), inputs(1)
     x = x.double().requires_grad_()

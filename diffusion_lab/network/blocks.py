@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion_lab.network.layers import conv1x1, conv3x3, group_norm, linear
+from diffusion_lab.network.layers import Dropout, conv1x1, conv3x3, group_norm, linear
 
 
 def join(x: Tensor, h: Tensor, rescale: bool) -> Tensor:
@@ -51,7 +51,7 @@ class ResidualBlock(nn.Module):
         self.conv1 = conv3x3(in_channels, out_channels)
         self.shift = None if embedding is None else linear(embedding, out_channels)
         self.norm2 = group_norm(out_channels, groups, least)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = conv3x3(out_channels, out_channels, init_scale)
         same = in_channels == out_channels and resample is None
         self.shortcut = nn.Identity() if same else conv1x1(in_channels, out_channels, pointwise_scale)

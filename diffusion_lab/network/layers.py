@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
@@ -49,3 +50,18 @@ def group_norm(channels: int, groups: int, least: int | None = None) -> nn.Group
             f"such as {math.gcd(channels, groups)}"
         )
     return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+class Dropout(nn.Dropout):
+    """In training each number is 0 with probability p, and else divided by 1 - p (Srivastava et al. 2014).
+
+    On a CPU torch draws probabilities one by one in a single thread, for which all others wait; it does so with whole
+    numbers as well, in a third of the time.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        draws = self.training and 0 < self.p < 1
+        if not draws or x.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(x)
+        kept = torch.empty_like(x, dtype=torch.int32).random_() < int((1 - self.p) * 2**31)
+        return x * kept.to(x.dtype).mul_(1 / (1 - self.p))

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recompute
 
 from diffusion_lab.network.normalization import Position
 from diffusion_lab.network.refine import POOLS, DilatedBlock, RefineBlock, convolution, normalise
@@ -30,6 +31,7 @@ class RefineNet(nn.Module):
     levels: noise levels that it is told apart, by conditional norms (NCSN); None: it is not told the level (NCSNv2),
         and its refinement blocks have no norms.
     pool: over 5x5 pixels, in the refinement blocks: "average" (NCSN) or "max" (NCSNv2).
+    checkpoint: compute the blocks again in the backward pass, which takes less memory and more time.
     Raises ValueError where sizes do not fit together: those of the net at once, of an input in `forward`.
     """
 
@@ -44,6 +46,7 @@ class RefineNet(nn.Module):
         blocks: int = 2,
         levels: int | None = None,
         pool: Literal["average", "max"] = "max",
+        checkpoint: bool = False,
     ) -> None:
         super().__init__()
         check_levels(multipliers, blocks)
@@ -51,6 +54,7 @@ class RefineNet(nn.Module):
         check_stages(multipliers, dilations, levels)
         self.halvings, self.levels = sum(dilation == 1 for dilation in dilations[1:]), levels
         check_size(image_size, self.halvings)
+        self.checkpoint = checkpoint
         widths = [channels * multiplier for multiplier in multipliers]
         self.enter = convolution(in_channels, widths[0])
         self.down = nn.ModuleList()
@@ -74,12 +78,18 @@ class RefineNet(nn.Module):
         h, kept = self.enter(x), []
         for stage in self.down:
             for block in stage:
-                h = block(h, position)
+                h = self.compute(block, h, position)
             kept.append(h)
         before: list[Tensor] = []
         for block in self.up:
-            before = [block([kept.pop(), *before], position)]
+            before = [self.compute(block, [kept.pop(), *before], position)]
         return self.leave(F.elu(self.norm(before[0], position)))
+
+    def compute(self, block: nn.Module, inputs: Tensor | list[Tensor], position: Position | None) -> Tensor:
+        """Output of a block, whose insides are not kept where they are to be computed again."""
+        if self.checkpoint and self.training:
+            return recompute(block, inputs, position, use_reentrant=False)
+        return block(inputs, position)
 
 
 def check_stages(multipliers: tuple[int, ...], dilations: tuple[int, ...], levels: int | None) -> None:
