@@ -169,7 +169,7 @@ class TestAllWaysToTheSameDistance:
         reference = moments(normal(50, 10))
         for seed in (1, 2, 3):
             frechet_distance(moments(normal(40, 10, seed=seed)), reference)
-        assert len(calls) == 4
+        assert len(calls) == 1  # the other side needs no root
 
     def test_few_samples_need_no_square_matrix(self):
         a, b = moments(normal(20, 100)), moments(normal(20, 100, seed=1))

@@ -16,54 +16,64 @@ __all__ = ["FeatureMoments", "FrechetAtInfinity", "Moments", "frechet_at_infinit
 
 _STRIPS = 8  # of a matrix, so that the half known from the other half, or known to be zero, is not computed
 _BLOCK = 4096  # rows in flight
-_LOST = 4 * torch.finfo(torch.float64).eps  # of the largest square: below it a square is rounding
+_LOST = 4 * torch.finfo(torch.float64).eps  # of the largest square, times sqrt(D): below it a square is rounding
 
 
 def _strips(size: int) -> list[tuple[int, int]]:
     return list(pairwise(size * k // _STRIPS for k in range(_STRIPS + 1)))
 
 
-def _parts(moments: Moments) -> list[tuple[int, int, int]]:
-    """Strips (first row, last row, first column that is not zero) of the factor."""
-    if moments.triangular:
-        return [(first, last, first) for first, last in _strips(len(moments.factor))]
-    return [(0, len(moments.factor), 0)]
+def _conjugated(covariance: Tensor, root: Tensor) -> Tensor:
+    """Upper half of R S R^T for an upper triangular R."""
+    result = torch.zeros_like(root)
+    for i, j in _strips(len(root)):
+        strip = root[i:j, i:] @ covariance[i:, i:]
+        for k, m in _strips(len(root)):
+            if k >= i:
+                torch.mm(strip[:, k - i :], root[k:m, k:].T, out=result[i:j, k:m])
+    return result
 
 
 def _product(a: Moments, b: Moments) -> Tensor:
     """F_a F_b^T, the side with fewer rows first."""
-    product = torch.empty(len(a.factor), len(b.factor), dtype=torch.float64)
-    for i, j, left in _parts(a):
-        for k, m, right in _parts(b):
-            n = max(left, right)
-            torch.mm(a.factor[i:j, n:], b.factor[k:m, n:].T, out=product[i:j, k:m])
-    return product if len(a.factor) <= len(b.factor) else product.T
+    if a.triangular and not b.triangular:
+        a, b = b, a
+    if not b.triangular:
+        product = a.factor @ b.factor.T
+    else:
+        product = torch.empty(len(a.factor), len(b.factor), dtype=torch.float64)
+        for i, j in _strips(len(b.factor)):
+            torch.mm(a.factor[:, i:], b.factor[i:j, i:].T, out=product[:, i:j])
+    return product if len(product) <= len(product.T) else product.T
 
 
-def _squares(a: Moments, b: Moments) -> Tensor:
-    """Upper half of a matrix whose eigenvalues are the squares of the singular values of F_a F_b^T."""
-    if a.triangular and b.triangular:
-        squares = torch.zeros_like(b.factor)  # F_b S_a F_b^T
-        for i, j in _strips(len(squares)):
-            strip = b.factor[i:j, i:] @ a.covariance[i:, i:]
-            torch.mm(strip, b.factor[i:, i:].T, out=squares[i:j, i:])
-        return squares
-    product = _product(a, b)
+def _squared(product: Tensor) -> Tensor:
+    """Upper half of P P^T."""
     squares = torch.zeros(len(product), len(product), dtype=torch.float64)
     for i, j in _strips(len(product)):
         torch.mm(product[i:j], product[i:].T, out=squares[i:j, i:])
     return squares
 
 
+def _roots(squares: Tensor) -> float | None:
+    """The sum of the roots of the eigenvalues of a matrix known by its upper half; None if one is lost in rounding."""
+    values = torch.linalg.eigvalsh(squares.T)  # reads its lower half alone
+    if not len(values) or values[0] <= _LOST * len(values) ** 0.5 * values[-1]:
+        return None
+    return values.sqrt().sum().item()
+
+
 def _overlap(a: Moments, b: Moments) -> float:
     """tr (S_a^(1/2) S_b S_a^(1/2))^(1/2), the sum of the singular values of F_a F_b^T where S = F^T F.
 
-    Their squares, eigenvalues of a symmetric matrix, come three times faster. Where the least of them is lost in
-    rounding they are found without squaring.
+    Their squares, eigenvalues of a symmetric matrix, come three times faster; where F_b is triangular the matrix is
+    F_b S_a F_b^T, and a needs no factor. Where the least of them is lost in rounding they are found without squaring.
     """
-    values = torch.linalg.eigvalsh(_squares(a, b).T)  # reads its lower half alone
-    safe = len(values) > 0 and values[0] > _LOST * values[-1]
-    return (values.sqrt() if safe else torch.linalg.svdvals(_product(a, b))).sum().item()
+    found = _roots(_conjugated(a.covariance, b.factor)) if a.rows is None and b.triangular else None
+    if found is None:
+        product = _product(a, b)
+        found = None if a.triangular and b.triangular else _roots(_squared(product))
+    return torch.linalg.svdvals(product).sum().item() if found is None else found
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
@@ -82,8 +92,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
         raise ValueError(
             f"features of {len(a.mean)} and {len(b.mean)} dimensions cannot be compared: use one extractor"
         )
-    spread = sum(torch.linalg.vector_norm(m.factor).square() for m in (a, b))
-    distance = (a.mean - b.mean).square().sum() + spread - 2 * _overlap(a, b)
+    distance = (a.mean - b.mean).square().sum() + a.variance + b.variance - 2 * _overlap(a, b)
     return max(distance.item(), 0.0)
 
 

@@ -54,6 +54,11 @@ class Moments:
         """S (D, D)."""
         return self.rows.T @ self.rows
 
+    @property
+    def variance(self) -> Tensor:
+        """tr S."""
+        return self.covariance.trace() if self.rows is None else self.rows.square().sum()
+
     @cached_property
     def factor(self) -> Tensor:
         """F (r, D) with F^T F = S: the rows, the root, or the eigenvectors whose values exceed rounding."""
@@ -79,8 +84,10 @@ class Moments:
 
 
 def _check_covariance(covariance: Tensor) -> None:
-    strips = covariance.split(_STRIP), covariance.split(_STRIP, dim=1)
-    gap = max((rows - columns.T).abs().max() for rows, columns in zip(*strips, strict=True))
+    gap = max(
+        (covariance[i : i + _STRIP, i:] - covariance[i:, i : i + _STRIP].T).abs().max()
+        for i in range(0, len(covariance), _STRIP)
+    )
     if gap > _ASYMMETRY * covariance.diagonal().abs().max():
         raise ValueError(f"a covariance is symmetric, this one is not: entries differ by up to {gap.item():.3g}")
     if covariance.diagonal().min() < 0:
