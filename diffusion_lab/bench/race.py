@@ -5,14 +5,18 @@ A ratio is the time of another program over ours in the same round; a median ove
 
 from __future__ import annotations
 
+import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 Work = Callable[[], Any]
 """One turn of a contestant."""
@@ -47,6 +51,7 @@ class Race:
         meter: takes a turn and gives seconds (`clock`) or bytes (`memory`).
         note: computed after the race, from what each contestant's last turn returned; such as how far results differ.
         warmups: untimed turns of each contestant.
+        rounds: timed ones where one tells as much as many, as of memory; None: as set for all races.
     """
 
     title: str
@@ -56,6 +61,7 @@ class Race:
     meter: Callable[[Work, torch.device], tuple[float, Any]] | None = None
     note: Callable[[Mapping[str, Any]], str] | None = None
     warmups: int = 1
+    rounds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,27 @@ def clock(work: Work, device: torch.device) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
+def memory(work: Work, device: torch.device) -> tuple[float, Any]:
+    """Bytes of tensors at the peak of a turn, beyond those at its start; and what it returned.
+
+    On the CPU from the profiler's record of every allocation.  It knows no size of what was there before: a turn that
+    frees such tensors is not given credit for it, so let a turn make what it needs.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        result = work()
+        return torch.cuda.max_memory_allocated() - before, result
+    with tempfile.TemporaryDirectory() as folder:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+            result = work()
+        record.export_chrome_trace(path := str(Path(folder, "trace.json")))
+        events = json.loads(Path(path).read_text())["traceEvents"]
+    changes = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]")
+    return max(accumulate((size for _, size in changes), initial=0)), result
+
+
 SCALE = {"s": 1.0, "ms": 1e3, "us": 1e6, "MiB": 2.0**-20}
 
 
@@ -138,7 +165,7 @@ def run(race: Race, setting: Setting) -> Result:
             work()
     measured: dict[str, list[float]] = {name: [] for name in works}
     names = list(works)
-    for k in range(setting.rounds):
+    for k in range(race.rounds or setting.rounds):
         for name in names[k % len(names) :] + names[: k % len(names)]:
             value, last[name] = meter(works[name], setting.device)
             measured[name].append(in_unit(value, race))

@@ -1,0 +1,244 @@
+"""Race of exact likelihoods: the same network, images, probe vectors, tolerance and ends of the integral for all."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffusion_lab.bench.official import module
+from diffusion_lab.bench.race import Race, Setting, Work
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.likelihood import FlowLikelihood, bits_per_dim
+from diffusion_lab.network import UNet
+from diffusion_lab.parameterization import Parameterization
+from diffusion_lab.process import VP, Linear
+
+START = 1e-5  # where they place the data
+CHECKED = 2  # images whose values are compared with the reference
+
+
+class Counted(nn.Module):
+    """A network that counts what it is asked for: `forwards`, and `backwards` through its output."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.forwards, self.backwards = network, 0, 0
+
+    def forward(self, x: Tensor, told: Tensor) -> Tensor:
+        self.forwards += 1
+        output = self.network(x, told)
+        if output.requires_grad and torch.is_grad_enabled():
+            output.register_hook(self.passed)
+        return output
+
+    def passed(self, gradient: Tensor) -> None:
+        """Count a backward pass."""
+        self.backwards += 1
+
+
+class ThreeLayers(nn.Module):
+    """Three convolutions, told the time by a bias and by how much of the input passes by them."""
+
+    def __init__(self, channels: int = 16) -> None:
+        super().__init__()
+        self.time = nn.Sequential(nn.Linear(2, 32), nn.SiLU(), nn.Linear(32, channels + 1))
+        self.enter = nn.Conv2d(3, channels, 3, padding=1)
+        self.middle = nn.Conv2d(channels, channels, 3, padding=1)
+        self.leave = nn.Conv2d(channels, 3, 3, padding=1)
+
+    def forward(self, x: Tensor, told: Tensor) -> Tensor:
+        t = told[:, None].to(self.leave.weight) / 999
+        shift, by_pass = self.time(torch.cat([t, t.sqrt()], dim=1))[..., None, None].split([len(self.enter.bias), 1], 1)
+        h = F.silu(self.enter(x) + shift)
+        return by_pass * x + self.leave(F.silu(self.middle(h)))
+
+
+def images(count: int, size: int, seed: int) -> Tensor:
+    """Smooth random images in [-1, 1], dequantized: noise of 4x4 pixels enlarged, with finer detail on it."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse, fine = (torch.randn(count, 3, side, side, generator=generator) for side in (4, size))
+    x = F.interpolate(coarse, size=size, mode="bicubic") * 0.6 + 0.05 * fine
+    return x.clamp(-1, 1) * 127.5 / 128 + (torch.rand(x.shape, generator=generator) - 0.5) / 128
+
+
+def fitted(network: nn.Module, steps: int, size: int) -> nn.Module:
+    """The network after some steps of training: an untrained one would have the flow of no data."""
+    process, optimizer = VP(Linear()), torch.optim.Adam(network.parameters(), 2e-3)
+    for step in range(steps):
+        x0, generator = images(16, size, 1 + step), torch.Generator().manual_seed(step)
+        t = process.sample_times(16, torch.device("cpu"), generator)
+        eps = torch.randn(x0.shape, generator=generator)
+        loss = (network(process.perturb(x0, t, eps), 999 * t) - eps).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return network.eval()
+
+
+@dataclass(frozen=True)
+class Course:
+    """What all contestants are given: network, images x (B, 3, H, W), signs of the same shape, rtol = atol."""
+
+    network: nn.Module
+    x: Tensor
+    signs: Tensor
+    tolerance: float
+
+    def counted(self) -> Counted:
+        return Counted(self.network)
+
+
+Value = tuple[Tensor, Counted]
+"""Bits per dimension (B,) of 8-bit images, and what the network was asked for."""
+
+
+def in_bits(log_density: Tensor, x: Tensor) -> Tensor:
+    """Bits per dimension of the grey levels in [-1, 1]."""
+    return bits_per_dim(log_density, x[0].numel()) + 7
+
+
+def ours(course: Course, precision: str = "float32") -> Work:
+    likelihood = FlowLikelihood(course.tolerance, course.tolerance, t_min=START, precision=precision)
+
+    def turn() -> Value:
+        network = course.counted()
+        denoiser = Denoiser(network, VP(Linear()), Parameterization(told="time_999"))
+        x = course.x.to(likelihood.dtype)
+        return in_bits(-sum(likelihood.density(denoiser, x, course.signs.to(x)[None])), x), network
+
+    return turn
+
+
+def official(course: Course, setting: Setting) -> Work:
+    program = module(setting, "score_sde_pytorch", "likelihood")
+    sde = program.mutils.sde_lib.VPSDE(0.1, 20.0, 1000)
+    value = program.get_likelihood_fn(
+        sde, lambda x: (x + 1) / 2, rtol=course.tolerance, atol=course.tolerance, eps=START
+    )
+
+    def turn() -> Value:
+        network = course.counted()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # its signs come from here, and ours are the same: `signs`
+            bits, _, _ = value(network, course.x)
+        return bits, network
+
+    return turn
+
+
+def signs(x: Tensor) -> Tensor:
+    """The probe vectors that the official program draws after seed 0."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return torch.randint_like(x, low=0, high=2).float() * 2 - 1
+
+
+def by_torchdiffeq(course: Course, together: bool, method: str = "dopri5") -> Work:
+    """The flow as it is written in t, by torchdiffeq: with a call for the velocity and one for its divergence, or both
+    from one."""
+    import torchdiffeq
+
+    def velocity(network: nn.Module, t: Tensor, x: Tensor) -> Tensor:
+        beta = 0.1 + 19.9 * t
+        sigma = (-torch.expm1(-0.1 * t - 9.95 * t**2)).sqrt()
+        return -beta / 2 * (x - network(x, (999 * t).expand(len(x))) / sigma)
+
+    def turn() -> Value:
+        network, x = course.counted(), course.x
+        v = course.signs.to(x)
+
+        def slope(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            # It tries a step of unchecked length at first, and rounds the ends.
+            t = t.to(x.dtype).clamp(START, 1)
+            speed = None if together else velocity(network, t, state[0])
+            with torch.enable_grad():
+                x_t = state[0].detach().requires_grad_()
+                again = velocity(network, t, x_t)
+            (product,) = torch.autograd.grad(again, x_t, v)
+            return again.detach() if together else speed, (product * v).flatten(1).sum(1)
+
+        with torch.no_grad():
+            ends = torch.tensor([START, 1.0], dtype=torch.float64, device=x.device)
+            start = (x, x.new_zeros(len(x)))
+            z, change = torchdiffeq.odeint(
+                slope, start, ends, rtol=course.tolerance, atol=course.tolerance, method=method
+            )
+        normal = torch.distributions.Normal(0.0, 1.0)
+        return in_bits(normal.log_prob(z[-1]).flatten(1).sum(1) + change[-1], x), network
+
+    return turn
+
+
+def bare(course: Course) -> Work:
+    """The calls of the network that `ours` makes, and nothing else."""
+    _, asked = ours(course)()
+    told = torch.full((len(course.x),), 500.0, device=course.x.device)
+
+    def turn() -> Value:
+        network = course.counted()
+        for k in range(asked.forwards):
+            with torch.set_grad_enabled(k < asked.backwards):
+                x = course.x.clone().requires_grad_(k < asked.backwards)
+                output = network(x, told)
+            if output.requires_grad:
+                torch.autograd.grad(output, x, course.signs)
+        return None, network
+
+    return turn
+
+
+def accuracy(course: Course, tolerance: float, results: Mapping[str, Value]) -> str:
+    """Evaluations of each, and its error against a solution in float64 at a far smaller tolerance."""
+    network, x, v = copy.deepcopy(course.network).double(), course.x[:CHECKED].double(), course.signs[:CHECKED].double()
+    exact, _ = by_torchdiffeq(Course(network, x, v, tolerance), True, "dopri8" if tolerance < 1e-7 else "dopri5")()
+    lines = [f"evaluations (forward + backward), and largest error against tolerance {tolerance:g}, in bits/dim:"]
+    for name, (bits, network) in results.items():
+        if bits is not None:
+            error = (bits[:CHECKED].double() - exact).abs().max().item()
+            lines.append(f"  {name}: {network.forwards} + {network.backwards}, {error:.0e}")
+    return "\n  ".join(lines)
+
+
+def race(setting: Setting, title: str, course: Course, reference: float, rounds: int | None = None) -> Race:
+    """All contestants on one network."""
+    contestants: dict[str, Callable[[], Work]] = {
+        "ours": partial(ours, course),
+        "ours, state in float64": partial(ours, course, "float64"),
+        "score_sde_pytorch (SciPy)": partial(official, course, setting),
+        "torchdiffeq, drift and divergence apart": partial(by_torchdiffeq, course, False),
+        "torchdiffeq, one vjp for both": partial(by_torchdiffeq, course, True),
+        "floor: the network's part of ours": partial(bare, course),
+    }
+    count, _, size, _ = course.x.shape
+    title = f"exact likelihood, {title}, {count} images 3x{size}x{size}, VP, tolerance {course.tolerance:g}"
+    return Race(title, contestants, note=partial(accuracy, course, reference), rounds=rounds)
+
+
+def races(setting: Setting) -> Iterator[Race]:
+    """A network so small that what is around it shows, at the published tolerance; and a U-Net, at a loose one.
+
+    The sines of 999 t that a U-Net is told make it rough in time until it has been trained for long: at 1e-5 everybody
+    needs hundreds of evaluations of one that has not.
+    """
+
+    def course(network: nn.Module, steps: int, count: int, size: int, tolerance: float) -> Course:
+        x = images(count, size, 0).to(setting.device)
+        return Course(fitted(network, steps, size).to(setting.device), x, signs(x), tolerance)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        small = ThreeLayers()
+        size = 8 if setting.small else 16
+        unet = UNet(3, size, channels=16, multipliers=(1, 2), blocks=1, attention=(size // 2,), groups=8, dropout=0.0)
+    if setting.small:
+        yield race(setting, "three convolutions", course(small, 30, 2, 8, 1e-4), 1e-7)
+        yield race(setting, "U-Net", course(unet, 1, 2, 8, 1e-2), 1e-3)
+    else:
+        yield race(setting, "three convolutions", course(small, 300, 16, 32, 1e-5), 1e-9)
+        yield race(setting, "U-Net", course(unet, 100, 4, 16, 1e-3), 1e-5, 3)

@@ -1,0 +1,226 @@
+"""Races of samplers, per step and outside the network: every program asks one that has its answer ready."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_lab.bench import sampling_peers as peers
+from diffusion_lab.bench.race import Race, Setting, Work
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.network import UNet
+from diffusion_lab.noise import image_generators
+from diffusion_lab.parameterization import Parameterization
+from diffusion_lab.process import VE, Geometric, Ladder, Linear
+from diffusion_lab.sampler import DDIM, EDM, Ancestral, Langevin, ReverseDiffusion, Sampler
+
+SNR = 0.16
+
+
+class Ready(nn.Module):
+    """A network that has its answer ready, whatever it is asked: `answer`, for all programs alike."""
+
+    def __init__(self, answer: Tensor) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def __call__(self, x: Tensor, *told: Any) -> Tensor:
+        return self.answer
+
+
+def ours(denoiser: Denoiser, sampler: Sampler, network: nn.Module, shape: tuple[int, ...], setting: Setting) -> Work:
+    """A turn of our sampler; what it prepares once is kept for every batch, as of a series."""
+    denoiser = Denoiser(network, denoiser.process, denoiser.parameterization)
+    generator = torch.Generator(setting.device)
+    return lambda: sampler(denoiser, shape, generator.manual_seed(0), setting.device)
+
+
+def scalars(rows: Tensor, device: torch.device) -> list[tuple[Tensor, ...]]:
+    """Each row of coefficients (S, K) as float32 scalars."""
+    return [row.unbind() for row in rows.to(device, torch.float32)]
+
+
+class Floor:
+    """Hand-written loops: coefficients computed beforehand, arrays changed in place, nothing else."""
+
+    def __init__(self, network: Ready, shape: tuple[int, ...], steps: int, setting: Setting) -> None:
+        self.network, self.steps, self.device = network, steps, setting.device
+        self.generator = torch.Generator(setting.device)
+        self.x, self.other, self.z = (torch.empty(shape, device=setting.device) for _ in range(3))
+        self.told = torch.rand(2 * steps, shape[0], device=setting.device).unbind()
+
+    def start(self, std: float = 1.0) -> Tensor:
+        """Fresh noise."""
+        return self.x.normal_(generator=self.generator.manual_seed(0)).mul_(std)
+
+    def levels(self) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) of `steps` of DDPM's thousand levels, the noisiest first."""
+        abar = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
+        abar = abar[torch.arange(self.steps) * 1000 // self.steps].flip(0)
+        return abar.sqrt(), (1 - abar).sqrt()
+
+    def ddpm(self) -> Work:
+        """Ho et al. 2020, Algorithm 2, with clipped guesses."""
+        alpha, sigma = self.levels()
+        scale = alpha[:-1] / alpha[1:]
+        v = sigma[:-1] ** 2 - (scale * sigma[1:]) ** 2
+        a, b, c = scale * (sigma[1:] / sigma[:-1]) ** 2, alpha[1:] * v / sigma[:-1] ** 2, v.sqrt()
+        rows = scalars(torch.stack([1 / alpha[:-1], -sigma[:-1] / alpha[:-1], a, b, c], 1), self.device)
+        ((p_last, q_last),) = scalars(torch.stack([1 / alpha[-1:], -sigma[-1:] / alpha[-1:]], 1), self.device)
+
+        @torch.no_grad()
+        def run() -> Tensor:
+            x, x0, z, network, generator = self.start(), self.other, self.z, self.network, self.generator
+            for told, (p, q, a, b, c) in zip(self.told, rows, strict=False):
+                torch.mul(x, p, out=x0).addcmul_(network(x, told), q).clamp_(-1, 1)
+                x.mul_(a).addcmul_(x0, b).addcmul_(z.normal_(generator=generator), c)
+            return (x * p_last).addcmul_(network(x, self.told[-1]), q_last).clamp_(-1, 1)
+
+        return run
+
+    def ddim(self) -> Work:
+        """Song, Meng & Ermon 2021, Eq. 12, of the network's output; the last step leads to clean data."""
+        alpha, sigma = (torch.cat([k, k.new_tensor([end])]) for k, end in zip(self.levels(), (1.0, 0.0), strict=True))
+        scale = alpha[1:] / alpha[:-1]
+        rows = scalars(torch.stack([scale, sigma[1:] - scale * sigma[:-1]], 1), self.device)
+
+        @torch.no_grad()
+        def run() -> Tensor:
+            x, network = self.start(), self.network
+            for told, (a, b) in zip(self.told, rows, strict=False):
+                output = network(x, told)
+                x.mul_(a).addcmul_(output, b)
+            return x.clone()
+
+        return run
+
+    def heun(self) -> Work:
+        """Karras et al. 2022, Algorithm 2, for a network that puts out clean images."""
+        ends = 80.0 ** (1 / 7), (0.002 * 40_000**1e-5) ** (1 / 7)  # down to our t = 1e-5
+        noise = torch.lerp(*torch.tensor(ends).double(), torch.linspace(0, 1, self.steps, dtype=torch.float64)) ** 7
+        n, n_s = noise[:-1], noise[1:]
+        # x_1 = x + h d and x_s = x + h (d + d_1) / 2, h = n_s - n: so x_s = (x + x_1 + h d_1) / 2.
+        by_first = (1 + (n_s - n) / n_s) / 2
+        rows = torch.stack([n_s / n, 1 - n_s / n, torch.full_like(n, 0.5), by_first, (n - n_s) / n_s / 2], 1)
+        rows = scalars(rows, self.device)
+
+        @torch.no_grad()
+        def run() -> Tensor:
+            x, first, network = self.start(80.0), self.other, self.network
+            for told, late, (a, b, e, f, g) in zip(self.told, self.told[1:], rows, strict=False):
+                torch.mul(x, a, out=first).addcmul_(network(x, told), b)
+                x.mul_(e).addcmul_(first, f).addcmul_(network(first, late), g)
+            return network(x, self.told[-1]).clone()
+
+        return run
+
+    def corrected(self) -> Work:
+        """Song et al. 2021, Algorithm 4, corrector first, for a network that puts out the score; denoised."""
+        t = torch.linspace(1, 0, self.steps, dtype=torch.float64) * (1 - 1e-5) + 1e-5
+        variance = (0.01 * 5000**t) ** 2
+        v = variance[:-1] - variance[1:]
+        rows = [*scalars(torch.stack([v, v.sqrt()], 1), self.device), None]
+        ((last,),), snr = scalars(variance[-1:, None], self.device), 2**0.5 * SNR
+        (root,) = scalars(torch.tensor([[snr]]), self.device)[0]
+        inside, norm = tuple(range(1, self.x.dim())), torch.linalg.vector_norm
+
+        @torch.no_grad()
+        def run() -> Tensor:
+            x, z, network, generator = self.start(50.0), self.z, self.network, self.generator
+            for told, row in zip(self.told, rows, strict=False):
+                score = network(x, told)
+                z.normal_(generator=generator)
+                r = norm(z, dim=inside).mean().div_(norm(score, dim=inside).mean()).mul_(root)
+                x.addcmul_(score, r.square()).addcmul_(z, r, value=2**0.5)
+                if row is not None:
+                    v, std = row
+                    x.addcmul_(network(x, told), v).addcmul_(z.normal_(generator=generator), std)
+            return x.addcmul(network(x, told), last)
+
+        return run
+
+
+LADDER = Denoiser(None, Ladder(Linear(), 1000), Parameterization())
+OF_X0 = Denoiser(None, VE(Geometric(0.002, 80.0)), Parameterization("x0", "log_sigma"))
+OF_SCORE = Denoiser(None, VE(Geometric(0.01, 50.0)), Parameterization("score", "log_sigma"))
+
+METHODS: dict[str, tuple[str, Denoiser, Callable[[int], Sampler], Mapping[str, peers.Peer]]] = {
+    "ddpm": ("DDPM", LADDER, lambda steps: Sampler(Ancestral(), steps=steps, clip=True), peers.DDPM),
+    "ddim": ("DDIM", LADDER, lambda steps: Sampler(DDIM(), steps=steps), peers.DDIM),
+    "heun": ("Heun", OF_X0, lambda steps: Sampler(EDM(), steps=steps, spacing="karras"), peers.HEUN),
+    "corrected": (
+        "predictor and corrector",
+        OF_SCORE,
+        lambda steps: Sampler(ReverseDiffusion(), Langevin(SNR), steps),
+        peers.CORRECTED,
+    ),
+}
+"""Name of a floor -> title, our denoiser and sampler, other programs'."""
+
+STEPS = {"ddpm": (1000, 20), "ddim": (100, 100), "heun": (18, 18), "corrected": (200, 20)}
+"""Steps for a tiny image, and for 64 of CIFAR-10's size."""
+
+
+class Bent(Ready):
+    """A network whose answer depends on x: what makes a difference of two samplers seen."""
+
+    def __call__(self, x: Tensor, *told: Any) -> Tensor:
+        return self.answer + x.sin()
+
+
+def difference(name: str, network: Ready, steps: int, setting: Setting) -> str:
+    """How far our images are from the floor's, which draws the same noise, with a network that looks at x."""
+    bent, shape, (_, denoiser, sampler, _) = Bent(network.answer), tuple(network.answer.shape), METHODS[name]
+    got = ours(denoiser, sampler(steps), bent, shape, setting)()
+    want = getattr(Floor(bent, shape, steps, setting), name)()()
+    return f"ours and floor differ by {((got - want).abs().max() / want.abs().max()).item():.1e} of the largest value"
+
+
+def overhead(name: str, shape: tuple[int, ...], steps: int, setting: Setting) -> Race:
+    """The race of one method, per step; a step of Heun's asks the network twice."""
+    title, denoiser, sampler, others = METHODS[name]
+    generator = torch.Generator().manual_seed(1)
+    network = Ready(0.1 * torch.randn(shape, generator=generator).to(setting.device))
+    contestants = {
+        "ours": partial(ours, denoiser, sampler(steps), network, shape, setting),
+        "floor": lambda: getattr(Floor(network, shape, steps, setting), name)(),
+    }
+    contestants |= {peer: partial(make, network, shape, steps, setting) for peer, make in others.items()}
+    size = "x".join(map(str, shape))
+    what = f"{title}, {steps} steps, {size}, float32, outside the network"
+    note = lambda last: difference(name, network, steps, setting)  # noqa: E731
+    return Race(what, contestants, "us a step", steps, note=note)
+
+
+def whole(setting: Setting) -> Race:
+    """DDIM by a U-Net, and what its calls take alone: the ratio is the share of the time that is the network's."""
+    batch, steps, channels = (2, 3, 32) if setting.small else (16, 10, 64)
+    shape = (batch, 3, 32, 32)
+    network = UNet(3, 32, channels=channels, dropout=0.0).to(setting.device, memory_format=torch.channels_last).eval()
+    denoiser, sampler = Denoiser(network, LADDER.process, LADDER.parameterization), Sampler(DDIM(), steps=steps)
+
+    def sample() -> Tensor:
+        return sampler(denoiser, shape, image_generators(0, range(batch), setting.device), setting.device)
+
+    @torch.no_grad()
+    def calls() -> Tensor:
+        x, told = torch.zeros(shape, device=setting.device), torch.full((batch,), 500.0, device=setting.device)
+        for _ in range(steps):
+            x = network(x, told)
+        return x
+
+    what = f"DDIM, {steps} steps, by a U-Net of {channels} channels, {batch} images of 32x32x3"
+    return Race(what, {"ours": lambda: sample, "its calls of the network alone": lambda: calls}, "images/s", batch)
+
+
+def races(setting: Setting) -> Iterator[Race]:
+    """Per step for a tiny image and for a batch of CIFAR-10's size, and sampling as a whole."""
+    shapes = ((1, 3, 4, 4), (2, 3, 8, 8) if setting.small else (64, 3, 32, 32))
+    for name, counts in STEPS.items():
+        for shape, steps in zip(shapes, counts, strict=True):
+            yield overhead(name, shape, 5 if setting.small else steps, setting)
+    yield whole(setting)
