@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import compose
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from lightning_fabric import Fabric
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lab import ranks
 from diffusion_lab.callback.evaluation import write_results
 from diffusion_lab.evaluation import Evaluator, Series
-from diffusion_lab.launch.compose import options, plain
+from diffusion_lab.launch.compose import CONF, first_line, options, plain
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.launch.report import say
 from diffusion_lab.launch.request import Request, claim, folder
@@ -21,6 +24,29 @@ from diffusion_lab.launch.validation import nearest
 from diffusion_lab.model import Model
 from diffusion_lab.plot import curves
 from diffusion_lab.sampler import Sampler
+
+
+def sampler_settings(name: str, variance: str | None, keys: Sequence[str] = ()) -> dict[str, Any]:
+    """Settings of a sampler by its name, and keys of it as on a command line, such as spacing=quadratic.
+
+    Raises:
+        ConfigError: for a name or a key that does not exist.
+    """
+    if name not in options("sampler") or name in ("trained", "custom"):
+        raise ConfigError(f"{name} is no sampler{nearest(name, options('sampler'))}")
+    words = [f"sampler={name}", *(f"sampler.{key}" for key in keys), "ckpt_path=.", f"variance={variance}"]
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return plain(compose("sample", words))["sampler"]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"{name}: {first_line(error)}") from error
+
+
+def series_of(model: Model, sampler: Sampler, own: Request, name: str, log_dir: str | Path) -> Series:
+    """The series of a request, in the directory that sampling with this sampler alone would use."""
+    place = folder(own, name, log_dir, None)
+    ranks.on_first(lambda: claim(place, own))
+    return Series(place, model, sampler, own["seed"], own["batch_size"])
 
 
 def planned(config: DictConfig, model: Model) -> list[tuple[str, int | None, dict[str, Any], Sampler]]:
@@ -33,10 +59,7 @@ def planned(config: DictConfig, model: Model) -> list[tuple[str, int | None, dic
     names = [config.compare] if isinstance(config.compare, str) else config.compare
     counts = [config.compare_steps] if isinstance(config.compare_steps, int) else config.compare_steps
     for name in names:
-        if name not in options("sampler") or name in ("trained", "custom"):
-            raise ConfigError(f"compare: {name} is no sampler{nearest(name, options('sampler'))}")
-        chosen = compose("sample", [f"sampler={name}", "ckpt_path=.", f"variance={config.variance}"])
-        settings = plain(chosen)["sampler"]
+        settings = sampler_settings(name, config.variance)
         for steps in counts if "steps" in settings else [None]:
             settings_of_point = settings if steps is None else {**settings, "steps": steps}
             sampler = instantiate(settings_of_point, "sampler")
@@ -65,10 +88,7 @@ def compare(
     compared = {**wanted, "sampler": samplers, "samples": evaluator.samples}
     out = folder(compared, "compare", config.paths.log_dir, config.out)
     for name, steps, settings, sampler in points:
-        own = {**wanted, "sampler": settings}
-        place = folder(own, name, config.paths.log_dir, None)
-        series = Series(place, model, sampler, config.seed, config.batch_size)
-        ranks.on_first(lambda place=place, own=own: claim(place, own))
+        series = series_of(model, sampler, {**wanted, "sampler": settings}, name, config.paths.log_dir)
         try:
             with fabric.autocast():
                 series.complete(evaluator.samples * evaluator.repeats)

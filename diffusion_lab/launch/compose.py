@@ -37,6 +37,16 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return settings
 
 
+def settings_of(task: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """The plain configuration of a command line, and under `choices` the chosen option of each group."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose(task, list(arguments), return_hydra_config=True)
+    choices = OmegaConf.to_container(config.hydra.runtime.choices)
+    OmegaConf.set_struct(config, False)
+    del config.hydra
+    return {**plain(config), "choices": choices}
+
+
 def check(task: str, arguments: Sequence[str], only_words: bool = False, sweep: bool = False) -> None:
     """Compose and validate every job that the arguments ask for; nothing but Hydra is imported.
 

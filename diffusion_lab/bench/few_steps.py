@@ -1,0 +1,244 @@
+"""The command `python -m diffusion_lab.bench.few_steps RUN`: the network evaluations that samplers need.
+
+Samplers, ours and those of diffusers with the same network, draw the same number of images with each number of network
+evaluations; the table tells their Fréchet distances.  What is drawn is kept, so that a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import math
+from bisect import bisect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_lab import checkpoint
+from diffusion_lab.bench.race import Absent
+from diffusion_lab.data import DataModule
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.evaluation import Evaluator
+from diffusion_lab.launch.compare import sampler_settings, series_of
+from diffusion_lab.launch.instantiate import ConfigError, instantiate
+from diffusion_lab.launch.request import Request, request
+from diffusion_lab.model import Model
+from diffusion_lab.noise import Generators, draw
+
+OURS = (
+    "ancestral", "ancestral spacing=quadratic", "reverse_diffusion", "euler_maruyama", "ddim", "ddim spacing=quadratic",
+    "euler", "heun", "dpm_solver", "dpm_solver predictor.order=3", "unipc", "dpm_solver_sde",
+    "dpm_solver_sde spacing=quadratic",
+)  # fmt: skip
+"""Samplers by their words on a command line; the words after the first are keys of the sampler."""
+
+LOG_SNR = {"use_lu_lambdas": True}
+PEERS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "DDPM": ("DDPMScheduler", {}),
+    "DDIM": ("DDIMScheduler", {}),
+    "DPM-Solver++": ("DPMSolverMultistepScheduler", {}),
+    "DPM-Solver++, log-SNR": ("DPMSolverMultistepScheduler", LOG_SNR),
+    "UniPC": ("UniPCMultistepScheduler", {}),
+    "UniPC, log-SNR": ("UniPCMultistepScheduler", {"use_exponential_sigmas": True, "solver_order": 3}),
+    "SDE-DPM-Solver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "SDE-DPM-Solver++, log-SNR": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", **LOG_SNR}),
+}
+"""Schedulers of diffusers with the options that are not its defaults."""
+
+NEAR = 1.1
+"""Times the best distance: what counts as reaching it."""
+
+
+class Scheduler:
+    """A scheduler of diffusers in the place of our sampler: the same noise, the same network, its own steps.
+
+    Raises:
+        Absent: on a call, for a process that is no ladder of betas.
+    """
+
+    def __init__(self, name: str, steps: int, **options: Any) -> None:
+        import diffusers
+
+        self.make = partial(getattr(diffusers, name), prediction_type="epsilon", **options)
+        self.steps = steps
+
+    @torch.no_grad()
+    def __call__(
+        self, denoiser: Denoiser, shape: Sequence[int], generator: Generators, device: torch.device | str
+    ) -> Tensor:
+        """Samples of `shape` (B, ...) in the model's range."""
+        levels = denoiser.process.levels
+        if levels is None or denoiser.process.keeps_signal:
+            raise Absent("diffusers' schedulers need the betas of a discrete model")
+        times = torch.arange(levels + 1, dtype=torch.float64) / levels
+        kept = denoiser.process.alpha(times[1:]) ** 2
+        betas = 1 - kept / torch.cat([kept.new_ones(1), kept[:-1]])
+        scheduler = self.make(num_train_timesteps=levels, trained_betas=betas.numpy())
+        scheduler.set_timesteps(self.steps)
+        draws = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        x = draw(shape, generator, torch.float32, device) * scheduler.init_noise_sigma
+        for step in scheduler.timesteps:
+            seen = scheduler.scale_model_input(x, step)
+            x = scheduler.step(denoiser(seen, times[int(step) + 1]).eps, step, x, **draws).prev_sample
+        return x
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A way to sample: what makes it for a number of steps, and the settings that decide what it draws."""
+
+    name: str
+    make: Callable[[int], Callable[..., Tensor]]
+    settings: Mapping[str, Any]
+
+
+def ours(words: str, variance: str | None) -> Contestant:
+    """A sampler of conf/sampler.
+
+    Raises:
+        ConfigError: for one that does not exist, or whose network evaluations are its own choice.
+    """
+    name, *keys = words.split()
+    settings = sampler_settings(name, variance, keys)
+    if "steps" not in settings:
+        raise ConfigError(f"{name} has no number of steps: it cannot be told how often to ask the network")
+    return Contestant(words, lambda steps: instantiate({**settings, "steps": steps}, "sampler"), settings)
+
+
+def theirs(name: str) -> Contestant:
+    """A scheduler of diffusers.
+
+    Raises:
+        ImportError: without diffusers.
+    """
+    import diffusers
+
+    scheduler, options = PEERS[name]
+    settings = {"program": f"diffusers {diffusers.__version__}", "scheduler": scheduler, **options}
+    return Contestant(f"diffusers {name}", lambda steps: Scheduler(scheduler, steps, **options), settings)
+
+
+def steps_for(contestant: Contestant, nfe: int, model: Model) -> int | None:
+    """The most steps that take at most `nfe` network evaluations, counted as it samples without a network; or None.
+
+    None where the sampler cannot make that many steps.
+    """
+    silent = Denoiser(lambda x, told: torch.zeros_like(x), model.denoiser.process, model.denoiser.parameterization)
+
+    def calls(steps: int) -> float:
+        silent.nfe = 0
+        try:
+            contestant.make(steps)(silent, (1, *model.shape), None, "cpu")
+        except ValueError:  # too many steps for its grid, or too few
+            return math.inf if steps > 2 else 0
+        return silent.nfe
+
+    steps = max(bisect(range(1, nfe + 1), nfe, key=calls), 1)
+    return steps if max(nfe - 1, 1) <= calls(steps) <= nfe else None  # Heun's calls are odd
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Draws and scores: the model, what its samples are held against, and what decides them beside the sampler."""
+
+    model: Model
+    data: DataModule
+    evaluator: Evaluator
+    wanted: Request
+    log_dir: Path
+
+    @classmethod
+    def of(cls, run: str, samples: int, seeds: int, batch_size: int, log_dir: Path) -> Judge:
+        """For the newest checkpoint of a run, with the metric that its run was judged by."""
+        contents = checkpoint.read(checkpoint.find(run))
+        model, config = checkpoint.build(contents), contents["config"]
+        data = instantiate(config["data"], "data")
+        data.prepare_data()
+        data.setup("test")
+        own = {"samples": samples, "repeats": seeds, "measures": ["frechet"], "batch_size": batch_size}
+        settings = config["callback"]["evaluation"]["evaluator"]
+        evaluator = instantiate({**settings, **own, "cache": str(log_dir / "statistics")}, "evaluator")
+        evaluator.prepare(data, model.device)
+        wanted = request(contents, model, "ema", {}, "32-true", seed=0, batch_size=batch_size, device="cpu")
+        return cls(model, data, evaluator, wanted, log_dir)
+
+    def __call__(self, contestant: Contestant, nfe: int) -> dict[str, Any] | None:
+        """The record of its distance with that many evaluations; None where it cannot sample so."""
+        steps = steps_for(contestant, nfe, self.model)
+        if steps is None:
+            return None
+        own = {**self.wanted, "sampler": {**contestant.settings, "steps": steps}}
+        name = contestant.name.replace(" ", "_")
+        series = series_of(self.model, contestant.make(steps), own, name, self.log_dir)
+        return next(iter(self.evaluator.quality(series, self.data).values()))
+
+
+def summary(found: Mapping[int, float], best_of_all: float) -> tuple[float, int, int | None]:
+    """(best distance, least NFE within 10 % of it, least NFE within 10 % of the best of all) of NFE -> distance."""
+    best = min(found.values())
+    least = min(nfe for nfe, value in found.items() if value <= NEAR * best)
+    return best, least, min((nfe for nfe, value in found.items() if value <= NEAR * best_of_all), default=None)
+
+
+def table(found: Mapping[str, Mapping[int, float]], counts: Sequence[int]) -> str:
+    """Markdown: a row for each sampler, a column for each NFE; none where it cannot sample so."""
+    best_of_all = min(value for row in found.values() for value in row.values())
+    head = ["sampler", *map(str, counts), "best", "NFE to 10 % of it", "NFE to 10 % of the best of all"]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for name, row in found.items():
+        best, least, near = summary(row, best_of_all)
+        cells = [f"{row[nfe]:.2f}" if nfe in row else "" for nfe in counts]
+        lines.append([name, *cells, f"{best:.2f}", str(least), str(near or "")])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def deviation(records: Sequence[Mapping[str, Any]]) -> float:
+    """Relative standard deviation of a mean over the seeds, pooled over the records; nan of a single seed."""
+    runs = torch.tensor([record.get("repeats", [record["value"]]) for record in records], dtype=torch.float64)
+    return ((runs / runs.mean(1, keepdim=True)).var(1).mean() / runs.shape[1]).sqrt().item()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the Fréchet distance of samplers against network evaluations, for one trained model."""
+    parser = argparse.ArgumentParser(prog="python -m diffusion_lab.bench.few_steps", description=main.__doc__)
+    parser.add_argument("run", help="directory of a run, a .ckpt file, or last")
+    parser.add_argument("--samples", type=int, default=1000, help="images of a distance")
+    parser.add_argument("--seeds", type=int, default=3, help="distances of a cell, each of other images")
+    parser.add_argument("--nfe", type=int, nargs="+", default=[5, 8, 10, 12, 15, 20, 30, 50, 100], help="evaluations")
+    parser.add_argument("--sampler", nargs="+", default=OURS, help="of ours: 'dpm_solver spacing=karras' ...")
+    parser.add_argument("--peer", nargs="*", choices=[*PEERS, []], default=list(PEERS), help="of diffusers, or none")
+    parser.add_argument("--batch-size", type=int, default=1000, help="images drawn at once")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of the CPU")
+    parser.add_argument("--logs", type=Path, default=Path("logs"), help="where images are kept")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    judge = Judge.of(options.run, options.samples, options.seeds, options.batch_size, options.logs)
+    variance = (judge.model.config or {}).get("variance")
+    makers = [partial(ours, words, variance) for words in options.sampler] + [partial(theirs, n) for n in options.peer]
+    records: dict[str, dict[int, dict[str, Any]]] = {}
+    for make in makers:
+        try:
+            contestant = make()
+            row = {nfe: record for nfe in options.nfe if (record := judge(contestant, nfe))}
+        except (ImportError, Absent) as error:
+            print(f"left out: {error}", flush=True)
+            continue
+        if row:
+            records[contestant.name] = row
+            told = (f"{nfe}: {record['value']:.3f}" for nfe, record in row.items())
+            print(contestant.name, *told, sep="  ", flush=True)
+    every = [record for row in records.values() for record in row.values()]
+    print(f"\n{table({name: {n: r['value'] for n, r in row.items()} for name, row in records.items()}, options.nfe)}\n")
+    print(
+        f"Fréchet distances of {options.samples} images, each cell a mean over {options.seeds} sets of them, whose "
+        f"standard error is {deviation(every):.1%}; real images score {every[0].get('real', math.nan):.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
