@@ -81,7 +81,7 @@ def test_updates_are_the_official_ones(recorded, decay, warmup, key):
     got = []
     for p in official["p"].tolist():
         network.p.data.fill_(p)
-        ema.update(network)
+        ema.update()
         got.append(ema.weights["p"].item())
     assert (torch.tensor(got) - official[key]).abs().max() < 1e-6
 
@@ -160,7 +160,7 @@ def test_context_restores_whatever_is_raised_and_buffers_are_left_alone():
     ema, network = EMA(0.5), Scalar(1.0)
     ema.start(network)
     network.p.data.fill_(3.0)
-    ema.update(network)
+    ema.update()
     with pytest.raises(ZeroDivisionError), ema.averaged(network):
         assert network.p.item() == 2.0
         with ema.averaged(network):  # nested: the outer one restores
@@ -175,7 +175,7 @@ def test_average_is_float32_beside_half_precision_parameters():
     ema.start(network)
     network.p.data.fill_(2.0)
     for _ in range(10):
-        ema.update(network)
+        ema.update()
     assert ema.weights["p"].dtype == torch.float32
     assert ema.weights["p"].item() == pytest.approx(2 - 0.999**10, rel=1e-5)  # bfloat16 would stay at 1
 

@@ -137,10 +137,13 @@ def test_gradient_norm_is_the_global_one_and_clipped():
     for p in model.network.parameters():
         p.grad = torch.ones_like(p)
     count = sum(p.numel() for p in model.network.parameters())
-    model.configure_gradient_clipping(None, gradient_clip_val=1.0)
+    model.configure_gradient_clipping(torch.optim.SGD(model.network.parameters()), gradient_clip_val=1.0)
     assert model.grad_norm.item() == pytest.approx(count**0.5, rel=1e-5)
     clipped = torch.stack([p.grad.norm() for p in model.network.parameters()]).norm()
     assert clipped.item() == pytest.approx(1, rel=1e-4)
+    model.configure_gradient_clipping(torch.optim.SGD(model.network.parameters()))  # no bound: the norm alone
+    assert model.grad_norm.item() == pytest.approx(1, rel=1e-4)
+    assert all(torch.equal(p.grad, torch.full_like(p, p.grad.flatten()[0])) for p in model.network.parameters())
 
 
 def test_sampling_switches_dropout_off():

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from diffusion_lab.callback.lean import Lean
 from diffusion_lab.data import DataModule
 from diffusion_lab.model import Model
 from diffusion_lab.whole_file import NotWritten, amount, room, room_for_a_file
 
 
-class Checkpoint(pl.Callback):
+class Checkpoint(Lean):
     """Saves `<run_dir>/checkpoints/step_XXXXXXXX.ckpt` every so many optimiser steps and at the end of training.
 
     A run that goes on from one validates first, if that was due at its step and had not been done.

@@ -10,11 +10,12 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from diffusion_lab.callback.lean import Lean
 from diffusion_lab.model import Model
 from diffusion_lab.model.sharding import collect, deal
 
 
-class EMA(pl.Callback):
+class EMA(Lean):
     """ema <- decay_n ema + (1 - decay_n) parameters after the n-th optimiser step, n = 1, 2, ...
 
     Plain (Ho et al. 2020): decay_n = decay.  With `warmup` (Song et al. 2021, models/ema.py): decay_n = min(decay, (1
@@ -32,6 +33,7 @@ class EMA(pl.Callback):
             raise ValueError(f"EMA decay must be in [0, 1), got {decay}")
         self.decay, self.warmup, self.updates = decay, warmup, 0
         self.weights: dict[str, Tensor] = {}
+        self._parameters: list[Tensor] = []  # what the weights follow, in their order
         self._training_weights: list[tuple[Tensor, Tensor]] | None = None  # each parameter, with its value
         self._step = -1
 
@@ -46,12 +48,12 @@ class EMA(pl.Callback):
         return min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
 
     @torch.no_grad()
-    def update(self, network: torch.nn.Module) -> None:
-        """Take one step towards the network's parameters."""
+    def update(self) -> None:
+        """Take one step towards the parameters of the network that it has started at."""
         self.updates += 1
-        averages = list(self.weights.values())
-        parameters = [p.detach().to(a) for p, a in zip(network.parameters(), averages, strict=True)]
-        torch._foreach_lerp_(averages, parameters, 1 - self.current_decay)
+        pairs = zip(self._parameters, self.weights.values(), strict=True)
+        parameters = [p if p.dtype is a.dtype else p.to(a.dtype) for p, a in pairs]
+        torch._foreach_lerp_(list(self.weights.values()), parameters, 1 - self.current_decay)
 
     def start(self, network: torch.nn.Module) -> None:
         """Begin at the network's parameters, unless weights of a checkpoint are there already."""
@@ -59,6 +61,7 @@ class EMA(pl.Callback):
         own = {name: p.detach().to(torch.promote_types(p.dtype, torch.float32)) for name, p in named}
         kept = self.weights or {name: value.clone() for name, value in own.items()}
         self.weights = {name: deal(kept[name], own[name]) for name in own}
+        self._parameters = list(network.parameters())
 
     @torch.no_grad()
     def swap_in(self, network: torch.nn.Module) -> None:
@@ -95,7 +98,7 @@ class EMA(pl.Callback):
         if trainer.global_step != self._step:  # not in the middle of an accumulation
             self._step = trainer.global_step
             if model.updated:
-                self.update(model.network)
+                self.update()
 
     def on_validation_start(self, trainer: pl.Trainer, model: Model) -> None:
         self.swap_in(model.network)

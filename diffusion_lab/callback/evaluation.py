@@ -16,6 +16,7 @@ import pytorch_lightning as pl
 from diffusion_lab import ranks
 from diffusion_lab.callback.checkpoint import Checkpoint
 from diffusion_lab.callback.ema import EMA, averaged
+from diffusion_lab.callback.lean import Lean
 from diffusion_lab.callback.media import spare
 from diffusion_lab.data import DataModule
 from diffusion_lab.evaluation import Evaluator, Record
@@ -27,7 +28,7 @@ LONG = 10_000
 """Steps of a training worth telling beforehand how long the evaluation at its end will take."""
 
 
-class Evaluation(pl.Callback):
+class Evaluation(Lean):
     """Runs an `Evaluator` every so many steps and when training ends, and writes `<run_dir>/results.json`.
 
     Every rank draws its share, so none waits for another.  Before training it says how long an evaluation will take;

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from diffusion_lab import ranks
+from diffusion_lab.callback.lean import Lean
 from diffusion_lab.finite import NonFinite, bad_items, shown
 from diffusion_lab.model import Model
 
@@ -36,7 +37,7 @@ class Pending:
     told: torch.cuda.Event | None
 
 
-class Guard(pl.Callback):
+class Guard(Lean):
     """Ends training by `NonFinite` at the step whose loss or gradient is not finite, and saves no such weights.
 
     On the CPU it looks before the optimiser steps.  To look so early at a device the host would have to wait for it in

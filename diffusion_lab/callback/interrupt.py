@@ -14,6 +14,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from diffusion_lab.callback.checkpoint import Checkpoint
+from diffusion_lab.callback.lean import Lean
 from diffusion_lab.model import Model
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -46,7 +47,7 @@ class Stopped(BaseException):
         super().__init__(f"stopped by {signal.Signals(signum).name} at step {step}")
 
 
-class Interrupt(pl.Callback):
+class Interrupt(Lean):
     """Answers SIGTERM and SIGINT by a checkpoint of the current step, and `Stopped`; a second signal stops at once.
 
     Comes after the callbacks that belong to a step (EMA, logged numbers) and before those that may take long.  A lone

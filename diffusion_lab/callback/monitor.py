@@ -10,10 +10,11 @@ import torch
 
 from diffusion_lab import ranks
 from diffusion_lab.callback.ema import EMA
+from diffusion_lab.callback.lean import Lean
 from diffusion_lab.model import Model
 
 
-class Monitor(pl.Callback):
+class Monitor(Lean):
     """Writes one row of metrics to every logger each `trainer.log_every_n_steps` optimiser steps.
 
     The loss is the mean since the last row, over all ranks; it stays on the device until then, so that no step waits.

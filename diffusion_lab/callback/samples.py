@@ -10,12 +10,13 @@ import torch
 
 from diffusion_lab import picture, ranks
 from diffusion_lab.callback.ema import averaged
+from diffusion_lab.callback.lean import Lean
 from diffusion_lab.callback.media import log_pictures, spare
 from diffusion_lab.data import DataModule
 from diffusion_lab.model import Model
 
 
-class Samples(pl.Callback):
+class Samples(Lean):
     """Draws `count` samples every so many steps: `<run_dir>/samples/step_XXXXXXXX.png`, the same noise every time.
 
     When training ends it also draws the denoising trajectory of a few (`trajectory.png`, `trajectory.gif`) and the

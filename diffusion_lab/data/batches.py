@@ -47,8 +47,8 @@ class InMemory(Dataset):
         return self.x[index], self.labels[index]
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        chosen = torch.as_tensor(indices)
-        return self.x[chosen], self.labels[chosen]
+        chosen = torch.as_tensor(indices)  # and no self.x[chosen], which takes six times as long on bytes
+        return self.x.index_select(0, chosen), self.labels.index_select(0, chosen)
 
     def digest(self) -> bytes:
         """sha256 of dtype, shape and values, the labels left out."""

@@ -33,6 +33,7 @@ from diffusion_lab.launch.outside import cluster, set_timeout
 from diffusion_lab.launch.report import say, table
 from diffusion_lab.launch.resume import CONFIG
 from diffusion_lab.launch.revision import revision
+from diffusion_lab.launch.unprofiled import Unprofiled
 from diffusion_lab.model import Model
 from diffusion_lab.whole_file import whole_file
 
@@ -111,7 +112,7 @@ def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, 
         keys = {key: value for key, value in settings["trainer"].items() if key != "timeout"}
         if isinstance(keys["val_check_interval"], int):  # of optimiser steps; Lightning's is of batches
             keys["val_check_interval"] *= keys["accumulate_grad_batches"]
-        trainer = instantiate({**keys, "_partial_": True}, "trainer")(
+        trainer = instantiate({"profiler": Unprofiled(), **keys, "_partial_": True}, "trainer")(
             callbacks=callbacks,
             plugins=[checkpoint.AtomicCheckpointIO(), *cluster()],
             default_root_dir=str(run_dir),
@@ -249,3 +250,6 @@ def quieten() -> None:
     ):
         warnings.filterwarnings("ignore", message=text)
     torch.set_float32_matmul_precision("high")
+    if not torch.cuda.is_available():
+        # Lightning has torch look for NVIDIA's library; Adam does so in every step, 90 us if there is none.
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"

@@ -196,12 +196,13 @@ class Model(Drawing, pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip by the global norm, and keep the norm for the log."""
-        bound = float("inf") if gradient_clip_val is None else gradient_clip_val
-        parameters = [p for p in self.network.parameters() if p.grad is not None]
+        trained = (p for group in optimizer.param_groups for p in group["params"])
+        parameters = [p for p in trained if p.grad is not None]
         self.grad_norm = sharding.full(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
         if self.before_clipping is not None:  # a gradient that is not finite is spoilt by clipping, in every parameter
             self.before_clipping()
-        torch.nn.utils.clip_grads_with_norm_(parameters, bound, self.grad_norm)
+        if gradient_clip_val is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self.grad_norm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config
