@@ -126,7 +126,9 @@ def test_what_a_rank_draws_alone_is_what_the_checkpoint_gives(runs):
     loaded = checkpoint.load(file(folder / "unbroken", STEPS))
     assert (torch.cat([loaded.sample(1, first=i) for i in range(SAMPLES)]) - seen["samples"]).abs().max() < 1e-5
     assert not torch.equal(model().sample(SAMPLES), seen["samples"])
-    torch.testing.assert_close(seen["likelihood"], likelihood(loaded), rtol=1e-5, atol=0)
+    # The solver makes a thousand times as much of how a network rounds whose parameters lie elsewhere in memory.
+    torch.testing.assert_close(seen["likelihood"], likelihood(loaded), rtol=3e-4, atol=0)
+    assert ((likelihood(model()) / seen["likelihood"] - 1).abs() > 3e-3).all(), "any weights would do"
 
 
 def test_checkpoints_are_written_whole_by_the_first_rank(runs):
