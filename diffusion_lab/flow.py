@@ -46,19 +46,23 @@ class Clock:
 
     def __init__(self, process: NoiseProcess, low: float, high: float) -> None:
         self.process, self.low, self.high = process, low, high
-        self.roots = torch.linspace(math.sqrt(low), math.sqrt(high), 1001, dtype=torch.float64)
-        self.values = self.of(self.roots**2)
+        self.angles = torch.linspace(0, math.pi / 2, 1001, dtype=torch.float64)
+        self.values = self.of(self.at(self.angles))
 
     def of(self, t: Tensor) -> Tensor:
         """u at t, of its shape."""
         alpha, sigma = self.process.scales(t)
         return (sigma / alpha).asinh()
 
+    def at(self, angle: Tensor) -> Tensor:
+        """t, which goes from low to high in a quarter of a turn, most slowly at the ends, where u goes fastest."""
+        return self.low + (self.high - self.low) * angle.sin().square()
+
     def time(self, u: Tensor) -> Tensor:
-        """t in [low, high] at u (S,), to the last digits: Newton's iteration from a table that is linear in sqrt(t)."""
+        """t in [low, high] at u (S,), to the last digits: Newton's iteration from a table that is linear in `at`."""
         right = torch.searchsorted(self.values, u).clamp(1, len(self.values) - 1)
         part = (u - self.values[right - 1]) / (self.values[right] - self.values[right - 1])
-        t = torch.lerp(self.roots[right - 1], self.roots[right], part).square()
+        t = self.at(torch.lerp(self.angles[right - 1], self.angles[right], part))
         for _ in range(4):
             alpha, sigma = self.process.scales(t)
             rate = self.process.g(t) ** 2 / (2 * sigma * (alpha**2 + sigma**2).sqrt())

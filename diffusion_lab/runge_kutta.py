@@ -199,14 +199,15 @@ def first_length(
     """A length for the first step, by one evaluation more; Hairer, Norsett & Wanner 1993, Section II.4.
 
     Raises:
-        Stuck: if the slope is nan.
+        Stuck: if the slope is not finite.
     """
     value, slope = worst((x,), (x,), (x,), rtol, atol), worst((rate,), (x,), (x,), rtol, atol)
-    if math.isnan(slope):
-        raise Stuck(u, "the slope is nan")
+    if not math.isfinite(slope):
+        raise Stuck(u, f"the slope is {slope}")
     trial = min(0.01 * value / slope if value > 1e-5 and slope > 1e-5 else 1e-6 * abs(span), abs(span))
     h = math.copysign(trial, span)
     bend = equation([u + h])[0](x + h * rate, False)[0] - rate
-    steepest = max(slope, worst((bend,), (x,), (x,), rtol, atol) / trial)
+    change = worst((bend,), (x,), (x,), rtol, atol) / trial
+    steepest = max(slope, change if math.isfinite(change) else 0.0)  # it may have gone far too far
     length = (0.01 / steepest) ** (1 / order) if steepest > 1e-15 else 1e-3 * abs(span)
     return min(100 * trial, length, abs(span))

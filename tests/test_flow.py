@@ -25,6 +25,7 @@ PROCESSES = {
 }
 SDES = ["ve", "vp", "subvp"]
 CLOCKS = [*PROCESSES.values(), VP(Cosine()), VP(Sigmoid()), SubVP(Cosine()), Ladder(Geometric(0.01, 50.0), 10)]
+CLOCKS += [Ladder(Cosine(), 4000), Ladder(Sigmoid(), 1000)]  # of which u doubles in the last level
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,7 +72,9 @@ def told_otherwise(denoiser, row):
 
 @pytest.mark.parametrize("process", CLOCKS, ids=repr)
 def test_clock_is_asinh_of_sigma_over_alpha_and_reads_backwards(process):
-    clock, t = Clock(process, process.t_train_min, 1.0), process.t_train_min ** torch.linspace(1, 0, 999).double()
+    first = process.t_train_min
+    clock, t = Clock(process, first, 1.0), first ** torch.linspace(1, 0, 999).double()
+    t = torch.cat([t, 1 - (1 - first) * 0.01 * torch.linspace(1, 0, 999).double()])
     u = clock.of(t)
     torch.testing.assert_close(u.sinh(), process.sigma(t) / process.alpha(t), rtol=1e-12, atol=0)
     torch.testing.assert_close(clock.time(u), t, rtol=1e-9, atol=0)

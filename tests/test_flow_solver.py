@@ -168,8 +168,19 @@ def test_a_solver_that_cannot_go_on_says_so():
     with pytest.raises(Stuck, match="nan") as stuck:
         integrate(plain(lambda t, y: (y * math.nan,)), start, (0.0, 1.0), 1e-5, 1e-5)
     assert stuck.value.at == 0
+    with pytest.raises(Stuck, match="the slope is inf"):
+        integrate(plain(lambda t, y: (y * math.inf,)), start, (0.0, 1.0), 1e-5, 1e-5)
     with pytest.raises(Stuck, match="max_steps=5 exceeded"):
         integrate(plain(lambda t, y: (y * math.cos(99 * t),)), start, (0.0, 1.0), 1e-8, 1e-8, max_steps=5)
     with pytest.raises(Stuck, match="shrink to nothing") as stuck:
         integrate(plain(lambda t, y: (y * (1 if t < 0.3 else math.nan),)), start, (0.0, 1.0), 1e-5, 1e-5)
+    assert stuck.value.at == pytest.approx(0.3, abs=1e-6)
+
+
+@pytest.mark.parametrize("beyond", [math.nan, math.inf])
+def test_a_first_look_too_far_ahead_does_not_end_a_solution(beyond):
+    """The slope is next to nothing at first, so that the first step is tried over the whole way, where it is not."""
+    start = (torch.ones(2, 3, dtype=torch.float64),)
+    with pytest.raises(Stuck, match="shrink to nothing") as stuck:
+        integrate(plain(lambda t, y: (y * (1e-6 if t < 0.3 else beyond),)), start, (0.0, 1.0), 1e-5, 1e-5)
     assert stuck.value.at == pytest.approx(0.3, abs=1e-6)

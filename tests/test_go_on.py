@@ -159,8 +159,8 @@ def test_a_run_that_is_being_trained_is_left_alone():
 
 SETTINGS = {
     "seed": 0, "allow_changes": False, "ckpt_path": None, "overrides": [], "paths": {"run_dir": "a"}, "optimizer": {"lr": 0.1},
-    "network": {"channels": 8}, "data": {"batch_size": 8, "num_workers": 0, "seed": 0}, "choices": {"sampler": "ddim", "schedule": "linear", "likelihood": "bound", "metric": "digits"},
-    "model": {"network": {"channels": 8}, "optimizer": {"lr": 0.1}, "sampler": {"steps": 3}, "decay_steps": 5},
+    "network": {"channels": 8, "checkpoint": True}, "data": {"batch_size": 8, "num_workers": 0, "seed": 0}, "choices": {"sampler": "ddim", "schedule": "linear", "likelihood": "bound", "metric": "digits"},
+    "model": {"network": {"channels": 8, "checkpoint": True}, "optimizer": {"lr": 0.1}, "sampler": {"steps": 3}, "decay_steps": 5},
     "trainer": {"max_steps": 5, "gradient_clip_val": None, "overfit_batches": 0, "precision": "32-true", "accumulate_grad_batches": 1, "log_every_n_steps": 5},
     "callback": {"ema": {"decay": 0.9}, "samples": {"count": 4, "run_dir": "a"}, "rank_seed": {"seed": 3}},
 }  # fmt: skip
@@ -185,7 +185,7 @@ def changed(**values):
         ("trainer__gradient_clip_val", 1.0, False), ("trainer__overfit_batches", 1, False),
         ("trainer__max_steps", 9, True), ("trainer__log_every_n_steps", 1, True), ("data__num_workers", 2, True),
         ("callback__samples__count", 9, True), ("model__sampler__steps", 9, True), ("choices__sampler", "heun", True),
-        ("choices__likelihood", "flow", True), ("choices__metric", "inception", True),
+        ("choices__likelihood", "flow", True), ("choices__metric", "inception", True), ("network__checkpoint", False, True),
     ],
 )  # fmt: skip
 def test_what_changes_what_is_trained_is_refused_and_the_rest_is_told(key, value, harmless):

@@ -197,6 +197,7 @@ def test_dropout_of_nothing_and_of_all(p, factor):
     x = torch.randn(2, 3)
     assert Dropout(p)(x).equal(factor * x)
     assert Dropout(0.5).eval()(x).equal(x)
+    assert Dropout(1e-17)(x).equal(x) and not Dropout(1 - 1e-12)(x).any(), "next to nothing, next to all"
     assert Dropout(0.5)(x.bfloat16()).dtype == torch.bfloat16
 
 

@@ -539,3 +539,15 @@ def test_what_is_prepared_serves_the_next_batch_but_no_other_setting():
     for like, shown in ((one, False), (one.double(), False), (one.double(), True), (one[0].double(), True)):
         seen.append(sampler.prepared(denoiser, like, shown))
         assert all(seen[-1] is not one for one in seen[:-1])
+
+
+def test_what_is_prepared_for_one_denoiser_serves_none_that_reads_its_network_otherwise():
+    class Untold(Denoiser):
+        def told(self, t, like):
+            return 0 * super().told(t, like)
+
+    parts = (lambda x, told: 0.01 * x * told[:, None], Ladder(Linear(), 100), Parameterization())
+    sampler = Sampler(DDIM(), steps=3)
+    first, second = (sampler(kind(*parts), (2, 2), torch.Generator().manual_seed(0)) for kind in (Denoiser, Untold))
+    assert not first.equal(second)
+    assert second.equal(Sampler(DDIM(), steps=3)(Untold(*parts), (2, 2), torch.Generator().manual_seed(0)))

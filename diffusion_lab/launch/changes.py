@@ -15,7 +15,8 @@ UNSAID = ("allow_changes", "ckpt_path", "overrides", "paths")
 HARMLESS = (
     "callback", "choices.likelihood", "choices.metric", "choices.sampler", "compile", "data.data_dir", "data.download",
     "data.eval_batch_size", "data.num_workers", "data.root", "likelihood", "logger", "metric", "model.likelihood",
-    "model.sampler", "optimized_metric", "sampler", "sampler_steps", "trainer", "variance",
+    "model.network.checkpoint", "model.sampler", "network.checkpoint", "optimized_metric", "sampler", "sampler_steps",
+    "trainer", "variance",
 )  # fmt: skip
 """What decides where, how long and how fast a run trains, and what is found out about it, not what is trained ..."""
 

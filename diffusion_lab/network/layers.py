@@ -63,5 +63,5 @@ class Dropout(nn.Dropout):
         draws = self.training and 0 < self.p < 1
         if not draws or x.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(x)
-        kept = torch.empty_like(x, dtype=torch.int32).random_() < int((1 - self.p) * 2**31)
+        kept = torch.empty_like(x, dtype=torch.int32).random_() >= int(self.p * 2**31)
         return x * kept.to(x.dtype).mul_(1 / (1 - self.p))

@@ -130,15 +130,16 @@ class Sampler:
         settings = [
             {name: value for name, value in each.items() if isinstance(value, str | float | int)} for each in own
         ]
-        like = (x.shape, x.dtype, x.device, denoiser.network_dtype)
+        like = (x.shape, x.dtype, x.device, type(denoiser), denoiser.network_dtype)
         key = (parts, settings, denoiser.parameterization, like, shown)
-        if self._kept is None or self._kept[0] != key:
+        kept = self._kept  # read once: another thread may replace it
+        if kept is None or kept[0] != key:
             times, moves = self.plan(denoiser)
             roots = None if self.corrector is None else self.corrector.roots(denoiser.process, times)
             alone = all(len(m.b) == 1 and not (m.refine and self.predictor.reuse) for m in moves if m)
             direct = alone and not shown and not (self.clip and x.dim() == 4)
-            self._kept = key, (direct, make_steps(denoiser, x, times, moves, roots, direct))
-        return self._kept[1]
+            kept = self._kept = key, (direct, make_steps(denoiser, x, times, moves, roots, direct))
+        return kept[1]
 
     def plan(self, denoiser: Denoiser) -> tuple[Tensor, list[Move | None]]:
         """The grid of times for this denoiser's process, and the predictor's moves between them (None without one).
