@@ -60,8 +60,11 @@ class Reading:
 class Denoiser(nn.Module):
     """Reads a network as an estimate of the noise; the only caller of the network.
 
+    Losses call it as a module; samplers and the probability flow, which know all their times beforehand, by `read`.
+    What changes an estimate for both (guidance, an ensemble) is a network around the network.
+
     Args:
-        network: any callable (x, conditioning (B,), **condition) -> tensor of the shape of x.
+        network: any callable (x, conditioning (B,), **condition) -> tensor of the shape of x, which writes to neither.
         process: the noise process.
         parameterization: meaning of the output and of the conditioning.
 

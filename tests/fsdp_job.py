@@ -43,7 +43,12 @@ MODEL = {
         "steps": 3,
         "clip": True,
     },
-    "likelihood": {"_target_": "diffusion_lab.likelihood.FlowLikelihood", "rtol": 10.0, "atol": 10.0, "precision": "float64"},
+    "likelihood": {
+        "_target_": "diffusion_lab.likelihood.FlowLikelihood",
+        "rtol": 10.0,
+        "atol": 10.0,
+        "precision": "float64",
+    },
     # Its fused kernel trusts that parameters and moments lie in memory alike; eps keeps rounding errors from growing.
     "optimizer": {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.01, "eps": 0.01, "fused": True},
     "shape": [1, 8, 8],

@@ -61,16 +61,21 @@ def make_steps(
     asked = torch.cat([times, torch.tensor([move.t for move in moves if move], dtype=torch.float64)])
     readings, count = denoiser.readings(asked, like), len(times)
     there = readings[count:] or [None] * len(moves)
-    if direct and readings[count:]:
-        x0 = list(zip(*(k.tolist() for k in denoiser.views(asked)[0]), strict=True))
-        moves = [move.by_output(*ends) for move, *ends in zip(moves, x0[count:], x0[1:count], strict=True)]
-    ends = [move.s if move else t for move, t in zip([*moves, None], times.tolist(), strict=True)]
-    refine = [move and move.refine and (move.refine[0], *move.refine[1]) for move in moves]
-    root = [None] * count if roots is None else roots.to(like).unbind()
-    churn, predict = [move and move.churn for move in moves], [move and (move.a, *move.b) for move in moves]
-    noise = [(move.c,) if move and move.c > 0 else None for move in moves]
-    refine, churn, predict, noise = (scalars(rows, like) for rows in (refine, churn, predict, noise))
-    noise = [row and row[0] for row in noise]
-    last = [None]
-    each = (ends, readings[:count], last + refine, root, churn + last, there + last, predict + last, noise + last)
-    return [Step(*one) for one in zip(*each, strict=True)]
+    if direct:
+        views = zip(*(k.tolist() for k in denoiser.views(asked[count:])[0]), strict=True)
+        moves = [move.by_output(*view) for move, view in zip(moves, views, strict=True)]
+    rows: list[Sequence[float] | None] = []
+    for arrived, move in zip([None, *moves], [*moves, None], strict=True):
+        rows += [
+            arrived and arrived.refine and (arrived.refine[0], *arrived.refine[1]),
+            move and move.churn,
+            move and (move.a, *move.b),
+            (move.c,) if move and move.c > 0 else None,
+        ]
+    weights, steps = iter(scalars(rows, like)), []
+    roots = [None] * count if roots is None else roots.to(like).unbind()
+    each = zip(times.tolist(), readings[:count], roots, [*moves, None], [*there, None], strict=True)
+    for t, here, root, move, asked_at in each:
+        refine, churn, predict, noise = islice(weights, 4)
+        steps.append(Step(move.s if move else t, here, refine, root, churn, asked_at, predict, noise and noise[0]))
+    return steps
