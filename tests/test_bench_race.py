@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from diffusion_lab.bench.__main__ import main
 from diffusion_lab.bench.race import Absent, Race, Setting, run
 
 SECONDS = {"ours": [9.0, 1.0, 2.0, 4.0], "other": [9.0, 3.0, 4.0, 4.0]}  # the first turn is the warm-up's
@@ -67,3 +69,32 @@ def test_report():
         "  old   left out: No module named 'a_package_that_is_not_there'",
         "  last ['other', 'ours']",
     ]
+    assert result("s").row == "| work | 2 s | other 2.00 (1.00 to 3.00) |"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["speed"], "invalid choice: 'speed'"),
+        (["--device", "cuda"], "leave it out for the CPU"),
+        (["--rounds", "0"], "at least 1, got 0 and 4"),
+    ],
+)
+def test_the_command_refuses_in_a_line(words, said, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        main(words)
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_command_races_and_keeps_a_table(tmp_path, capsys):
+    threads = torch.get_num_threads()
+    try:
+        main(
+            ["frechet", "--small", "--rounds", "1", "--threads", "1", "--markdown", str(path := tmp_path / "table.md")]
+        )
+    finally:
+        torch.set_num_threads(threads)
+    head, _, titles, _, *rows = path.read_text().splitlines()
+    assert head in capsys.readouterr().out and titles.startswith("| work | ours |")
+    assert len(rows) == 4 and all(row.count(" to ") >= 1 for row in rows)

@@ -35,17 +35,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("race", nargs="*", choices=[*RACES, []], help=f"all, or of {', '.join(RACES)}")
     parser.add_argument("--rounds", type=int, default=5, help="timed turns of each contestant")
     parser.add_argument("--threads", type=int, default=4, help="threads of every program")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--official", type=Path, help="folder with clones of score_sde_pytorch, ncsn, ncsnv2, edm")
+    parser.add_argument("--markdown", type=Path, help="file for the results as a table")
     parser.add_argument("--small", action="store_true", help="sizes that only show that everything runs")
     chosen = parser.parse_args(arguments)
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: this machine has none that torch can use; leave it out for the CPU")
+    if min(chosen.rounds, chosen.threads) < 1:
+        parser.error(f"--rounds and --threads are at least 1, got {chosen.rounds} and {chosen.threads}")
     setting = Setting(torch.device(chosen.device), chosen.threads, chosen.rounds, chosen.official, chosen.small)
+    rows = [f"{machine(setting)}\n", "| work | ours | others, times ours |", "|---|--:|---|"]
     torch.set_num_threads(setting.threads)
     with threadpool_limits(setting.threads):
         print(machine(setting), flush=True)
         for name in chosen.race or RACES:
             for race in races(name, setting):
-                print(f"\n{run(race, setting)}", flush=True)
+                print(f"\n{(result := run(race, setting))}", flush=True)
+                rows.append(result.row)
+                if chosen.markdown is not None:  # after each race: a later one may take long
+                    chosen.markdown.write_text("\n".join(rows) + "\n")
 
 
 if __name__ == "__main__":

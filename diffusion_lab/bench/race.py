@@ -94,6 +94,13 @@ class Result:
         lines += [f"  {name:<{width}} left out: {why}" for name, why in self.left_out.items()]
         return "\n".join(lines + [f"  {self.note}"] * bool(self.note))
 
+    @property
+    def row(self) -> str:
+        """A row of a table in Markdown: the work, our median, and each other program's ratio."""
+        ours = f"{number(statistics.median(self.measured[self.ours]))} {self.race.unit}"
+        others = (f"{name} {spread(self.ratios(name))}" for name in self.measured if name != self.ours)
+        return f"| {self.race.title} | {ours} | {', '.join(others)} |"
+
 
 def number(value: float) -> str:
     """Three digits."""
@@ -169,4 +176,8 @@ def run(race: Race, setting: Setting) -> Result:
         for name in names[k % len(names) :] + names[: k % len(names)]:
             value, last[name] = meter(works[name], setting.device)
             measured[name].append(in_unit(value, race))
-    return Result(race, measured, left_out, race.note(last) if race.note else "")
+    try:
+        note = race.note(last) if race.note else ""
+    except (ImportError, Absent) as error:  # what it would compare with
+        note = f"not compared: {error}"
+    return Result(race, measured, left_out, note)
