@@ -104,19 +104,18 @@ def test_more_processes_give_the_same_files_and_numbers(alone, tmp_path, world):
 
 def test_killed_and_started_again_nothing_is_drawn_twice(alone, tmp_path):
     folder = tmp_path / "killed"
-    for chunks in (3, 8):  # killed twice, each time within a draw that then has to be done again
-        process = start(2, folder, seconds=0.4)
-        while len(list((folder / "work" / "samples").glob("*.npy"))) < chunks:
-            assert process.poll() is None
-            time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        (folder / "store").unlink(missing_ok=True)
+    process = start(2, folder, seconds=0.4)
+    while len(list((folder / "work" / "samples").glob("*.npy"))) < 5:  # within a draw that has to be done again
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (folder / "store").unlink(missing_ok=True)
     kept = {p: p.stat().st_mtime_ns for p in (folder / "work" / "samples").glob("*.npy")}
     finish(2, folder)
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
     assert_same(alone, folder, 1e-9)
-    assert len(draws(folder)) <= len(draws(alone)) + 4 and {s[:2] for s in draws(folder)} == {
+    assert len(draws(folder)) <= len(draws(alone)) + 2 and {s[:2] for s in draws(folder)} == {
         s[:2] for s in draws(alone)
     }
     assert not list((folder / "work").rglob(".*.partial")), "half-written files stay"

@@ -506,7 +506,7 @@ def test_moves_are_made_without_guesses_where_none_is_clipped_shown_or_remembere
     image, points = torch.zeros(2, 1, 2, 2), torch.zeros(2, 2)
     for predictor, x, clip, shown, want in (
         (DDIM(), image, False, False, True), (DDIM(), image, False, True, False), (DDIM(), image, True, False, False),
-        (DDIM(), points, True, False, True), (EDM(), image, False, False, False), (DPMSolver(2), image, False, False, False),
+        (DDIM(), points, True, False, True), (EDM(), image, False, False, True), (DPMSolver(2), image, False, False, False),
         (UniPC(1), image, False, False, False), (Ancestral(), image, False, False, True),
     ):  # fmt: skip
         assert Sampler(predictor, steps=5, clip=clip).prepared(denoiser, x, shown)[0] == want

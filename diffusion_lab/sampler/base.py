@@ -89,7 +89,7 @@ class Sampler:
             x0 = None  # the guess at the present x, or the output in its place; None once x has changed
             if step.refine is not None:
                 x0 = latest = ask(x, step.here)
-                x = combine(step.refine, before, (x0, *past))
+                x = combine(step.refine, before, (x0, x) if direct else (x0, *past))
                 x0 = x0 if self.predictor.reuse else None
             if step.root is not None:
                 x, *asked = self.corrector(denoiser, x, step.here, step.root, noise)
@@ -136,7 +136,7 @@ class Sampler:
         if kept is None or kept[0] != key:
             times, moves = self.plan(denoiser)
             roots = None if self.corrector is None else self.corrector.roots(denoiser.process, times)
-            alone = all(move and len(move.b) == 1 and not move.refine for move in moves)
+            alone = all(m and len(m.b) == 1 and not (m.refine and self.predictor.reuse) for m in moves)
             direct = alone and not shown and not (self.clip and x.dim() == 4)
             kept = self._kept = key, (direct, make_steps(denoiser, x, times, moves, roots, direct))
         return kept[1]

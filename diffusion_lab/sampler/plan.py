@@ -62,8 +62,8 @@ def make_steps(
     readings, count = denoiser.readings(asked, like), len(times)
     there = readings[count:] or [None] * len(moves)
     if direct:
-        views = zip(*(k.tolist() for k in denoiser.views(asked[count:])[0]), strict=True)
-        moves = [move.by_output(*view) for move, view in zip(moves, views, strict=True)]
+        views = list(zip(*(k.tolist() for k in denoiser.views(asked)[0]), strict=True))
+        moves = [move.by_output(*ends) for move, *ends in zip(moves, views[count:], views[1:count], strict=True)]
     rows: list[Sequence[float] | None] = []
     for arrived, move in zip([None, *moves], [*moves, None], strict=True):
         rows += [

@@ -38,10 +38,16 @@ class Move:
     churn: tuple[float, float] | None = None
     refine: tuple[float, tuple[float, ...]] | None = None
 
-    def by_output(self, p: float, q: float) -> Move:
-        """The move by one guess, not clipped, in terms of the network's output: x0_0 = p x_t + q output."""
-        (b,) = self.b
-        return replace(self, a=self.a + b * p, b=(b * q,))
+    def by_output(self, at_t: tuple[float, float], at_s: tuple[float, float]) -> Move:
+        """The move by one guess, not clipped, in terms of the network's output: x0 = p x + q output, (p, q) at t and s.
+
+        To refine it, the output at the first x_s serves, and this x_s itself: x0_0 = (x_s - a x_t) / b[0].
+        """
+        (p, q), (p_s, q_s), (b,), refine = at_t, at_s, self.b, self.refine
+        if refine is not None:
+            a_s, (b_s, b_t) = refine
+            refine = a_s - b_t * self.a / b, (b_s * q_s, b_t / b + b_s * p_s)
+        return replace(self, a=self.a + b * p, b=(b * q,), refine=refine)
 
 
 def decreasing(times: Tensor) -> None:
