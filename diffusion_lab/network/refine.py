@@ -50,8 +50,9 @@ class DilatedBlock(nn.Module):
         self.shortcut = convolution(in_channels, out_channels, size, dilation) if first else nn.Identity()
 
     def forward(self, x: Tensor, position: Position | None) -> Tensor:
-        h = self.conv1(F.elu(self.norm1(x, position)))
-        h = self.conv2(F.elu(self.norm2(h, position)))
+        # In place: what a norm puts out is needed nowhere else.
+        h = self.conv1(F.elu(self.norm1(x, position), inplace=True))
+        h = self.conv2(F.elu(self.norm2(h, position), inplace=True))
         if self.halves:
             x, h = F.avg_pool2d(x, 2), F.avg_pool2d(h, 2)
         return self.shortcut(x) + h

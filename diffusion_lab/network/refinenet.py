@@ -83,7 +83,7 @@ class RefineNet(nn.Module):
         before: list[Tensor] = []
         for block in self.up:
             before = [self.compute(block, [kept.pop(), *before], position)]
-        return self.leave(F.elu(self.norm(before[0], position)))
+        return self.leave(F.elu(self.norm(before[0], position), inplace=True))
 
     def compute(self, block: nn.Module, inputs: Tensor | list[Tensor], position: Position | None) -> Tensor:
         """Output of a block, whose insides are not kept where they are to be computed again."""
