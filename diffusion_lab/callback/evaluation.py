@@ -181,12 +181,8 @@ class Evaluation(Lean):
             if self.weights != "ema" and (has_ema or self.weights == "raw"):
                 raw = self.measure(trainer, model, evaluator, "raw")
                 metrics |= {f"raw_{name}": record for name, record in raw.items()}
-        except (
-            ValueError,
-            RuntimeError,
-            OSError,
-            MemoryError,
-        ) as error:  # numbers can be had later, a training that ended cannot
+        # Numbers can be had later, a training that ended cannot.
+        except (ValueError, RuntimeError, OSError, MemoryError) as error:
             if trainer.is_global_zero:
                 print(f"evaluation at step {trainer.global_step} failed, training goes on: {error}", flush=True)
             self._since = time.perf_counter()

@@ -137,8 +137,9 @@ class NoiseProcess(nn.Module, ABC):
 
         scale = alpha_t / alpha_s,   variance = sigma_t^2 - scale^2 sigma_s^2
         """
-        scale = self.alpha(t) / self.alpha(s)
-        return scale, (self.sigma(t) ** 2 - (scale * self.sigma(s)) ** 2).clamp(min=0)
+        (alpha_s, sigma_s), (alpha_t, sigma_t) = self.scales(s), self.scales(t)
+        scale = alpha_t / alpha_s
+        return scale, (sigma_t**2 - (scale * sigma_s) ** 2).clamp(min=0)
 
     def discretize(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(scale, variance) of the forward step from s to t as the method discretises it; here the exact one."""
@@ -151,9 +152,9 @@ class NoiseProcess(nn.Module, ABC):
 
         with (scale, v) = transition(s, t).
         """
-        scale, v = self.transition(s, t)
-        kept = (self.sigma(s) / self.sigma(t)) ** 2
-        return scale * kept, self.alpha(s) * v / self.sigma(t) ** 2, v * kept
+        (scale, v), (alpha_s, sigma_s), sigma_t = self.transition(s, t), self.scales(s), self.sigma(t)
+        kept = (sigma_s / sigma_t) ** 2
+        return scale * kept, alpha_s * v / sigma_t**2, v * kept
 
     def reverse_variance(self, s: Tensor, t: Tensor, variance: Variance) -> Tensor:
         """Variance of the model's step p(x_s | x_t): fixed_small the posterior's, fixed_large q(x_t | x_s)'s."""

@@ -10,6 +10,7 @@ and a solver is a polynomial in lambda through the last guesses.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -17,6 +18,12 @@ from torch import Tensor
 
 from diffusion_lab.process import NoiseProcess
 from diffusion_lab.sampler.predictor import Move, Predictor, decreasing
+
+
+def nodes(process: NoiseProcess, times: Tensor) -> Iterator[list[float]]:
+    """t, alpha, sigma and lambda at `times`, which must decrease."""
+    decreasing(times)
+    return (k.tolist() for k in (times, *process.scales(times), process.log_snr(times) / 2))
 
 
 class DPMSolver(Predictor):
@@ -42,9 +49,7 @@ class DPMSolver(Predictor):
         self.order, self.stochastic = order, stochastic
 
     def moves(self, process: NoiseProcess, times: Tensor) -> list[Move]:
-        decreasing(times)
-        numbers = (times, process.alpha(times), process.sigma(times), process.log_snr(times) / 2)
-        times, alpha, sigma, lam = (k.tolist() for k in numbers)
+        times, alpha, sigma, lam = nodes(process, times)
         moves = []
         for i in range(len(times) - 1):
             h, order = lam[i + 1] - lam[i], min(self.order, i + 1)
@@ -90,9 +95,7 @@ class UniPC(Predictor):
         self.order, self.variant = order, variant
 
     def moves(self, process: NoiseProcess, times: Tensor) -> list[Move]:
-        decreasing(times)
-        numbers = (times, process.alpha(times), process.sigma(times), process.log_snr(times) / 2)
-        times, alpha, sigma, lam = (k.tolist() for k in numbers)
+        times, alpha, sigma, lam = nodes(process, times)
         moves = []
         for i in range(len(times) - 1):
             h, order = lam[i + 1] - lam[i], min(self.order, i + 1)
