@@ -10,7 +10,7 @@ import torch
 
 from diffusion_lab.bench import data, optimizer, trainer
 from diffusion_lab.bench.race import Setting, run
-from diffusion_lab.launch.compose import settings_of
+from diffusion_lab.launch.compose import training
 from diffusion_lab.launch.train import set_up
 
 SMALL = Setting(threads=1, rounds=1, small=True)
@@ -53,7 +53,7 @@ def made(tmp_path_factory):
     """The Trainer of a default run, and of one that is profiled."""
     folder = tmp_path_factory.mktemp("made")
     words = [*trainer.TINY, f"paths.log_dir={folder}", f"paths.run_dir={folder}", "callback.evaluation.at_end=false"]
-    return [set_up(settings_of("train", [*words, *more]), folder)[2] for more in ([], ["debug=profile"])]
+    return [set_up(training([*words, *more]), folder)[2] for more in ([], ["debug=profile"])]
 
 
 def test_only_a_run_that_is_profiled_has_a_context_for_every_hook(made):

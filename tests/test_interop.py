@@ -30,7 +30,7 @@ import diffusion_lab
 from diffusion_lab.interop.__main__ import main
 from diffusion_lab.interop.diffusers import check_settings
 from diffusion_lab.interop.files import NUMPY, find, read
-from diffusion_lab.launch import adopt, compose
+from diffusion_lab.launch import compose
 from diffusion_lab.launch.adopt import noise_differs
 from diffusion_lab.network import UNet
 from diffusion_lab.process import VE, VP, Geometric, Ladder, Linear, NoiseProcess
@@ -55,7 +55,6 @@ def quick(monkeypatch):
         return copy.deepcopy(compose_once(task, tuple(overrides), return_hydra_config))
 
     monkeypatch.setattr(compose, "compose", remembered)
-    monkeypatch.setattr(adopt, "compose", remembered)
 
 
 def vp_time(cond: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from diffusion_lab.bench import official
 from diffusion_lab.bench.race import Race, Setting
 from diffusion_lab.callback import EMA
-from diffusion_lab.launch.compose import settings_of
+from diffusion_lab.launch.compose import training
 from diffusion_lab.launch.instantiate import instantiate
 from diffusion_lab.network import UNet
 
@@ -46,7 +46,7 @@ def repeated(update: Callable[[], None], averages: Callable[[], list[Tensor]], s
 
 def ours(unet: nn.Module, steps: int) -> Turn:
     """The optimiser of conf/optimizer/adam.yaml and the callback that `train.py` adds."""
-    settings = settings_of("train", ["logger=csv", f"optimizer.lr={RATE}"])
+    settings = training(["logger=csv", f"optimizer.lr={RATE}"])
     optimizer = instantiate(settings["optimizer"], "optimizer")(unet.parameters())
     ema = EMA(DECAY)
     ema.start(unet)

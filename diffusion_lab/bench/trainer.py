@@ -20,7 +20,7 @@ from torch import Tensor
 
 from diffusion_lab.bench.race import Race, Setting
 from diffusion_lab.data import DataModule
-from diffusion_lab.launch.compose import settings_of
+from diffusion_lab.launch.compose import training
 from diffusion_lab.launch.train import fit, quieten, set_up
 from diffusion_lab.model import Model
 
@@ -162,7 +162,7 @@ def races(setting: Setting) -> Iterator[Race]:
     quieten()
     warm, steps, count = (2, 2, 3) if setting.small else (50, 50, 12)
     where = tempfile.TemporaryDirectory()
-    settings = settings_of("train", [*TINY, f"paths.log_dir={where.name}", f"paths.run_dir={where.name}"])
+    settings = training([*TINY, f"paths.log_dir={where.name}", f"paths.run_dir={where.name}"])
     settings["trainer"]["accelerator"] = "gpu" if setting.device.type == "cuda" else "cpu"
     ways: dict[str, Way] = {
         "ours: all that train.py puts around it": ours,

@@ -10,15 +10,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from diffusion_lab.checkpoint import AtomicCheckpointIO
 from diffusion_lab.interop.files import Found, averaged, find, read
 from diffusion_lab.interop.layout import Layout, recognise
-from diffusion_lab.launch.compose import CONF, plain
+from diffusion_lab.launch.compose import training
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.launch.report import say
 from diffusion_lab.launch.resume import checkpoints
@@ -63,15 +61,10 @@ def adopt(file: str, overrides: Sequence[str], out: str | None = None) -> Path:
 def composed(overrides: Sequence[str]) -> dict[str, Any]:
     """The training configuration that the overrides describe, as a run's checkpoint holds it."""
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose("train", list(overrides), return_hydra_config=True)
+        return training(overrides)
     except HydraException as error:
         told = str(error).split("\n")[0]
         raise ConfigError(f"one model at a time: {told}") from error
-    choices = {group: name for group, name in config.hydra.runtime.choices.items() if not group.startswith("hydra")}
-    OmegaConf.set_struct(config, False)
-    del config["hydra"]
-    return {**plain(config), "choices": choices}
 
 
 def build(settings: dict[str, Any]) -> Model:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from lightning_fabric import Fabric
 from omegaconf import DictConfig
@@ -18,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from diffusion_lab import ranks
 from diffusion_lab.callback.evaluation import write_results
 from diffusion_lab.evaluation import Evaluator, Series
-from diffusion_lab.launch.compose import CONF, first_line, options, plain
+from diffusion_lab.launch.compose import composed, first_line, options, plain
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.launch.report import say
 from diffusion_lab.launch.request import Request, claim, folder
@@ -37,11 +34,8 @@ def sampler_settings(name: str, variance: str | None, keys: Sequence[str] = ()) 
     if name not in options("sampler") or name in ("trained", "custom"):
         raise ConfigError(f"{name} is no sampler{nearest(name, options('sampler'))}")
     words = [f"sampler={name}", *(f"sampler.{key}" for key in keys), "ckpt_path=.", f"variance={variance}"]
-    # A command has Hydra at work already, with what --config-dir has added.
-    running = GlobalHydra.instance().is_initialized()
     try:
-        with nullcontext() if running else initialize_config_dir(str(CONF), version_base="1.3"):
-            return plain(compose("sample", words))["sampler"]
+        return plain(composed("sample", words))["sampler"]
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"{name}: {first_line(error)}") from error
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException
@@ -37,13 +39,22 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return settings
 
 
-def settings_of(task: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """The plain configuration of a command line, and under `choices` the chosen option of each group."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose(task, list(arguments), return_hydra_config=True)
-    choices = OmegaConf.to_container(config.hydra.runtime.choices)
+def composed(task: str, words: Sequence[str], with_hydra: bool = False) -> DictConfig:
+    """What the words of a command give, on request with Hydra's own part.
+
+    Inside a command, by the Hydra that is at work there, with what --config-dir has added.
+    """
+    running = GlobalHydra.instance().is_initialized()
+    with nullcontext() if running else initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(task, list(words), return_hydra_config=with_hydra)
+
+
+def training(words: Sequence[str]) -> dict[str, Any]:
+    """The plain configuration of a training, as its checkpoints hold it: with the `choices` of groups."""
+    config = composed("train", words, with_hydra=True)
+    choices = {group: name for group, name in config.hydra.runtime.choices.items() if not group.startswith("hydra")}
     OmegaConf.set_struct(config, False)
-    del config.hydra
+    del config["hydra"]
     return {**plain(config), "choices": choices}
 
 

@@ -7,14 +7,13 @@ import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from diffusion_lab.launch import process
-from diffusion_lab.launch.compose import CONF, parsed
+from diffusion_lab.launch.compose import composed, parsed
 from diffusion_lab.launch.instantiate import ConfigError
 from diffusion_lab.launch.lock import locked
 from diffusion_lab.launch.report import say
@@ -152,7 +151,7 @@ def run_directory(own: Mapping[str, Override], wanted: str | None) -> Path | Non
         return None
     before = HydraConfig.instance().cfg
     try:
-        config = composed([override.input_line for override in own.values()])
+        config = composed("train", [override.input_line for override in own.values()], with_hydra=True)
         HydraConfig.instance().cfg = config  # which ${hydra:...} looks things up in
         return Path(config.hydra.run.dir)
     except HydraException:
@@ -163,10 +162,5 @@ def run_directory(own: Mapping[str, Override], wanted: str | None) -> Path | Non
 
 def log_directory(own: Mapping[str, Override]) -> Path:
     """Where these overrides have runs."""
-    return Path(composed([o.input_line for key, o in own.items() if key.startswith("paths.")]).paths.log_dir)
-
-
-def composed(words: Sequence[str]) -> DictConfig:
-    """The configuration of a training, with Hydra's own."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", list(words), return_hydra_config=True)
+    words = [override.input_line for key, override in own.items() if key.startswith("paths.")]
+    return Path(composed("train", words).paths.log_dir)
