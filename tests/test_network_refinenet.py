@@ -12,6 +12,7 @@ import torch
 from analytic import recipe_weights
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from test_network import assert_checkpointing_saves_memory_alone
 from torch import Tensor, nn
 
 from diffusion_lab.interop.ncsn import refinenet, trainable_order
@@ -296,17 +297,7 @@ def test_bfloat16_autocast_stays_near_float32(form):
 
 @pytest.mark.parametrize("form", [NCSN, {}])
 def test_checkpointing_gives_the_same_gradients_from_less_memory(form):
-    def gradients(checkpoint: bool) -> tuple[list[Tensor], int]:
-        net, (x, t), kept = small(checkpoint=checkpoint, **form).train(), inputs(), []
-        with torch.autograd.graph.saved_tensors_hooks(lambda s: kept.append(s.numel()) or s, lambda s: s):
-            loss = net(x, t).square().sum()
-        loss.backward()
-        return [parameter.grad for parameter in net.parameters()], sum(kept)
-
-    (plain, all_kept), (again, few_kept) = gradients(False), gradients(True)
-    for gradient, truth in zip(again, plain, strict=True):
-        torch.testing.assert_close(gradient, truth)
-    assert few_kept < 0.5 * all_kept
+    assert_checkpointing_saves_memory_alone(lambda checkpoint: (small(checkpoint=checkpoint, **form), *inputs()))
 
 
 def test_second_derivatives_exist():
