@@ -1,35 +1,37 @@
-"""Samplers: one loop, and the predictors and correctors that it follows."""
+"""Samplers: one loop, and the steps and correctors that it follows, each written as its paper prints it."""
 
-from diffusion_lab.sampler.base import Sampler, State
-from diffusion_lab.sampler.corrector import AnnealedLangevin, Corrector, Langevin
-from diffusion_lab.sampler.edm import EDM
-from diffusion_lab.sampler.multistep import DPMSolver, UniPC
+from diffusion_lab.sampler.ancestral import DDIM, Ancestral, EulerAncestral
+from diffusion_lab.sampler.corrector import AnnealedLangevin, Langevin
+from diffusion_lab.sampler.edm import EDM, Restart
+from diffusion_lab.sampler.loop import Sampler, State
+from diffusion_lab.sampler.multistep import PNDM, AdamsBashforth, DPMSolver, UniPC
 from diffusion_lab.sampler.ode import ProbabilityFlow
-from diffusion_lab.sampler.predictor import (
-    DDIM,
-    Ancestral,
-    EulerMaruyama,
-    Move,
-    OneStep,
-    Predictor,
-    ReverseDiffusion,
-)
+from diffusion_lab.sampler.reverse_sde import EulerMaruyama, ReverseDiffusion
+from diffusion_lab.sampler.singlestep import DPMpp2SAncestral, DPMppSDE, DPMSolver2S, DPMSolverSingle, RungeKutta
+from diffusion_lab.sampler.step import Corrector, Step
 
 __all__ = [
     "DDIM",
     "EDM",
+    "PNDM",
+    "AdamsBashforth",
     "Ancestral",
     "AnnealedLangevin",
     "Corrector",
     "DPMSolver",
+    "DPMSolver2S",
+    "DPMSolverSingle",
+    "DPMpp2SAncestral",
+    "DPMppSDE",
+    "EulerAncestral",
     "EulerMaruyama",
     "Langevin",
-    "Move",
-    "OneStep",
-    "Predictor",
     "ProbabilityFlow",
+    "Restart",
     "ReverseDiffusion",
+    "RungeKutta",
     "Sampler",
     "State",
+    "Step",
     "UniPC",
 ]

@@ -6,75 +6,54 @@ x <- x + e score(x, t) + sqrt(2 e) z,   z ~ N(0, I)
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from diffusion_lab.denoiser import Denoiser, Reading
-from diffusion_lab.process import NoiseProcess
-from diffusion_lab.sampler.plan import combine
+from diffusion_lab.sampler.step import Corrector
 
 
-class Corrector(ABC):
-    """`steps` Langevin steps, whose size e is what tells correctors apart."""
-
-    steps: int
-
-    @abstractmethod
-    def roots(self, process: NoiseProcess, times: Tensor) -> Tensor:
-        """sqrt(e) at `times` (S,), float64, or that factor of it which is the same for all arrays."""
-
-    def root(self, at_time: Tensor, score: Tensor, z: Tensor) -> Tensor:
-        """sqrt(e), a scalar or of shape (B, 1, ..., 1), from the scalar that `roots` gave for the time."""
-        return at_time
-
-    def __call__(
-        self, denoiser: Denoiser, x: Tensor, reading: Reading, at_time: Tensor, noise: Callable[[], Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(x after the steps, the x at which the network was last asked, its output there), all of the shape of x."""
-        for _ in range(self.steps):
-            asked, output, z = x, denoiser.read(x, reading), noise()
-            by_x, by_output = reading.score
-            score = output.to(x.dtype) * by_output if by_x is None else combine(reading.score, x, (output,))
-            root = self.root(at_time, score, z)
-            x = torch.addcmul(x, score, root.square()).addcmul_(z, root, value=math.sqrt(2))
-        return x, asked, output
-
-
+@dataclass(frozen=True)
 class Langevin(Corrector):
     """Step sizes from a signal-to-noise ratio; Song et al. 2021, Algorithms 4 and 5.
 
         e = 2 a (snr |z| / |score|)^2
 
     a = 1 for VE; for VP the factor 1 - beta_i of the official program (the paper's algorithm has it too), which here is
-    the square of the signal's scale over one of 1,000 steps (over one level of a ladder).
+    the square of the signal's scale over one of 1,000 steps (over one level of a discrete process).
 
     Args:
         norm: |z| and |score| are averages over the "batch", as published, which ties an image to its batch, or are
             each "image"'s own.
     """
 
-    def __init__(self, snr: float = 0.16, steps: int = 1, norm: Literal["batch", "image"] = "batch") -> None:
-        if snr <= 0 or steps < 1:
-            raise ValueError(f"a Langevin corrector needs snr > 0 and steps >= 1, got {snr} and {steps}")
-        if norm not in ("batch", "image"):
-            raise ValueError(f"norm={norm!r} is unknown; allowed: batch, image")
-        self.snr, self.steps, self.norm = snr, steps, norm
+    snr: float = 0.16
+    steps: int = 1
+    norm: Literal["batch", "image"] = "batch"
 
-    def roots(self, process: NoiseProcess, times: Tensor) -> Tensor:
-        return self.snr * (2 * signal_kept(process, times)).sqrt()
+    def __post_init__(self) -> None:
+        if self.snr <= 0 or self.steps < 1:
+            raise ValueError(
+                f"a Langevin corrector needs snr > 0 and steps >= 1, got {self.snr} and {self.steps}"
+            )
+        if self.norm not in ("batch", "image"):
+            raise ValueError(f"norm={self.norm!r} is unknown; allowed: batch, image")
 
-    def root(self, at_time: Tensor, score: Tensor, z: Tensor) -> Tensor:
-        inside = tuple(range(1, z.dim()))
-        noise, score = (torch.linalg.vector_norm(v, dim=inside, keepdim=True) for v in (z, score))
-        if self.norm == "batch":
-            noise, score = noise.mean(), score.mean()
-        return at_time * (noise / score)
+    def __call__(self, p, x, t, denoise, noise) -> Any:
+        snr = self.snr * math.sqrt(2 * p.signal_kept(t))
+        for _ in range(self.steps):
+            score, z = denoise(x, t).score, noise()
+            inside = tuple(range(1, z.dim()))
+            z_norm, score_norm = (torch.linalg.vector_norm(v, dim=inside, keepdim=True) for v in (z, score))
+            if self.norm == "batch":
+                z_norm, score_norm = z_norm.mean(), score_norm.mean()
+            root = snr * (z_norm / score_norm)  # sqrt(e)
+            x = torch.addcmul(x, score, root.square()).addcmul_(z, root, value=math.sqrt(2))
+        return x
 
 
+@dataclass(frozen=True)
 class AnnealedLangevin(Corrector):
     """Step sizes in proportion to the variance of the noise; Song & Ermon 2019, Algorithm 1, in their program's form.
 
@@ -88,24 +67,28 @@ class AnnealedLangevin(Corrector):
         ValueError: unless exactly one of step_size and snr is given.
     """
 
-    def __init__(self, step_size: float | None = None, snr: float | None = None, steps: int = 100) -> None:
-        if (step_size is None) == (snr is None):
+    step_size: float | None = None
+    snr: float | None = None
+    steps: int = 100
+
+    def __post_init__(self) -> None:
+        if (self.step_size is None) == (self.snr is None):
             raise ValueError(
                 "annealed Langevin dynamics needs either step_size or snr: give one, and null for the other"
             )
-        if (step_size or snr or 0) <= 0 or steps < 1:
-            raise ValueError(f"step_size or snr must be positive and steps >= 1, got {step_size}, {snr}, {steps}")
-        self.step_size, self.snr, self.steps = step_size, snr, steps
+        if (self.step_size or self.snr or 0) <= 0 or self.steps < 1:
+            raise ValueError(
+                f"step_size or snr must be positive and steps >= 1, got {self.step_size}, {self.snr}, {self.steps}"
+            )
 
-    def roots(self, process: NoiseProcess, times: Tensor) -> Tensor:
-        sigma = process.sigma(times)
+    def size(self, p, t: float) -> float:
+        """e at t."""
         if self.step_size is None:
-            return self.snr * (2 * signal_kept(process, times)).sqrt() * sigma
-        lowest = process.sigma(torch.tensor(process.t_min, dtype=torch.float64)).item()
-        return math.sqrt(self.step_size) * sigma / lowest
+            return 2 * p.signal_kept(t) * (self.snr * p.sigma(t)) ** 2
+        return self.step_size * (p.sigma(t) / p.sigma(p.t_min)) ** 2
 
-
-def signal_kept(process: NoiseProcess, t: Tensor) -> Tensor:
-    """(alpha_t / alpha_s)^2 with s one level, or a thousandth of the clock, before t; of the shape of t."""
-    s = (t - 1 / (process.levels or 1000)).clamp(min=0)
-    return process.discretize(s, t)[0] ** 2
+    def __call__(self, p, x, t, denoise, noise) -> Any:
+        e = self.size(p, t)
+        for _ in range(self.steps):
+            x = x + e * denoise(x, t).score + noise(math.sqrt(2 * e))
+        return x

@@ -1,65 +1,113 @@
-"""Euler and Heun steps with churn: the samplers of Karras et al. 2022 (EDM) for any process."""
+"""Karras et al. 2022 (EDM) for any process, in y = x / alpha on n = sigma / alpha, where dy/dn = eps; and Restart."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
-from diffusion_lab.process import NoiseProcess
-from diffusion_lab.sampler.predictor import Move, Predictor, decreasing
+from diffusion_lab.sampler.step import Step, interval
 
 
-class EDM(Predictor):
-    """Karras et al. 2022 (arXiv:2206.00364), Algorithm 2, in x/alpha and n = sigma/alpha.
+def heun(p, x, t, s, denoise) -> Any:
+    """Heun's second-order step from t to s; Karras et al. 2022, Algorithm 1."""
+    y, h = x / p.alpha(t), p.noise_to_signal(s) - p.noise_to_signal(t)
+    d = denoise(x, t).eps
+    d_s = denoise(p.alpha(s) * (y + h * d), s).eps
+    return p.alpha(s) * (y + h / 2 * (d + d_s))
 
-        n_hat = (1 + gamma) n,   x_hat = x + sqrt(n_hat^2 - n^2) s_noise z
-        d = (x_hat - x0_hat) / n_hat,   x_s = x_hat + (n_s - n_hat) d,
-        order 2:  x_s = x_hat + (n_s - n_hat) (d + d_s) / 2     with d_s at that first x_s
+
+@dataclass(frozen=True)
+class EDM(Step):
+    """Karras et al. 2022 (arXiv:2206.00364), Algorithm 2, in y = x / alpha and n = sigma / alpha.
+
+        n_hat = (1 + gamma) n,   y_hat = y + sqrt(n_hat^2 - n^2) s_noise z
+        y_s = y_hat + (n_s - n_hat) eps_hat,
+        order 2:  y_s = y_hat + (n_s - n_hat) (eps_hat + eps_s) / 2     with eps_s at that first y_s
 
     gamma = min(churn / steps, sqrt(2) - 1) for n in [s_min, s_max], else 0.  Order 1 without churn is DDIM; order 2
     is Heun's method, two evaluations a step.
     """
 
-    reuse = False
+    order: Literal[1, 2] = 2
+    churn: float = 0.0
+    s_min: float = 0.0
+    s_max: float = math.inf
+    s_noise: float = 1.0
 
-    def __init__(
-        self,
-        order: Literal[1, 2] = 2,
-        churn: float = 0.0,
-        s_min: float = 0.0,
-        s_max: float = math.inf,
-        s_noise: float = 1.0,
-    ) -> None:
-        if order not in (1, 2):
-            raise ValueError(f"EDM's sampler has order 1 (Euler) or 2 (Heun), got {order}")
-        if churn < 0 or s_noise <= 0:
-            raise ValueError(f"churn must be >= 0 and s_noise > 0, got {churn} and {s_noise}")
-        self.order, self.churn, self.s_min, self.s_max, self.s_noise = order, churn, s_min, s_max, s_noise
+    def __post_init__(self) -> None:
+        if self.order not in (1, 2):
+            raise ValueError(f"EDM's sampler has order 1 (Euler) or 2 (Heun), got {self.order}")
+        if self.churn < 0 or self.s_noise <= 0:
+            raise ValueError(f"churn must be >= 0 and s_noise > 0, got {self.churn} and {self.s_noise}")
 
-    def moves(self, process: NoiseProcess, times: Tensor) -> list[Move]:
-        decreasing(times)
-        noise = (-process.log_snr(times) / 2).exp()
-        churned = (noise >= self.s_min) & (noise <= self.s_max)
+    def __call__(self, p, x, t, s, denoise, noise, past) -> Any:
+        interval(p, t, s)
+        x, t = self.churned(p, x, t, noise)
+        if self.order == 2:
+            return heun(p, x, t, s, denoise)
+        h = p.noise_to_signal(s) - p.noise_to_signal(t)
+        return p.alpha(s) * (x / p.alpha(t) + h * denoise(x, t).eps)
+
+    def churned(self, p, x, t, noise) -> tuple[Any, float]:
+        """(x_hat, t_hat): x with noise added, and the later time to which it belongs."""
+        n = p.noise_to_signal(t)
+        gamma = min(self.churn / len(p.times), math.sqrt(2) - 1) if self.s_min <= n <= self.s_max else 0.0
         # The clock ends at t = 1: noise cannot be raised beyond what it reaches.
-        raised = noise * (1 + churned.double() * min(self.churn / len(times), math.sqrt(2) - 1))
-        raised = raised.clamp(max=noise[0].item())
-        late = torch.where(raised > noise, process.time(-2 * raised.log()), times)
-        numbers = (k.tolist() for k in (late, times, raised, noise, process.alpha(late), process.alpha(times)))
-        (late, times, raised, noise, alpha_late, alpha), moves = numbers, []
-        for i, s in enumerate(times[1:]):
-            t, n, n_s, alpha_s = late[i], raised[i], noise[i + 1], alpha[i + 1]
-            scale, ratio = alpha_s / alpha_late[i], n_s / n
-            added = self.s_noise * math.sqrt(max(n**2 - noise[i] ** 2, 0.0)) * alpha_late[i]
-            churn = (alpha_late[i] / alpha[i], added) if added > 0 else None
-            half = (n_s - n) / 2  # times d and d_s, where d_s is at x_s = ratio x_hat + (1 - ratio) x0_hat
-            refine = (
-                scale * (1 + half / n + half / n_s * ratio),
-                (-alpha_s * half / n_s, alpha_s * (half / n_s * (1 - ratio) - half / n)),
-            )
-            moves.append(
-                Move(t, s, scale * ratio, (alpha_s * (1 - ratio),), 0.0, churn, refine if self.order == 2 else None)
-            )
-        return moves
+        n_hat = min((1 + gamma) * n, p.noise_to_signal(p.times[0]))
+        if n_hat <= n:
+            return x, t
+        t_hat = p.time(-math.log(n_hat))
+        alpha_hat = p.alpha(t_hat)
+        return alpha_hat / p.alpha(t) * x + noise(alpha_hat * self.s_noise * math.sqrt(n_hat**2 - n**2)), t_hat
+
+
+@dataclass(frozen=True)
+class Restart(Step):
+    """Heun's method that goes back: noise is added, and the last part of the way is solved again.
+
+    Xu et al. 2023 (arXiv:2306.14878), Algorithm 1: at the first time of the grid whose n = sigma / alpha is at most
+    `low`, `repeats` times
+
+        y <- y + s_noise sqrt(high^2 - n^2) z,   then Heun's steps from n = high back to n, on EDM's grid of `steps`
+
+    Args:
+        low, high: noise-to-signal ratios of the interval, t_min and t_max in the paper.
+        steps: times of the grid inside the interval, both ends counted.
+        repeats: K in the paper.
+        rho: of the grid inside the interval.
+    """
+
+    low: float = 0.06
+    high: float = 0.30
+    steps: int = 6
+    repeats: int = 2
+    s_noise: float = 1.0
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low < self.high:
+            raise ValueError(f"restart needs 0 < low < high, got {self.low} and {self.high}")
+        if self.steps < 2 or self.repeats < 0:
+            raise ValueError(f"restart needs steps >= 2 and repeats >= 0, got {self.steps} and {self.repeats}")
+
+    def __call__(self, p, x, t, s, denoise, noise, past) -> Any:
+        interval(p, t, s)
+        x = heun(p, x, t, s, denoise)
+        n = p.noise_to_signal(s)
+        if not n <= self.low < p.noise_to_signal(t):
+            return x
+        times = self.times(p, s)
+        for _ in range(self.repeats):
+            up = p.alpha(times[0]) * self.s_noise * math.sqrt(p.noise_to_signal(times[0]) ** 2 - n**2)
+            x = p.alpha(times[0]) / p.alpha(s) * x + noise(up)
+            for late, early in pairwise(times):
+                x = heun(p, x, late, early, denoise)
+        return x
+
+    def times(self, p, s: float) -> list[float]:
+        """Times from n = high down to s, even in n^(1/rho)."""
+        high, low = (n ** (1 / self.rho) for n in (self.high, p.noise_to_signal(s)))
+        inner = [(high + i / (self.steps - 1) * (low - high)) ** self.rho for i in range(self.steps - 1)]
+        return [*(p.time(-math.log(n)) for n in inner), s]

@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.flow import check_process, check_tolerances, solve
 from diffusion_lab.noise import Generators
-from diffusion_lab.sampler.base import Sampler, State
+from diffusion_lab.sampler.loop import Sampler, State
 
 
 class ProbabilityFlow(Sampler):

@@ -1,0 +1,74 @@
+"""Ancestral sampling: steps that draw from the reverse of one step of noise, DDPM's and what became of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from diffusion_lab.process import Variance
+from diffusion_lab.sampler.step import Step
+
+
+@dataclass(frozen=True)
+class Ancestral(Step):
+    """Draws from p(x_s | x_t) = q(x_s | x_t, x_0 = x0_hat); Ho et al. 2020, Algorithm 2.
+
+        x_s = (scale sigma_s^2 / sigma_t^2) x_t + (alpha_s v / sigma_t^2) x0_hat + sqrt(variance) z
+
+    with scale = alpha_t / alpha_s and v = sigma_t^2 - scale^2 sigma_s^2.  `variance` is v sigma_s^2 / sigma_t^2
+    ("fixed_small"; also Song et al. 2021, Eq. 47, for VE) or v ("fixed_large", beta_t between neighbouring levels;
+    Song et al. 2021, Eq. 4, for VP).
+    """
+
+    variance: Variance = "fixed_large"
+
+    def __call__(self, p, x, t, s, denoise, noise, past) -> Any:
+        by_x, by_x0, _ = p.posterior(s, t)
+        return by_x * x + by_x0 * denoise(x, t).x0 + noise(math.sqrt(p.reverse_variance(s, t, self.variance)))
+
+
+@dataclass(frozen=True)
+class DDIM(Step):
+    """Song, Meng & Ermon 2021 (DDIM), Eqs. 12 and 16: deterministic at eta = 0, DDPM's fixed-small at eta = 1.
+
+    x_s = alpha_s x0_hat + sqrt(sigma_s^2 - c^2) eps_hat + c z,   c = eta sqrt(posterior variance)
+    """
+
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must be between 0 (deterministic) and 1 (ancestral), got {self.eta}")
+
+    def __call__(self, p, x, t, s, denoise, noise, past) -> Any:
+        d, c = denoise(x, t), self.eta * math.sqrt(p.posterior(s, t)[2])
+        return p.alpha(s) * d.x0 + math.sqrt(p.sigma(s) ** 2 - c**2) * d.eps + noise(c)
+
+
+def ancestral_step(n: float, n_s: float, eta: float) -> tuple[float, float]:
+    """(down, up): noise-to-signal ratio to which to step without noise, and the noise to add, to arrive at n_s < n.
+
+    up = min(n_s, eta sqrt(n_s^2 (n^2 - n_s^2) / n^2)),   down = sqrt(n_s^2 - up^2)
+    """
+    up = min(n_s, eta * n_s / n * math.sqrt(max(n**2 - n_s**2, 0.0)))
+    return math.sqrt(n_s**2 - up**2), up
+
+
+@dataclass(frozen=True)
+class EulerAncestral(Step):
+    """Euler's step in y = x / alpha on n = sigma / alpha, then noise (Katherine Crowson, k-diffusion).
+
+        y_s = y + (down - n) eps_hat + s_noise up z,   (down, up) = ancestral_step(n, n_s, eta)
+
+    With s_noise = 1 it is DDIM with the same eta.
+    """
+
+    eta: float = 1.0
+    s_noise: float = 1.0
+
+    def __call__(self, p, x, t, s, denoise, noise, past) -> Any:
+        n, n_s, alpha_s = p.noise_to_signal(t), p.noise_to_signal(s), p.alpha(s)
+        down, up = ancestral_step(n, n_s, self.eta)
+        y = x / p.alpha(t) + (down - n) * denoise(x, t).eps
+        return alpha_s * y + noise(alpha_s * self.s_noise * up)

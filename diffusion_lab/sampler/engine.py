@@ -1,0 +1,99 @@
+"""What calls a sampler's steps: with tensors (`Written`), or with linear forms (`record.Recorder`)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.denoiser import Denoiser, Reading
+from diffusion_lab.sampler.prediction import Prediction
+from diffusion_lab.sampler.scalar_process import ScalarProcess
+
+HISTORY = 8
+"""Predictions that a step may look back at."""
+
+Threshold = Callable[[Tensor], Tensor]
+"""What is done to each prediction of x_0: clipping, dynamic thresholding."""
+
+
+class Engine(ABC):
+    """Calls steps and keeps their predictions.
+
+    Args:
+        denoiser, p: the network and its process at the sampler's times.
+        thresholded: whether the sampler changes each prediction of x_0.
+    """
+
+    def __init__(self, denoiser: Denoiser, p: ScalarProcess, thresholded: bool) -> None:
+        self.denoiser, self.p, self.thresholded = denoiser, p, thresholded
+        self.past: deque[Prediction] = deque(maxlen=HISTORY)
+        self.latest: Prediction | None = None
+
+    @abstractmethod
+    def noise(self, std: float = 1.0) -> Any:
+        """Fresh noise, N(0, std^2 I)."""
+
+    @abstractmethod
+    def denoise(self, x: Any, t: float) -> Prediction:
+        """The network's prediction at x and t."""
+
+    def keep(self, prediction: Prediction) -> Prediction:
+        """The prediction, which later steps see."""
+        self.latest = prediction
+        self.past.appendleft(prediction)
+        return prediction
+
+    def step(self, step: Callable[..., Any], x: Any, t: float, s: float) -> Any:
+        """x after a step from t to s."""
+        return step(self.p, x, t, s, self.denoise, self.noise, list(self.past))
+
+    def correct(self, corrector: Callable[..., Any], x: Any, t: float) -> Any:
+        """x after a corrector at t, whose score no threshold changes; predictions at t, of another x, are forgotten."""
+        past = [prediction for prediction in self.past if prediction.t != t]
+        thresholded, self.thresholded = self.thresholded, False
+        try:
+            return corrector(self.p, x, t, self.denoise, self.noise)
+        finally:
+            self.past, self.thresholded = deque(past, HISTORY), thresholded
+
+
+class Written(Engine):
+    """Runs steps as they are written, on tensors.
+
+    Args:
+        like: (B, ...), of the shape, dtype and device of x.
+        threshold: applied to predictions of x_0; None where none is.
+    """
+
+    def __init__(self, denoiser: Denoiser, p: ScalarProcess, like: Tensor, threshold: Threshold | None) -> None:
+        super().__init__(denoiser, p, threshold is not None)
+        self.like, self.threshold, self.stream = like, threshold, None
+        self._readings: dict[float, Reading] = {}
+
+    def start(self, stream: Callable[[], Tensor]) -> None:
+        """Begin with a batch whose noise `stream` gives."""
+        self.stream, self.latest = stream, None
+        self.past.clear()
+
+    def noise(self, std: float = 1.0) -> Tensor | float:
+        return std * self.stream() if std else 0.0
+
+    def denoise(self, x: Tensor, t: float) -> Prediction:
+        (alpha, sigma), row = self.p.alpha_sigma(t), self.denoiser.parameterization
+        output = self.denoiser.read(x, self.reading(t)).to(x.dtype)
+        if self.thresholded:
+            output, row = self.threshold(Prediction(t, x, output, alpha, sigma, row).x0), None
+        return self.keep(Prediction(t, x, output, alpha, sigma, row))
+
+    def reading(self, t: float) -> Reading:
+        """How the network is called at t; for the whole grid at once."""
+        if t not in self._readings:
+            times = [t] if self._readings or t not in self.p.times else list(dict.fromkeys(self.p.times))
+            each = self.denoiser.readings(torch.tensor(times, dtype=torch.float64), self.like)
+            self._readings.update(zip(times, each, strict=True))
+        return self._readings[t]

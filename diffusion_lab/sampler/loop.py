@@ -1,0 +1,184 @@
+"""The one sampling loop."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.noise import Generators, draw, stream
+from diffusion_lab.process import Spacing
+from diffusion_lab.sampler.engine import Engine, Threshold, Written
+from diffusion_lab.sampler.plan import Plan
+from diffusion_lab.sampler.record import Form, NotLinear, Recorder
+from diffusion_lab.sampler.scalar_process import ScalarProcess
+from diffusion_lab.sampler.step import Corrector, Step
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a trajectory is: the time, the noisy sample x, and the clean image x0 last predicted, both (B, ...)."""
+
+    t: float
+    x: Tensor
+    x0: Tensor
+
+
+class Sampler:
+    """Starts from noise and follows a grid of times down to data: at each time the corrector, then the predictor.
+
+    DDPM is a predictor only, NCSN a corrector only, ScoreSDE both, in this order (that of its official program;
+    Algorithms 2 and 3 of Song et al. 2021 print the predictor first).
+
+    The steps are recorded once for a batch of some shape, which yields their coefficients, and replayed on tensors
+    (`record`); what is not linear is run as it is written.
+
+    Args:
+        predictor: the step to less noise; None leaves x as it is between two times.
+        corrector: Langevin steps at fixed noise; None makes none.
+        steps: number of times at which the network is evaluated by a predictor of one evaluation a step; None takes
+            every level of a discrete process, or 1000 times of a continuous one.
+        spacing, rho: how the times are spread (`NoiseProcess.grid`).
+        denoise: end with x_0 as predicted at the last time (Tweedie's formula): DDPM's last step, NCSNv2's denoising
+            step, ScoreSDE's noise removal.
+        clip: clip each prediction of x_0 to the model's image range (points in the plane have none).
+        start: "prior", N(0, prior_std^2 I), or "uniform", between the ends of the image range (NCSN) and, for points,
+            between -prior_std and prior_std.
+        precision: dtype of everything outside the network.
+    """
+
+    def __init__(
+        self,
+        predictor: Step | None = None,
+        corrector: Corrector | None = None,
+        steps: int | None = None,
+        spacing: Spacing = "uniform",
+        rho: float = 7.0,
+        denoise: bool = True,
+        clip: bool = False,
+        start: Literal["prior", "uniform"] = "prior",
+        precision: Literal["float32", "float64"] = "float32",
+    ) -> None:
+        if predictor is None and corrector is None:
+            raise ValueError("a sampler needs a predictor, a corrector, or both")
+        if start not in ("prior", "uniform"):
+            raise ValueError(f"start={start!r} is unknown; allowed: prior, uniform")
+        self.predictor, self.corrector = predictor, corrector
+        self.steps, self.spacing, self.rho = steps, spacing, rho
+        self.denoise, self.clip, self.start = denoise, clip, start
+        self.dtype = {"float32": torch.float32, "float64": torch.float64}[precision]
+
+    def timesteps(self, denoiser: Denoiser) -> Tensor:
+        """The grid of times for this denoiser's process, decreasing, (S,), float64.
+
+        Raises:
+            ValueError: if the process has no such grid.
+        """
+        return denoiser.process.grid(self.steps, self.spacing, self.rho)
+
+    def check(self, denoiser: Denoiser) -> Tensor:
+        """`timesteps`, raising ValueError too if a step cannot be made between them."""
+        times = self.timesteps(denoiser)
+        self.record(denoiser, torch.zeros(1, 1, dtype=self.dtype))
+        return times
+
+    def follow(self, engine: Engine, x: Any) -> Iterator[tuple[float, Any]]:
+        """(t, x) after every step from the initial state x; an engine gives the steps forms or tensors."""
+        p, t = engine.p, engine.p.times[0]
+        for t, s in zip(p.times, [*p.times[1:], None], strict=True):
+            if self.corrector is not None:
+                x = engine.correct(self.corrector, x, t)
+            if s is not None and self.predictor is not None:
+                x = engine.step(self.predictor, x, t, s)
+                yield s, x
+            elif self.predictor is None:
+                yield t, x
+        if self.denoise:
+            last = getattr(self.predictor, "last", Step.last)
+            yield 0.0, last(engine.denoise, x, t, list(engine.past))
+        elif self.predictor is not None:
+            yield t, x
+
+    def record(self, denoiser: Denoiser, like: Tensor, shown: bool = False) -> Plan:
+        """The sampler as it runs on batches like `like` (B, ...): all coefficients, computed in float64.
+
+        Args:
+            shown: yield the state after every step, with x_0, instead of the last one.
+
+        Raises:
+            ValueError: if the process has no such grid, or a step cannot be made.
+        """
+        p, threshold = ScalarProcess(denoiser.process, self.timesteps(denoiser)), self.threshold(denoiser, like)
+        as_written: list[Any] = []
+        while True:
+            recorder = Recorder(denoiser, p, threshold is not None, as_written)
+            try:
+                recorder.follow(self.follow(recorder, Form({0: 1.0})), shown)
+            except NotLinear as error:
+                as_written.append(error.step)
+                continue
+            return Plan(recorder.instructions, Written(denoiser, p, like, threshold))
+
+    def threshold(self, denoiser: Denoiser, like: Tensor) -> Threshold | None:
+        """What is done to each prediction of x_0."""
+        row = denoiser.parameterization
+        return partial(torch.clamp, min=row.low, max=row.high) if self.clip and like.dim() == 4 else None
+
+    @torch.no_grad()
+    def trajectory(self, denoiser: Denoiser, x: Tensor, generator: Generators = None) -> Iterator[State]:
+        """Follow the reverse process from x = x_1, shape (B, ...), yielding the state after every step."""
+        x = x.to(self.dtype)
+        for t, noisy, x0 in self.record(denoiser, x, shown=True)(x, generator):
+            yield State(t, noisy, x0)
+
+    @torch.no_grad()
+    def as_written(self, denoiser: Denoiser, x: Tensor, generator: Generators = None) -> Tensor:
+        """The sample from x = x_1, with every step run on tensors as it is written."""
+        x, p = x.to(self.dtype), ScalarProcess(denoiser.process, self.timesteps(denoiser))
+        written = Written(denoiser, p, x, self.threshold(denoiser, x))
+        written.start(stream(x.shape, generator, x.dtype, x.device))
+        return deque(self.follow(written, x), maxlen=1).pop()[1]
+
+    def prior(
+        self, denoiser: Denoiser, shape: Sequence[int], generator: Generators, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """x_1 of `shape` (B, ...)."""
+        z = draw(shape, generator, self.dtype, device)
+        if self.start == "prior":
+            return denoiser.process.prior_std * z
+        row, reach = denoiser.parameterization, denoiser.process.prior_std
+        low, high = (row.low, row.high) if len(shape) == 4 else (-reach, reach)
+        return low + (high - low) * torch.special.ndtr(z)
+
+    def prepare(
+        self, denoiser: Denoiser, shape: Sequence[int], device: torch.device | str = "cpu"
+    ) -> Callable[[Generators], Tensor]:
+        """Records the sampler for `shape` (B, ...); gives what draws such samples from a generator or one an image."""
+        plan = self.record(denoiser, torch.empty(*shape, dtype=self.dtype, device=device))
+
+        @torch.no_grad()
+        def draw_samples(generator: Generators = None) -> Tensor:
+            x = self.prior(denoiser, shape, generator, device)
+            return deque(plan(x, generator), maxlen=1).pop()[1]
+
+        return draw_samples
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        shape: Sequence[int],
+        generator: Generators = None,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Samples of `shape` (B, ...) in the model's range.
+
+        Args:
+            generator: one for the batch, or a sequence with one for each image (`image_generators`).
+        """
+        return self.prepare(denoiser, shape, device)(generator)
