@@ -34,9 +34,9 @@ class Ready(nn.Module):
 
 def ours(denoiser: Denoiser, sampler: Sampler, network: nn.Module, shape: tuple[int, ...], setting: Setting) -> Work:
     """A turn of our sampler; what it prepares once is kept for every batch, as of a series."""
-    denoiser = Denoiser(network, denoiser.process, denoiser.parameterization)
+    draw = sampler.prepare(Denoiser(network, denoiser.process, denoiser.parameterization), shape, setting.device)
     generator = torch.Generator(setting.device)
-    return lambda: sampler(denoiser, shape, generator.manual_seed(0), setting.device)
+    return lambda: draw(generator.manual_seed(0))
 
 
 def scalars(rows: Tensor, device: torch.device) -> list[tuple[Tensor, ...]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.denoiser import Denoiser, Reading
-from diffusion_lab.sampler.prediction import Prediction
+from diffusion_lab.sampler.prediction import Coefficients, Prediction, coefficients
 from diffusion_lab.sampler.scalar_process import ScalarProcess
 
 HISTORY = 8
@@ -33,6 +33,17 @@ class Engine(ABC):
         self.denoiser, self.p, self.thresholded = denoiser, p, thresholded
         self.past: deque[Prediction] = deque(maxlen=HISTORY)
         self.latest: Prediction | None = None
+        self._coefficients: dict[tuple[float, bool], Coefficients] = {}
+
+    def predicted(self, t: float, x: Any, output: Any) -> Prediction:
+        """The prediction in the network's output, or in x_0 where a threshold has changed it; later steps see it."""
+        key = t, self.thresholded
+        if key not in self._coefficients:
+            row = None if self.thresholded else self.denoiser.parameterization
+            self._coefficients[key] = coefficients(*self.p.alpha_sigma(t), row)
+        self.latest = prediction = Prediction(t, x, output, self._coefficients[key])
+        self.past.appendleft(prediction)
+        return prediction
 
     @abstractmethod
     def noise(self, std: float = 1.0) -> Any:
@@ -41,12 +52,6 @@ class Engine(ABC):
     @abstractmethod
     def denoise(self, x: Any, t: float) -> Prediction:
         """The network's prediction at x and t."""
-
-    def keep(self, prediction: Prediction) -> Prediction:
-        """The prediction, which later steps see."""
-        self.latest = prediction
-        self.past.appendleft(prediction)
-        return prediction
 
     def step(self, step: Callable[..., Any], x: Any, t: float, s: float) -> Any:
         """x after a step from t to s."""
@@ -84,11 +89,11 @@ class Written(Engine):
         return std * self.stream() if std else 0.0
 
     def denoise(self, x: Tensor, t: float) -> Prediction:
-        (alpha, sigma), row = self.p.alpha_sigma(t), self.denoiser.parameterization
-        output = self.denoiser.read(x, self.reading(t)).to(x.dtype)
+        output = self.denoiser.read(x, reading := self.reading(t))
         if self.thresholded:
-            output, row = self.threshold(Prediction(t, x, output, alpha, sigma, row).x0), None
-        return self.keep(Prediction(t, x, output, alpha, sigma, row))
+            by_x, by_output = reading.x0
+            output = self.threshold((x * by_x).addcmul_(output, by_output))
+        return self.predicted(t, x, output if output.dtype is x.dtype else output.to(x.dtype))
 
     def reading(self, t: float) -> Reading:
         """How the network is called at t; for the whole grid at once."""

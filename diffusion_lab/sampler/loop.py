@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -128,7 +127,7 @@ class Sampler:
     def threshold(self, denoiser: Denoiser, like: Tensor) -> Threshold | None:
         """What is done to each prediction of x_0."""
         row = denoiser.parameterization
-        return partial(torch.clamp, min=row.low, max=row.high) if self.clip and like.dim() == 4 else None
+        return (lambda x0: x0.clamp_(row.low, row.high)) if self.clip and like.dim() == 4 else None
 
     @torch.no_grad()
     def trajectory(self, denoiser: Denoiser, x: Tensor, generator: Generators = None) -> Iterator[State]:

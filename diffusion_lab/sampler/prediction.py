@@ -2,62 +2,66 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from diffusion_lab.parameterization import Parameterization
 
+Weights = tuple[float, float]
+"""Of x and of the network's output."""
+
+
+class Coefficients(NamedTuple):
+    """How x_0, eps and the score follow from x and the network's output at one time; all are linear in both."""
+
+    alpha: float
+    sigma: float
+    x0: Weights
+    eps: Weights
+    score: Weights
+
+
+def coefficients(alpha: float, sigma: float, row: Parameterization | None) -> Coefficients:
+    """x_0 = (x - sigma eps) / alpha and score = -eps / sigma for an output of this meaning; None where it is x_0."""
+    if row is None:
+        by_x, by_output = 1 / sigma, -alpha / sigma
+        x0 = (0.0, 1.0)
+    else:  # eps is linear in x and the output, so its values at (1, 0) and (0, 1) say all of it
+        by_x, by_output = row.eps(0.0, 1.0, alpha, sigma), row.eps(1.0, 0.0, alpha, sigma)
+        x0 = ((1 - sigma * by_x) / alpha, -sigma * by_output / alpha)
+    return Coefficients(alpha, sigma, x0, (by_x, by_output), (-by_x / sigma, -by_output / sigma))
+
 
 class Prediction:
-    """The network's prediction at x = alpha x_0 + sigma eps and t, seen four ways.
+    """The network's prediction at x = alpha x_0 + sigma eps and t.
 
-        x0 = (x - sigma eps) / alpha,   score = -eps / sigma,   v = alpha eps - sigma x0
-
-    All are linear in x and the output, which are tensors or, while a sampler is recorded, linear forms.
-
-    Args:
-        row: meaning of the output; None where it is x_0 itself.
+    x and the output are tensors or, while a sampler is recorded, linear forms.
     """
 
-    __slots__ = ("alpha", "output", "row", "sigma", "t", "x")
+    __slots__ = ("at", "output", "t", "x")
 
-    def __init__(
-        self, t: float, x: Any, output: Any, alpha: float, sigma: float, row: Parameterization | None
-    ) -> None:
-        self.t, self.x, self.output, self.alpha, self.sigma, self.row = t, x, output, alpha, sigma, row
+    def __init__(self, t: float, x: Any, output: Any, at: Coefficients) -> None:
+        self.t, self.x, self.output, self.at = t, x, output, at
 
-    def _eps(self) -> tuple[float, float]:
-        """Coefficients of x and the output in eps."""
-        if self.row is None:
-            return 1 / self.sigma, -self.alpha / self.sigma
-        # eps is linear in both, so its values at (1, 0) and (0, 1) say all of it.
-        return (
-            self.row.eps(0.0, 1.0, self.alpha, self.sigma),
-            self.row.eps(1.0, 0.0, self.alpha, self.sigma),
-        )
-
-    def _combine(self, by_x: float, by_output: float) -> Any:
+    def _combine(self, weights: Weights) -> Any:
+        by_x, by_output = weights
         return by_output * self.output if by_x == 0 else by_x * self.x + by_output * self.output
 
     @property
     def x0(self) -> Any:
         """The clean image E[x_0 | x] (Tweedie's formula)."""
-        if self.row is None:
-            return self.output
-        by_x, by_output = self._eps()
-        return self._combine((1 - self.sigma * by_x) / self.alpha, -self.sigma * by_output / self.alpha)
+        return self._combine(self.at.x0)
 
     @property
     def eps(self) -> Any:
         """The noise."""
-        return self._combine(*self._eps())
+        return self._combine(self.at.eps)
 
     @property
     def score(self) -> Any:
         """grad log p_t(x)."""
-        by_x, by_output = self._eps()
-        return self._combine(-by_x / self.sigma, -by_output / self.sigma)
+        return self._combine(self.at.score)
 
     @property
     def v(self) -> Any:
-        """Velocity of Salimans & Ho 2022."""
-        return self.alpha * self.eps - self.sigma * self.x0
+        """v = alpha eps - sigma x_0 (Salimans & Ho 2022, Appendix D)."""
+        return self.at.alpha * self.eps - self.at.sigma * self.x0

@@ -181,8 +181,7 @@ class Recorder(Engine):
     def denoise(self, x: Form, t: float) -> Prediction:
         source, output = self.array(x), self.new()
         self.instructions.append(Evaluate(output, source, t, self.thresholded))
-        row = None if self.thresholded else self.denoiser.parameterization
-        return self.keep(Prediction(t, Form({source: 1.0}), Form({output: 1.0}), *self.p.alpha_sigma(t), row))
+        return self.predicted(t, Form({source: 1.0}), Form({output: 1.0}))
 
     def step(self, step: Callable[..., Any], x: Form, t: float, s: float) -> Form:
         return self.run(step, x, t, s) if step in self.as_written else self.tried(step, super().step, x, t, s)
@@ -199,10 +198,11 @@ class Recorder(Engine):
         self.latest = None
         return Form({array: 1.0})
 
-    def tried(self, step: Callable[..., Any], call: Callable[..., Form], *arguments: Any) -> Form:
-        """What a step gives; NotLinear names the step."""
+    def tried(self, step: Callable[..., Any], call: Callable[..., Form], x: Form, *arguments: Any) -> Form:
+        """What a step gives from x, which is made an array first; NotLinear names the step."""
+        self.array(x)
         try:
-            return call(step, *arguments)
+            return call(step, x, *arguments)
         except NotLinear as error:
             error.step = step
             raise
