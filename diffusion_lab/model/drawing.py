@@ -45,12 +45,15 @@ class Drawing:
         Raises:
             NonFinite: naming the images that hold a NaN or an infinity, which `decode` would make black or white.
         """
-        sampler, end = sampler or self.sampler, first + count
+        sampler, end, draw = sampler or self.sampler, first + count, {}
         with self.evaluating():
             for start in range(first, end, batch_size):
                 indices = range(start, min(start + batch_size, end))
                 generators = image_generators(seed, indices, self.device)
-                x = sampler(self.denoiser, (len(indices), *self.shape), generators, self.device)
+                size = len(indices)
+                if size not in draw:
+                    draw[size] = sampler.prepare(self.denoiser, (size, *self.shape), self.device)
+                x = draw[size](generators)
                 if bad := bad_items(x):
                     self.refuse_samples([indices[i] for i in bad], seed, sampler)
                 yield self.decode(x).cpu()

@@ -57,6 +57,12 @@ class Engine(ABC):
         """x after a step from t to s."""
         return step(self.p, x, t, s, self.denoise, self.noise, list(self.past))
 
+    def last(self, step: Callable[..., Any] | None, x: Any, t: float) -> Any:
+        """x_0 at the end: as the step before has it in `last`, else as predicted at x and t (Tweedie's formula)."""
+        if not hasattr(step, "last"):
+            return self.denoise(x, t).x0
+        return step.last(self.p, x, t, self.denoise, self.noise, list(self.past))
+
     def correct(self, corrector: Callable[..., Any], x: Any, t: float) -> Any:
         """x after a corrector at t, whose score no threshold changes; predictions at t, of another x, are forgotten."""
         past = [prediction for prediction in self.past if prediction.t != t]

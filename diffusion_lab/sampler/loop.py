@@ -99,8 +99,7 @@ class Sampler:
             elif self.predictor is None:
                 yield t, x
         if self.denoise:
-            last = getattr(self.predictor, "last", Step.last)
-            yield 0.0, last(engine.denoise, x, t, list(engine.past))
+            yield 0.0, engine.last(self.predictor, x, t)
         elif self.predictor is not None:
             yield t, x
 

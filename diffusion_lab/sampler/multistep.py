@@ -133,8 +133,7 @@ class UniPC(Step):
         x0s.append(denoise(predicted, s).x0)
         return moved + p.alpha(s) * weighted(self.weights(-h, [*back, 1.0]), x0s)
 
-    @staticmethod
-    def last(denoise, x, t, past) -> Any:
+    def last(self, p, x, t, denoise, noise, past) -> Any:
         """x_0 as predicted at the point that the last step reached before it was refined."""
         return past[0].x0 if past and past[0].t == t else denoise(x, t).x0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -68,15 +68,15 @@ class ProbabilityFlow(Sampler):
         if self.denoise:
             yield State(0.0, x0, x0)
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        denoiser: Denoiser,
-        shape: Sequence[int],
-        generator: Generators = None,
-        device: torch.device | str = "cpu",
-    ) -> Tensor:
-        """Samples of `shape` (B, ...) in the model's range."""
+    def prepare(
+        self, denoiser: Denoiser, shape: Sequence[int], device: torch.device | str = "cpu"
+    ) -> Callable[[Generators], Tensor]:
+        """Gives what draws samples of `shape` (B, ...) in the model's range from a generator or one for each image."""
         t = self.check(denoiser)[-1]
-        (x,) = self.solve(denoiser, self.prior(denoiser, shape, generator, device), (1.0, t.item()))
-        return denoiser(x, t).x0 if self.denoise else x
+
+        @torch.no_grad()
+        def draw_samples(generator: Generators = None) -> Tensor:
+            (x,) = self.solve(denoiser, self.prior(denoiser, shape, generator, device), (1.0, t.item()))
+            return denoiser(x, t).x0 if self.denoise else x
+
+        return draw_samples

@@ -41,13 +41,13 @@ class Fresh(NamedTuple):
 
 
 class Step(NamedTuple):
-    """register = step(source), as it is written; a corrector has no s."""
+    """register = what a method of `Written` gives: (step, source, *times)."""
 
     register: int
     source: int
+    method: Callable[..., Tensor]
     step: Callable[..., Any]
-    t: float
-    s: float | None
+    times: tuple[float, ...]
 
 
 class State(NamedTuple):
@@ -90,11 +90,8 @@ class Plan:
             elif kind is Fresh:
                 registers[operation.register] = noise().clone()
             else:
-                register, source, step, t, s = operation
-                x = registers[source]
-                registers[register] = (
-                    self.written.correct(step, x, t) if s is None else self.written.step(step, x, t, s)
-                )
+                register, source, method, step, times = operation
+                registers[register] = method(step, registers[source], *times)
 
     def thresholded(self, x: Tensor, reading: Reading) -> Tensor:
         """The prediction of x_0 at x after the sampler's threshold."""
@@ -164,7 +161,8 @@ def operations(instructions: Sequence[Instruction], written: Written) -> list[An
         elif kind is Run:
             source = registers[instruction.source]
             target = place(instruction.array, position, [instruction.source])
-            made.append(Step(target, source, instruction.step, instruction.t, instruction.s))
+            method = getattr(written, instruction.method)
+            made.append(Step(target, source, method, instruction.step, instruction.times))
         else:
             x0 = None if instruction.x0 is None else registers[instruction.x0]
             made.append(State(instruction.t, registers[instruction.x], x0))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.sampler.engine import Engine
@@ -112,13 +112,13 @@ class Draw:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """array = step(source), called with tensors."""
+    """array = what a method of `Engine` gives for tensors: (step, source, *times)."""
 
     array: int
     source: int
+    method: Literal["step", "correct", "last"]
     step: Callable[..., Any]
-    t: float
-    s: float | None
+    times: tuple[float, ...]
 
     @property
     def reads(self) -> tuple[int, ...]:
@@ -184,25 +184,27 @@ class Recorder(Engine):
         return self.predicted(t, Form({source: 1.0}), Form({output: 1.0}))
 
     def step(self, step: Callable[..., Any], x: Form, t: float, s: float) -> Form:
-        return self.run(step, x, t, s) if step in self.as_written else self.tried(step, super().step, x, t, s)
+        return self.attempt("step", step, x, t, s)
 
     def correct(self, corrector: Callable[..., Any], x: Form, t: float) -> Form:
-        if corrector in self.as_written:
-            return self.run(corrector, x, t, None)
-        return self.tried(corrector, super().correct, x, t)
+        return self.attempt("correct", corrector, x, t)
 
-    def run(self, step: Callable[..., Any], x: Form, t: float, s: float | None) -> Form:
-        """A new array, which a step (or a corrector, without s) gives that is run on tensors."""
-        array = self.new()
-        self.instructions.append(Run(array, self.array(x), step, t, s))
-        self.latest = None
-        return Form({array: 1.0})
+    def last(self, step: Callable[..., Any] | None, x: Form, t: float) -> Form:
+        return self.attempt("last", step, x, t)
 
-    def tried(self, step: Callable[..., Any], call: Callable[..., Form], x: Form, *arguments: Any) -> Form:
-        """What a step gives from x, which is made an array first; NotLinear names the step."""
-        self.array(x)
+    def attempt(self, method: Literal["step", "correct", "last"], step: Any, x: Form, *times: float) -> Form:
+        """What a step gives from x, which is made an array first; NotLinear names the step.
+
+        A step that has to be run on tensors gives a new array.
+        """
+        source = self.array(x)
+        if step in self.as_written:
+            array = self.new()
+            self.instructions.append(Run(array, source, method, step, times))
+            self.latest = None
+            return Form({array: 1.0})
         try:
-            return call(step, x, *arguments)
+            return getattr(super(), method)(step, x, *times)
         except NotLinear as error:
             error.step = step
             raise

@@ -21,7 +21,8 @@ class Step(ABC):
 
     `x` is a tensor or, while the sampler is recorded, a linear form: sums, and products with numbers, are recorded and
     replayed fast; anything else makes the step run on tensors, as it is written.  A plain function of the same
-    arguments is a step as well.
+    arguments is a step as well.  A method `last(p, x, t, denoise, noise, past)`, where there is one, makes the step from
+    the last time to data, in place of the denoising step.
     """
 
     @abstractmethod
@@ -39,11 +40,6 @@ class Step(ABC):
         Raises:
             ValueError: if the step cannot be made.
         """
-
-    @staticmethod
-    def last(denoise: Denoise, x: Any, t: float, past: list[Prediction]) -> Any:
-        """x_0 as predicted at the last time, the final denoising step."""
-        return denoise(x, t).x0
 
 
 class Corrector(ABC):
