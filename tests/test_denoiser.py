@@ -13,7 +13,6 @@ from diffusion_lab.network.embedding import FourierWaves
 from diffusion_lab.noise import draw, image_generators, stream
 from diffusion_lab.parameterization import CONDITIONING, TO_EPS, Parameterization
 from diffusion_lab.process import VE, VP, Geometric, Ladder, Linear, SubVP
-from diffusion_lab.sampler.plan import combine
 
 PROCESSES = (Ladder(Linear(), 50), SubVP(Linear()), VE(Geometric(0.05, 20.0)))
 GUESS = {
@@ -32,6 +31,10 @@ class Asked:
     def __call__(self, x, told):
         self.seen, self.told = x, told
         return (1.3 * x + 0.1).sin()
+
+
+def combine(weights, x, others):
+    return weights[0] * x + sum(weight * other for weight, other in zip(weights[1:], others, strict=True))
 
 
 def close(got, want, tolerance):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
+from types import SimpleNamespace
 
 import analytic
 import numpy as np
@@ -26,6 +29,11 @@ from diffusion_lab.sampler import (
     Sampler,
     UniPC,
 )  # fmt: skip
+from diffusion_lab.sampler.engine import Written
+from diffusion_lab.sampler.multistep import dpm_weights
+from diffusion_lab.sampler.plan import Call, Sum
+from diffusion_lab.sampler.record import Form, Recorder
+from diffusion_lab.sampler.scalar_process import ScalarProcess
 
 PROCESSES = {
     "linear": lambda: Ladder(Linear(), 1000),
@@ -77,8 +85,9 @@ def test_ddim_matches_the_official_program(recorded, monkeypatch, target, spacin
     # The official program draws at every step; ours not where there is nothing to add.
     denoiser = exact_denoiser(analytic.TARGETS[target](), Ladder(Linear()))
     sampler = Sampler(DDIM(eta), steps=steps, spacing=spacing)
-    used = [move.c > 0 for move in sampler.predictor.moves(denoiser.process, sampler.check(denoiser))]
-    monkeypatch.setattr("diffusion_lab.sampler.base.stream", Replay(noise[:-1][used]))
+    times = sampler.check(denoiser)
+    used = eta * denoiser.process.posterior(times[1:], times[:-1])[2] > 0
+    monkeypatch.setattr("diffusion_lab.sampler.plan.stream", Replay(noise[:-1][used]))
     *_, last = sampler.trajectory(denoiser, x)
     assert (last.x - official).abs().max() / official.abs().max() < 1e-4
 
@@ -89,7 +98,7 @@ def test_clipped_fixed_large_ancestral_matches_the_official_program(recorded, mo
     official = recorded("ddim")[f"{target}.uniform.ddpm_clamped.N{steps}"]
     x = torch.as_tensor(np.random.RandomState(91).randn(*official.shape), dtype=torch.float32)
     noise = np.random.RandomState(92).randn(steps, *official.shape).astype(np.float32)
-    monkeypatch.setattr("diffusion_lab.sampler.base.stream", Replay(noise))
+    monkeypatch.setattr("diffusion_lab.sampler.plan.stream", Replay(noise))
     denoiser = exact_denoiser(analytic.TARGETS[target](), Ladder(Linear()))
     *_, last = Sampler(Ancestral("fixed_large"), steps=steps, clip=True).trajectory(denoiser, x)
     assert (last.x - official).abs().max() / official.abs().max() < 1e-4
@@ -107,56 +116,38 @@ def test_ddim_with_eta_one_is_ddpm_fixed_small_exactly():
         torch.testing.assert_close(*samples, rtol=1e-9, atol=1e-9)
 
 
-def affine_law(target, process, sampler):
-    """Exact mean and covariance of a sampler's output on Gaussian data, in float64.
+class AffineLaw(Written):
+    """Runs a sampler on Gaussian data exactly, in float64.
 
-    With Gaussian data score and x0_hat are affine in x, so in the eigenbasis of the covariance every state is a row of
-    means plus a row of weights for each noise drawn so far, and needs no Monte Carlo.
+    There score and x0_hat are affine in x, so in the eigenbasis of the covariance every state is a row of means and a
+    row of weights for each noise drawn so far, and needs no Monte Carlo.
     """
-    times = sampler.check(straight_denoiser(process))
-    lam, m0 = target.lam[0], target.u[0].T @ target.m[0]
-    langevin = sampler.corrector.steps if sampler.corrector else 0
-    rows = torch.zeros(2 + len(times) * (2 + langevin), len(lam), dtype=torch.float64)
-    fresh = iter(range(2, len(rows)))
-    x = rows.clone()
-    x[1] = process.prior_std
 
-    def score(x, t):
-        alpha, sigma = process.alpha(t), process.sigma(t)
-        centred = x.clone()
-        centred[0] -= alpha * m0
-        return -centred / (alpha**2 * lam + sigma**2)
+    def __init__(self, target, denoiser, times):
+        super().__init__(denoiser, ScalarProcess(denoiser.process, times), torch.zeros(1, 1), None)
+        self.variance, self.mean, self.rows = target.lam[0], target.u[0].T @ target.m[0], 1
+        self.like = torch.zeros(5_000, len(self.variance), dtype=torch.float64)
 
-    def x0_hat(x, t):
-        return (x + process.sigma(t) ** 2 * score(x, t)) / process.alpha(t)
-
-    def noise(std):
-        z = torch.zeros_like(x)
-        z[next(fresh)] = std
+    def noise(self, std=1.0):
+        z = torch.zeros_like(self.like)
+        if std:
+            self.rows += 1
+            z[self.rows - 1] = std
         return z
 
-    moves = sampler.predictor.moves(process, times) if sampler.predictor else [None] * (len(times) - 1)
-    sizes = sampler.corrector.roots(process, times) ** 2 if sampler.corrector else times
-    guesses, before = [], x
-    for t, e, arrived, move in zip(times, sizes, [None, *moves], [*moves, None]):
-        refined = None  # the guess at the present x, where there is one
-        if arrived and arrived.refine:
-            a, b = arrived.refine
-            refined = x0_hat(x, t)
-            x = a * before + sum(w * g for w, g in zip(b, [refined, *guesses]))
-            refined = refined if sampler.predictor.reuse else None
-        for _ in range(langevin):
-            x, refined = x + e * score(x, t) + noise((2 * e) ** 0.5), None
-        if move is None:
-            continue
-        if move.churn:
-            x, refined = move.churn[0] * x + noise(move.churn[1]), None
-        guesses = [x0_hat(x, torch.tensor(move.t, dtype=torch.float64)) if refined is None else refined, *guesses]
-        before, x = x, move.a * x + sum(w * g for w, g in zip(move.b, guesses))
-        if move.c:
-            x = x + noise(move.c)
-    if sampler.denoise:
-        x = x0_hat(x, t) if refined is None else refined
+    def denoise(self, x, t):
+        alpha, sigma = self.p.alpha_sigma(t)
+        centred = x.clone()
+        centred[0] -= alpha * self.mean
+        return self.predicted(t, x, sigma * centred / (alpha**2 * self.variance + sigma**2))
+
+
+def affine_law(target, process, sampler):
+    """Exact mean and covariance of a sampler's output on Gaussian data."""
+    denoiser = straight_denoiser(process)
+    law = AffineLaw(target, denoiser, sampler.check(denoiser))
+    for _, x in sampler.follow(law, law.noise(process.prior_std)):
+        pass
     u = target.u[0]
     return u @ x[0], u @ torch.diag((x[1:] ** 2).sum(0)) @ u.T
 
@@ -190,7 +181,7 @@ def test_exact_gaussian_law_through_the_public_loop(process, name):
     target, (predictor, corrector) = analytic.diag64(), SAMPLERS[name]
     denoiser = straight_denoiser(PROCESSES[process]())
     spacing = "uniform" if name in STEPS else "karras"
-    sampler = Sampler(predictor, corrector, STEPS.get(name, 8), spacing, denoise="churn" not in name)
+    sampler = Sampler(predictor, corrector, STEPS.get(name, 8), spacing)
     mean, covariance = affine_law(target, denoiser.process, sampler)
     n = 2_000
     x = sampler(denoiser, (n, 1, 8, 8), torch.Generator().manual_seed(0)).flatten(1).double()
@@ -264,33 +255,48 @@ def test_order_of_convergence(name, process):
 
 
 @pytest.mark.parametrize("variant", ["bh1", "bh2"])
-def test_unipc_is_exact_for_guesses_that_are_polynomials_of_log_snr(variant):
+def test_unipc_is_exact_for_predictions_that_are_polynomials_of_lambda(variant):
     """x_s - a x_t = sigma_s int e^lambda x0(lambda) dlambda, of degree 2 for the predictor and 3 once refined."""
     process, times = VP(Linear()), VP(Linear()).grid(9, "log_snr") ** 1.05
-    lam = process.log_snr(times) / 2
-    moves = UniPC(3, variant).moves(process, times)
+    p = ScalarProcess(process, times)
+    lam = [p.lambda_(t) for t in p.times]
     for i in (3, 6):
         fine = torch.linspace(lam[i], lam[i + 1], 20_001, dtype=torch.float64)
         for degree in range(4):
-            integral = torch.trapezoid(fine.exp() * (fine - lam[0]) ** degree, fine)
-            want = process.sigma(times[i + 1]) * integral
-            at = [(lam[i + 1 - k] - lam[0]) ** degree for k in range(4)]
-            predicted = sum(b * x0 for b, x0 in zip(moves[i].b, at[1:], strict=True))
-            refined = sum(b * x0 for b, x0 in zip(moves[i].refine[1], at, strict=True))
-            assert refined.item() == pytest.approx(want.item(), rel=1e-7)
-            assert (predicted.item() == pytest.approx(want.item(), rel=1e-7)) == (degree < 3)
+            at, asked = lambda t: SimpleNamespace(t=t, x0=(p.lambda_(t) - lam[0]) ** degree), []
+
+            def denoise(x, t):
+                asked.append(x)
+                return at(t)
+
+            past = [at(t) for t in p.times[i - 2 : i + 1][::-1]]
+            refined = UniPC(3, variant)(p, 0.0, *p.times[i : i + 2], denoise, None, past)
+            want = p.sigma(p.times[i + 1]) * torch.trapezoid(fine.exp() * (fine - lam[0]) ** degree, fine)
+            (predicted,) = asked
+            assert refined == pytest.approx(want.item(), rel=1e-7)
+            assert (predicted == pytest.approx(want.item(), rel=1e-7)) == (degree < 3)
 
 
-def test_dpm_solver_3m_has_the_published_derivatives_and_warms_up_by_one_order_a_move():
-    """Guesses 1, u and u^2 of u = (lambda - lambda_t) / h have (D_1, D_2) = (0, 0), (1, 0) and (0, 1)."""
+def test_dpm_solver_3m_has_the_published_derivatives():
+    """Predictions 1, u and u^2 of u = (lambda - lambda_t) / h have (D_1, D_2) = (0, 0), (1, 0) and (0, 1)."""
     h, places = 0.7, (0.0, -0.8, -2.1)
     phi_1 = -math.expm1(-h)
     phi_2 = 1 - phi_1 / h
-    weights = DPMSolver.third(h, phi_1, *places[1:])
+    weights = dpm_weights(h, places[1:])
     for power, want in enumerate((phi_1, phi_2, 0.5 - phi_2 / h)):
         assert sum(w * u**power for w, u in zip(weights, places, strict=True)) == pytest.approx(want, rel=1e-12)
-    for solver in (DPMSolver(3), UniPC(3)):
-        assert [len(move.b) for move in solver.moves(VP(Linear()), VP(Linear()).grid(6, "log_snr"))] == [1, 2, 3, 3, 3]
+
+
+@pytest.mark.parametrize("solver", [DPMSolver(3), UniPC(3)])
+def test_multistep_solvers_warm_up_by_one_order_a_step(solver):
+    denoiser = Denoiser(None, VP(Linear()), Parameterization("x0", "time_999"))
+    p = ScalarProcess(denoiser.process, denoiser.process.grid(6, "log_snr"))
+    recorder = Recorder(denoiser, p, thresholded=False)
+    x, used = Form({0: 1.0}), []
+    for t, s in itertools.pairwise(p.times):
+        x = recorder.step(solver, x, t, s)
+        used.append(len(x.terms) - 1 - isinstance(solver, UniPC))  # x, and UniC's own
+    assert used == [1, 2, 3, 3, 3]
 
 
 @pytest.mark.parametrize("variant, bound", [("bh1", -0.7), ("bh2", math.expm1(-0.7))])
@@ -306,7 +312,7 @@ def test_settings_of_the_sampler_reach_the_grid_and_the_step_size():
     times = Sampler(DDIM(), steps=9, spacing="karras", rho=3.0).check(denoiser)
     assert torch.equal(times, process.grid(9, "karras", rho=3.0)) and not torch.equal(times, process.grid(9, "karras"))
     beta = Linear().betas(1000)[499].item()
-    size = AnnealedLangevin(snr=0.2).roots(process, t).item() ** 2
+    size = AnnealedLangevin(snr=0.2).size(ScalarProcess(process, times), 0.5)
     assert size == pytest.approx(2 * (1 - beta) * (0.2 * process.sigma(t).item()) ** 2, rel=1e-9)
 
 
@@ -385,19 +391,67 @@ def test_clip_is_to_the_models_own_range_and_leaves_points_alone():
 
 def test_churn_is_added_between_s_min_and_s_max_only_and_is_that_of_algorithm_2():
     process = VE(Geometric(0.01, 20.0))
-    times = process.grid(9, "karras")
-    noise = process.sigma(times).tolist()
+    p = ScalarProcess(process, process.grid(9, "karras"))
+    n = [p.noise_to_signal(t) for t in p.times]
     for churn, gamma in ((0.9, 0.1), (90.0, math.sqrt(2) - 1)):
-        moves = EDM(2, churn, s_min=noise[6], s_max=noise[2], s_noise=1.1).moves(process, times)
-        for i, move in enumerate(moves):
+        for i, t in enumerate(p.times):
+            x, t_hat = EDM(2, churn, s_min=n[6], s_max=n[2], s_noise=1.1).churned(p, 0.0, t, lambda std: std)
             if not 2 <= i <= 6:
-                assert move.churn is None and move.t == times[i]
+                assert x == 0 and t_hat == t
                 continue
-            raised = (1 + gamma) * noise[i]
-            assert process.sigma(torch.tensor(move.t, dtype=torch.float64)).item() == pytest.approx(raised, rel=1e-7)
-            assert move.churn == pytest.approx((1, 1.1 * (raised**2 - noise[i] ** 2) ** 0.5), rel=1e-6)
-    first = EDM(1, 90.0).moves(process, times)[0]
-    assert first.churn is None and first.t == 1  # there is no noise beyond that of t = 1
+            raised = (1 + gamma) * n[i]
+            assert p.noise_to_signal(t_hat) == pytest.approx(raised, rel=1e-9)
+            assert x == pytest.approx(1.1 * (raised**2 - n[i] ** 2) ** 0.5, rel=1e-9)
+    _, first = EDM(1, 90.0).churned(p, 0.0, p.times[0], lambda std: std)
+    assert first > 1 and p.noise_to_signal(first) == pytest.approx(math.sqrt(2) * n[0], rel=1e-9)
+    discrete = Ladder(Geometric(0.01, 20.0), 50)  # whose largest level bounds the noise, as NVlabs' round_sigma does
+    p = ScalarProcess(discrete, discrete.grid(9, "karras"))
+    assert EDM(1, 90.0).churned(p, 0.0, 1.0, lambda std: std) == (0.0, 1.0)
+
+
+def edm_sampler(denoise, x, sigmas, noise, churn, s_min, s_max, s_noise):
+    """Algorithm 2 of Karras et al. 2022 as NVlabs' edm_sampler has it, in sigma alone."""
+    count, sigmas = len(sigmas), [*sigmas, 0.0]
+    x_next = x * sigmas[0]
+    for i, (t_cur, t_next) in enumerate(itertools.pairwise(sigmas)):
+        gamma = min(churn / count, math.sqrt(2) - 1) if s_min <= t_cur <= s_max else 0
+        t_hat = t_cur + gamma * t_cur
+        x_hat = x_next
+        if gamma:
+            x_hat = x_next + math.sqrt(t_hat**2 - t_cur**2) * s_noise * next(noise)
+        d_cur = (x_hat - denoise(x_hat, t_hat)) / t_hat
+        x_next = x_hat + (t_next - t_hat) * d_cur
+        if i < count - 1:
+            d_prime = (x_next - denoise(x_next, t_next)) / t_next
+            x_next = x_hat + (t_next - t_hat) * (0.5 * d_cur + 0.5 * d_prime)
+    return x_next
+
+
+@pytest.mark.parametrize("steps", [5, 18])
+@pytest.mark.parametrize(
+    "churn, s_min, s_max", [(0.0, 0, math.inf), (4.0, 0, math.inf), (40.0, 0.05, 10.0), (1e3, 0, 1e3)]
+)
+@pytest.mark.parametrize("process", ["ve", "vp"])
+def test_heun_with_churn_is_the_published_program(process, churn, s_min, s_max, steps):
+    """Every step churns, the first one beyond sigma_max and the last one too."""
+    denoiser = straight_denoiser(PROCESSES[process]())
+    process, target = denoiser.process, analytic.diag64()
+    mean, variance = target.m[0].reshape(8, 8), target.c[0].diag().reshape(8, 8)
+    times, shape = process.grid(steps, "karras"), (4, 1, 8, 8)
+    z = torch.randn(steps + 1, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    want = edm_sampler(
+        lambda x, sigma: mean + (x - mean) * variance / (variance + sigma**2),
+        z[0] * process.prior_std / process.sigma(times[0]),
+        (process.sigma(times) / process.alpha(times)).tolist(), iter(z[1:]), churn, s_min, s_max, 1.007,
+    )  # fmt: skip
+    sampler = Sampler(EDM(2, churn, s_min, s_max, 1.007), None, steps, "karras", precision="float64")
+    noise = iter(z[1:])
+    sampler_noise = lambda *_: lambda: next(noise)  # noqa: E731
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffusion_lab.sampler.plan.stream", sampler_noise)
+        states = list(sampler.trajectory(denoiser, process.prior_std * z[0]))
+    assert len(states) == steps and states[-1].t == 0 and denoiser.nfe == 2 * steps - 1
+    torch.testing.assert_close(states[-1].x, want, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("corrector", [None, AnnealedLangevin(snr=0.1, steps=2)])
@@ -420,18 +474,18 @@ def test_a_trajectory_tells_where_it_is(predictor, corrector):
         assert all(not torch.equal(s.x0, s.x) for s in states)
 
 
-def test_langevin_of_each_image_does_not_depend_on_its_batch():
+def test_langevin_of_each_image_does_not_depend_on_its_batch_unless_norms_are_averaged():
     denoiser = exact_denoiser(analytic.gmm2d(), VE(Geometric()))
     x = 3 * torch.randn(4, 2, 1, 1)
     x[1:] *= 5
 
-    def first(norm, size):
-        sampler = Sampler(None, Langevin(norm=norm), steps=2, denoise=False)
+    def first(size, **norm):
+        sampler = Sampler(None, Langevin(**norm), steps=2, denoise=False)
         return next(sampler.trajectory(denoiser, x[:size], image_generators(0, range(size)))).x[:1]
 
-    torch.testing.assert_close(first("image", 4), first("image", 1))
-    assert not torch.allclose(first("batch", 4), first("image", 4))
-    torch.testing.assert_close(first("batch", 1), first("image", 1))
+    torch.testing.assert_close(first(4), first(1))
+    assert torch.equal(first(4), first(4, norm="image")) and not torch.allclose(first(4), first(4, norm="batch"))
+    torch.testing.assert_close(first(1, norm="batch"), first(1))
 
 
 def test_float64_on_request_agrees_with_float32():
@@ -501,53 +555,41 @@ def test_drawing_ends_where_the_trajectory_does(process, name):
         denoiser.nfe = 0
 
 
-def test_moves_are_made_without_guesses_where_none_is_clipped_shown_or_remembered():
+def test_a_step_of_one_evaluation_is_two_operations_and_no_prediction_is_made_that_is_not_needed():
     denoiser = Denoiser(lambda x, t: x, Ladder(Linear(), 50), Parameterization())
     image, points = torch.zeros(2, 1, 2, 2), torch.zeros(2, 2)
     for predictor, x, clip, shown, want in (
-        (DDIM(), image, False, False, True), (DDIM(), image, False, True, False), (DDIM(), image, True, False, False),
-        (DDIM(), points, True, False, True), (EDM(), image, False, False, True), (DPMSolver(2), image, False, False, False),
-        (UniPC(1), image, False, False, False), (Ancestral(), image, False, False, True),
+        (DDIM(), image, False, False, (5, 5)), (DDIM(), image, True, False, (5, 4)), (DDIM(), points, True, False, (5, 5)),
+        (Ancestral(), image, False, False, (5, 5)), (EDM(), image, False, False, (9, 9)),
+        (DPMSolver(2), image, False, False, (5, 5)),
     ):  # fmt: skip
-        assert Sampler(predictor, steps=5, clip=clip).prepared(denoiser, x, shown)[0] == want
+        plan = Sampler(predictor, steps=5, clip=clip).record(denoiser, x, shown)
+        assert tuple(sum(isinstance(o, kind) for o in plan.operations) for kind in (Call, Sum)) == want
 
 
-def test_what_is_prepared_serves_the_next_batch_but_no_other_setting():
-    denoiser, x = Denoiser(lambda x, t: x, VP(Linear()), Parameterization(told="time_999")), torch.zeros(2, 1, 2, 2)
-    sampler = Sampler(DDIM(), AnnealedLangevin(snr=0.1, steps=1), steps=5)
-    seen = [sampler.prepared(denoiser, x, False)]
-    assert sampler.prepared(denoiser, x + 1, False) is seen[0]
+def test_settings_that_are_changed_in_place_change_the_next_samples():
+    """There is no hidden cache: a plan is made when it is asked for."""
+    network = torch.nn.Linear(2, 2).double()
+    denoiser = Denoiser(lambda x, t: network(x), VP(Linear()), Parameterization(told="time_999"))
+    sampler = Sampler(DDIM(), AnnealedLangevin(snr=0.1, steps=1), steps=5, precision="float64")
+    seen = [sampler(denoiser, (2, 2), torch.Generator().manual_seed(0))]
 
     def changed(part, key, value):
         setattr(part, key, value)
-        seen.append(sampler.prepared(denoiser, x, False))
-        assert all(seen[-1] is not one for one in seen[:-1]), key
+        seen.append(sampler(denoiser, (2, 2), torch.Generator().manual_seed(0)))
+        assert all(not torch.equal(seen[-1], one) for one in seen[:-1]), key
 
     changed(sampler, "steps", 6)
     changed(sampler, "spacing", "karras")
+    changed(sampler, "rho", 3.0)
+    changed(sampler, "t_end", 0.01)
     changed(sampler, "predictor", DDIM(0.5))
-    changed(sampler.predictor, "eta", 0.7)
-    changed(sampler.corrector, "snr", 0.2)
+    changed(sampler, "corrector", AnnealedLangevin(snr=0.2, steps=1))
     changed(sampler, "corrector", None)
-    changed(denoiser.process, "t_min", 0.1)
     changed(denoiser.process, "schedule", Cosine())
     changed(denoiser.process.schedule, "s", 0.1)
-    changed(denoiser, "parameterization", Parameterization(low=0.0, told="time_999"))
-    changed(denoiser, "process", VP(Linear()))
-    changed(denoiser, "network", torch.nn.Linear(2, 2).bfloat16())
-    one = x[:1]
-    for like, shown in ((one, False), (one.double(), False), (one.double(), True), (one[0].double(), True)):
-        seen.append(sampler.prepared(denoiser, like, shown))
-        assert all(seen[-1] is not one for one in seen[:-1])
-
-
-def test_what_is_prepared_for_one_denoiser_serves_none_that_reads_its_network_otherwise():
-    class Untold(Denoiser):
-        def told(self, t, like):
-            return 0 * super().told(t, like)
-
-    parts = (lambda x, told: 0.01 * x * told[:, None], Ladder(Linear(), 100), Parameterization())
-    sampler = Sampler(DDIM(), steps=3)
-    first, second = (sampler(kind(*parts), (2, 2), torch.Generator().manual_seed(0)) for kind in (Denoiser, Untold))
-    assert not first.equal(second)
-    assert second.equal(Sampler(DDIM(), steps=3)(Untold(*parts), (2, 2), torch.Generator().manual_seed(0)))
+    changed(denoiser, "parameterization", Parameterization("v", told="time_999"))
+    changed(denoiser, "process", SubVP(Linear()))
+    for part, key in ((DDIM(), "eta"), (Langevin(), "snr")):  # a step is a value: it cannot be changed in place
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(part, key, 0.3)

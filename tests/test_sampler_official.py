@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from types import SimpleNamespace
 
 import analytic
 import pytest
@@ -20,6 +20,8 @@ from diffusion_lab.sampler import (
     ReverseDiffusion,
     Sampler,
 )
+from diffusion_lab.sampler.prediction import Prediction, coefficients
+from diffusion_lab.sampler.scalar_process import ScalarProcess
 
 SDES = {"ve": lambda: VE(Geometric(0.01, 50.0)), "vp": lambda: VP(Linear()), "subvp": lambda: SubVP(Linear())}
 PRECISIONS = [(torch.float64, 1e-9), (torch.float32, 5e-6)]
@@ -85,17 +87,19 @@ def test_predictors_make_the_official_step(recorded, predictor, name, target, dt
     lowest = name == "ve" or (name == "vp" and predictor.startswith("reverse"))
     t = official["t"][: 4 if lowest else 5]
     process, at, s = step_ends(name, predictor, t)
-    a, b, c = rule.coefficients(process, at, s)
-    # The network is asked at t itself, the tables are read below it: the guess is turned into the score at t.
-    x, sde = official[f"{target}.{name}.x"][: len(t)].to(dtype), SDES[name]()
+    x, sde, z = official[f"{target}.{name}.x"][: len(t)].to(dtype), SDES[name](), official[f"{target}.z"][0]
     score = exact(target, sde)(x, t.to(dtype)).score
-    shape = (-1, *(1,) * (x.dim() - 1))
-    alpha, sigma = (k.reshape(shape) for k in (process.alpha(at), process.sigma(at)))
-    a, b, c = (k.reshape(shape) for k in (a, b, c))
-    mean = (a + b / alpha) * x + (b * sigma**2 / alpha) * score
-    assert relative(mean, official[f"{key}.x_mean"][: len(t)]) < tolerance
-    out = mean + c * official[f"{target}.z"][0][: len(t)].to(dtype)
-    assert relative(out, official[f"{key}.x_out"][: len(t)]) < tolerance
+    for std in (0.0, 1.0):
+        steps = []
+        for each, late, early in zip(range(len(t)), at.tolist(), s.tolist()):
+            p = ScalarProcess(process, [late, early])
+            # The network is asked at t itself, the tables are read below it: what is known at t is the score.
+            row = coefficients(*p.alpha_sigma(late), Parameterization("score", "nothing"))
+            denoise = lambda x, t: Prediction(t, x, score[each], row)  # noqa: E731
+            noise = lambda c: std * c * z[each].to(dtype)  # noqa: E731
+            steps.append(rule(p, x[each], late, early, denoise, noise, []))
+        want = official[f"{key}.{'x_out' if std else 'x_mean'}"][: len(t)]
+        assert relative(torch.stack(steps), want) < tolerance
 
 
 @pytest.mark.parametrize("dtype, tolerance", PRECISIONS)
@@ -106,38 +110,33 @@ def test_predictors_make_the_official_step(recorded, predictor, name, target, dt
 def test_correctors_make_the_official_steps(recorded, monkeypatch, corrector, steps, name, target, dtype, tolerance):
     official, process = recorded("sde_steps"), SDES[name]()
     x, t = official[f"{target}.{name}.x"].to(dtype), official["t"]
-    rule = Langevin(0.16, steps) if corrector == "langevin" else AnnealedLangevin(snr=0.16, steps=steps)
+    rule = Langevin(0.16, steps, "batch") if corrector == "langevin" else AnnealedLangevin(snr=0.16, steps=steps)
     # Official times are one for each sample, and the level below t gives the factor 1 - beta.
     shape = (-1, *(1,) * (x.dim() - 1))
     level = (t.double() * 999).floor()
-    kept = (1 - Linear().betas(1000)[level.long()] if name == "vp" else torch.ones(5).double()).to(dtype)
-    monkeypatch.setattr("diffusion_lab.sampler.corrector.signal_kept", lambda process, t: kept)
-    denoiser = exact(target, process)
-    each = denoiser.readings(t.to(dtype), x)
-    by_output = torch.stack([one.score[1] for one in each]).reshape(shape)
-    reading = replace(each[0], t=t.to(dtype), score=(None, by_output))
-    noise = Replay(official[f"{target}.z"].numpy())(x.shape, None, dtype)
-    out, _, _ = rule(denoiser, x, reading, rule.roots(process, t.to(dtype)).reshape(shape), noise)
+    kept = 1 - Linear().betas(1000)[level.long()] if name == "vp" else torch.ones(5).double()
+    kept, sigma = (k.reshape(shape).to(dtype) for k in (kept, process.sigma(t.double())))
+    p = SimpleNamespace(signal_kept=lambda t: kept, sigma=lambda t: sigma)
+    denoiser, noise = exact(target, process), Replay(official[f"{target}.z"].numpy())(x.shape, None, dtype)
+    score = lambda x, _: SimpleNamespace(score=denoiser(x, t.to(dtype)).score)  # noqa: E731
+    out = rule(p, x, t, score, lambda std=1.0: std * noise())
     assert relative(out, official[f"{target}.{name}.{corrector}.n{steps}.x_out"]) < tolerance
 
 
 def test_signal_kept_is_the_official_alpha():
     """1 - beta_i on VP and on its ladder, 1 on VE; on sub-VP, where the official program crashes, close to VP's."""
-    from diffusion_lab.sampler.corrector import signal_kept
-
+    kept = lambda process, t: ScalarProcess(process, [1.0]).signal_kept(float(t))  # noqa: E731
     betas = Linear().betas(1000)
     short = Ladder(Linear(), 50)  # one of its own levels, not a thousandth
     for i in (1, 25, 50):
-        assert signal_kept(short, torch.tensor(i / 50).double()).item() == pytest.approx(
-            1 - Linear().betas(50)[i - 1].item()
-        )
+        assert kept(short, i / 50) == pytest.approx(1 - Linear().betas(50)[i - 1].item())
     for i in (0, 500, 999):
         t = torch.tensor((i + 1) / 1000, dtype=torch.float64)
-        assert signal_kept(Ladder(Linear()), t) == pytest.approx(1 - betas[i].item(), abs=1e-12)
+        assert kept(Ladder(Linear()), t) == pytest.approx(1 - betas[i].item(), abs=1e-12)
         u = torch.tensor(i / 999, dtype=torch.float64)
-        assert signal_kept(VP(Linear()), u.clamp(min=1e-3)) == pytest.approx(1 - betas[max(i, 1)].item(), abs=2e-5)
-        assert signal_kept(SubVP(Linear()), u.clamp(min=1e-3)) == pytest.approx(1 - betas[max(i, 1)].item(), abs=2e-4)
-        assert signal_kept(VE(Geometric()), t) == 1
+        assert kept(VP(Linear()), u.clamp(min=1e-3)) == pytest.approx(1 - betas[max(i, 1)].item(), abs=2e-5)
+        assert kept(SubVP(Linear()), u.clamp(min=1e-3)) == pytest.approx(1 - betas[max(i, 1)].item(), abs=2e-4)
+        assert kept(VE(Geometric()), t) == 1
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-5)])
@@ -148,7 +147,7 @@ def test_annealed_langevin_is_ncsns(recorded, monkeypatch, target, denoise, dtyp
     process = Ladder(Geometric(0.01, 1.0), 6)
     name = {torch.float32: "float32", torch.float64: "float64"}[dtype]
     sampler = Sampler(None, AnnealedLangevin(step_size=2e-5, steps=3), denoise=denoise, precision=name)
-    monkeypatch.setattr("diffusion_lab.sampler.base.stream", Replay(official[f"{target}.noise"].numpy()))
+    monkeypatch.setattr("diffusion_lab.sampler.plan.stream", Replay(official[f"{target}.noise"].numpy()))
     *_, last = sampler.trajectory(exact(target, process), official[f"{target}.x_init"])
     assert relative(last.x, official[f"{target}.ald.{'denoised' if denoise else 'final'}"]) < tolerance
 

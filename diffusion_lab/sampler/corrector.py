@@ -24,24 +24,22 @@ class Langevin(Corrector):
     the square of the signal's scale over one of 1,000 steps (over one level of a discrete process).
 
     Args:
-        norm: |z| and |score| are averages over the "batch", as published, which ties an image to its batch, or are
-            each "image"'s own.
+        norm: |z| and |score| are each "image"'s own, or averages over the "batch", as in the official program, which
+            makes an image depend on the others of its batch.
     """
 
     snr: float = 0.16
     steps: int = 1
-    norm: Literal["batch", "image"] = "batch"
+    norm: Literal["batch", "image"] = "image"
 
     def __post_init__(self) -> None:
         if self.snr <= 0 or self.steps < 1:
-            raise ValueError(
-                f"a Langevin corrector needs snr > 0 and steps >= 1, got {self.snr} and {self.steps}"
-            )
+            raise ValueError(f"a Langevin corrector needs snr > 0 and steps >= 1, got {self.snr} and {self.steps}")
         if self.norm not in ("batch", "image"):
             raise ValueError(f"norm={self.norm!r} is unknown; allowed: batch, image")
 
     def __call__(self, p, x, t, denoise, noise) -> Any:
-        snr = self.snr * math.sqrt(2 * p.signal_kept(t))
+        snr = self.snr * (2 * p.signal_kept(t)) ** 0.5
         for _ in range(self.steps):
             score, z = denoise(x, t).score, noise()
             inside = tuple(range(1, z.dim()))
@@ -90,5 +88,5 @@ class AnnealedLangevin(Corrector):
     def __call__(self, p, x, t, denoise, noise) -> Any:
         e = self.size(p, t)
         for _ in range(self.steps):
-            x = x + e * denoise(x, t).score + noise(math.sqrt(2 * e))
+            x = x + e * denoise(x, t).score + noise((2 * e) ** 0.5)
         return x

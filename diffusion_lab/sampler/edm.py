@@ -26,8 +26,10 @@ class EDM(Step):
         y_s = y_hat + (n_s - n_hat) eps_hat,
         order 2:  y_s = y_hat + (n_s - n_hat) (eps_hat + eps_s) / 2     with eps_s at that first y_s
 
-    gamma = min(churn / steps, sqrt(2) - 1) for n in [s_min, s_max], else 0.  Order 1 without churn is DDIM; order 2
-    is Heun's method, two evaluations a step.
+    gamma = min(churn / steps, sqrt(2) - 1) for n in [s_min, s_max], else 0, at every step, also at the last one, to
+    n = 0.  A continuous process knows times later than t = 1, so that the first step churns too, as published; discrete
+    levels end there, and n_hat is at most their largest (NVlabs' `round_sigma` takes the nearest level).  Order 1
+    without churn is DDIM; order 2 is Heun's method, two evaluations a step.
     """
 
     order: Literal[1, 2] = 2
@@ -50,12 +52,15 @@ class EDM(Step):
         h = p.noise_to_signal(s) - p.noise_to_signal(t)
         return p.alpha(s) * (x / p.alpha(t) + h * denoise(x, t).eps)
 
+    def last(self, p, x, t, denoise, noise, past) -> Any:
+        """Euler's step to n = 0, which gives x_0 as predicted after the churn."""
+        return denoise(*self.churned(p, x, t, noise)).x0
+
     def churned(self, p, x, t, noise) -> tuple[Any, float]:
         """(x_hat, t_hat): x with noise added, and the later time to which it belongs."""
         n = p.noise_to_signal(t)
         gamma = min(self.churn / len(p.times), math.sqrt(2) - 1) if self.s_min <= n <= self.s_max else 0.0
-        # The clock ends at t = 1: noise cannot be raised beyond what it reaches.
-        n_hat = min((1 + gamma) * n, p.noise_to_signal(p.times[0]))
+        n_hat = min((1 + gamma) * n, max(p.noise_to_signal(p.times[0]), p.noise_to_signal(p.t_max)))
         if n_hat <= n:
             return x, t
         t_hat = p.time(-math.log(n_hat))

@@ -65,12 +65,15 @@ class Engine(ABC):
 
     def correct(self, corrector: Callable[..., Any], x: Any, t: float) -> Any:
         """x after a corrector at t, whose score no threshold changes; predictions at t, of another x, are forgotten."""
-        past = [prediction for prediction in self.past if prediction.t != t]
-        thresholded, self.thresholded = self.thresholded, False
+        past, thresholded, self.thresholded = self.before(t), self.thresholded, False
         try:
             return corrector(self.p, x, t, self.denoise, self.noise)
         finally:
-            self.past, self.thresholded = deque(past, HISTORY), thresholded
+            self.past, self.thresholded = past, thresholded
+
+    def before(self, t: float) -> deque[Prediction]:
+        """The predictions at other times than t."""
+        return deque((prediction for prediction in self.past if prediction.t != t), HISTORY)
 
 
 class Written(Engine):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.noise import Generators, draw, stream
-from diffusion_lab.process import Spacing
+from diffusion_lab.process import NoiseProcess, Spacing
 from diffusion_lab.sampler.engine import Engine, Threshold, Written
 from diffusion_lab.sampler.plan import Plan
 from diffusion_lab.sampler.record import Form, NotLinear, Recorder
@@ -44,11 +44,12 @@ class Sampler:
         steps: number of times at which the network is evaluated by a predictor of one evaluation a step; None takes
             every level of a discrete process, or 1000 times of a continuous one.
         spacing, rho: how the times are spread (`NoiseProcess.grid`).
+        t_start, t_end: the first and the last of these times; None takes 1 and the process's t_min.
         denoise: end with x_0 as predicted at the last time (Tweedie's formula): DDPM's last step, NCSNv2's denoising
             step, ScoreSDE's noise removal.
         clip: clip each prediction of x_0 to the model's image range (points in the plane have none).
-        start: "prior", N(0, prior_std^2 I), or "uniform", between the ends of the image range (NCSN) and, for points,
-            between -prior_std and prior_std.
+        start: "prior", N(0, prior_std^2 I), scaled by sigma(t_start) / sigma(1) where t_start is given, or "uniform",
+            between the ends of the image range (NCSN) and, for points, between -prior_std and prior_std.
         precision: dtype of everything outside the network.
     """
 
@@ -63,13 +64,15 @@ class Sampler:
         clip: bool = False,
         start: Literal["prior", "uniform"] = "prior",
         precision: Literal["float32", "float64"] = "float32",
+        t_start: float | None = None,
+        t_end: float | None = None,
     ) -> None:
         if predictor is None and corrector is None:
             raise ValueError("a sampler needs a predictor, a corrector, or both")
         if start not in ("prior", "uniform"):
             raise ValueError(f"start={start!r} is unknown; allowed: prior, uniform")
         self.predictor, self.corrector = predictor, corrector
-        self.steps, self.spacing, self.rho = steps, spacing, rho
+        self.steps, self.spacing, self.rho, self.t_start, self.t_end = steps, spacing, rho, t_start, t_end
         self.denoise, self.clip, self.start = denoise, clip, start
         self.dtype = {"float32": torch.float32, "float64": torch.float64}[precision]
 
@@ -77,9 +80,32 @@ class Sampler:
         """The grid of times for this denoiser's process, decreasing, (S,), float64.
 
         Raises:
-            ValueError: if the process has no such grid.
+            ValueError: if the process has no such grid, or the grid does not start where x does.
         """
-        return denoiser.process.grid(self.steps, self.spacing, self.rho)
+        process = denoiser.process
+        if process.levels == 1 and self.predictor is not None:
+            raise ValueError("a single noise level leaves a predictor no step to make: use sampler=langevin")
+        times = process.grid(self.steps, self.spacing, self.rho, self.t_start, self.t_end)
+        std, sigma = self.prior_std(process), process.sigma(times[0]).item()
+        if self.predictor is not None and self.start == "prior" and sigma < std / 2:
+            raise ValueError(
+                f"sampling would start from noise of standard deviation {std:.3g}, but at the first of {len(times)} "
+                f"times of sampler.spacing={self.spacing} it is {sigma:.3g}: use sampler.spacing=trailing"
+            )
+        return times
+
+    def caution(self, denoiser: Denoiser) -> str | None:
+        """What a user should know of a grid that starts where some signal is left, although x starts without any."""
+        process, times = denoiser.process, self.timesteps(denoiser)
+        alpha, sigma = (k.item() for k in process.scales(times[0]))
+        if self.predictor is None or self.start != "prior" or process.keeps_signal or alpha < 0.05 * sigma:
+            return None
+        later = times[0].item() < process.span(self.t_start, self.t_end)[0]
+        remedy = "sampler.spacing=trailing starts later" if later else "the schedule has no more noise than this"
+        return (
+            f"the first of the sampler's {len(times)} times, t = {times[0]:.3g}, keeps alpha = {alpha:.2g} of the "
+            f"signal, but sampling starts from noise alone: {remedy} (Lin et al. 2023)"
+        )
 
     def check(self, denoiser: Denoiser) -> Tensor:
         """`timesteps`, raising ValueError too if a step cannot be made between them."""
@@ -143,13 +169,21 @@ class Sampler:
         written.start(stream(x.shape, generator, x.dtype, x.device))
         return deque(self.follow(written, x), maxlen=1).pop()[1]
 
+    def prior_std(self, process: NoiseProcess) -> float:
+        """Standard deviation of the noise that sampling starts from: the process's, or its share at t_start."""
+        if self.t_start is None:
+            return process.prior_std
+        start, _ = process.span(self.t_start, self.t_end)
+        first, one = process.sigma(torch.tensor([start, 1.0], dtype=torch.float64)).tolist()
+        return process.prior_std * first / one
+
     def prior(
         self, denoiser: Denoiser, shape: Sequence[int], generator: Generators, device: torch.device | str = "cpu"
     ) -> Tensor:
         """x_1 of `shape` (B, ...)."""
         z = draw(shape, generator, self.dtype, device)
         if self.start == "prior":
-            return denoiser.process.prior_std * z
+            return self.prior_std(denoiser.process) * z
         row, reach = denoiser.parameterization, denoiser.process.prior_std
         low, high = (row.low, row.high) if len(shape) == 4 else (-reach, reach)
         return low + (high - low) * torch.special.ndtr(z)

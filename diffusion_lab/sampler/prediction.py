@@ -27,7 +27,8 @@ def coefficients(alpha: float, sigma: float, row: Parameterization | None) -> Co
         x0 = (0.0, 1.0)
     else:  # eps is linear in x and the output, so its values at (1, 0) and (0, 1) say all of it
         by_x, by_output = row.eps(0.0, 1.0, alpha, sigma), row.eps(1.0, 0.0, alpha, sigma)
-        x0 = ((1 - sigma * by_x) / alpha, -sigma * by_output / alpha)
+        left = 1 - sigma * by_x
+        x0 = (left / alpha if abs(left) > 1e-15 else 0.0, -sigma * by_output / alpha)  # no trace of x by rounding alone
     return Coefficients(alpha, sigma, x0, (by_x, by_output), (-by_x / sigma, -by_output / sigma))
 
 

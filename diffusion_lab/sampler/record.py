@@ -187,7 +187,10 @@ class Recorder(Engine):
         return self.attempt("step", step, x, t, s)
 
     def correct(self, corrector: Callable[..., Any], x: Form, t: float) -> Form:
-        return self.attempt("correct", corrector, x, t)
+        past = self.before(t)
+        x = self.attempt("correct", corrector, x, t)
+        self.past = past
+        return x
 
     def last(self, step: Callable[..., Any] | None, x: Form, t: float) -> Form:
         return self.attempt("last", step, x, t)

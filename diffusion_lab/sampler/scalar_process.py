@@ -28,7 +28,7 @@ class ScalarProcess:
     def __init__(self, process: NoiseProcess, times: Tensor | Sequence[float]) -> None:
         grid = torch.as_tensor(times, dtype=torch.float64)
         self.process, self.grid, self.times = process, grid, grid.tolist()
-        self.t_min, self.prior_std, self.levels = process.t_min, process.prior_std, process.levels
+        self.t_min, self.t_max, self.levels = process.t_min, process.t_max, process.levels
         self._position = {t: i for i, t in reversed(list(enumerate(self.times)))}
         self._alpha_sigma: dict[float, Pair] = {}
         self._discretized: dict[Pair, Pair] = {}
@@ -78,12 +78,12 @@ class ScalarProcess:
         return self._known(self._f_g, t, lambda times: (self.process.f(times), self.process.g(times)))[1]
 
     def time(self, lambda_: float) -> float:
-        """The time in (0, 1] at which log(alpha / sigma) has a value; the nearest end beyond its range.
+        """The time in (0, t_max] at which log(alpha / sigma) has a value; the nearest end beyond its range.
 
         A bracket from a table, then searches among 64 points at a time.
         """
         if self._table is None:
-            t = torch.linspace(0, 1, 1025, dtype=torch.float64)[1:]
+            t = torch.linspace(0, self.process.t_max, 1025, dtype=torch.float64)[1:]
             self._table = t, -self.process.log_snr(t) / 2
         t, falling = self._table
         right = int(torch.searchsorted(falling, -lambda_).clamp(0, len(t) - 1))

@@ -21,8 +21,8 @@ class Step(ABC):
 
     `x` is a tensor or, while the sampler is recorded, a linear form: sums, and products with numbers, are recorded and
     replayed fast; anything else makes the step run on tensors, as it is written.  A plain function of the same
-    arguments is a step as well.  A method `last(p, x, t, denoise, noise, past)`, where there is one, makes the step from
-    the last time to data, in place of the denoising step.
+    arguments is a step as well.  A method `last(p, x, t, denoise, noise, past)`, where there is one, makes the step to
+    data from the last time, in place of the denoising step.
     """
 
     @abstractmethod
