@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from diffusion_lab.launch.imports import quick_imports
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
+from diffusion_lab.output import tolerant
 
 __all__ = ["ConfigError", "instantiate", "main"]
 
@@ -21,6 +22,7 @@ def main(task: Literal["train", "sample"]) -> None:
 
     Exits with status 2 and one line on standard error if the command line or the set-up is refused.
     """
+    tolerant()
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode

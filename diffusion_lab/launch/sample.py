@@ -27,11 +27,12 @@ from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.launch.lock import locked
 from diffusion_lab.launch.logger import finish_loggers, reopen
 from diffusion_lab.launch.outside import cluster, set_timeout
-from diffusion_lab.launch.report import say, table
+from diffusion_lab.launch.quiet import quieten
+from diffusion_lab.launch.report import in_sweep, say, table
 from diffusion_lab.launch.request import claim, folder, request
 from diffusion_lab.launch.revision import revision
 from diffusion_lab.launch.sample_files import write_samples
-from diffusion_lab.launch.train import describe_sampler, quieten
+from diffusion_lab.launch.train import describe_sampler
 from diffusion_lab.model import Model
 
 
@@ -125,7 +126,8 @@ def draw_and_score(
     if fabric.is_global_zero:
         cost = {"nfe": calls, "samples_per_second": rate}
         results = {**facts(config, subject), **cost, "metrics": metrics}
-        table(results)
+        if not in_sweep():
+            table(results)
         write_results(out / "results.json", with_earlier(results, out / "results.json"))
         say(f"written to {os.path.relpath(out)}: results.json")
         name = f"sample/{subject.sampler}_nfe{calls:g}"
