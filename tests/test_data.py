@@ -247,7 +247,7 @@ def test_a_fingerprint_tells_every_pixel_shape_and_type_and_nothing_else() -> No
     others = [changed, x.flip(0), x.reshape(4, 3, 1, 4), x.float(), x.to(torch.int8), x[:3].repeat(2, 1, 1, 1)[:4]]
     found = {Four(other).fingerprint("train") for other in others}
     assert len(found) == len(others) and first not in found
-    assert Seventeen(x, grey_levels=17).fingerprint("train") not in {first, *found}
+    assert Seventeen(x % 17, grey_levels=17).fingerprint("train") != Four(x % 17).fingerprint("train")
     assert Digits().fingerprint("train") != Digits().fingerprint("held_out")
     assert Toy2D(name="moons").fingerprint("train") != Toy2D(name="swiss_roll").fingerprint("train")
 
