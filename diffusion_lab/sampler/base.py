@@ -42,7 +42,7 @@ class Sampler:
         spacing, rho: how the times are spread (`NoiseProcess.grid`).
         denoise: end with x_0 as guessed at the last time (Tweedie's formula): DDPM's last step, NCSNv2's denoising
             step, ScoreSDE's noise removal.
-        clip: clip each guess of x_0 to the model's image range (points in the plane have none).
+        clip: clip each guess of x_0 to the model's image range (points, latents and fields have none).
         start: "prior", N(0, prior_std^2 I), or "uniform", between the ends of the image range (NCSN) and, for points,
             between -prior_std and prior_std.
         precision: dtype of everything outside the network.
@@ -117,8 +117,8 @@ class Sampler:
 
     def x0(self, denoiser: Denoiser, x: Tensor, output: Tensor, reading: Reading) -> Tensor:
         """x0_hat of what the network put out at x, clipped if the sampler clips."""
-        x0, row = combine(reading.x0, x, (output,)), denoiser.parameterization
-        return x0.clamp_(row.low, row.high) if self.clip and x.dim() == 4 else x0
+        x0, bounds = combine(reading.x0, x, (output,)), denoiser.parameterization.range_of(x.shape)
+        return x0.clamp_(*bounds) if self.clip and bounds else x0
 
     def prepared(self, denoiser: Denoiser, x: Tensor, shown: bool) -> tuple[bool, list[Step]]:
         """The steps for arrays like x, and whether their moves are direct; kept for the next batch.
@@ -137,7 +137,7 @@ class Sampler:
             times, moves = self.plan(denoiser)
             roots = None if self.corrector is None else self.corrector.roots(denoiser.process, times)
             alone = all(m and len(m.b) == 1 and not (m.refine and self.predictor.reuse) for m in moves)
-            direct = alone and not shown and not (self.clip and x.dim() == 4)
+            direct = alone and not shown and not (self.clip and denoiser.parameterization.range_of(x.shape))
             kept = self._kept = key, (direct, make_steps(denoiser, x, times, moves, roots, direct))
         return kept[1]
 
@@ -163,8 +163,8 @@ class Sampler:
         z = draw(shape, generator, self.dtype, device)
         if self.start == "prior":
             return denoiser.process.prior_std * z
-        row, reach = denoiser.parameterization, denoiser.process.prior_std
-        low, high = (row.low, row.high) if len(shape) == 4 else (-reach, reach)
+        reach = denoiser.process.prior_std
+        low, high = denoiser.parameterization.range_of(shape) or (-reach, reach)
         return low + (high - low) * torch.special.ndtr(z)
 
     @torch.no_grad()
