@@ -22,12 +22,12 @@ def with_protocol(data: Any) -> Dataset:
 
     Items are x or (x, label), x a tensor, an array or a PIL image; without a label it is 0.
 
-    Raises TypeError for what is no map-style data set.
+    Raises ValueError for what is no map-style data set, or an empty one.
     """
     if all(hasattr(data, name) for name in ("__len__", "__getitems__", "labels", "digest")):
         return data
     if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
-        raise TypeError(
+        raise ValueError(
             f"load() gives a {type(data).__name__}, which has no len() and no [index]: give Splits of map-style data "
             "sets, such as torch.utils.data.TensorDataset(images, labels)"
         )
@@ -79,7 +79,10 @@ class Items(Dataset):
         shapes = sorted({tuple(one.shape) for one in x})
         if len(shapes) > 1:
             raise ValueError(f"items have several shapes, such as {' and '.join(map(str, shapes[:2]))}: resize them")
-        return torch.stack(x), _labels([int(label) for label in labels])
+        try:
+            return torch.stack(x), _labels([torch.as_tensor(label).item() for label in labels])
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(f"labels must be whole numbers, not {labels[0]!r}") from error
 
     @cached_property
     def labels(self) -> Tensor:
@@ -99,7 +102,10 @@ def _array(x: Any) -> Tensor:
     if hasattr(x, "getbands"):  # of PIL, which need not be installed for tensors
         pixels = torch.from_numpy(np.array(x))
         return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)
-    return torch.as_tensor(x)
+    try:
+        return torch.as_tensor(x)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"an item is a {type(x).__name__}: give x or (x, label), x a tensor or an array") from error
 
 
 def sample(data: Dataset) -> Tensor:
