@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from diffusion_lab.data.batches import TrainBatches, generator
-from diffusion_lab.data.plain import sample, with_protocol
+from diffusion_lab.data.plain import in_two, sample, with_protocol
 from diffusion_lab.data.promise import check_shape, check_values
 
 Batch = tuple[Tensor, Tensor]
@@ -93,7 +93,7 @@ class DataModule(pl.LightningDataModule, ABC):
     def splits(self) -> Splits:
         """The loaded and checked data sets."""
         name, loaded = type(self).__name__, self.load()
-        splits = loaded if isinstance(loaded, Splits) else halves(loaded)
+        splits = loaded if isinstance(loaded, Splits) else Splits(*in_two(loaded))
         splits = replace(splits, train=with_protocol(splits.train), held_out=with_protocol(splits.held_out))
         parts = [sample(splits.train), sample(splits.held_out)]
         for part in parts:
@@ -221,20 +221,6 @@ class DataModule(pl.LightningDataModule, ABC):
             # iter() of a DataLoader draws a number, which must not come from the global stream.
             generator=torch.Generator(),
         )
-
-
-def halves(data: Any) -> Splits:
-    """A pair (train, held_out), or one data set of which a tenth is held out, drawn from its size alone."""
-    if isinstance(data, tuple | list) and len(data) == 2:
-        return Splits(*data)
-    size = len(with_protocol(data))
-    if size < 2:
-        raise ValueError("load() gives a single item: two are needed, one of them held out")
-    order = torch.randperm(size, generator=generator("held out", size)).tolist()
-    border = max(1, size // 10)
-    return Splits(
-        Subset(data, sorted(order[border:])), Subset(data, sorted(order[:border])), "a tenth held out at random"
-    )
 
 
 def require_positive(values: Mapping[str, int]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from diffusion_lab.data.batches import InMemory
+from diffusion_lab.data.batches import InMemory, generator
 
 SAMPLE = 256  # items of a lazy set that are looked at beforehand
 
@@ -37,6 +37,19 @@ def with_protocol(data: Any) -> Dataset:
     if tensors is None:
         return Items(data)
     return InMemory(tensors[0], _labels(tensors[1]) if len(tensors) > 1 else torch.zeros(len(tensors[0])))
+
+
+def in_two(data: Any) -> tuple[Dataset, Dataset, str]:
+    """A pair (train, held_out), or one data set of which a tenth is held out, drawn from its size alone; and how."""
+    if isinstance(data, tuple | list) and len(data) == 2:
+        return *data, "as given"
+    size = len(with_protocol(data))
+    if size < 2:
+        raise ValueError("load() gives a single item: two are needed, one of them held out")
+    order = torch.randperm(size, generator=generator("held out", size)).tolist()
+    border = max(1, size // 10)
+    train, held_out = (Subset(data, sorted(part)) for part in (order[border:], order[:border]))
+    return train, held_out, "a tenth held out at random"
 
 
 def _tensors(data: Any) -> Sequence[Tensor] | None:
