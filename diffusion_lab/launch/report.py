@@ -18,6 +18,14 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+def say_limits(evaluator: Any, data: Any, likelihood: bool) -> None:
+    """Which numbers an evaluation will not take, and which say little, before anything is drawn."""
+    for reason in evaluator.left_out(data, likelihood):
+        say(f"left out: {reason}")
+    for caution in evaluator.cautions(data):
+        say(f"note: {caution}")
+
+
 def table(results: dict[str, Any]) -> None:
     """The metrics of a results record, one row each, with what real data score where that is known."""
     from rich.table import Table

@@ -28,7 +28,7 @@ from diffusion_lab.launch.lock import locked
 from diffusion_lab.launch.logger import finish_loggers, reopen
 from diffusion_lab.launch.outside import cluster, set_timeout
 from diffusion_lab.launch.quiet import quieten
-from diffusion_lab.launch.report import in_sweep, say, table
+from diffusion_lab.launch.report import in_sweep, say, say_limits, table
 from diffusion_lab.launch.request import claim, folder, request
 from diffusion_lab.launch.revision import revision
 from diffusion_lab.launch.sample_files import write_samples
@@ -121,7 +121,7 @@ def draw_and_score(
         return
     try:
         metrics = {**evaluator.quality(series, data), **evaluator.likelihood(subject.model, data, out)}
-    except RuntimeError as error:
+    except (ValueError, RuntimeError) as error:
         raise ConfigError(str(error)) from error
     if fabric.is_global_zero:
         cost = {"nfe": calls, "samples_per_second": rate}
@@ -222,8 +222,7 @@ def prepare_evaluation(config: DictConfig, subject: Subject) -> tuple[Evaluator,
         data.setup("test")
         evaluator = instantiate({**trained["callback"]["evaluation"]["evaluator"], **own}, "evaluator")
         evaluator.prepare(data, subject.model.device)
-        for reason in evaluator.left_out():
-            say(f"left out: {reason}")
+        say_limits(evaluator, data, bool(subject.model.likelihood))
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
     return evaluator, data

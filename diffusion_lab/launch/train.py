@@ -29,7 +29,7 @@ from diffusion_lab.launch.lock import locked
 from diffusion_lab.launch.logger import build_loggers, finish_loggers
 from diffusion_lab.launch.outside import cluster, set_timeout
 from diffusion_lab.launch.quiet import quieten
-from diffusion_lab.launch.report import in_sweep, say, table
+from diffusion_lab.launch.report import in_sweep, say, say_limits, table
 from diffusion_lab.launch.resume import CONFIG
 from diffusion_lab.launch.revision import revision
 from diffusion_lab.launch.unprofiled import Unprofiled
@@ -149,12 +149,13 @@ def prepare_evaluation(
     }
     try:
         evaluation.evaluator.prepare(data, trainer.strategy.root_device)
+        evaluation.during.features = evaluation.evaluator.features
     except FileNotFoundError as error:
         evaluation.evaluator.features = evaluation.during.features = None
         if trainer.is_global_zero:
             say(f"the Fréchet distance is left out of this run's evaluation: {error}")
-    for reason in evaluation.evaluator.left_out() if trainer.is_global_zero else ():
-        say(f"left out: {reason}")
+    if trainer.is_global_zero:
+        say_limits(evaluation.evaluator, data, bool(model.likelihood))
     evaluation.check_best(data, model)
 
 
