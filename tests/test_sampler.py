@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import analytic
@@ -135,10 +136,10 @@ def affine_law(target, process, sampler):
         z[next(fresh)] = std
         return z
 
-    moves = sampler.predictor.moves(process, times) if sampler.predictor else [None] * (len(times) - 1)
+    moves = sampler.plan(straight_denoiser(process))[1]
     sizes = sampler.corrector.roots(process, times) ** 2 if sampler.corrector else times
     guesses, before = [], x
-    for t, e, arrived, move in zip(times, sizes, [None, *moves], [*moves, None]):
+    for t, e, arrived, move in zip(times, sizes, [None, *moves], [*moves, None]):  # the shortest is times
         refined = None  # the guess at the present x, where there is one
         if arrived and arrived.refine:
             a, b = arrived.refine
@@ -155,7 +156,7 @@ def affine_law(target, process, sampler):
         before, x = x, move.a * x + sum(w * g for w, g in zip(move.b, guesses))
         if move.c:
             x = x + noise(move.c)
-    if sampler.denoise:
+    if sampler.denoise and move is None:
         x = x0_hat(x, t) if refined is None else refined
     u = target.u[0]
     return u @ x[0], u @ torch.diag((x[1:] ** 2).sum(0)) @ u.T
@@ -190,7 +191,7 @@ def test_exact_gaussian_law_through_the_public_loop(process, name):
     target, (predictor, corrector) = analytic.diag64(), SAMPLERS[name]
     denoiser = straight_denoiser(PROCESSES[process]())
     spacing = "uniform" if name in STEPS else "karras"
-    sampler = Sampler(predictor, corrector, STEPS.get(name, 8), spacing, denoise="churn" not in name)
+    sampler = Sampler(predictor, corrector, STEPS.get(name, 8), spacing)
     mean, covariance = affine_law(target, denoiser.process, sampler)
     n = 2_000
     x = sampler(denoiser, (n, 1, 8, 8), torch.Generator().manual_seed(0)).flatten(1).double()
@@ -397,7 +398,56 @@ def test_churn_is_added_between_s_min_and_s_max_only_and_is_that_of_algorithm_2(
             assert process.sigma(torch.tensor(move.t, dtype=torch.float64)).item() == pytest.approx(raised, rel=1e-7)
             assert move.churn == pytest.approx((1, 1.1 * (raised**2 - noise[i] ** 2) ** 0.5), rel=1e-6)
     first = EDM(1, 90.0).moves(process, times)[0]
-    assert first.churn is None and first.t == 1  # there is no noise beyond that of t = 1
+    late = process.sigma(torch.tensor(first.t, dtype=torch.float64)).item()
+    assert first.t > 1 and late == pytest.approx(math.sqrt(2) * noise[0], rel=1e-9)
+    ladder = Ladder(Geometric(0.01, 20.0), 50)  # whose largest level bounds the noise, as NVlabs' round_sigma does
+    first = EDM(1, 90.0).moves(ladder, ladder.grid(9, "karras"))[0]
+    assert first.churn is None and first.t == 1
+
+
+def edm_sampler(denoise, x, sigmas, noise, churn, s_min, s_max, s_noise):
+    """Algorithm 2 of Karras et al. 2022 as NVlabs' edm_sampler has it, in sigma alone."""
+    count, sigmas = len(sigmas), [*sigmas, 0.0]
+    x_next = x * sigmas[0]
+    for i, (t_cur, t_next) in enumerate(itertools.pairwise(sigmas)):
+        gamma = min(churn / count, math.sqrt(2) - 1) if s_min <= t_cur <= s_max else 0
+        t_hat = t_cur + gamma * t_cur
+        x_hat = x_next
+        if gamma:
+            x_hat = x_next + math.sqrt(t_hat**2 - t_cur**2) * s_noise * next(noise)
+        d_cur = (x_hat - denoise(x_hat, t_hat)) / t_hat
+        x_next = x_hat + (t_next - t_hat) * d_cur
+        if i < count - 1:
+            d_prime = (x_next - denoise(x_next, t_next)) / t_next
+            x_next = x_hat + (t_next - t_hat) * (0.5 * d_cur + 0.5 * d_prime)
+    return x_next
+
+
+@pytest.mark.parametrize("steps", [5, 18])
+@pytest.mark.parametrize(
+    "churn, s_min, s_max", [(0.0, 0, math.inf), (4.0, 0, math.inf), (40.0, 0.05, 10.0), (1e3, 0, 1e3)]
+)
+@pytest.mark.parametrize("process", ["ve", "vp"])
+def test_heun_with_churn_is_the_published_program(process, churn, s_min, s_max, steps):
+    """Every step churns, the first one beyond sigma_max and the last one too."""
+    denoiser = straight_denoiser(PROCESSES[process]())
+    process, target = denoiser.process, analytic.diag64()
+    mean, variance = target.m[0].reshape(8, 8), target.c[0].diag().reshape(8, 8)
+    times, shape = process.grid(steps, "karras"), (4, 1, 8, 8)
+    z = torch.randn(steps + 1, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    want = edm_sampler(
+        lambda x, sigma: mean + (x - mean) * variance / (variance + sigma**2),
+        z[0] * process.prior_std / process.sigma(times[0]),
+        (process.sigma(times) / process.alpha(times)).tolist(), iter(z[1:]), churn, s_min, s_max, 1.007,
+    )  # fmt: skip
+    sampler = Sampler(EDM(2, churn, s_min, s_max, 1.007), None, steps, "karras", precision="float64")
+    noise = iter(z[1:])
+    sampler_noise = lambda *_: lambda: next(noise)  # noqa: E731
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffusion_lab.sampler.base.stream", sampler_noise)
+        states = list(sampler.trajectory(denoiser, process.prior_std * z[0]))
+    assert len(states) == steps and states[-1].t == 0 and denoiser.nfe == 2 * steps - 1
+    torch.testing.assert_close(states[-1].x, want, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("corrector", [None, AnnealedLangevin(snr=0.1, steps=2)])
@@ -420,18 +470,18 @@ def test_a_trajectory_tells_where_it_is(predictor, corrector):
         assert all(not torch.equal(s.x0, s.x) for s in states)
 
 
-def test_langevin_of_each_image_does_not_depend_on_its_batch():
+def test_langevin_of_each_image_does_not_depend_on_its_batch_unless_norms_are_averaged():
     denoiser = exact_denoiser(analytic.gmm2d(), VE(Geometric()))
     x = 3 * torch.randn(4, 2, 1, 1)
     x[1:] *= 5
 
-    def first(norm, size):
-        sampler = Sampler(None, Langevin(norm=norm), steps=2, denoise=False)
+    def first(size, **norm):
+        sampler = Sampler(None, Langevin(**norm), steps=2, denoise=False)
         return next(sampler.trajectory(denoiser, x[:size], image_generators(0, range(size)))).x[:1]
 
-    torch.testing.assert_close(first("image", 4), first("image", 1))
-    assert not torch.allclose(first("batch", 4), first("image", 4))
-    torch.testing.assert_close(first("batch", 1), first("image", 1))
+    torch.testing.assert_close(first(4), first(1))
+    assert torch.equal(first(4), first(4, norm="image")) and not torch.allclose(first(4), first(4, norm="batch"))
+    torch.testing.assert_close(first(1, norm="batch"), first(1))
 
 
 def test_float64_on_request_agrees_with_float32():

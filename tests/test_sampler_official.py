@@ -106,7 +106,7 @@ def test_predictors_make_the_official_step(recorded, predictor, name, target, dt
 def test_correctors_make_the_official_steps(recorded, monkeypatch, corrector, steps, name, target, dtype, tolerance):
     official, process = recorded("sde_steps"), SDES[name]()
     x, t = official[f"{target}.{name}.x"].to(dtype), official["t"]
-    rule = Langevin(0.16, steps) if corrector == "langevin" else AnnealedLangevin(snr=0.16, steps=steps)
+    rule = Langevin(0.16, steps, "batch") if corrector == "langevin" else AnnealedLangevin(snr=0.16, steps=steps)
     # Official times are one for each sample, and the level below t gives the factor 1 - beta.
     shape = (-1, *(1,) * (x.dim() - 1))
     level = (t.double() * 999).floor()

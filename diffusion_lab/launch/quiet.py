@@ -24,6 +24,7 @@ def quieten() -> None:
         ".*fit loop.*",
         ".*dataloader is not resumable.*",
         ".*AMP with fp16 is not supported.*",
+        "the first of the sampler's .*",  # commands say it in a line of their own
     ):
         warnings.filterwarnings("ignore", message=text)
     torch.set_float32_matmul_precision("high")

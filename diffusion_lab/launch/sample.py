@@ -172,6 +172,8 @@ def draw(series: Series, count: int, fabric: Fabric, what: str) -> None:
         missing = sum(map(len, series.samples.missing(count)))
         there = f"; {count - missing} of {count} are there already" if missing < count else ""
         say(f"sampling {missing} from {what} on {fabric.world_size} x {fabric.device.type}{there}")
+        if said := series.model.sampler.caution(series.model.denoiser):
+            say(said)
     try:
         with fabric.autocast():
             series.complete(count)

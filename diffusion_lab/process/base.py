@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-Spacing = Literal["uniform", "quadratic", "linear", "log_snr", "karras"]
+Even = Literal["uniform", "quadratic", "trailing", "leading", "linspace"]
+"""Spacings by t or by sqrt(t); on a discrete process they choose among its levels."""
+
+Spacing = Literal["uniform", "quadratic", "trailing", "leading", "linspace", "linear", "log_snr", "karras"]
 """How a sampler's times are spread; see `NoiseProcess.grid`."""
 
 Variance = Literal["fixed_small", "fixed_large"]
@@ -31,7 +35,13 @@ class NoiseProcess(nn.Module, ABC):
     t_train_min: float = 1e-5
     """Training times are in [t_train_min, 1]."""
 
+    t_max: float = 1.0
+    """The latest time at which the functions of time are defined; a churned step may start later than t = 1."""
+
     prior_std: float = 1.0
+
+    keeps_signal: bool = False
+    """Whether alpha = 1 at all times, so that the largest noise has to hide the data."""
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -69,8 +79,8 @@ class NoiseProcess(nn.Module, ABC):
         return t.float(), factor.float()
 
     @abstractmethod
-    def even_grid(self, steps: int | None, spacing: Literal["uniform", "quadratic"]) -> Tensor:
-        """`grid` for times that are even in t or in sqrt(t)."""
+    def even_grid(self, steps: int | None, spacing: Even, start: float, end: float) -> Tensor:
+        """`grid` between two times for a spacing that is even in t or in sqrt(t)."""
 
     @abstractmethod
     def vlb_weight(self, t: Tensor, variance: Variance) -> Tensor:
@@ -81,34 +91,72 @@ class NoiseProcess(nn.Module, ABC):
         alpha, sigma = self.scales(t)
         return 2 * (alpha.log() - sigma.log())
 
-    def time(self, log_snr: Tensor) -> Tensor:
-        """The time in (0, 1] at which the log-SNR has a value: the inverse of `log_snr`, by bisection."""
-        low, high = torch.zeros_like(log_snr), torch.ones_like(log_snr)
+    def time(self, log_snr: Tensor, latest: float = 1.0) -> Tensor:
+        """The time in (0, latest] at which the log-SNR has a value: the inverse of `log_snr`, by bisection."""
+        low, high = torch.zeros_like(log_snr), torch.full_like(log_snr, latest)
         for _ in range(torch.finfo(log_snr.dtype).bits):
             middle = (low + high) / 2
             before = self.log_snr(middle) > log_snr
             low, high = torch.where(before, middle, low), torch.where(before, high, middle)
         return high
 
-    def grid(self, steps: int | None, spacing: Spacing = "uniform", rho: float = 7.0) -> Tensor:
-        """The `steps` decreasing times at which a sampler asks the network, float64 on the CPU, shape (steps,).
+    def span(self, t_start: float | None = None, t_end: float | None = None) -> tuple[float, float]:
+        """The first and the last time at which a sampler asks the network; None stands for 1 and for `t_min`.
 
-        "uniform" and "quadratic" are even in t and in sqrt(t) (on a ladder: among its levels), from t = 1 to t_min;
-        "linear" is even in t between a ladder's levels too (Song et al. 2021, Table 1, P2000); "log_snr" is even in
-        log(alpha/sigma) (Lu et al. 2022, Section 3.4); "karras" is even in (sigma/alpha)^(1/rho) (Karras et al. 2022,
-        Eq. 5).  None takes every level of a ladder, or 1000 times.
+        Of a discrete process they are the outermost levels between the two.
 
         Raises:
-            ValueError: for fewer steps than 1 (2 where both ends must be met), or more than a ladder has levels.
+            ValueError: unless t_train_min <= t_end < t_start <= 1 (a single noise level has t_end = t_start = 1).
+        """
+        start, end = asked = 1.0 if t_start is None else t_start, self.t_min if t_end is None else t_end
+        if self.levels is not None:
+            start, end = math.floor(self.levels * start + 1e-9), math.ceil(self.levels * end - 1e-9)
+            start, end = start / self.levels, end / self.levels
+        if start > 1 or end < self.t_train_min or start < end or (start == end and self.levels != 1):
+            levels = f", with two of the {self.levels} levels between them" if self.levels else ""
+            raise ValueError(
+                "sampler.t_start={:g} and sampler.t_end={:g} must satisfy ".format(*asked)
+                + f"{self.t_train_min:g} <= t_end < t_start <= 1{levels}"
+            )
+        return start, end
+
+    def grid(
+        self,
+        steps: int | None,
+        spacing: Spacing = "uniform",
+        rho: float = 7.0,
+        t_start: float | None = None,
+        t_end: float | None = None,
+    ) -> Tensor:
+        """The `steps` decreasing times at which a sampler asks the network, float64 on the CPU, shape (steps,).
+
+        Between t_start (None: 1) and t_end (None: `t_min`):
+
+        - "uniform", "linspace": even in t, both ends included.  On discrete levels "linspace" rounds them (diffusers'
+          name), and so does "uniform" where alpha = 1; elsewhere "uniform" is DDIM's sequence, which may start below 1.
+        - "quadratic": even in sqrt(t) (DPM-Solver's `time_quadratic`); on discrete levels DDIM's sequence.
+        - "trailing": even in t from t_start on, without t_end (Lin et al. 2023, Table 2).
+        - "leading": diffusers' steps of floor(N / steps) levels from the lowest one on; of discrete levels only.
+        - "linear": even in t between discrete levels too (Song et al. 2021, Table 1, P2000).
+        - "log_snr": even in log(alpha/sigma) (Lu et al. 2022, Section 3.4).
+        - "karras": even in (sigma/alpha)^(1/rho) (Karras et al. 2022, Eq. 5).
+
+        None takes every level of a discrete process, or 1000 times.  One step of "uniform" or "quadratic" is t_end, the
+        lowest noise (plain Langevin dynamics); one of "trailing" is t_start.
+
+        Raises:
+            ValueError: for fewer steps than 1 (2 where both ends must be met), for more than there are levels, or as
+                `span` does.
         """
         if spacing not in get_args(Spacing):
             raise ValueError(f"spacing={spacing!r} is unknown; allowed: {', '.join(get_args(Spacing))}")
-        if spacing in ("uniform", "quadratic") or self.levels == 1:
-            return self.even_grid(steps, spacing)
+        start, end = self.span(t_start, t_end)
+        if spacing in get_args(Even) or self.levels == 1:
+            return self.even_grid(steps, spacing, start, end)
         steps = (self.levels or 1000) if steps is None else steps
         if steps < 2:
             raise ValueError(f"spacing={spacing} needs at least 2 sampler steps, got {steps}")
-        ends = torch.tensor([1.0, self.t_min], dtype=torch.float64)
+        ends = torch.tensor([start, end], dtype=torch.float64)
         u, log_snr = torch.linspace(0, 1, steps, dtype=torch.float64), self.log_snr(ends)
         if spacing == "linear":
             return torch.lerp(*ends, u)

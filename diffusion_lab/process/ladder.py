@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from diffusion_lab.process.base import NoiseProcess, Variance
+from diffusion_lab.process.base import Even, NoiseProcess, Variance
 from diffusion_lab.process.schedule import Schedule
 
 
@@ -97,22 +95,35 @@ class Ladder(NoiseProcess):
         level = torch.multinomial(share, batch, replacement=True, generator=generator)
         return (level.float() + 1) / self.levels, 1 / (self.levels * share[level])
 
-    def even_grid(self, steps: int | None, spacing: Literal["uniform", "quadratic"]) -> Tensor:
-        """Times of S of the N levels, all of them if steps is None.
+    def even_grid(self, steps: int | None, spacing: Even, start: float, end: float) -> Tensor:
+        """Times of S of the N levels from `end` to `start`, all of them if steps is None.
 
-        The sequences of Song, Meng & Ermon 2021 (DDIM), Appendix D.2, in zero-based indices: uniform = floor(i N /
-        S), quadratic = floor(0.8 N (i / (S - 1))^2), which repeats some of the lowest levels when S is large.  Uniform
-        levels of a sigma schedule reach the largest one, where the prior is; those of a beta schedule need not.
+        With zero-based indices i: "uniform" = floor(i N / S) and "quadratic" = floor(0.8 N (i / (S - 1))^2) are the
+        sequences of Song, Meng & Ermon 2021 (DDIM), Appendix D.2, the second of which repeats some of the lowest levels
+        when S is large; "leading" = i floor(N / S) and "linspace" = round(i (N - 1) / (S - 1)) are diffusers' names,
+        "trailing" = round(N - i N / S) - 1 is that of Lin et al. 2023, Table 2.  Where the signal is kept (alpha = 1),
+        the noise of the largest level is the prior's alone: there "uniform" is "linspace", "quadratic" goes up to the
+        largest level, and there is no "leading".
         """
-        steps = self.levels if steps is None else steps
-        if not 1 <= steps <= self.levels:
-            raise ValueError(f"sampler steps must be between 1 and the model's {self.levels} levels, got {steps}")
-        evenly = torch.linspace(0, self.levels - 1, steps, dtype=torch.float64).round().long()
+        low, high = round(self.levels * end), round(self.levels * start)
+        count = high - low + 1
+        steps = count if steps is None else steps
+        if not 1 <= steps <= count:
+            whose = f"the model's {count} levels" if count == self.levels else f"the {count} levels of this range of t"
+            raise ValueError(f"sampler steps must be between 1 and {whose}, got {steps}")
+        if spacing == "leading" and self.keeps_signal:
+            raise ValueError("spacing=leading starts below the largest noise, where the prior is: use uniform")
+        i, evenly = torch.arange(steps), torch.linspace(0, count - 1, steps, dtype=torch.float64).round()
+        top = count - 1 if self.keeps_signal else 0.8 * count
+        squares = torch.linspace(0, top**0.5, steps, dtype=torch.float64) ** 2
         indices = {
-            "uniform": evenly if self.keeps_signal else torch.arange(steps) * self.levels // steps,
-            "quadratic": (torch.linspace(0, (0.8 * self.levels) ** 0.5, steps, dtype=torch.float64) ** 2).long(),
+            "uniform": evenly if self.keeps_signal else i * count // steps,
+            "quadratic": squares.round() if self.keeps_signal else squares.floor(),
+            "trailing": (count - i.flip(0) * (count / steps)).round() - 1,
+            "leading": i * (count // steps),
+            "linspace": evenly,
         }[spacing]
-        return (indices + 1).flip(0).to(torch.float64) / self.levels
+        return (low + indices).flip(0).to(torch.float64) / self.levels
 
     def vlb_weight(self, t: Tensor, variance: Variance) -> Tensor:
         """N b^2 sigma_t^2 / (2 alpha_t^2 var): Ho et al. 2020, Eq. 12, times the N terms that a uniform t stands for.

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from diffusion_lab.process.base import NoiseProcess, Variance
+from diffusion_lab.process.base import Even, NoiseProcess, Variance
 from diffusion_lab.process.schedule import BetaSchedule, Geometric
 
 
 class SDE(NoiseProcess):
     """A process that is continuous in training too: times are uniform on [1e-5, 1], as published for all three."""
 
+    t_max = 2.0
+
     def sample_times(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
         u = torch.rand(batch, device=device, dtype=torch.float32, generator=generator)
         return self.t_train_min + (1 - self.t_train_min) * u
 
-    def even_grid(self, steps: int | None, spacing: Literal["uniform", "quadratic"]) -> Tensor:
+    def even_grid(self, steps: int | None, spacing: Even, start: float, end: float) -> Tensor:
         steps = 1000 if steps is None else steps
-        if steps < 2:
-            raise ValueError(f"a continuous process needs at least 2 sampler steps, got {steps}")
-        u = torch.linspace(1, 0, steps, dtype=torch.float64) ** {"uniform": 1, "quadratic": 2}[spacing]
-        return self.t_min + (1 - self.t_min) * u
+        if steps < 1:
+            raise ValueError(f"a sampler needs at least 1 step, got {steps}")
+        if spacing == "leading":
+            raise ValueError("spacing=leading chooses among discrete levels, and this process has none: use uniform")
+        if spacing == "trailing":
+            return torch.linspace(start, end, steps + 1, dtype=torch.float64)[:-1]
+        power = 2 if spacing == "quadratic" else 1
+        grid = torch.linspace(end ** (1 / power), start ** (1 / power), steps, dtype=torch.float64).flip(0) ** power
+        grid[0], grid[-1] = start, end  # exactly; one step is the last time
+        return grid
 
     def vlb_weight(self, t: Tensor, variance: Variance) -> Tensor:
         """g^2 / (2 sigma^2), the continuous limit in which both variances agree (Song et al. 2021b, Theorem 1)."""
@@ -87,7 +93,7 @@ class VE(SDE):
     As published, sigma(t)^2 is not reduced by sigma_min^2 and the prior is N(0, sigma_max^2).
     """
 
-    t_min = 1e-5
+    t_min, keeps_signal = 1e-5, True
 
     def __init__(self, schedule: Geometric) -> None:
         super().__init__()

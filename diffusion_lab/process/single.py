@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from diffusion_lab.process.base import NoiseProcess, Variance
+from diffusion_lab.process.base import Even, NoiseProcess, Variance
 
 
 class SingleLevel(NoiseProcess):
@@ -19,7 +17,7 @@ class SingleLevel(NoiseProcess):
         prior_std: of the Gaussian that sampling starts from, about the size of the data: no theory gives it.
     """
 
-    levels, t_min = 1, 1.0
+    levels, t_min, keeps_signal = 1, 1.0, True
 
     def __init__(self, sigma: float = 0.1, prior_std: float = 1.0) -> None:
         super().__init__()
@@ -49,7 +47,7 @@ class SingleLevel(NoiseProcess):
         one = self.sample_times(batch, device)
         return one, one
 
-    def even_grid(self, steps: int | None, spacing: Literal["uniform", "quadratic"]) -> Tensor:
+    def even_grid(self, steps: int | None, spacing: Even, start: float, end: float) -> Tensor:
         if steps not in (None, 1):
             raise ValueError(f"a single noise level has one sampler step, got {steps}")
         return torch.ones(1, dtype=torch.float64)

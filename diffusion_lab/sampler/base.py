@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from diffusion_lab.denoiser import Denoiser, Reading
 from diffusion_lab.noise import Generators, draw, stream
-from diffusion_lab.process import Spacing
+from diffusion_lab.process import NoiseProcess, Spacing
 from diffusion_lab.sampler.corrector import Corrector
 from diffusion_lab.sampler.plan import Step, combine, make_steps
 from diffusion_lab.sampler.predictor import Move, Predictor
@@ -40,11 +41,12 @@ class Sampler:
         steps: number of times at which the network is asked by a predictor of one evaluation a step; None takes every
             level of a ladder, or 1000 times of a continuous process.
         spacing, rho: how the times are spread (`NoiseProcess.grid`).
+        t_start, t_end: the first and the last of these times; None takes 1 and the process's t_min.
         denoise: end with x_0 as guessed at the last time (Tweedie's formula): DDPM's last step, NCSNv2's denoising
             step, ScoreSDE's noise removal.
         clip: clip each guess of x_0 to the model's image range (points, latents and fields have none).
-        start: "prior", N(0, prior_std^2 I), or "uniform", between the ends of the image range (NCSN) and, for points,
-            between -prior_std and prior_std.
+        start: "prior", N(0, prior_std^2 I), scaled by sigma(t_start) / sigma(1) where t_start is given, or "uniform",
+            between the ends of the image range (NCSN) and, for points, between -prior_std and prior_std.
         precision: dtype of everything outside the network.
     """
 
@@ -59,13 +61,15 @@ class Sampler:
         clip: bool = False,
         start: Literal["prior", "uniform"] = "prior",
         precision: Literal["float32", "float64"] = "float32",
+        t_start: float | None = None,
+        t_end: float | None = None,
     ) -> None:
         if predictor is None and corrector is None:
             raise ValueError("a sampler needs a predictor, a corrector, or both")
         if start not in ("prior", "uniform"):
             raise ValueError(f"start={start!r} is unknown; allowed: prior, uniform")
         self.predictor, self.corrector = predictor, corrector
-        self.steps, self.spacing, self.rho = steps, spacing, rho
+        self.steps, self.spacing, self.rho, self.t_start, self.t_end = steps, spacing, rho, t_start, t_end
         self.denoise, self.clip, self.start = denoise, clip, start
         self.dtype = {"float32": torch.float32, "float64": torch.float64}[precision]
         self._kept: tuple[tuple, tuple[bool, list[Step]]] | None = None
@@ -85,7 +89,7 @@ class Sampler:
         ask = denoiser.read if direct else partial(self.guess, denoiser)
         noise = stream(x.shape, generator, x.dtype, x.device)
         before, latest, past = x, x, []
-        for step in steps:
+        for step in steps:  # the last has no move, unless a predictor's own step to data takes its place
             x0 = None  # the guess at the present x, or the output in its place; None once x has changed
             if step.refine is not None:
                 x0 = latest = ask(x, step.here)
@@ -105,6 +109,8 @@ class Sampler:
                 yield step.t, x, latest
             elif self.predictor is None:
                 yield step.t, x, latest
+        if step.predict is not None:  # a step to data, which has been yielded
+            return
         if self.denoise:
             x0 = self.guess(denoiser, x, step.here) if x0 is None else x0
             yield 0.0, x0, x0
@@ -135,6 +141,8 @@ class Sampler:
         kept = self._kept  # read once: another thread may replace it
         if kept is None or kept[0] != key:
             times, moves = self.plan(denoiser)
+            if said := self.caution(denoiser):
+                warnings.warn(said, stacklevel=2)
             roots = None if self.corrector is None else self.corrector.roots(denoiser.process, times)
             alone = all(m and len(m.b) == 1 and not (m.refine and self.predictor.reuse) for m in moves)
             direct = alone and not shown and not (self.clip and denoiser.parameterization.range_of(x.shape))
@@ -145,16 +153,50 @@ class Sampler:
         """The grid of times for this denoiser's process, and the predictor's moves between them (None without one).
 
         Raises:
-            ValueError: if its process does not have such a grid, or the predictor cannot make the moves.
+            ValueError: if its process does not have such a grid, the grid does not start where x does, or the predictor
+                cannot make the moves.
         """
-        times = denoiser.process.grid(self.steps, self.spacing, self.rho)
+        process = denoiser.process
+        if process.levels == 1 and self.predictor is not None:
+            raise ValueError("a single noise level leaves a predictor no step to make: use sampler=langevin")
+        times = process.grid(self.steps, self.spacing, self.rho, self.t_start, self.t_end)
         if self.predictor is None:
             return times, [None] * (len(times) - 1)
-        return times, self.predictor.moves(denoiser.process, times)
+        sigma = process.sigma(times[0]).item()
+        if self.start == "prior" and sigma < self.prior_std(process) / 2:
+            raise ValueError(
+                f"sampling would start from noise of standard deviation {self.prior_std(process):.3g}, but at the "
+                f"first of {len(times)} times of sampler.spacing={self.spacing} it is {sigma:.3g}: use "
+                f"sampler.spacing=trailing"
+            )
+        moves = self.predictor.moves(process, times)
+        last = self.predictor.last(process, times) if self.denoise else None
+        return times, [*moves, last] if last else moves
+
+    def caution(self, denoiser: Denoiser) -> str | None:
+        """What a user should know of a grid that starts where some signal is left, although x starts without any."""
+        process, times = denoiser.process, self.plan(denoiser)[0]
+        alpha, sigma = (k.item() for k in process.scales(times[0]))
+        if self.predictor is None or self.start != "prior" or process.keeps_signal or alpha < 0.05 * sigma:
+            return None
+        later = times[0].item() < process.span(self.t_start, self.t_end)[0]
+        remedy = "sampler.spacing=trailing starts later" if later else "the schedule has no more noise than this"
+        return (
+            f"the first of the sampler's {len(times)} times, t = {times[0]:.3g}, keeps alpha = {alpha:.2g} of the "
+            f"signal, but sampling starts from noise alone: {remedy} (Lin et al. 2023)"
+        )
 
     def check(self, denoiser: Denoiser) -> Tensor:
         """The grid of times; raises ValueError as `plan` does."""
         return self.plan(denoiser)[0]
+
+    def prior_std(self, process: NoiseProcess) -> float:
+        """Standard deviation of the noise that sampling starts from: the process's, or its share at t_start."""
+        if self.t_start is None:
+            return process.prior_std
+        start, _ = process.span(self.t_start, self.t_end)
+        first, one = process.sigma(torch.tensor([start, 1.0], dtype=torch.float64)).tolist()
+        return process.prior_std * first / one
 
     def prior(
         self, denoiser: Denoiser, shape: Sequence[int], generator: Generators, device: torch.device | str = "cpu"
@@ -162,7 +204,7 @@ class Sampler:
         """x_1 of `shape` (B, ...)."""
         z = draw(shape, generator, self.dtype, device)
         if self.start == "prior":
-            return denoiser.process.prior_std * z
+            return self.prior_std(denoiser.process) * z
         reach = denoiser.process.prior_std
         low, high = denoiser.parameterization.range_of(shape) or (-reach, reach)
         return low + (high - low) * torch.special.ndtr(z)

@@ -53,11 +53,11 @@ class Langevin(Corrector):
     the square of the signal's scale over one of 1,000 steps (over one level of a ladder).
 
     Args:
-        norm: |z| and |score| are averages over the "batch", as published, which ties an image to its batch, or are
-            each "image"'s own.
+        norm: |z| and |score| are each "image"'s own, or averages over the "batch", as in the official program, which
+            makes an image depend on the others of its batch.
     """
 
-    def __init__(self, snr: float = 0.16, steps: int = 1, norm: Literal["batch", "image"] = "batch") -> None:
+    def __init__(self, snr: float = 0.16, steps: int = 1, norm: Literal["batch", "image"] = "image") -> None:
         if snr <= 0 or steps < 1:
             raise ValueError(f"a Langevin corrector needs snr > 0 and steps >= 1, got {snr} and {steps}")
         if norm not in ("batch", "image"):

@@ -15,14 +15,16 @@ from diffusion_lab.sampler.base import Sampler, State
 
 
 class ProbabilityFlow(Sampler):
-    """Solves dx/dt = f(t) x - g(t)^2 / 2 score(x, t) from t = 1 down to t_min; Song et al. 2021, Section 4.3.
+    """Solves dx/dt = f(t) x - g(t)^2 / 2 score(x, t) from t_start down to t_end; Song et al. 2021, Section 4.3.
 
-    Deterministic given x_1, and invertible.  The number of network evaluations follows from the tolerances.
+    Deterministic given x_1, and invertible.  The number of network evaluations follows from the tolerances.  The step
+    sizes are common to a batch, so that an image depends on the others in it, but by no more than the tolerances.
 
     Args:
         rtol, atol: tolerances of the solver, met by each image.
         method: Runge-Kutta pair of the solver.
-        denoise: end with x_0 as guessed at t_min (Tweedie's formula), one evaluation more.
+        t_start, t_end: None takes 1 and the process's t_min.
+        denoise: end with x_0 as guessed at t_end (Tweedie's formula), one evaluation more.
         frames: times at which a `trajectory` stops; drawing samples goes straight through.
         precision: dtype of everything outside the network.
 
@@ -42,17 +44,24 @@ class ProbabilityFlow(Sampler):
         denoise: bool = True,
         frames: int = 20,
         precision: Literal["float32", "float64"] = "float32",
+        t_start: float | None = None,
+        t_end: float | None = None,
     ) -> None:
         check_tolerances(rtol, atol)
         if frames < 1:
             raise ValueError(f"frames must be at least 1, got {frames}")
         self.rtol, self.atol, self.method, self.denoise, self.frames = rtol, atol, method, denoise, frames
+        self.t_start, self.t_end = t_start, t_end
         self.dtype = {"float32": torch.float32, "float64": torch.float64}[precision]
 
     def check(self, denoiser: Denoiser) -> Tensor:
         """The times of a trajectory of this denoiser's process, raising what a call would."""
         check_process(denoiser.process)
-        return torch.linspace(1, denoiser.process.t_min, self.frames + 1, dtype=torch.float64)
+        start, end = denoiser.process.span(self.t_start, self.t_end)
+        return torch.linspace(start, end, self.frames + 1, dtype=torch.float64)
+
+    def caution(self, denoiser: Denoiser) -> None:
+        """Nothing: it starts at t_start."""
 
     def solve(self, denoiser: Denoiser, x: Tensor, times: Sequence[float]) -> list[Tensor]:
         """x at times[1:] of the solution through x at times[0], each of the shape of x; times may run either way."""
@@ -60,7 +69,7 @@ class ProbabilityFlow(Sampler):
 
     @torch.no_grad()
     def trajectory(self, denoiser: Denoiser, x: Tensor, generator: Generators = None) -> Iterator[State]:
-        """`frames` states from x = x_1 down to t_min, even in t, and the denoised one."""
+        """`frames` states from x = x_1 down to t_end, even in t, and the denoised one."""
         times = self.check(denoiser)
         for t, stop in zip(times[1:], self.solve(denoiser, x, times.tolist()), strict=True):
             x0 = denoiser(stop, t).x0
@@ -77,6 +86,7 @@ class ProbabilityFlow(Sampler):
         device: torch.device | str = "cpu",
     ) -> Tensor:
         """Samples of `shape` (B, ...) in the model's range."""
-        t = self.check(denoiser)[-1]
-        (x,) = self.solve(denoiser, self.prior(denoiser, shape, generator, device), (1.0, t.item()))
+        times = self.check(denoiser)
+        t = times[-1]
+        (x,) = self.solve(denoiser, self.prior(denoiser, shape, generator, device), (times[0].item(), t.item()))
         return denoiser(x, t).x0 if self.denoise else x

@@ -51,21 +51,23 @@ def scalars(rows: Sequence[Sequence[float] | None], like: Tensor) -> list[Weight
 def make_steps(
     denoiser: Denoiser, like: Tensor, times: Tensor, moves: Sequence[Move | None], roots: Tensor | None, direct: bool
 ) -> list[Step]:
-    """The steps along `times`, one more than `moves`, for arrays like `like` (B, ...).
+    """The steps along `times`, one for each, for arrays like `like` (B, ...).
 
     Args:
-        moves: the predictor's, or None for each.
+        moves: the predictor's, or None for each: one less than times, or as many where one leads from the last to data.
         roots: of a corrector at `times`.
         direct: write the moves with the network's output in place of its guess (`Move.by_output`).
     """
     asked = torch.cat([times, torch.tensor([move.t for move in moves if move], dtype=torch.float64)])
     readings, count = denoiser.readings(asked, like), len(times)
-    there = readings[count:] or [None] * len(moves)
+    there = [*(readings[count:] or [None] * len(moves)), None][:count]
     if direct:
         views = list(zip(*(k.tolist() for k in denoiser.views(asked)[0]), strict=True))
-        moves = [move.by_output(*ends) for move, *ends in zip(moves, views[count:], views[1:count], strict=True)]
+        at_s = [*views[1:count], (0.0, 0.0)][: len(moves)]  # asked for by moves that are refined; none is at data
+        moves = [move.by_output(*ends) for move, *ends in zip(moves, views[count:], at_s, strict=True)]
     rows: list[Sequence[float] | None] = []
-    for arrived, move in zip([None, *moves], [*moves, None], strict=True):
+    arrivals, moves = [None, *moves][:count], [*moves, None][:count]
+    for arrived, move in zip(arrivals, moves, strict=True):
         rows += [
             arrived and arrived.refine and (arrived.refine[0], *arrived.refine[1]),
             move and move.churn,
@@ -74,7 +76,7 @@ def make_steps(
         ]
     weights, steps = iter(scalars(rows, like)), []
     roots = [None] * count if roots is None else roots.to(like).unbind()
-    each = zip(times.tolist(), readings[:count], roots, [*moves, None], [*there, None], strict=True)
+    each = zip(times.tolist(), readings[:count], roots, moves, there, strict=True)
     for t, here, root, move, asked_at in each:
         refine, churn, predict, noise = islice(weights, 4)
         steps.append(Step(move.s if move else t, here, refine, root, churn, asked_at, predict, noise and noise[0]))

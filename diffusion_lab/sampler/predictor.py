@@ -73,6 +73,10 @@ class Predictor(ABC):
             ValueError: if the predictor cannot step that far.
         """
 
+    def last(self, process: NoiseProcess, times: Tensor) -> Move | None:
+        """The step from the last time to data, where it is another one than x_0 as guessed there."""
+        return None
+
 
 class OneStep(Predictor):
     """A move that knows only where it is: x_s = a x_t + b x0_hat + c z."""
