@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from diffusion_lab import comparison
 from diffusion_lab.launch import ConfigError, refuse
+from diffusion_lab.output import print_table, shown, tolerant, width
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,11 +29,11 @@ RUN is a run's directory, a results.json, or a directory with runs below it, suc
 
 Values are ranked where their protocols are equal.  Where they differ it says in what, and ranks nothing across.
 """
-WIDTH = 110
 
 
 def main(arguments: Sequence[str]) -> None:
     """Compare as the arguments say; exits with status 2 and one line on standard error if refused."""
+    tolerant()
     if not arguments or {"-h", "--help"} & set(arguments):
         print(HELP, end="")
         return
@@ -48,6 +49,8 @@ def main(arguments: Sequence[str]) -> None:
         refuse(error)
     show(result)
     comparison.draw(result, out / "comparison.png")
+    for run in comparison.unfinished(paths):
+        print(f"left out: {os.path.relpath(run)}, which holds no results.json (not finished, or not evaluated)")
     print(f"written to {os.path.relpath(out)}: comparison.md, comparison.csv, comparison.png")
 
 
@@ -75,17 +78,13 @@ def parse(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 def show(result: comparison.Comparison) -> None:
     """Print the table, in parts where it is wider than the terminal, and what cannot be compared."""
-    from rich.console import Console
-
-    console = Console(file=sys.stdout, highlight=False, markup=False)
-    console.width = max(console.width, WIDTH)
-    for table in parts(*comparison.grid(result), console.width):
-        console.print(table)
+    tables = parts(*comparison.grid(result), width())
     if result.seeds:
-        for table in parts(*comparison.seeds_grid(result), console.width, "mean ± standard deviation over seeds"):
-            console.print(table)
+        tables += parts(*comparison.seeds_grid(result), width(), "mean ± standard deviation over seeds")
+    for table in tables:
+        print_table(table)
     for line in (*comparison.marks(result), *result.notes):
-        console.print(line, soft_wrap=True)
+        print(line)
 
 
 def parts(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int, title: str = "") -> list[Table]:
@@ -93,6 +92,7 @@ def parts(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int, ti
     from rich.table import Table
     from rich.text import Text
 
+    headings, rows, title = [*map(shown, headings)], [[*map(shown, row)] for row in rows], shown(title)
     columns = ["\n".join(fold(word)) for word in headings]
     sizes = [3 + max(map(len, [*columns[i].split("\n"), *(row[i] for row in rows)])) for i in range(len(headings))]
     first = min(sizes[0], width // 3)

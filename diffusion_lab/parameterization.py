@@ -7,7 +7,7 @@ views (x_0, score, v) follow from it (see `denoiser.Estimate`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,6 +49,8 @@ class Parameterization:
         told: what the network is conditioned on.
         low, high: range of the images inside the model ([-1, 1] for DDPM, [0, 1] for NCSN); every published network
             sees this range stretched to [-1, 1].
+        bounded: whether images have that range at all; latents, fields and other real numbers have none, are no grey
+            levels, and are seen as they are, unclipped.
         unit_input: divide the network's input by sqrt(alpha^2 + sigma^2), its scale for data of unit variance (sigma on
             the network's scale).  This is 1 for DDPM; it keeps a network usable when sigma grows to 50.
 
@@ -61,6 +63,7 @@ class Parameterization:
     low: float = -1.0
     high: float = 1.0
     unit_input: bool = False
+    bounded: bool = True
 
     def __post_init__(self) -> None:
         for key, value, table in (("output", self.output, TO_EPS), ("told", self.told, CONDITIONING)):
@@ -69,11 +72,14 @@ class Parameterization:
         if not self.low < self.high:
             raise ValueError(f"the image range needs low < high, got [{self.low}, {self.high}]")
 
+    def range_of(self, shape: Sequence[int]) -> tuple[float, float] | None:
+        """[low, high] of arrays (B, ...) of a shape; None for points, and for what is not bounded."""
+        return (self.low, self.high) if self.bounded and len(shape) == 4 else None
+
     def network_input(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """What the network sees of x: images (B, C, H, W) on the scale where [low, high] is [-1, 1], points as are."""
-        stretch, centre = 1.0, 0.0
-        if x.dim() == 4:
-            stretch, centre = 2 / (self.high - self.low), (self.low + self.high) / (self.high - self.low)
+        """What the network sees of x: images (B, C, H, W) on the scale where [low, high] is [-1, 1], others as are."""
+        low, high = self.range_of(x.shape) or (-1.0, 1.0)
+        stretch, centre = 2 / (high - low), (low + high) / (high - low)
         if (stretch, centre) != (1.0, 0.0):
             x = stretch * x - centre
         return x / (alpha**2 + (stretch * sigma) ** 2).sqrt() if self.unit_input else x

@@ -56,6 +56,16 @@ def _columns(count: int) -> int:
     return next((c for c in range(root, int(1.6 * math.sqrt(count)) + 1) if count % c == 0), root)
 
 
+def in_grey(x: Tensor) -> Tensor:
+    """Real numbers (..., N, C, H, W) as grey images (..., N, 1, H, C W) in [0, 1], a channel beside the other.
+
+    Black and white are the least and greatest value of the last N, which of a film are the samples.
+    """
+    last = x[-1] if x.ndim == 5 else x
+    low, high = last.min(), last.max()
+    return ((x - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).movedim(-3, -2).flatten(-2).unsqueeze(-3)
+
+
 def strip(frames: Tensor) -> Tensor:
     """Frames (T, N, C, H, W) in [0, 1] of N samples as one picture: a row per sample, a column per frame."""
     return grid(frames.transpose(0, 1).flatten(0, 1), columns=len(frames))

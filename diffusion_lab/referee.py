@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_lab.launch import ConfigError, refuse
+from diffusion_lab.output import tolerant
 
 HELP = """\
 Score saved images by torch-fidelity itself: FID, KID, Inception Score, precision and recall.
@@ -38,6 +39,7 @@ OPTIONS: dict[str, Callable[[str], Any]] = {
 
 def main(arguments: Sequence[str]) -> None:
     """Print the scores of two sets of images; exits with status 2 and one line on standard error if refused."""
+    tolerant()
     if not arguments or {"-h", "--help"} & set(arguments):
         print(HELP, end="")
         return

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from diffusion_lab.launch import ConfigError, refuse
 from diffusion_lab.launch.imports import quick_imports
+from diffusion_lab.output import tolerant
 
 HELP = """\
 Measure the reference statistics of a data set, for FID and its relatives.
@@ -27,6 +28,7 @@ again.
 
 def main(arguments: Sequence[str]) -> None:
     """Measure as the arguments say; exits with status 2 and one line on standard error if refused."""
+    tolerant()
     if not arguments or {"-h", "--help"} & set(arguments):
         print(HELP, end="")
         return
@@ -43,8 +45,8 @@ def main(arguments: Sequence[str]) -> None:
         check("train", overrides)
         # Imported here: torch and Lightning take seconds, and a mistyped word must not wait for them.
         with quick_imports():
+            from diffusion_lab.launch.quiet import quieten
             from diffusion_lab.launch.stats import measure
-            from diffusion_lab.launch.train import quieten
 
         quieten()
         measure(overrides, split, words.get("out"), None if count is None else int(count))

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers and what they start share two cores
@@ -17,6 +18,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent / "reference"))
 
 torch.set_num_threads(1)
+
+_cache = tempfile.TemporaryDirectory()
+os.environ["DIFFUSION_LAB_CACHE"] = _cache.name  # what the tests decode is no news for the user's own
 
 
 class Recorded:

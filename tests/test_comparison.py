@@ -193,6 +193,7 @@ def test_ranks(run):
     assert compare(low).names == ("l1", "l3", "l5", "l0", "l2", "l4", "l6")
     high = compare([run(f"h{i}", {FD: fd(value, better="higher")}) for i, value in enumerate(values)])
     assert ranks(high) == ["1233---"] and high.names[:4] == ("h0", "h5", "h1", "h3")
+    assert ranks(compare([run(f"e{i}", {FD: fd(0.0)}) for i in range(3)])) == ["---"], "none is better than the others"
 
 
 def test_order(run):
@@ -220,8 +221,8 @@ def test_seeds_are_summarised_as_mean_and_deviation(run):
     assert comparison.seeds_grid(result) == (
         ["runs", "seeds", f"{FD} ↓", f"{DIM} ↓"],
         [
-            ["schedule=linear (step 10)", "0, 1, 2", "2.000 ± 1.0", "1.000 ± 0.0 #1"],
-            ["schedule=cosine", "0, 1, 2", "4.000 ± 1.4 (2 of 3)", "1.000 ± 0.0 #1"],
+            ["schedule=linear (step 10)", "0, 1, 2", "2.000 ± 1.0", "1.000 ± 0.0"],
+            ["schedule=cosine", "0, 1, 2", "4.000 ± 1.4 (2 of 3)", "1.000 ± 0.0"],
         ],
     )
     assert "## Mean ± standard deviation over seeds" in comparison.markdown(result)
@@ -305,6 +306,28 @@ def test_find_takes_directories_files_and_what_lies_below_in_natural_order(run, 
     ]  # fmt: skip
 
 
+def test_a_run_that_is_not_finished_is_left_out_and_named(run, tmp_path, monkeypatch, capsys):
+    run("sweep/0", {FD: fd(1)})
+    run("sweep/2", {FD: fd(2)})
+    for place, mark in (("sweep/1", "job.json"), ("sweep/10", "config.yaml"), ("alone", "config.yaml")):
+        (tmp_path / place / "checkpoints").mkdir(parents=True)
+        (tmp_path / place / mark).touch()
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    main(["sweep", "alone", "empty", "out=here"])
+    out = capsys.readouterr().out
+    assert [line.split(",")[0] for line in out.splitlines() if line.startswith("left out: ")] == [
+        "left out: sweep/1",
+        "left out: sweep/10",
+        "left out: alone",
+        "left out: empty",
+    ]
+    assert "# 2 runs" in (tmp_path / "here" / "comparison.md").read_text()
+    with pytest.raises(SystemExit):
+        main(["alone", "empty"])
+    assert "no results.json in alone, empty or below" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "arguments", "words"),
     [
@@ -370,8 +393,8 @@ def test_the_command_writes_three_files_and_prints_the_table(run, tmp_path, monk
 
 
 def test_the_printed_table_is_split_where_it_is_too_wide(run):
-    record = {f"metric_number_{i}": fd(i) for i in range(9)}
-    headings, rows = comparison.grid(compare([run("a", record), run("b", record)]))
+    records = [{f"metric_number_{i}": fd(i + more) for i in range(9)} for more in (0, 0, 1)]
+    headings, rows = comparison.grid(compare([run(name, record) for name, record in zip("abc", records, strict=True)]))
     tables = parts(headings, rows, 80)
     shown = [column.header.replace("\n", "") for table in tables for column in table.columns[1:]]
     assert shown == headings[1:] and len(tables) == 3

@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import sklearn.datasets
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 
 from diffusion_lab.data import MNIST, DataModule, Digits, InMemory, Patches, Splits, Toy2D, TrainBatches
 from diffusion_lab.launch import schema
@@ -247,9 +248,142 @@ def test_a_fingerprint_tells_every_pixel_shape_and_type_and_nothing_else() -> No
     others = [changed, x.flip(0), x.reshape(4, 3, 1, 4), x.float(), x.to(torch.int8), x[:3].repeat(2, 1, 1, 1)[:4]]
     found = {Four(other).fingerprint("train") for other in others}
     assert len(found) == len(others) and first not in found
-    assert Seventeen(x, grey_levels=17).fingerprint("train") not in {first, *found}
+    assert Seventeen(x % 17, grey_levels=17).fingerprint("train") != Four(x % 17).fingerprint("train")
     assert Digits().fingerprint("train") != Digits().fingerprint("held_out")
     assert Toy2D(name="moons").fingerprint("train") != Toy2D(name="swiss_roll").fingerprint("train")
+
+
+class Given(DataModule):
+    """A user's data module around whatever it is given; nothing is said of grey levels but by the configuration."""
+
+    def __init__(self, loaded: object, **options) -> None:
+        self.loaded = loaded
+        super().__init__(**({"flip": False} | options))
+
+    def load(self):
+        return self.loaded
+
+
+def bytes_of(count: int = 40, top: int = 255) -> torch.Tensor:
+    return torch.randint(0, top + 1, (count, 1, 4, 4), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+
+class Listed(torch.utils.data.Dataset):
+    """Items as people write them, one by one."""
+
+    def __init__(self, items: list) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int):
+        return self.items[index]
+
+
+X, Y = bytes_of(), torch.arange(40) % 3
+TENSORS = torch.utils.data.TensorDataset(X, Y)
+PLAIN = {
+    "tensors": Splits(TENSORS, TENSORS),
+    "a pair": (TENSORS, TENSORS),
+    "no labels": (torch.utils.data.TensorDataset(X),) * 2,
+    "a subset": (torch.utils.data.Subset(TENSORS, range(40)),) * 2,
+    "x and label": (Listed([(x, int(y)) for x, y in zip(X, Y)]),) * 2,
+    "x alone": (Listed(list(X)),) * 2,
+    "arrays": (Listed([x.numpy() for x in X]),) * 2,
+    "PIL": (Listed([(Image.fromarray(x[0].numpy()), int(y)) for x, y in zip(X, Y)]),) * 2,
+}
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_plain_torch_data_sets_are_taken_as_they_are(kind: str) -> None:
+    module = fitted(Given(PLAIN[kind], shape=(1, 4, 4), batch_size=8))
+    order = torch.cat([module.batches.batch(p) for p in range(5)])
+    assert torch.equal(torch.cat(consume(module, 5)), X[order].float() / 255)
+    assert torch.cat([x for x, _ in module.val_dataloader()]).shape == X.shape
+    labelled = kind not in ("no labels", "x alone", "arrays")
+    assert torch.equal(module.splits.train.labels, Y if labelled else torch.zeros_like(Y))
+    assert len(module.images("held_out", 7)) == 7 and len(module.fingerprint("train")) == 64
+
+
+def test_of_one_plain_data_set_a_tenth_is_held_out_and_always_the_same() -> None:
+    first, again = (Given(TENSORS, shape=(1, 4, 4)).splits for _ in range(2))
+    assert (len(first.train), len(first.held_out)) == (36, 4) and torch.equal(first.train.x, again.train.x)
+    both = torch.cat([first.train.x, first.held_out.x]).flatten(1).numpy()
+    assert sorted(map(bytes, both)) == sorted(map(bytes, X.flatten(1).numpy()))
+
+
+@pytest.mark.parametrize(
+    "x, levels, wanted, said",
+    [
+        (X, 256, X.float() / 255, "256 grey levels"),
+        (X.long(), 256, X.float() / 255, "256 grey levels"),
+        (X.double(), 256, X.float() / 255, "256 grey levels"),
+        (X.float() / 255, 256, X.float() / 255, "floats in [0, 1] as they are"),
+        (X.float() / 510, 256, X.float() / 510, "not only on the 256 levels"),
+        (X % 2, 2, (X % 2).float(), "2 grey levels"),
+        (X % 2 > 0, 2, (X % 2).float(), "2 grey levels"),
+        (X % 17, 256, (X % 17).float() / 255, "the brightest value is 16 of 255"),
+        (X.float() - 99, None, X.float() - 99, "floats from -99 to 15"),
+    ],
+)
+def test_values_are_grey_levels_or_floats_up_to_1_or_real_numbers(x, levels, wanted, said: str) -> None:
+    module = fitted(Given(Splits(InMemory(x, Y), InMemory(x, Y), "given"), shape=(1, 4, 4), grey_levels=levels))
+    assert torch.equal(consume(module, 1)[0], wanted[module.batches.batch(0)])
+    assert said in module.describe()
+
+
+@pytest.mark.parametrize("wrap", [lambda x: InMemory(x, Y), lambda x: Listed(list(x))], ids=["memory", "lazy"])
+@pytest.mark.parametrize(
+    "x, levels, message",
+    [
+        (X.float() / 127.5 - 1, 256, r"floats from -1 to 1, but grey_levels=256 promises .*give \(x \+ 1\) / 2"),
+        (X.float() / 100, 256, r"floats from 0 to 2.5\d+, but grey_levels=256 promises"),
+        (X, 17, r"whole numbers from 0 to 255, but grey_levels=17 promises whole numbers 0..16"),
+        (X.to(torch.int16) - 9, 256, r"whole numbers from -9 to 246"),
+        (X % 2, 256, r"nearly black on 256 grey levels: set grey_levels=2"),
+        (X % 2 > 0, 256, r"nearly black on 256 grey levels: set grey_levels=2"),
+        (X, None, r"as bytes, but grey_levels=null promises real numbers: set grey_levels=256"),
+        (X / torch.zeros(()), 256, r"items 0, 1, 2, 3 and 36 more of 40 hold NaN or infinity"),
+        (X.to(torch.complex64), None, r"complex numbers: give real and imaginary part as two channels"),
+        (X[:, 0], 256, r"items of shape \[4, 4\], but data.shape=\[1, 4, 4\]: give x a channel axis, x\[:, None\]"),
+        (X.permute(0, 2, 3, 1), 256, r"items of shape \[4, 4, 1\].*put the channels first"),
+    ],
+)
+def test_data_that_are_not_what_they_promise_are_refused_before_the_first_step(wrap, x, levels, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        data = wrap(x)
+        Given((data, data), shape=(1, 4, 4), grey_levels=levels).setup("fit")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "loaded, message",
+    [
+        (5, r"load\(\) gives a int, which has no len\(\)"),
+        (iter([]), r"load\(\) gives a list_iterator, which has no len\(\)"),
+        (torch.utils.data.TensorDataset(X[:1]), "a single item: two are needed"),
+        ((Listed([]), TENSORS), "an empty data set"),
+        (torch.utils.data.TensorDataset(X, torch.rand(40)), "labels must be whole numbers"),
+        (torch.utils.data.TensorDataset(X, torch.eye(40)), r"labels must be whole numbers \(N,\)"),
+        (Listed([X[0], X[1], X[2, :, :2]] * 9), "items have several shapes"),
+        (Listed([{"image": x} for x in X]), r"an item is a dict: give x or \(x, label\)"),
+        (Listed([(x, "cat") for x in X]), "labels must be whole numbers, not 'cat'"),
+        (Listed([(x, 0.5) for x in X]), "labels must be whole numbers"),
+    ],
+)
+def test_what_is_no_data_set_is_refused_in_a_line(loaded, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Given(loaded, shape=(1, 4, 4)).setup("fit")
+
+
+def test_a_class_that_states_its_grey_levels_admits_no_others() -> None:
+    assert Given((TENSORS, TENSORS), shape=(1, 4, 4), grey_levels=None).grey_levels is None
+    for make in (lambda: Seventeen(X[:4], grey_levels=None), lambda: Patches(grey_levels=None)):
+        with pytest.raises(ValueError, match="data.grey_levels=None must be"):
+            make()
+    with pytest.raises(ValueError, match="data.grey_levels=1 must be at least 2"):
+        Given(TENSORS, shape=(1, 4, 4), grey_levels=1)
 
 
 def test_digits_are_split_without_overlap_on_17_levels() -> None:

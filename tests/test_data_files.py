@@ -159,7 +159,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def names(module: ImageFolder) -> tuple[set[str], set[str]]:
-    train, held_out, _ = module._divided()
+    train, held_out, *_ = module._divided()
     return {path.name for path, _ in train}, {path.name for path, _ in held_out}
 
 

@@ -89,8 +89,7 @@ def test_object_categories_hold_out_by_key_and_new_images_move_none(tmp_path: Pa
     assert not train & held_out and len(train | held_out) == 60 and 8 <= len(held_out) <= 30
     more = parts(90, tmp_path / "more")
     assert train < more[0] and held_out < more[1]
-    with pytest.raises(ValueError, match=r"data.held_out_fraction=1e-09 of 60 images leaves a split empty"):
-        module(tmp_path / "few", category="cat", held_out_fraction=1e-9).load()
+    assert len(module(tmp_path / "few", category="cat", held_out_fraction=1e-9).load().held_out) == 1
 
 
 def test_a_loader_of_many_processes_reads_what_this_one_reads(data_dir: Path) -> None:
@@ -131,7 +130,7 @@ def test_fingerprints_are_of_keys_and_bytes_wherever_they_lie(data_dir: Path, tm
     assert prints(data_dir, resampling="box")[0] != first[0]
 
     value = bytearray(TRAIN[2])
-    value[len(value) // 2] ^= 1  # of the same length
+    value[-1] ^= 1  # of the same length, in what no decoder reads
     write(tmp_path / "other" / "lsun" / "tower_train_lmdb", TRAIN | {2: bytes(value)})
     shutil.copytree(data_dir / "lsun" / "tower_val_lmdb", tmp_path / "other" / "lsun" / "tower_val_lmdb")
     changed = prints(tmp_path / "other", memory_limit_mb=0)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from evaluation_job import evaluator, tiny_model
 
-from diffusion_lab.data import Digits
+from diffusion_lab.data import DataModule, Digits
+from diffusion_lab.data.base import Splits
 from diffusion_lab.evaluation import MEASURES, Evaluator, reference
-from diffusion_lab.evaluation.likelihood import score_likelihood
+from diffusion_lab.evaluation.likelihood import likelihood_name, score_likelihood, summary
+from diffusion_lab.evaluation.plane import point_names, score_points
 from diffusion_lab.evaluation.quality import Features, Judge, Reference, repeated, with_real
 from diffusion_lab.likelihood import VariationalBound, bits_per_dim
 from diffusion_lab.metric import Statistics, kernel_distance, moments, neighbour_scores
@@ -105,7 +108,7 @@ def test_a_file_of_another_program_serves_what_it_can(tmp_path):
     records = judge(Features.of(torch.randn(40, 2, generator=torch.Generator().manual_seed(0)).double()))
     assert list(records) == ["fd_means_cifar10_stats_v2_40", "inception_score_means_40"] == judge.names(40)
     asked = Evaluator(Means(), samples=40, reference=str(tmp_path / "cifar10-stats.v2.npz"), measures=MEASURES)
-    assert [reason.split(",")[0] for reason in asked.left_out()] == [
+    assert [reason.split(",")[0] for reason in asked.left_out(Digits())] == [
         "frechet_infinity needs 1000 samples",
         "kernel needs features beside mu and sigma",
         "neighbours needs features beside mu and sigma",
@@ -220,6 +223,146 @@ def test_the_whole_held_out_set_is_measured_and_another_setting_anew(tmp_path):
     data._fingerprints.clear()
     score_likelihood(model, "bound", data, tmp_path, batch_size=100)
     assert len(list(tmp_path.rglob("*.npy"))) == 16
+
+
+@pytest.mark.parametrize(
+    "shape, grey_levels, name, factor",
+    [
+        ((1, 8, 8), 17, "bound_bits_per_dim", 1 / (64 * math.log(2))),
+        ((4, 8, 8), None, "bound_nats_per_dim", 1 / 256),
+        ((2,), None, "bound_nats", 1),
+    ],
+)
+def test_likelihoods_have_the_unit_that_makes_sense(shape, grey_levels, name, factor):
+    model = SimpleNamespace(shape=shape, grey_levels=grey_levels, likelihood={"bound": VariationalBound(terms=1)})
+    rows = torch.tensor([[60.0, 10.0, 20.0, 30.0, 1.0], [120.0, 20.0, 40.0, 60.0, 1.0]], dtype=torch.float64)
+    assert likelihood_name(model, "bound") == name
+    assert summary(model, "bound", rows, 1)["value"] == pytest.approx(90 * factor)
+
+
+def test_the_error_of_a_likelihood_covers_that_of_all_items():
+    """Of normal items with mean 5: 19 of 20 intervals of two errors hold it, whatever the number of passes."""
+    model = SimpleNamespace(shape=(2,), grey_levels=None, likelihood={"bound": VariationalBound(terms=1)})
+    source, covered = torch.Generator().manual_seed(0), []
+    for _ in range(300):
+        of_items = 5 + torch.randn(40, generator=source, dtype=torch.float64)
+        passes = of_items + 0.5 * torch.randn(3, 40, generator=source, dtype=torch.float64)
+        rows = torch.cat([passes.reshape(-1, 1), torch.zeros(120, 4)], 1)
+        record = summary(model, "bound", rows, 3)
+        covered.append(abs(record["value"] - 5) < 2 * record["standard_error"])
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.03)
+
+
+# --------------------------------------------------------------------------- what the data cannot serve
+
+
+def small(train: int, held_out: int) -> Digits:
+    """Digits with only the first items of each split."""
+    data = Digits()
+    for split, size in (("train", train), ("held_out", held_out)):
+        part = getattr(data.splits, split)
+        part.x, part.labels = part.x[:size], part.labels[:size]
+    return data
+
+
+@pytest.mark.parametrize(
+    "held_out, missing, left",
+    [
+        (5, ["neighbours needs 6 reference images"], {"fd", "kd", "inception"}),
+        (1, ["frechet needs 2 reference", "kernel needs 2 reference", "neighbours needs 6"], {"inception"}),
+        (6, [], {"fd", "kd", "inception", "precision", "recall", "density", "coverage"}),
+    ],
+)
+def test_measures_that_the_reference_cannot_serve_are_left_out_beforehand(tmp_path, held_out, missing, left):
+    model, data = tiny_model(), small(40, held_out)
+    judge = evaluator(tmp_path, samples=8, repeats=1, likelihood_samples=0)
+    judge.prepare(data, torch.device("cpu"))
+    reasons = judge.left_out(data, likelihood=True)
+    assert len(reasons) == len(missing) and all(r.startswith(m) for r, m in zip(reasons, missing, strict=True))
+    names = judge.names(model, data)
+    assert {name.partition("_")[0] for name in names} == left
+    assert names == list(judge(model, data, tmp_path / "work"))
+
+
+def test_a_training_set_of_one_and_a_held_out_set_of_none_are_no_obstacle(tmp_path):
+    model, data = tiny_model(), small(40, 0)
+    judge = evaluator(tmp_path, samples=8, repeats=1, reference="train", likelihood_samples=None)
+    judge.prepare(data, torch.device("cpu"))
+    assert judge.left_out(data, likelihood=True) == ["the likelihood needs held-out items, and there are none"]
+    records = judge(model, data, tmp_path / "work")
+    assert records["fd_digits_train_8"].get("real") is None and "bound_bits_per_dim" not in records
+
+
+def test_few_samples_for_many_dimensions_are_told(tmp_path):
+    judge = evaluator(tmp_path, samples=40)
+    judge.prepare(small(100, 30), torch.device("cpu"))
+    told = judge.cautions(small(100, 30))
+    assert [line.partition(":")[0] for line in told] == [
+        "40 samples for 64 dimensions",
+        "30 reference images for 64 dimensions",
+    ]
+    judge.measures = ["kernel"]
+    assert judge.cautions(small(100, 30)) == []
+
+
+def test_an_extractor_that_cannot_take_the_images_is_refused_before_anything_is_drawn(tmp_path):
+    class Grey(Means):
+        def __call__(self, images):
+            raise ValueError("images must have 3 channels")
+
+    with pytest.raises(ValueError, match="means features cannot be taken of 1x8x8 images .images must have 3 channels"):
+        Evaluator(Grey(), cache=str(tmp_path)).prepare(Digits(), torch.device("cpu"))
+
+
+class Fields(DataModule):
+    """Arrays of four channels, far from [0, 1]."""
+
+    grey_levels = None
+
+    def load(self) -> Splits:
+        x = 30 * torch.randn(60, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+        return Splits(Arrays(x[:40]), Arrays(x[40:]), "as given")
+
+
+class Arrays(torch.utils.data.Dataset):
+    """Numbers as they are."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x, self.labels = x, torch.zeros(len(x), dtype=torch.long)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitems__(self, indices):
+        return self.x[indices], self.labels[indices]
+
+    def digest(self) -> bytes:
+        return self.x.numpy().tobytes()
+
+
+def test_what_has_no_grey_levels_is_scored_by_distances(tmp_path):
+    data = Fields(shape=(4, 4, 4), grey_levels=None, flip=False)
+    judge = evaluator(tmp_path, samples=30)
+    judge.prepare(data, torch.device("cpu"))
+    assert judge.features is None and judge.judges_samples(data)
+    assert judge.left_out(data) == ["digits features are of images, and Fields has no grey levels: distances are taken"]
+    # Of a shift d in D dimensions the squared sliced distance is |d|^2 / D.
+    same, moved = (score_points(data.images("held_out") + shift, data) for shift in (0, 16))
+    assert list(same) == point_names(data, 20) == ["sliced_wasserstein_20", "energy_distance_20"]
+    assert same["sliced_wasserstein_20"]["value"] == 0 and same["sliced_wasserstein_20"]["real"] > 0
+    assert moved["sliced_wasserstein_20"]["value"] == pytest.approx(16, rel=1e-6)
+    assert same["energy_distance_20"]["value"] == 0 < moved["energy_distance_20"]["value"]
+
+
+def test_images_of_many_channels_are_scored_by_distances_where_no_features_are_asked_for():
+    data = SimpleNamespace(shape=(5, 8, 8), grey_levels=256)
+    assert Evaluator().judges_samples(data)
+    assert not Evaluator().judges_samples(SimpleNamespace(shape=(3, 8, 8), grey_levels=256))
+    stored = torch.arange(2 * 8 * 8 * 5).reshape(2, 8, 8, 5).to(torch.uint8)
+    judge = Evaluator(samples=2)
+    judge.spans = lambda store: [stored]
+    (images,) = judge.points(SimpleNamespace(images=True, samples=None))
+    assert images.shape == (2, 5, 8, 8) and images[1, 3, 2, 7] == stored[1, 2, 7, 3] / 255
 
 
 # --------------------------------------------------------------------------- names and records

@@ -140,6 +140,15 @@ def commands() -> list[str]:
     return found
 
 
+def test_a_job_started_by_nohup_goes_on_without_its_terminal(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        words = script("import os, signal; os.kill(os.getpid(), signal.SIGHUP); os.kill(os.getppid(), signal.SIGHUP)")
+        assert process.run(words, dict(os.environ), str(tmp_path)) == (0, None)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number, told", [(signal.SIGTERM, [1, 0]), (signal.SIGINT, [1, 1])])
 def test_a_signal_reaches_a_job_as_without_a_sweep_and_its_status_comes_back(tmp_path, number, told):
     text = (

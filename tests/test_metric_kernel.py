@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from diffusion_lab.metric import inception_score, kernel_distance
+from diffusion_lab.metric.kernel import finite_sets_variance
 
 metric_kid = pytest.importorskip("torch_fidelity.metric_kid")
 metric_isc = pytest.importorskip("torch_fidelity.metric_isc")
@@ -29,7 +30,6 @@ class TestKernelDistance:
         found = kernel_distance(x, y, subsets=12, subset_size=150, seed=seed)
         assert found.value == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-10)
         assert found.standard_deviation == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-9)
-        assert found.standard_error == pytest.approx(found.standard_deviation / math.sqrt(12))
         assert (found.subsets, found.subset_size) == (12, 150)
 
     def test_recorded_value(self, recorded):
@@ -59,7 +59,26 @@ class TestKernelDistance:
         kernels = [(a @ b.T + 1) ** 3 for a, b in ((x, x), (y, y), (x, y))]
         within = [(k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in kernels[:2]]
         expected = (sum(within) - 2 * kernels[2].mean()).item()
-        assert abs(few.value - expected) < 3.5 * few.standard_error < 0.5 * expected
+        assert abs(few.value - expected) < 3.5 * few.standard_deviation / math.sqrt(1500) < 0.5 * expected
+
+    @pytest.mark.parametrize("count, other, subset", [(400, 100, 100), (100, 400, 50), (150, 150, 150)])
+    @pytest.mark.parametrize("shift", [0.0, 0.4])
+    def test_its_error_covers_the_distance_of_the_distributions(self, count, other, subset, shift):
+        """Of N(0, I) and N(m, I) in D dimensions, |m|^2 = q, the moments up to the third give the distance."""
+        d, q = 8, 8 * shift**2
+        true = 3 * q / d + 3 * q**2 / d**2 + (q**3 + 6 * q**2 + 3 * q * d + 6 * q) / d**3
+        found = []
+        for seed in range(150):
+            x, y = normal(count, d, seed=2 * seed), normal(other, d, seed=2 * seed + 1) + shift
+            found.append(kernel_distance(x, y, subsets=10, subset_size=subset))
+        covered = np.mean([abs(one.value - true) < 2 * one.standard_error for one in found])
+        ratio = np.mean([one.standard_error for one in found]) / np.std([one.value for one in found])
+        assert covered >= 0.9 and 0.8 < ratio < (2.0 if shift == 0 else 1.25), (covered, ratio)
+
+    def test_its_error_falls_with_the_root_of_the_rows_also_beyond_those_it_looks_at(self, monkeypatch):
+        monkeypatch.setattr("diffusion_lab.metric.kernel._ROWS", 300)
+        x, y = normal(3000, 3, seed=1), normal(3000, 3, seed=2) + 0.3
+        assert finite_sets_variance(x[:300], y[:300]) == pytest.approx(10 * finite_sets_variance(x, y), rel=1e-9)
 
     def test_rows_of_a_kernel_matrix_come_in_parts(self, monkeypatch):
         x, y = normal(50, 4, seed=1), normal(50, 4, seed=2)

@@ -176,3 +176,26 @@ def test_images_taught_dequantized_are_drawn_at_the_level_whose_bin_they_lie_in(
         plain, taught = images_model(grey_levels=17), images_model(grey_levels=17, dequantize=True)
         torch.testing.assert_close(taught.decode(taught.encode(dequantized)).flatten(), levels)
     assert not torch.allclose(plain.decode(plain.encode(dequantized)).flatten(), levels)
+
+
+def test_what_has_no_grey_levels_is_seen_and_drawn_as_it_is():
+    """Latents with mean 3 and standard deviation 2: the exact denoiser of that Gaussian gives them back, unclipped."""
+
+    class Gaussian(torch.nn.Module):
+        def forward(self, x, t):  # eps_hat = sigma (x - alpha m) / (alpha^2 s^2 + sigma^2)
+            level = t.long().clamp(max=99)
+            alpha, sigma = (scale[level].float().reshape(-1, 1, 1, 1) for scale in self.scales)
+            return sigma * (x - 3 * alpha) / (4 * alpha**2 + sigma**2)
+
+    network = Gaussian()
+    sampler = Sampler(DDIM(), steps=100, clip=True)
+    model = DDPM(network, Linear(), DenoisingLoss(), sampler, shape=(4, 8, 8), grey_levels=None, levels=100)
+    process = model.denoiser.process
+    levels = torch.arange(1, 101).double() / 100
+    network.scales = process.alpha(levels), process.sigma(levels)
+    data = 3 + 2 * torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model.encode(data), data) and torch.equal(model.decode(data), data)
+    drawn = model.sample(40)
+    assert abs(drawn.mean() - 3) < 0.1 and abs(drawn.std() - 2) < 0.2 and drawn.max() > 5 and drawn.min() < 0
+    images = DDPM(network, Linear(), DenoisingLoss(), sampler, shape=(4, 8, 8), grey_levels=256, levels=100)
+    assert images.sample(4).max() <= 1 and images.denoiser.parameterization.bounded

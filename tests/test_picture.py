@@ -236,3 +236,13 @@ def test_matplotlib_is_imported_late_and_pyplot_never(tmp_path, monkeypatch):
     names["save_png"](names["grid"](torch.zeros(1, 1, 2, 2)), tmp_path / "g.png")
     with pytest.raises(ImportError):
         names["plane_plot"](torch.rand(9, 2), tmp_path / "q.png")
+
+
+def test_real_numbers_become_grey_images_with_channels_side_by_side() -> None:
+    x = torch.arange(2 * 4 * 3 * 5).reshape(2, 4, 3, 5).float() - 7
+    grey = picture.in_grey(x)
+    assert grey.shape == (2, 1, 3, 20) and (grey.min(), grey.max()) == (0, 1)
+    assert torch.allclose(grey[1, 0, 2, 5:10] * 119 - 7, x[1, 1, 2])
+    film = picture.in_grey(torch.stack([100 * x, x]))
+    assert torch.equal(film[1], grey) and film.min() == 0 and film.max() == 1
+    assert picture.in_grey(torch.ones(1, 2, 3, 3)).isfinite().all()

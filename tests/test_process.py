@@ -142,7 +142,7 @@ def test_grids_of_the_clock(process):
     torch.testing.assert_close(process.grid(5, "linear"), even, rtol=1e-9, atol=0)
     if process.levels is None:
         torch.testing.assert_close(process.grid(5), even, rtol=1e-9, atol=0)
-        squares = lowest + (1 - lowest) * (torch.arange(4, -1, -1).double() / 4) ** 2
+        squares = (1 + (lowest**0.5 - 1) * torch.arange(5).double() / 4) ** 2  # DPM-Solver's time_quadratic
         torch.testing.assert_close(process.grid(5, "quadratic"), squares, rtol=1e-9, atol=0)
         times = process.sample_times(100_000, torch.device("cpu"), torch.Generator().manual_seed(0))
         assert 1e-5 <= times.min() < 1e-4 and times.max() <= 1

@@ -127,17 +127,39 @@ def test_on_another_number_of_ranks_each_draws_anew(tmp_path):
     assert len(same["random"]) == 1
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("inside, last", [(True, 6), (False, 5)])
 def test_a_signal_saves_the_step_and_the_resumed_run_is_bit_equal(tmp_path, signum, inside, last):
     whole = train(tmp_path / "whole", 9)
-    before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
     with pytest.raises(Stopped, match=f"{signal.Signals(signum).name} at step {last}"):
         train(tmp_path / "part", 9, save=100, more=[Signalled(5, inside, signum)])
-    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before, "handlers are put back"
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)] == before, "handlers are put back"
     assert [p.name for p in (tmp_path / "part/checkpoints").iterdir()] == [f"step_{last:08d}.ckpt"]
     resumed = train(tmp_path / "rest", 9, tmp_path / f"part/checkpoints/step_{last:08d}.ckpt")
     assert_bit_equal({k: whole[k] for k in STATE}, {k: resumed[k] for k in STATE})
+
+
+def test_a_hangup_that_nohup_has_had_ignored_stops_nothing(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        whole, part = train(tmp_path / "whole", 3), train(tmp_path / "part", 3, more=[Signalled(2, True, signal.SIGHUP)])
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert_bit_equal({k: whole[k] for k in STATE}, {k: part[k] for k in STATE})
+
+
+@pytest.mark.parametrize("first, second", [(signal.SIGHUP, signal.SIGTERM), (signal.SIGTERM, signal.SIGHUP)])
+def test_a_hangup_and_what_the_first_rank_passes_on_are_one_signal(tmp_path, first, second):
+    class Both(Signalled):
+        def on_before_optimizer_step(self, trainer, model, optimizer):
+            if trainer.global_step == 3:
+                os.kill(os.getpid(), first)
+                os.kill(os.getpid(), second)
+
+    with pytest.raises(Stopped, match=f"{first.name} at step 4"):
+        train(tmp_path, 9, save=100, more=[Both(3, True, first)])
 
 
 def test_a_second_signal_stops_at_once(tmp_path):

@@ -13,6 +13,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from diffusion_lab.bench.race import Race, Setting, run
+from diffusion_lab.output import tolerant
 
 RACES = ("training", "networks", "optimizer", "sampling", "likelihood", "inception", "frechet", "data", "trainer")
 """Modules of this package, each with a function `races(setting)` that yields its races."""
@@ -58,4 +59,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    tolerant()
     main()

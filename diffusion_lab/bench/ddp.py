@@ -21,6 +21,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from diffusion_lab.network import UNet
+from diffusion_lab.output import tolerant
 
 Team = list[tuple[Any, Connection]]
 """Processes that train one network together, each with its line to here."""
@@ -132,4 +133,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    tolerant()
     main()

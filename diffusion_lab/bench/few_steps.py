@@ -29,6 +29,7 @@ from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.launch.request import Request, request
 from diffusion_lab.model import Model
 from diffusion_lab.noise import Generators, draw
+from diffusion_lab.output import tolerant
 
 OURS = (
     "ancestral", "ancestral spacing=quadratic", "reverse_diffusion", "euler_maruyama", "ddim", "ddim spacing=quadratic",
@@ -241,4 +242,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    tolerant()
     main()

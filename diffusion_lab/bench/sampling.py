@@ -155,7 +155,7 @@ METHODS: dict[str, tuple[str, Denoiser, Callable[[int], Sampler], Mapping[str, p
     "corrected": (
         "predictor and corrector",
         OF_SCORE,
-        lambda steps: Sampler(ReverseDiffusion(), Langevin(SNR), steps),
+        lambda steps: Sampler(ReverseDiffusion(), Langevin(SNR, norm="batch"), steps),
         peers.CORRECTED,
     ),
 }

@@ -1,4 +1,4 @@
-"""What SIGTERM and Ctrl-C do: save the step that is done, and stop."""
+"""What SIGTERM, Ctrl-C and a closed terminal do: save the step that is done, and stop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from diffusion_lab.callback.checkpoint import Checkpoint
 from diffusion_lab.callback.lean import Lean
 from diffusion_lab.model import Model
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+HANGUP = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
+SIGNALS = tuple(dict.fromkeys((signal.SIGTERM, signal.SIGINT, HANGUP)))
+SENT = {signal.SIGTERM, HANGUP}
+"""Signals that the first rank passes on as SIGTERM."""
 
 ECHO = 3.0
 """Seconds within which a signal comes twice: sent to all ranks, and passed on by the first one or by torchrun."""
@@ -39,6 +42,11 @@ def _forked() -> None:
 os.register_at_fork(after_in_child=_forked)
 
 
+def ignored(signum: int) -> bool:
+    """Whether a signal is SIGHUP and nohup, or another parent, has had it ignored."""
+    return signum == HANGUP and signal.getsignal(signum) is signal.SIG_IGN
+
+
 class Stopped(BaseException):
     """Training was stopped by a signal, after the step was saved; nothing on the way answers it as an error."""
 
@@ -48,7 +56,9 @@ class Stopped(BaseException):
 
 
 class Interrupt(Lean):
-    """Answers SIGTERM and SIGINT by a checkpoint of the current step, and `Stopped`; a second signal stops at once.
+    """Answers a signal by a checkpoint of the current step, and `Stopped`; a second signal stops at once.
+
+    Signals are SIGTERM, SIGINT and, unless nohup has had it ignored, SIGHUP, which a closed terminal sends.
 
     Comes after the callbacks that belong to a step (EMA, logged numbers) and before those that may take long.  A lone
     process leaves pictures, validation and evaluation at once, and a training step when it is done.  Several ranks stop
@@ -72,7 +82,7 @@ class Interrupt(Lean):
         if trainer.is_global_zero:
             self.path.unlink(missing_ok=True)
         # Here, because Lightning puts its own in place when it begins to fit.
-        self._before = {signum: signal.signal(signum, self.receive) for signum in SIGNALS}
+        self._before = {n: signal.signal(n, self.receive) for n in SIGNALS if not ignored(n)}
         _answering.add(self)
         if trainer.world_size > 1:
             reader, writer = os.pipe()
@@ -84,8 +94,8 @@ class Interrupt(Lean):
 
     def receive(self, signum: int, frame: Any) -> None:
         """Note a signal, and pass it on to the ranks that this process has started."""
-        twice = signum == signal.SIGTERM or "TORCHELASTIC_RUN_ID" in os.environ
-        if self.received == signum and twice and time.monotonic() < self._since + ECHO:
+        twice = {self.received, signum} <= SENT or (self.received == signum and "TORCHELASTIC_RUN_ID" in os.environ)
+        if twice and time.monotonic() < self._since + ECHO:
             return
         if self.received is not None:
             self.restore()
@@ -102,8 +112,8 @@ class Interrupt(Lean):
 
     def pass_on(self, signum: int) -> None:
         """Send SIGTERM to the ranks that this process has started; what a terminal sends they get themselves."""
-        if hasattr(self.trainer.strategy.launcher, "kill") and signum == signal.SIGTERM:
-            self.trainer.strategy.launcher.kill(signum)
+        if hasattr(self.trainer.strategy.launcher, "kill") and signum in SENT:
+            self.trainer.strategy.launcher.kill(signal.SIGTERM)
 
     def listen(self, reader: int) -> None:
         """In a thread: end this process for a signal that it cannot answer, because it waits for a rank that has left.

@@ -78,10 +78,11 @@ class Samples(Lean):
 def draw_samples(model: Model, samples: torch.Tensor, path: Path, data: DataModule | None = None) -> None:
     """A grid of images; points over the true density, with the learned score at a small noise level as arrows.
 
-    The data of points give the density and the window; without them there is only the score.
+    The data of points give the density, a histogram where that is not known, and the window; without them there is only
+    the score.
     """
     if len(model.shape) == 3:
-        picture.save_png(picture.grid(samples), path)
+        picture.save_png(picture.grid(samples if model.grey_levels else picture.in_grey(samples)), path)
         return
 
     def learned_score(x: torch.Tensor) -> torch.Tensor:
@@ -89,7 +90,9 @@ def draw_samples(model: Model, samples: torch.Tensor, path: Path, data: DataModu
         with torch.no_grad(), model.evaluating():
             return model.denoiser(x.to(model.device, torch.float32), t).score.cpu()
 
-    truth = {} if data is None else {"density": data.target.log_density, "reference": data.images("held_out", 5000)}
+    truth = {} if data is None else {"reference": data.images("held_out", 5000)}
+    if hasattr(data, "target"):
+        truth["density"] = data.target.log_density
     picture.plane_plot(samples, path, score=learned_score, **truth)
 
 
@@ -104,7 +107,8 @@ def filmed(model: Model, frames: int, seed: int) -> torch.Tensor:
     own = ranks.share_of(8 if len(model.shape) == 3 else 2000)
     with ranks.together():
         parts = [chosen_frames(model, own, frames, seed)] if own else []
-    return torch.cat([part for rank in ranks.gather(parts) for part in rank], 1)
+    film = torch.cat([part for rank in ranks.gather(parts) for part in rank], 1)
+    return picture.in_grey(film) if film.ndim == 5 and model.grey_levels is None else film
 
 
 def chosen_frames(model: Model, own: range, frames: int, seed: int) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from diffusion_lab.comparison.column import Cell, Column, columns, differences
 from diffusion_lab.comparison.report import csv_text, draw, grid, heading, markdown, marks, seeds_grid, value_text
-from diffusion_lab.comparison.run import Run, distinguishing, find, names, read
+from diffusion_lab.comparison.run import Run, distinguishing, find, names, read, unfinished
 from diffusion_lab.comparison.table import Comparison, Seeds, compare
 
 __all__ = [
@@ -25,5 +25,6 @@ __all__ = [
     "names",
     "read",
     "seeds_grid",
+    "unfinished",
     "value_text",
 ]

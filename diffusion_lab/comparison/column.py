@@ -104,10 +104,10 @@ def _details(found: Sequence[Column]) -> list[str]:
 
 
 def ranked(column: Column, cells: Sequence[Cell | None]) -> tuple[Cell | None, ...]:
-    """Cells of a column with their ranks; equal values share one, and a value alone or not finite gets none."""
+    """Cells of a column with their ranks; equal ones share one; all alike, or one alone, get none."""
     sign = -1 if column.better == "higher" else 1
     values = [sign * cell.value for cell in cells if cell and math.isfinite(cell.value)]
-    if column.unranked or len(values) < 2:
+    if column.unranked or len(set(values)) < 2:
         return tuple(cells)
     return tuple(
         replace(cell, rank=1 + sum(value < sign * cell.value for value in values))

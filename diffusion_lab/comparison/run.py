@@ -13,6 +13,8 @@ from typing import Any
 import yaml
 
 RESULTS = "results.json"
+MARKS = ("config.yaml", "job.json", "request.json")
+"""Files that a run directory has from its first moment."""
 ASIDE = {"paths", "hydra", "logger", "ckpt_path", "data_dir", "device", "batch_size", "evaluate", "num_samples"}
 """Words of a command line that say where a run works and what it writes, or what its protocols say anyway."""
 CLEAR_ALONE = {"model", "data", "sampler", "network", "weights"}
@@ -50,21 +52,36 @@ def find(paths: Iterable[str | Path]) -> list[Path]:
     """The results files named, of run directories, or below other directories in natural order; each file once.
 
     Raises:
-        FileNotFoundError: for a path that does not exist, or has no results.json in it or below.
+        FileNotFoundError: for a path that does not exist, or where there is no results.json in any of them or below.
     """
     found: dict[Path, Path] = {}
-    for path in map(Path, paths):
+    paths = [Path(path) for path in paths]
+    for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist: name run directories or results.json files")
         own = path if path.is_file() else path / RESULTS
         files = [own] if own.is_file() else sorted(path.rglob(RESULTS), key=lambda file: _natural(file.parent))
-        if not files:
-            raise FileNotFoundError(
-                f"no {RESULTS} in {path} or below: train.py writes it when it evaluates, sample.py with evaluate=true"
-            )
         for file in files:
             found.setdefault(file.resolve(), file)
+    if not found:
+        raise FileNotFoundError(
+            f"no {RESULTS} in {', '.join(map(str, paths))} or below: train.py writes it when it evaluates, sample.py "
+            "with evaluate=true"
+        )
     return list(found.values())
+
+
+def unfinished(paths: Iterable[str | Path]) -> list[Path]:
+    """Directories named, and of runs below them, that hold no results: not finished, or never evaluated."""
+    found: dict[Path, None] = {}
+    for path in filter(Path.is_dir, map(Path, paths)):
+        runs = [mark.parent for name in MARKS for mark in path.rglob(name)]
+        if not any(path.rglob(RESULTS)):
+            runs.append(path)
+        for run in sorted(runs, key=_natural):
+            if not any(run.rglob(RESULTS)):
+                found.setdefault(run)
+    return [run for run in found if not any(other in run.parents for other in found)]
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

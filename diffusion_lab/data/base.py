@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, Literal
 
@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from diffusion_lab.data.batches import TrainBatches, generator
+from diffusion_lab.data.plain import in_two, sample, with_protocol
+from diffusion_lab.data.promise import check_shape, check_values
 
 Batch = tuple[Tensor, Tensor]
 Split = Literal["train", "held_out"]
@@ -22,28 +24,32 @@ Split = Literal["train", "held_out"]
 
 @dataclass(frozen=True)
 class Splits:
-    """The two halves of a data set, and in a few words how they were separated.
+    """The two halves of a data set, in a few words how they were separated, and what else a user should know.
 
     Both are map-style data sets with `labels` (N,), `__getitems__(indices) -> (x (B, ...), labels (B,))` and
-    `digest() -> bytes`, which identifies the items in their order.
+    `digest() -> bytes`, which identifies the items in their order; or plain torch data sets of x or (x, label).
     """
 
     train: Dataset
     held_out: Dataset
-    how: str
+    how: str = "as given"
+    notes: Sequence[str] = ()
 
 
 @dataclass(kw_only=True, eq=False)
 class DataModule(pl.LightningDataModule, ABC):
     """Batches (x, label): x float32 (B, C, H, W) in [0, 1], x = byte / (grey_levels - 1), or points (B, 2).
 
+    What `load` gives is whole numbers 0..grey_levels - 1, or floats in [0, 1], which stay as they are. `grey_levels`
+    is None for data that are no grey levels, such as latents or fields: any real numbers, trained on as they are.
+
     `batch_size` counts a training batch over all ranks, `eval_batch_size` a held-out batch on one rank.
     Training never ends (see TrainBatches) and continues where a checkpoint left it; held-out items come once
     each, in stored order, rank r of W taking items r, r + W, ... Lightning must not deal them again:
     Trainer(use_distributed_sampler=False).
 
-    A subclass gives `load()`, fields of its own and the defaults of these. `grey_levels` is what the files hold: no
-    value but the default is admitted. Raises ValueError on settings that contradict each other or the loaded files.
+    A subclass gives `load()`, fields of its own and the defaults of these. One that states `grey_levels` means what
+    its files hold, and admits no other. Raises ValueError on settings that contradict each other or the loaded files.
     """
 
     shape: tuple[int, ...]
@@ -54,15 +60,18 @@ class DataModule(pl.LightningDataModule, ABC):
     seed: int = 0
 
     num_workers = 0  # no field: only data sets that decode files give a choice
+    _floats_in_unit = False
 
     def __post_init__(self) -> None:
         super().__init__()
         self.shape = tuple(self.shape)
         if len(self.shape) not in (1, 3) or min(self.shape) < 1:
             raise ValueError(f"data.shape={list(self.shape)} must be [channels,height,width] or [2]")
-        stored = type(self).grey_levels
-        if self.grey_levels != stored:
-            said = "null" if stored is None else stored
+        if self.grey_levels is not None and self.grey_levels < 2:
+            raise ValueError(f"data.grey_levels={self.grey_levels} must be at least 2, or null for real numbers")
+        stated = next(cls for cls in type(self).__mro__ if "grey_levels" in vars(cls))
+        if stated is not DataModule and self.grey_levels != stated.grey_levels:
+            said = "null" if stated.grey_levels is None else stated.grey_levels
             raise ValueError(f"data.grey_levels={self.grey_levels} must be {said} for {type(self).__name__}")
         if self.flip and len(self.shape) != 3:
             raise ValueError("data.flip=true mirrors images, but these are points: set data.flip=false")
@@ -75,19 +84,22 @@ class DataModule(pl.LightningDataModule, ABC):
 
     @abstractmethod
     def load(self) -> Splits:
-        """Read the files and divide them; called once per process, on first use."""
+        """Read the files and divide them; called once per process, on first use.
+
+        One plain torch data set will do too: a tenth of it is then held out.
+        """
 
     @cached_property
     def splits(self) -> Splits:
         """The loaded and checked data sets."""
-        splits = self.load()
-        got = tuple(splits.train.__getitems__([0])[0].shape[1:])
-        if got != self.shape:
-            raise ValueError(
-                f"{type(self).__name__} holds items of shape {list(got)}, but data.shape={list(self.shape)}: "
-                f"set data.shape={str(list(got)).replace(' ', '')}"
-            )
-        return splits
+        name, loaded = type(self).__name__, self.load()
+        splits = loaded if isinstance(loaded, Splits) else Splits(*in_two(loaded))
+        splits = replace(splits, train=with_protocol(splits.train), held_out=with_protocol(splits.held_out))
+        parts = [sample(splits.train), sample(splits.held_out)]
+        for part in parts:
+            check_shape(name, self.shape, tuple(part.shape[1:]))
+        self._floats_in_unit, notes = check_values(name, self.grey_levels, len(self.shape) == 3, parts)
+        return replace(splits, notes=(*splits.notes, *notes))
 
     def setup(self, stage: str) -> None:
         """Load and check; a fit begins at batch 0, unless `load_state_dict` then says otherwise."""
@@ -166,13 +178,19 @@ class DataModule(pl.LightningDataModule, ABC):
     def describe(self) -> str:
         """One line: what it is, how many items, how they were divided."""
         train, held_out = len(self.splits.train), len(self.splits.held_out)
-        what = f"{'x'.join(map(str, self.shape))} images, {self.grey_levels} grey levels"
+        size = "x".join(map(str, self.shape))
+        what = f"{size} images, {self.grey_levels} grey levels"
         if self.grey_levels is None:
-            what = "points in the plane"
-        return f"{type(self).__name__}: {train} train and {held_out} held-out {what}; {self.splits.how}"
+            what = f"{size} arrays of real numbers" if len(self.shape) == 3 else "points in the plane"
+        said = "; ".join([f"{train} train and {held_out} held-out {what}", self.splits.how, *self.splits.notes])
+        return f"{type(self).__name__}: {said}"
 
     def _scale(self, x: Tensor) -> Tensor:
-        return x if self.grey_levels is None else x.to(torch.float32, copy=True).div_(self.grey_levels - 1)
+        if self.grey_levels is None:
+            return x
+        if self._floats_in_unit and x.is_floating_point():
+            return x.to(torch.float32)
+        return x.to(torch.float32, copy=True).div_(self.grey_levels - 1)
 
     def _data(self, split: str) -> Dataset:
         if split not in ("train", "held_out"):

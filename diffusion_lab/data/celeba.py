@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from diffusion_lab.data.base import Splits
-from diffusion_lab.data.encoded import Encoded, EncodedImages, Framing, Source
+from diffusion_lab.data.encoded import Encoded, EncodedImages, Source
 from diffusion_lab.data.image_folder import Files
 from diffusion_lab.data.official import refuse_damaged
 
@@ -58,7 +58,7 @@ class CelebA(EncodedImages):
         part_of = dict(line.split() for line in self._listed(PARTITION))
         labels, folder, archive = self._labels(), self.folder / IMAGES, self.folder / f"{IMAGES}.zip"
         self._require_images(folder, archive, part_of)
-        framing = Framing(self.shape, self.crop, "bilinear")
+        framing = self.framing(self.crop, "bilinear")
         parts = []
         for part in ("train", self.held_out):
             names = sorted(name for name, number in part_of.items() if number == PARTS[part])
@@ -117,6 +117,13 @@ class Zipped(Source):
 
     def open(self, index: int) -> BinaryIO:
         return opened(self.archive, os.getpid()).open(f"{self.folder}/{self.key(index)}")
+
+    def take(self, indices: Sequence[int]) -> Zipped:
+        return Zipped(self.archive, self.folder, [self.key(index) for index in indices])
+
+    def stamp(self) -> bytes:
+        found = self.archive.stat()
+        return f"{found.st_size} {found.st_mtime_ns} {' '.join(self.names)}".encode()
 
 
 @cache

@@ -26,6 +26,7 @@ class CIFAR10(DataModule):
     data_dir: str
     download: bool = False
     shape: tuple[int, ...] = (3, 32, 32)
+    grey_levels: int | None = 256
 
     @property
     def folder(self) -> Path:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import BinaryIO, Literal, TypeVar
 
 import numpy as np
@@ -15,12 +17,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from diffusion_lab.data.base import DataModule, Splits
+from diffusion_lab.data.base import DataModule, Splits, require_positive
 from diffusion_lab.data.batches import InMemory
+from diffusion_lab.data.framing import Framing, Resampling
+from diffusion_lab.data.image_file import MAX_PIXELS, MODES
+from diffusion_lab.data.survey import Survey, remembered, telling
 
 Result = TypeVar("Result")
-MODES = {1: "L", 3: "RGB"}
-EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 
 
 class Source(ABC):
@@ -41,6 +44,14 @@ class Source(ABC):
     def open(self, index: int) -> BinaryIO:
         """The encoded image, in any thread of any process."""
 
+    @abstractmethod
+    def take(self, indices: Sequence[int]) -> Source:
+        """Only some of the images, in that order."""
+
+    @abstractmethod
+    def stamp(self) -> bytes:
+        """What changes when an image does, without reading any: names, sizes, times of the last change."""
+
     def digest(self) -> bytes:
         """sha256 of every key and of all encoded bytes, in order."""
         found = hashlib.sha256()
@@ -53,85 +64,70 @@ class Source(ABC):
             return hashlib.sha256(file.read()).digest()
 
 
-@dataclass(frozen=True)
-class Framing:
-    """From an encoded image to uint8 (C, H, W): upright, cropped to the centre in whole pixels, then resized.
-
-    shape: (C, H, W), C = 1 (grey) or 3.  crop: side of the square that is cut out; None cuts out the largest rectangle
-    of the aspect H : W.  resampling: PIL's filter of that name; all are antialiased, and none acts on equal sizes.
-    """
-
-    shape: tuple[int, ...]
-    crop: int | None = None
-    resampling: Literal["box", "bilinear", "bicubic", "lanczos"] = "bicubic"
-
-    def __call__(self, file: BinaryIO) -> Tensor:
-        from PIL import Image, ImageOps
-
-        channels, height, width = self.shape
-        with Image.open(file) as image:
-            refuse_deep(image.mode)
-            upright = ImageOps.exif_transpose(image).convert(MODES[channels])
-        framed = upright.crop(self.box(*upright.size))
-        pixels = np.array(framed.resize((width, height), Image.Resampling[self.resampling.upper()]))
-        return torch.from_numpy(pixels).reshape(height, width, channels).permute(2, 0, 1)
-
-    def box(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """Left, upper, right and lower edge of what is cut out of an image of that size."""
-        aspect = self.shape[2] / self.shape[1]
-        across = self.crop or max(1, min(width, round(height * aspect)))
-        down = self.crop or max(1, min(height, round(width / aspect)))
-        if across > width or down > height:
-            raise ValueError(f"{width}x{height} pixels, smaller than data.crop={self.crop}")
-        left, upper = (width - across) // 2, (height - down) // 2
-        return left, upper, left + across, upper + down
-
-
 class Encoded(Dataset):
     """A source with labels (N,), decoded when asked for: `__getitems__` gives (uint8 (B, C, H, W), labels (B,)).
 
     In the main process threads decode, in a worker process of a loader only that process. Raises ValueError naming the
-    place of an image that is damaged or not of 8 bits.
+    place of an image that is damaged or not of 8 bits. `traits` says how many images have which, once that is known.
     """
 
-    def __init__(self, source: Source, labels: Tensor, framing: Framing) -> None:
+    def __init__(self, source: Source, labels: Tensor, framing: Framing, traits: Counter[str] | None = None) -> None:
         self.source, self.labels, self.framing = source, labels.to(torch.int64), framing
+        self.traits: Counter[str] = traits or Counter()
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self._read(index, self.framing), self.labels[index]
+        return self._read(index), self.labels[index]
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        decoded = each(lambda number: self._read(indices[number], self.framing), len(indices))
+        decoded = each(lambda number: self._read(indices[number]), len(indices))
         return torch.stack(decoded), self.labels[torch.as_tensor(indices)]
 
-    def verify(self) -> None:
-        """Read the header of every image."""
-        each(lambda index: self._read(index, read_header), len(self))
+    def look(self, index: int, into: Tensor | None = None) -> set[str] | str:
+        """Decode one image, also into its row of an array: its traits, or why that cannot be done.
 
-    def digest(self) -> bytes:
-        """sha256 of the framing and of the source."""
-        return hashlib.sha256(f"{self.framing} ".encode() + self.source.digest()).digest()
-
-    def _read(self, index: int, reader: Callable[[BinaryIO], Result]) -> Result:
+        Raises OSError for what is a fault of the disk and not of the image.
+        """
         try:
             with self.source.open(index) as file:
-                return reader(file)
+                pixels, traits = self.framing(file)
         except Exception as error:  # PIL's plugins raise whatever their parsers raise
-            raise ValueError(
-                f"{self.source.place(index)} is no readable 8-bit image ({error}): repair it or take it out of the set"
-            ) from error
+            if getattr(error, "errno", None):
+                raise
+            return " ".join(str(error).split()) or type(error).__name__
+        if into is not None:
+            into[index] = pixels
+        return traits
+
+    def digest(self) -> bytes:
+        """sha256 of what the framing does to these images, and of the source."""
+        return hashlib.sha256(self.framing.content(self.traits).encode() + self.source.digest()).digest()
+
+    def take(self, indices: Sequence[int], traits: Counter[str]) -> Encoded:
+        """Only some of the images, of which it is known how many have which trait."""
+        return Encoded(self.source.take(indices), self.labels[torch.as_tensor(indices)], self.framing, traits)
+
+    def unreadable(self, index: int, why: object, more: str = "") -> ValueError:
+        """The error that names an image, why it cannot be used, and what to do."""
+        return ValueError(
+            f"{self.source.place(index)} is no readable 8-bit image ({why}){more}: "
+            "repair it or take it out of the set, or set data.on_corrupt=skip"
+        )
+
+    def _read(self, index: int) -> Tensor:
+        try:
+            with self.source.open(index) as file:
+                return self.framing(file)[0]
+        except Exception as error:
+            raise self.unreadable(index, error) from error
 
 
 class Decoded(InMemory):
-    """The images of an encoded set, all decoded now; what identifies them is what identifies that set."""
+    """The images of an encoded set, all decoded already; what identifies them is what identifies that set."""
 
-    def __init__(self, encoded: Encoded) -> None:
-        x = torch.empty(len(encoded), *encoded.framing.shape, dtype=torch.uint8)
-        for part in torch.arange(len(encoded)).split(4096):
-            x[part] = encoded.__getitems__(part.tolist())[0]
+    def __init__(self, encoded: Encoded, x: Tensor) -> None:
         super().__init__(x, encoded.labels)
         self.encoded = encoded
 
@@ -143,9 +139,17 @@ class Decoded(InMemory):
 class EncodedImages(DataModule):
     """A data set of encoded images. One that takes at most `memory_limit_mb` (MiB) decoded is kept in memory; a larger
     one is decoded by `num_workers` processes per device.
+
+    Every image is decoded once before training, a larger set's only if it has changed since it last was. One that
+    cannot be decoded is refused by name; on_corrupt="skip" leaves it out and counts it.  background: grey or [red,
+    green, blue], 0..255, that transparent pixels are composited over.  max_pixels: most pixels of a file that is read.
     """
 
     shape: tuple[int, ...] = (3, 64, 64)
+    grey_levels: int | None = 256
+    background: int | tuple[int, ...] = 255
+    on_corrupt: Literal["refuse", "skip"] = "refuse"
+    max_pixels: int = MAX_PIXELS
     memory_limit_mb: int = 2048
     num_workers: int = 4
     eval_batch_size: int = 128
@@ -156,15 +160,52 @@ class EncodedImages(DataModule):
             raise ValueError("data.num_workers and data.memory_limit_mb must not be negative")
         if len(self.shape) != 3 or self.shape[0] not in MODES:
             raise ValueError(f"data.shape={list(self.shape)} must be [1 or 3, height, width]")
+        if self.on_corrupt not in ("refuse", "skip"):
+            raise ValueError(f"data.on_corrupt={self.on_corrupt} does not exist: choose refuse or skip")
+        require_positive({"max_pixels": self.max_pixels})
+        colour = np.atleast_1d(self.background).tolist()
+        if len(colour) not in (1, 3) or not all(type(value) is int and 0 <= value <= 255 for value in colour):
+            raise ValueError(
+                f"data.background={self.background} must be a grey or [red,green,blue], each from 0 to 255"
+            )
 
-    def divided(self, train: Encoded, held_out: Encoded, how: str, verify: bool = False) -> Splits:
-        """The splits, in memory if they are small enough; else as they are, every header read if asked to."""
-        if (len(train) + len(held_out)) * math.prod(self.shape) > self.memory_limit_mb * 2**20:
-            for part in (train, held_out) if verify else ():
-                part.verify()
-            return Splits(train, held_out, how)
-        self.num_workers = 0
-        return Splits(Decoded(train), Decoded(held_out), how)
+    def framing(self, crop: int | None = None, resampling: Resampling = "bicubic") -> Framing:
+        """How this set's images become pixels."""
+        colour = np.atleast_1d(self.background).tolist()
+        return Framing(self.shape, crop, resampling, tuple(colour * (3 // len(colour))), self.max_pixels)
+
+    def divided(self, train: Encoded, held_out: Encoded, how: str, notes: Sequence[str] = ()) -> Splits:
+        """The splits, in memory if they are small enough, without what was left out and with what is to be said."""
+        fits = (len(train) + len(held_out)) * math.prod(self.shape) <= self.memory_limit_mb * 2**20
+        take = self._decoded if fits else self._surveyed
+        self.num_workers = 0 if fits else self.num_workers
+        parts = [take(train), take(held_out)]
+        images = [part.encoded if fits else part for part in parts]
+        skipped = len(train) + len(held_out) - sum(map(len, parts))
+        remarks = images[0].framing.remarks(images[0].traits + images[1].traits, sum(map(len, parts)))
+        if skipped:
+            remarks.append(f"{skipped} images that cannot be decoded left out (data.on_corrupt=skip)")
+        return Splits(*parts, how, (*remarks, *notes))
+
+    def _decoded(self, part: Encoded) -> Decoded:
+        x = torch.empty(len(part), *self.shape, dtype=torch.uint8)
+        good, survey = self._good(part, Survey.of(each(partial(part.look, into=x), len(part))))
+        return Decoded(good, x if good is part else x[[n for n in range(len(part)) if n not in survey.broken]])
+
+    def _surveyed(self, part: Encoded) -> Encoded:
+        stamp = f"{part.framing!r} {part.framing.background} {part.framing.max_pixels} {len(part)} ".encode()
+        look = telling(part.look, len(part))
+        return self._good(part, remembered(stamp + part.source.stamp(), lambda: Survey.of(each(look, len(part)))))[0]
+
+    def _good(self, part: Encoded, survey: Survey) -> tuple[Encoded, Survey]:
+        """The images that can be decoded; the others are refused unless they are to be skipped."""
+        if not survey.broken:
+            part.traits = survey.traits
+            return part, survey
+        (first, why), others = min(survey.broken.items()), len(survey.broken) - 1
+        if self.on_corrupt == "refuse" or len(survey.broken) == len(part):
+            raise part.unreadable(first, why, f", nor are {others} more of {len(part)}" if others else "")
+        return part.take([n for n in range(len(part)) if n not in survey.broken], survey.traits), survey
 
 
 def each(function: Callable[[int], Result], count: int) -> list[Result]:
@@ -180,19 +221,22 @@ def each(function: Callable[[int], Result], count: int) -> list[Result]:
         return [result for results in pool.map(part, range(0, count, run)) for result in results]
 
 
-def hold_out(keys: Sequence[str], fraction: float, otherwise: str) -> tuple[list[int], list[int]]:
+def hold_out(keys: Sequence[str], fraction: float) -> tuple[list[int], list[int]]:
     """Numbers of the items to train on and of those held out: nothing but its own key decides about an item.
 
-    Raises ValueError if that leaves a split empty, with what to do `otherwise`.
+    Where that would leave a split empty, as in small sets, the item nearest to the border goes there.
+
+    Raises ValueError for fewer than two items.
     """
+    digests = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys]
+    places = [int.from_bytes(digest, "big") / 2**64 for digest in digests]
+    if len(keys) < 2:
+        raise ValueError(f"data.held_out_fraction={fraction} of {len(keys)} images leaves a split empty: add another")
+    order = sorted(places)
+    border = min(max(fraction, order[1]), order[-1])
     parts: tuple[list[int], list[int]] = ([], [])
-    for number, key in enumerate(keys):
-        digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
-        parts[int.from_bytes(digest, "big") / 2**64 < fraction].append(number)
-    if not all(parts):
-        raise ValueError(
-            f"data.held_out_fraction={fraction} of {len(keys)} images leaves a split empty: change it, or {otherwise}"
-        )
+    for number, place in enumerate(places):
+        parts[place < border].append(number)
     return parts
 
 
@@ -200,17 +244,3 @@ def require_fraction(fraction: float) -> None:
     """Raise ValueError if data.held_out_fraction is none."""
     if not 0 < fraction < 1:
         raise ValueError(f"data.held_out_fraction={fraction} must lie between 0 and 1")
-
-
-def refuse_deep(mode: str) -> None:
-    """Raise ValueError for PIL modes of more than 8 bits, which PIL would clip at 255 without a word."""
-    if mode not in EIGHT_BIT:
-        raise ValueError(f"pixel mode {mode}")
-
-
-def read_header(file: BinaryIO) -> None:
-    """Raise an error if the file does not begin like an 8-bit image."""
-    from PIL import Image
-
-    with Image.open(file) as image:
-        refuse_deep(image.mode)

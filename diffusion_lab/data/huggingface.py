@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from diffusion_lab.data.base import Splits
-from diffusion_lab.data.encoded import Encoded, EncodedImages, Framing, Source, hold_out, require_fraction
+from diffusion_lab.data.encoded import Encoded, EncodedImages, Source, hold_out, require_fraction
+from diffusion_lab.data.framing import Resampling
 
 if TYPE_CHECKING:
     from datasets import Dataset as Table
@@ -40,7 +42,7 @@ class HuggingFace(EncodedImages):
     held_out_fraction: float = 0.1
     image_column: str = "image"
     label_column: str | None = None
-    resampling: Literal["box", "bilinear", "bicubic", "lanczos"] = "bicubic"
+    resampling: Resampling = "bicubic"
     data_dir: str | None = None
     download: bool = False
 
@@ -61,10 +63,11 @@ class HuggingFace(EncodedImages):
             how = f"splits {self.train_split}, {self.held_out_split}"
         else:
             rows = [str(row) for row in range(len(train))]
-            parts = hold_out(rows, self.held_out_fraction, "set data.held_out_split")
-            train, held_out = map(train.select, parts)
+            train, held_out = map(train.select, hold_out(rows, self.held_out_fraction))
             how = f"{self.held_out_fraction} held out by hash of the row"
-        return self.divided(self._encoded(train), self._encoded(held_out), how)
+        unused = [split for split in tables if split not in (self.train_split, self.held_out_split)]
+        notes = [f"not used: {split}, {len(tables[split])} rows" for split in unused]
+        return self.divided(self._encoded(train), self._encoded(held_out), how, notes)
 
     def _tables(self) -> Mapping[str, Table]:
         try:
@@ -105,7 +108,7 @@ class HuggingFace(EncodedImages):
             images[0]
         except Exception as error:  # of Arrow, in a type that depends on the column's
             raise ValueError(f"data.image_column={self.image_column} holds no images ({one_line(error)})") from error
-        framing = Framing(self.shape, resampling=self.resampling)
+        framing = self.framing(resampling=self.resampling)
         return Encoded(Rows(self.name, images, self.image_column), self._labels(table), framing)
 
     def _labels(self, table: Table) -> Tensor:
@@ -135,6 +138,18 @@ class Rows(Source):
     def open(self, index: int) -> BinaryIO:
         image: dict[str, Any] = self.table[int(index)][self.column]
         return io.BytesIO(image["bytes"]) if image["bytes"] is not None else open(image["path"], "rb")
+
+    def take(self, indices: Sequence[int]) -> Rows:
+        return Rows(self.name, self.table.select(indices), self.column)
+
+    def stamp(self) -> bytes:
+        files = [Path(file["filename"]) for file in self.table.cache_files]
+        if self.table[0][self.column]["bytes"] is None:
+            files += [Path(row[self.column]["path"]) for row in self.table]
+        found = hashlib.sha256(f"{self.table._fingerprint} ".encode())
+        for path in files:
+            found.update(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
+        return found.digest()
 
 
 @contextmanager

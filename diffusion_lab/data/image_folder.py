@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 
 from diffusion_lab.data.base import Splits
-from diffusion_lab.data.encoded import Encoded, EncodedImages, Framing, Source, hold_out, require_fraction
+from diffusion_lab.data.encoded import Encoded, EncodedImages, Source, each, hold_out, require_fraction
+from diffusion_lab.data.image_file import suffixes
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-HELD_OUT_FOLDERS = ("held_out", "val", "test")
+TRAIN = ("train", "training")
+HELD_OUT = ("held_out", "val", "valid", "validation", "eval", "evaluation", "dev", "test", "testing")
+"""Names of split folders, in upper or lower case; of several held-out ones the first of this row is taken."""
+
+Image = tuple[Path, str]
+"""Path of an image below the root, and the name of its class."""
 
 
 @dataclass(kw_only=True, eq=False)
 class ImageFolder(EncodedImages):
-    """All png, jpg, jpeg, webp and bmp files below `root`, cropped to the centre and resized to `shape` (bicubic).
+    """All images below `root` that Pillow reads, cropped to the centre and resized to `shape` (bicubic).
 
-    Sub-folders `train` and one of `held_out`, `val`, `test` are the splits if they exist; otherwise the hash
-    of its relative name decides whether a file is held out, so that adding files moves none. The label is the
-    index of the first folder below the split, in alphabetical order.
+    A sub-folder `train` beside a held-out one (names above) is a split, as is the other; without a held-out one the
+    hash of its relative name decides whether a file is held out, so that adding files moves none.  The label is the
+    index of the first folder below the split, in alphabetical order.  Links are followed; hidden files are left out.
 
-    Raises FileNotFoundError for a missing or empty folder, ValueError for a file that is no 8-bit image.
+    Raises FileNotFoundError for a missing or empty folder, ValueError for a file that is no 8-bit image and for
+    folders beside `train` that are no splits.
     """
 
     root: str
@@ -38,29 +48,122 @@ class ImageFolder(EncodedImages):
         return Path(self.root).expanduser()
 
     def load(self) -> Splits:
-        train, held_out, how = self._divided()
+        train, held_out, how, notes = self._divided()
         classes = sorted({name for _, name in train + held_out})
         numbers = {name: number for number, name in enumerate(classes)}
         parts = (
             Encoded(
                 Files(self.folder, [path for path, _ in part]),
                 torch.tensor([numbers[name] for _, name in part]),
-                Framing(self.shape),
+                self.framing(),
             )
             for part in (train, held_out)
         )
-        return self.divided(*parts, how, verify=True)
+        return self.divided(*parts, how, notes)
 
-    def _divided(self) -> tuple[list[tuple[Path, str]], list[tuple[Path, str]], str]:
-        """(path below the folder, class name) of both splits, and how they came about."""
-        held_out = next((name for name in HELD_OUT_FOLDERS if (self.folder / name).is_dir()), None)
-        if held_out is not None and (self.folder / "train").is_dir():
-            return find(self.folder, "train"), find(self.folder, held_out), f"folders train and {held_out}"
+    def _divided(self) -> tuple[list[Image], list[Image], str, list[str]]:
+        """(path below the folder, class name) of both splits, how they came about, and what was left out."""
         found = find(self.folder)
-        keys = [path.as_posix() for path, _ in found]
-        parts = hold_out(keys, self.held_out_fraction, "make sub-folders train and held_out")
-        train, held_out = ([found[number] for number in part] for part in parts)
-        return train, held_out, f"{self.held_out_fraction} held out by hash of the file name"
+        names = split_folders(self.folder, found.tops)
+        chosen = [found.below(name) for name in names]
+        if len(chosen) == 2:
+            train, held_out = chosen
+            how = f"folders {' and '.join(names)}"
+        else:
+            images = chosen[0] if chosen else found.below("")
+            parts = hold_out([path.as_posix() for path, _ in images], self.held_out_fraction)
+            train, held_out = ([images[number] for number in part] for part in parts)
+            how = f"{self.held_out_fraction} held out by hash of the file name"
+            how += f" in folder {names[0]}, which stands alone" if names else ""
+        left_out = found.left_out + Counter({
+            f"outside {' and '.join(names)}": len(found.paths) - len(train) - len(held_out)
+        })  # fmt: skip
+        return train, held_out, how, told(left_out)
+
+
+def split_folders(root: Path, tops: Sequence[str]) -> list[str]:
+    """Which of the folders `tops` below the root are the training and the held-out split; none: [] or [training].
+
+    Raises ValueError where they cannot be told: two for training, one beside it that is no split, or none for training.
+    """
+    words = {name: name.lower().replace("-", "_").replace(" ", "_") for name in tops}
+    train = [name for name in tops if words[name] in TRAIN]
+    held_out = sorted((name for name in tops if words[name] in HELD_OUT), key=lambda name: HELD_OUT.index(words[name]))
+    known = f"the held-out folder may be called {', '.join(HELD_OUT)}"
+    if len(train) > 1:
+        raise ValueError(f"data.root: {root} has {len(train)} folders for training, {', '.join(train)}: keep one")
+    others = [name for name in tops if name not in (*train, *held_out)]
+    if train and others:
+        raise ValueError(
+            f"data.root: {root} has {train[0]}/ beside {', '.join(others[:4])}: {known}; "
+            f"rename or move the folder ({train[0]} too if it is a class), or set data.root={root / train[0]}"
+        )
+    if len(held_out) > 1 and not train and not others:
+        raise ValueError(f"data.root: {root} has {', '.join(held_out)}, but none of {', '.join(TRAIN)}: rename one")
+    return [*train, *held_out[:1]] if train else []
+
+
+@dataclass
+class Found:
+    """Images below a root, sorted, as paths from there, and how many files were left out, by reason."""
+
+    paths: list[Path] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def tops(self) -> list[str]:
+        """Folders directly below the root that hold an image."""
+        return sorted({path.parts[0] for path in self.paths if len(path.parts) > 1})
+
+    def below(self, split: str) -> list[Image]:
+        """The images in a folder, each with its class: the name of the first folder below that, "" if there is none."""
+        depth = 1 if split else 0
+        chosen = [path for path in self.paths if not split or path.parts[:-1][:1] == (split,)]
+        return [(path, path.parts[depth] if len(path.parts) > depth + 1 else "") for path in chosen]
+
+
+def find(root: Path) -> Found:
+    """Everything below the root, links followed.
+
+    Raises FileNotFoundError if the folder does not exist or holds no image.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"data.root: {root} is not a folder; set data.root to a folder of images")
+    found, readable = Found(), suffixes()
+    for entry in walk(str(root), found.left_out, (os.path.realpath(root),)):
+        path = Path(entry.path).relative_to(root)
+        if not entry.is_file():
+            found.left_out["broken links"] += 1
+        elif path.suffix.lower() not in readable:
+            found.left_out[path.suffix.lower() or "without suffix"] += 1
+        else:
+            found.paths.append(path)
+    found.paths.sort()
+    if not found.paths:
+        others = "".join(f" ({line})" for line in told(found.left_out))
+        raise FileNotFoundError(f"data.root: no image that Pillow reads in {root}{others}; set data.root")
+    return found
+
+
+def walk(folder: str, left_out: Counter[str], above: tuple[str, ...]) -> Iterator[os.DirEntry[str]]:
+    """Files below a folder; what is hidden, and links back to one of the folders `above`, are counted and left out."""
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.name.startswith("."):
+                left_out["hidden"] += 1
+            elif not entry.is_dir():
+                yield entry
+            elif (real := os.path.realpath(entry.path)) in above:
+                left_out["links to a folder above"] += 1
+            else:
+                yield from walk(entry.path, left_out, (*above, real))
+
+
+def told(left_out: Counter[str]) -> list[str]:
+    """ "30 files left out: .txt 20, .xyz 10", if there is anything to tell."""
+    reasons = [(why, count) for why, count in left_out.most_common() if count]
+    words = ", ".join(f"{why} {count}" for why, count in reasons)
+    return [f"{sum(count for _, count in reasons)} files left out: {words}"] if reasons else []
 
 
 class Files(Source):
@@ -81,18 +184,15 @@ class Files(Source):
     def open(self, index: int) -> BinaryIO:
         return (self.folder / self.paths[index]).open("rb")
 
+    def take(self, indices: Sequence[int]) -> Files:
+        return Files(self.folder, [self.paths[index] for index in indices])
 
-def find(root: Path, split: str = "") -> list[tuple[Path, str]]:
-    """Images below root / split as paths from `root`, sorted, without dot-files, each with its class name.
+    def stamp(self) -> bytes:
+        found = hashlib.sha256(os.path.realpath(self.folder).encode())
+        for line in each(self._state, len(self)):
+            found.update(line)
+        return found.digest()
 
-    That is the name of the first folder below the split, "" if there is none. Raises FileNotFoundError if the folder
-    does not exist or holds no image.
-    """
-    folder = root / split
-    if not folder.is_dir():
-        raise FileNotFoundError(f"data.root: {folder} is not a folder; set data.root to a folder of images")
-    images = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    found = sorted(path for path in images if not any(part.startswith(".") for part in path.parts))
-    if not found:
-        raise FileNotFoundError(f"data.root: no image ({', '.join(SUFFIXES)}) in {folder}; set data.root")
-    return [(Path(split) / path, path.parts[0] if len(path.parts) > 1 else "") for path in found]
+    def _state(self, index: int) -> bytes:
+        state = (self.folder / self.paths[index]).stat()
+        return f"{self.key(index)} {state.st_size} {state.st_mtime_ns}\n".encode()

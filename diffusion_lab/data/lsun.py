@@ -6,15 +6,17 @@ import hashlib
 import io
 import os
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import torch
 
 from diffusion_lab.data.base import Splits
-from diffusion_lab.data.encoded import Encoded, EncodedImages, Framing, Source, each, hold_out, require_fraction
+from diffusion_lab.data.encoded import Encoded, EncodedImages, Source, each, hold_out, require_fraction
+from diffusion_lab.data.framing import Resampling
 
 if TYPE_CHECKING:
     from lmdb import Environment
@@ -38,7 +40,7 @@ class LSUN(EncodedImages):
     data_dir: str
     category: str = "bedroom"
     held_out_fraction: float = 0.01
-    resampling: Literal["box", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    resampling: Resampling = "bilinear"
     shape: tuple[int, ...] = (3, 128, 128)
 
     def __post_init__(self) -> None:
@@ -50,13 +52,12 @@ class LSUN(EncodedImages):
         if (root / self.category).is_dir():
             both = Values.all(root / self.category)
             keys = [both.key(index) for index in range(len(both))]
-            parts = hold_out(keys, self.held_out_fraction, "unpack a larger category")
-            train, held_out = (Values(both.folder, both.keys[part]) for part in parts)
+            train, held_out = map(both.take, hold_out(keys, self.held_out_fraction))
             how = f"{self.held_out_fraction} held out by hash of the key"
         else:
             train, held_out = (Values.all(root / f"{self.category}_{part}_lmdb") for part in ("train", "val"))
             how = "official train and val folders"
-        framing = Framing(self.shape, resampling=self.resampling)
+        framing = self.framing(resampling=self.resampling)
         parts = (Encoded(source, torch.zeros(len(source)), framing) for source in (train, held_out))
         return self.divided(*parts, how)
 
@@ -89,6 +90,13 @@ class Values(Source):
     def open(self, index: int) -> BinaryIO:
         with environment(self.folder).begin() as transaction:
             return io.BytesIO(transaction.get(bytes(self.keys[index])))
+
+    def take(self, indices: Sequence[int]) -> Values:
+        return Values(self.folder, self.keys[list(indices)])
+
+    def stamp(self) -> bytes:
+        found = (self.folder / "data.mdb").stat()
+        return f"{found.st_size} {found.st_mtime_ns} ".encode() + hashlib.sha256(b"\n".join(self.keys)).digest()
 
     def digest(self) -> bytes:
         """sha256 of the number of values, every key and every length, and the bytes of 10,000 values spread evenly.

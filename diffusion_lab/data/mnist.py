@@ -33,6 +33,7 @@ class MNIST(DataModule):
     data_dir: str
     download: bool = False
     shape: tuple[int, ...] = (1, 32, 32)
+    grey_levels: int | None = 256
     flip: bool = False
 
     def __post_init__(self) -> None:

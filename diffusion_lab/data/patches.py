@@ -25,6 +25,7 @@ class Patches(DataModule):
     train_size: int = 10_000
     held_out_size: int = 2_000
     shape: tuple[int, ...] = (3, 32, 32)
+    grey_levels: int | None = 256
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from torch import Tensor
 
 from diffusion_lab import ranks
 from diffusion_lab.data import DataModule
@@ -75,6 +76,7 @@ class Evaluator:
         self.likelihood_samples, self.likelihood_repeats = likelihood_samples, likelihood_repeats
         self.batch_size, self.likelihood_batch_size = batch_size, likelihood_batch_size
         self.seed, self.cache = seed, Path(cache)
+        self.unsuited = ""  # name of features that were asked for of data which are no images
         self.cost: tuple[float, float] | None = None  # (network evaluations, samples a second) of the latest samples
         self._loaded: dict[str, Reference] = {}
         self._real: dict[tuple[Path, ...], dict[str, Record]] = {}
@@ -86,6 +88,8 @@ class Evaluator:
             FileNotFoundError: if the extractor's weights are not there.
             ValueError: if the reference is not there, or was measured under another protocol.
         """
+        if self.features is not None and data.grey_levels is None:  # latents, fields: there is no image to look at
+            self.unsuited, self.features = self.features.name, None
         if self.features is None:
             return
         references.prepare(self.features, data, device)
@@ -108,7 +112,7 @@ class Evaluator:
         if self.features is not None:
             records = self.image_quality(series, data, total)
         else:
-            records = ranks.on_first(lambda: repeated([score_points(p[:], data) for p in self.spans(series.samples)]))
+            records = ranks.on_first(lambda: repeated([score_points(p, data) for p in self.points(series)]))
         self.cost = ranks.on_first(lambda: series.cost(total))
         return {name: {**record, "nfe": self.cost[0]} for name, record in records.items()}
 
@@ -118,19 +122,29 @@ class Evaluator:
         store = Chunks(series.folder / f"features_{extractor.digest[:8]}", self.batch_size)
         share(store, total, lambda chunk: store.write(chunk, extractor(series.chunk(chunk).to(device))), "features")
         paths = {}
-        if self.reference in SPLITS:
+        if self.reference in SPLITS and data.size(self.reference) > 1:
             options = (extractor, device, self.cache)
             paths["reference"] = references.measure(data, self.reference, *options, batch_size=self.batch_size)
             other = SPLITS[self.reference]
-            paths["real"] = references.measure(data, other, *options, count=self.samples, batch_size=self.batch_size)
+            if data.size(other) > 1:
+                paths["real"] = references.measure(
+                    data, other, *options, count=self.samples, batch_size=self.batch_size
+                )
 
         def judge() -> dict[str, Record]:
-            against = self.loaded(paths.get("reference", self.reference), self.word)
-            judge = Judge(extractor, against, self.measures, self.neighbours, device)
+            judge = self.judge_to_be(data)  # that of a set too small for any measure is all that is known of it
+            if paths or self.reference not in SPLITS:
+                against = self.loaded(paths.get("reference", self.reference), self.word)
+                judge = Judge(extractor, against, self.measures, self.neighbours, device)
             records = repeated([judge(Features.of(rows)) for rows in self.spans(store)])
-            return self.beside_real(records, judge, tuple(paths.values())) if paths else records
+            return self.beside_real(records, judge, tuple(paths.values())) if "real" in paths else records
 
         return ranks.on_first(judge)
+
+    def points(self, series: Series) -> Iterator[Tensor]:
+        """The samples of each repeat as the data are: images of many channels in [0, 1]."""
+        for rows in self.spans(series.samples):
+            yield rows[:].permute(0, 3, 1, 2).float() / 255 if series.images else rows[:]
 
     def loaded(self, path: str | Path, word: str | None = None) -> Reference:
         """The reference in a file, read once: what it costs to decompose its covariance is kept with it."""
@@ -157,13 +171,13 @@ class Evaluator:
         return [Rows(store, range(i * self.samples, (i + 1) * self.samples)) for i in range(self.repeats)]
 
     def judges_samples(self, data: DataModule) -> bool:
-        """Whether there is anything to judge samples by: features of images, or the true density of points."""
-        return self.features is not None or hasattr(data, "target")
+        """Whether there is anything to judge samples by: features of images, or distances of points and the like."""
+        return self.features is not None or data.grey_levels is None or data.shape[0] not in (1, 3)
 
     def likelihood(self, model: Model, data: DataModule, folder: Path) -> dict[str, Record]:
         """The model's likelihoods of held-out data, split in their terms."""
         records: dict[str, Record] = {}
-        for name in model.likelihood if self.likelihood_samples != 0 else ():
+        for name in model.likelihood if self.likelihood_items(data) else ():
             records |= score_likelihood(
                 model,
                 name,
@@ -183,23 +197,57 @@ class Evaluator:
 
     def names(self, model: Model, data: DataModule) -> list[str]:
         """Names of the metrics, known before anything is measured."""
-        words = [likelihood_name(model, name) for name in model.likelihood] if self.likelihood_samples != 0 else []
+        words = [likelihood_name(model, name) for name in model.likelihood] if self.likelihood_items(data) else []
+        if not self.judges_samples(data):
+            return words
         if self.features is None:
-            return [*(point_names(data, self.samples) if hasattr(data, "target") else ()), *words]
-        return [*self.judge_to_be().names(self.samples), *words]
+            return [*point_names(data, self.samples), *words]
+        return [*self.judge_to_be(data).names(self.samples), *words]
 
-    def left_out(self) -> list[str]:
-        """Why measures that were asked for will not be taken, a line each."""
+    def left_out(self, data: DataModule, likelihood: bool = False) -> list[str]:
+        """Why measures that were asked for, the likelihood among them, will not be taken, a line each."""
+        empty = likelihood and self.likelihood_samples != 0 and not data.size("held_out")
+        lines = ["the likelihood needs held-out items, and there are none"] if empty else []
+        if self.unsuited:
+            name = type(data).__name__
+            lines.append(f"{self.unsuited} features are of images, and {name} has no grey levels: distances are taken")
         if self.features is None:
+            return lines
+        judge = self.judge_to_be(data)
+        return lines + [reason for measure in self.measures if (reason := judge.lacks(measure, self.samples))]
+
+    def cautions(self, data: DataModule) -> list[str]:
+        """What to know of numbers that can be taken and say little."""
+        if self.features is None or not {"frechet", "frechet_infinity"} & set(self.measures):
             return []
-        judge = self.judge_to_be()
-        return [reason for measure in self.measures if (reason := judge.lacks(measure, self.samples))]
+        known = self.judge_to_be(data).reference.statistics.moments.count
+        few = {"samples": self.samples, "reference images": known}
+        size = self.features.dimensions
+        return [
+            f"{count} {what} for {size} dimensions: the Fréchet distance is mostly the bias of so few"
+            for what, count in few.items()
+            if count is not None and 2 <= count <= self.features.dimensions
+        ]
 
-    def judge_to_be(self) -> Judge:
+    def judge_to_be(self, data: DataModule) -> Judge:
         """The judge as far as it is known before anything is measured."""
         if self.reference in SPLITS:
-            # Of a data set there will be features beside the moments.
-            against = Reference(self.reference, SimpleNamespace(features=()), {})
+            size = data.size(self.reference)
+            kept = range(min(size, references.KEPT))  # rows of features that there will be beside the moments
+            found = SimpleNamespace(features=kept, moments=SimpleNamespace(count=size))
+            against = Reference(self.reference, found, {})
         else:
             against = self.loaded(self.reference)
         return Judge(self.features, against, self.measures, self.neighbours)
+
+    def plan(self, model: Model, data: DataModule) -> str:
+        """What is measured, in one line."""
+        parts = []
+        if self.judges_samples(data):
+            which = ", ".join(self.judge_to_be(data).served(self.samples)) if self.features else "distances"
+            times = f"{self.repeats} x " if self.repeats > 1 else ""
+            parts.append(f"{times}{self.samples:,} samples against {self.reference} ({which})")
+        if model.likelihood and (items := self.likelihood_items(data)):
+            passes = f", {self.likelihood_repeats} times" if self.likelihood_repeats > 1 else ""
+            parts.append(f"likelihood ({', '.join(model.likelihood)}) of {items:,} held-out items{passes}")
+        return "; ".join(parts) or "nothing to measure"

@@ -1,4 +1,4 @@
-"""How likely held-out data are under a model: bits/dim of images, nats of points, over the whole set."""
+"""How likely held-out data are under a model: bits/dim of images, nats/dim of fields, nats of points, over a set."""
 
 from __future__ import annotations
 
@@ -80,11 +80,13 @@ def score_likelihood(
 
 def summary(model: Model, name: str, rows: Tensor, repeats: int) -> Record:
     """The record of rows (repeats x items, 2 + terms): nats, their terms, network evaluations."""
-    values, images = rows.reshape(repeats, len(rows) // repeats, -1), model.grey_levels is not None
+    values = rows.reshape(repeats, len(rows) // repeats, -1)
     total, parts, calls = values[..., 0], values[..., 1:-1], values[..., -1]
 
     def scaled(nats: Tensor) -> Tensor:
-        return bits_per_dim(-nats, math.prod(model.shape)) if images else nats
+        if model.grey_levels is not None:
+            return bits_per_dim(-nats, math.prod(model.shape))
+        return nats / math.prod(model.shape) if len(model.shape) == 3 else nats
 
     of_items = scaled(total.mean(0))
     record = {
@@ -100,5 +102,7 @@ def summary(model: Model, name: str, rows: Tensor, repeats: int) -> Record:
 
 
 def likelihood_name(model: Model, name: str) -> str:
-    """Name of the metric, with its unit."""
-    return f"{name}_{'nats' if model.grey_levels is None else 'bits_per_dim'}"
+    """Name of the metric, with its unit: bits are of grey levels; of real numbers there is a density, in nats."""
+    if model.grey_levels is not None:
+        return f"{name}_bits_per_dim"
+    return f"{name}_nats_per_dim" if len(model.shape) == 3 else f"{name}_nats"

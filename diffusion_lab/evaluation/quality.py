@@ -88,13 +88,18 @@ class Judge:
 
     def lacks(self, measure: Measure, count: int) -> str | None:
         """Why a measure cannot be taken of `count` samples, or None."""
-        kind, features = MEASURES[measure], self.reference.statistics.features
+        kind, statistics = MEASURES[measure], self.reference.statistics
+        features, known = statistics.features, statistics.moments.count
         if count < kind.least:
             return f"{measure} needs {kind.least} samples, there are {count}"
+        if known is not None and known < kind.reference:
+            return f"{measure} needs {kind.reference} reference images, {self.reference.word} has {known}"
         if kind.needs == "classes" and not self.extractor.classes:
             return f"{measure} needs class scores, which the {self.extractor.name} features do not give"
         if kind.needs == "features" and features is None:
             return f"{measure} needs features beside mu and sigma, which the reference does not hold"
+        if kind.needs == "features" and len(features) < kind.reference:
+            return f"{measure} needs features of {kind.reference} reference images, there are {len(features)}"
         return None
 
     def names(self, count: int) -> list[str]:
@@ -168,12 +173,13 @@ NEIGHBOURS = {"precision": 3, "recall": 3, "density": 5, "coverage": 5}
 
 @dataclass(frozen=True)
 class _Kind:
-    """A measure: its names for a number of samples, its records, what it needs beside moments, and how many samples."""
+    """A measure: its names for a number of samples, its records, what it needs beside moments, of how many images."""
 
     names: Callable[[Judge, int], list[str]]
     records: Callable[[Judge, Features], list[Record]]
     needs: Literal["moments", "classes", "features"]
     least: int = 2
+    reference: int = 2
 
 
 MEASURES: dict[str, _Kind] = {
@@ -183,10 +189,13 @@ MEASURES: dict[str, _Kind] = {
     ),
     "kernel": _Kind(lambda j, n: [j.name({"fid": "kid"}.get(j.extractor.short, "kd"), n)], Judge.kernel, "features"),
     "inception_score": _Kind(
-        lambda j, n: [f"inception_score_{j.extractor.name}_{sample_count(n)}"], Judge.inception_score, "classes"
+        lambda j, n: [f"inception_score_{j.extractor.name}_{sample_count(n)}"],
+        Judge.inception_score,
+        "classes",
+        reference=0,
     ),
     "neighbours": _Kind(
-        lambda j, n: [j.name(word, min(n, j.neighbours)) for word in NEIGHBOURS], Judge.near, "features", 6
+        lambda j, n: [j.name(word, min(n, j.neighbours)) for word in NEIGHBOURS], Judge.near, "features", 6, 6
     ),
 }
 

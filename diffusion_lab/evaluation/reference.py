@@ -37,9 +37,22 @@ def describe(data: DataModule, split: str, count: int, extractor: Extractor) -> 
 
 
 def prepare(extractor: Extractor, data: DataModule, device: torch.device | str) -> None:
-    """Fit an extractor to the training images if it learns; another one only sees what kind of images there are."""
+    """Fit an extractor to the training images if it learns, and try it on two of them.
+
+    Raises:
+        ValueError: if it cannot take such images.
+    """
     training = (data.images("train"), data.labels("train")) if extractor.learned else (data.images("train", 2), None)
     extractor.prepare(*training, device)
+    try:
+        extractor(training[0][:2].to(device))
+    except (ValueError, RuntimeError) as error:
+        size = "x".join(map(str, data.shape))
+        raise ValueError(
+            f"the {extractor.name} features cannot be taken of {size} images ({' '.join(str(error).split())}): "
+            "choose metric=network with a network that takes them, metric=points (distances of many channels), or "
+            "metric.features=null"
+        ) from error
 
 
 def measure(

@@ -23,7 +23,8 @@ class Series:
 
     Sample i is a function of (seed, i); samples are drawn in fixed chunks of `batch_size`, because arithmetic in
     batches of another shape rounds differently.  So the files are the same whatever the number of ranks, and however
-    often the job was killed and started again.  Images are stored as bytes (N, H, W, C), points as float32 (N, 2).
+    often the job was killed and started again.  Images are stored as bytes (N, H, W, C), what has no grey levels as
+    float32 (N, ...).
 
         samples/00000000.npy, ...   the samples
         cost/00000000.npy, ...      of each chunk: network evaluations, seconds, samples, one row (1, 3)
@@ -45,11 +46,11 @@ class Series:
 
     @property
     def images(self) -> bool:
-        """Whether samples are images, not points."""
-        return len(self.model.shape) == 3
+        """Whether samples are images of grey levels, not points or other real numbers."""
+        return len(self.model.shape) == 3 and self.model.grey_levels is not None
 
     def chunk(self, chunk: range) -> Tensor:
-        """Samples of a chunk in [0, 1], (B, C, H, W), or points (B, 2): read if they are there, else drawn and kept.
+        """Samples of a chunk in [0, 1], (B, C, H, W), or what has no grey levels: read if they are there, else drawn.
 
         Raises:
             NonFinite: if they are not finite; nothing is kept then.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from diffusion_lab.launch import ConfigError, refuse
 from diffusion_lab.launch.imports import quick_imports
+from diffusion_lab.output import tolerant
 
 HELP = """\
 Turn an official checkpoint into one that sample.py samples from and evaluates.
@@ -35,6 +36,7 @@ Then:  python sample.py ckpt_path=DIRECTORY num_samples=64          see python s
 
 def main(arguments: Sequence[str]) -> None:
     """Import one file as the arguments say; exits with status 2 and one line on standard error if refused."""
+    tolerant()
     if not arguments or {"-h", "--help"} & set(arguments):
         print(HELP, end="")
         return

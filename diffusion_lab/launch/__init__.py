@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 from diffusion_lab.launch.imports import quick_imports
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
+from diffusion_lab.output import tolerant
 
 __all__ = ["ConfigError", "instantiate", "main"]
 
-INFORMATION = {"--help", "-h", "--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc"}
+INFORMATION = {"--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc"}
 
 
 def main(task: Literal["train", "sample"]) -> None:
@@ -21,6 +22,7 @@ def main(task: Literal["train", "sample"]) -> None:
 
     Exits with status 2 and one line on standard error if the command line or the set-up is refused.
     """
+    tolerant()
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -30,8 +32,8 @@ def main(task: Literal["train", "sample"]) -> None:
     from diffusion_lab.launch.job import run_job
 
     watch.born()
-    start = process.program(sys.argv[1:])
     words = sys.argv[1:] = checked(task, sys.argv[1:])
+    start = process.program(words)
     if process.outside()[1] > 0:
         sys.argv.append("hydra.output_subdir=null")  # the first rank writes it
 
@@ -54,15 +56,21 @@ def main(task: Literal["train", "sample"]) -> None:
 
 def checked(task: Literal["train", "sample"], words: list[str]) -> list[str]:
     """The command line with all that it means told, once it is known to be right; refused otherwise."""
-    from diffusion_lab.launch import outside, process
+    from diffusion_lab.launch import help, outside, process
+    from diffusion_lab.launch.command_line import tidy
     from diffusion_lab.launch.compose import check
     from diffusion_lab.launch.job import JOB, witnessed
     from diffusion_lab.launch.resume import go_on
 
     try:
+        if {"--help", "-h"} & {*words}:
+            print(help.tell(task, words))
+            sys.exit()
+        words = tidy(words)
         outside.agree(words)
         # The first rank has checked for the others; files of another --config-dir are not known here.
-        if INFORMATION & set(words) or process.of_another_rank() or process.options(words):
+        informs = INFORMATION & {word.partition("=")[0] for word in words}
+        if informs or process.of_another_rank() or process.options(words):
             return words
         with witnessed():
             if task == "train" and JOB not in os.environ:

@@ -27,7 +27,7 @@ from diffusion_lab.launch.instantiate import ConfigError
 from diffusion_lab.launch.process import outside
 from diffusion_lab.launch.report import say
 
-JOB = "DIFFUSION_LAB_JOB"
+JOB = "DIFFUSION_LAB_JOB"  # `report.in_sweep` asks for it
 """Environment variable that tells the processes of a sweep's job its directory."""
 
 RECORD, LOG, ERROR, WANDB_ID = "job.json", "jobs.jsonl", "error.txt", "wandb_run_id.txt"
@@ -112,6 +112,9 @@ def carry_out(words: Sequence[str], directory: Path, job: Mapping[str, Any], hyd
     elif code:
         end |= {"status": "refused" if code == 2 else "failed", "note": reason(directory, code)}
         say(f"job {job['number']}: {end['status']}: {end['note']}")
+    elif outside()[1] == 0:
+        values = [f"{name} {record['value']:.4g}" for name, record in list(metrics(directory).items())[:2]]
+        say(f"job {job['number']}: finished in {end['seconds']:.0f} s{''.join(f', {value}' for value in values)}")
     record(directory, {**job, **end})
     return end
 

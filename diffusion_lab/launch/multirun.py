@@ -17,10 +17,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
+from diffusion_lab import output
 from diffusion_lab.launch.failure import check_directory
 from diffusion_lab.launch.instantiate import ConfigError
 from diffusion_lab.launch.job import LOG, metrics
 from diffusion_lab.launch.process import outside
+from diffusion_lab.launch.report import say
 
 NAME = "DIFFUSION_LAB_SWEEP"
 """Environment variable that names the sweep for conf/hydra: equal commands are one sweep, which goes on."""
@@ -102,7 +104,7 @@ def conclude(sweep: Path, since: float) -> bool:
     lines = (sweep / LOG).read_text(encoding="utf-8").splitlines() if (sweep / LOG).is_file() else []
     jobs = sorted((j for j in map(json.loads, lines) if j["begun"] >= since), key=lambda j: j["number"])
     if jobs:
-        table([{**job, "metrics": metrics(Path(job["directory"]))} for job in jobs])
+        table(jobs)
     results = [job["directory"] for job in jobs if metrics(Path(job["directory"]))]
     if results:
         from diffusion_lab.compare import main as compare
@@ -112,21 +114,19 @@ def conclude(sweep: Path, since: float) -> bool:
 
 
 def table(jobs: Sequence[Mapping[str, Any]]) -> None:
-    """The jobs of a sweep, one row each: directory, what was chosen differently, how it ended, time, first metrics."""
-    from rich.console import Console
+    """The jobs of a sweep, a row each: directory, what was chosen differently, how it ended, time; then the reasons."""
     from rich.table import Table
     from rich.text import Text
 
     same = set.intersection(*(set(job["overrides"]) for job in jobs)) if len(jobs) > 1 else set()
-    first = list(dict.fromkeys(name for job in jobs for name in job["metrics"]))[:2]
     grid = Table()
-    for column in ("job", "overrides", "status", "seconds", *first):
-        right = column in ("seconds", *first)
-        grid.add_column(column, justify="right" if right else "left", overflow="fold")
+    for column in ("job", "overrides", "status", "seconds"):
+        grid.add_column(column, justify="right" if column == "seconds" else "left", overflow="fold")
     for job in jobs:
-        status = job["status"] + (f": {job['note']}" if job["note"] else "")
-        values = [job["metrics"].get(name, {}).get("value") for name in first]
         words = " ".join(word for word in job["overrides"] if word not in same)
-        shown = [Path(job["directory"]).name, words, status, f"{job['seconds']:.0f}"]
-        grid.add_row(*map(Text, [*shown, *("" if value is None else f"{value:.4g}" for value in values)]))
-    Console(file=sys.stdout, width=110).print(grid)
+        shown = [Path(job["directory"]).name, words, job["status"], f"{job['seconds']:.0f}"]
+        grid.add_row(*(Text(output.shown(word)) for word in shown))
+    output.print_table(grid)
+    for job in jobs:
+        if job["note"]:
+            say(f"job {Path(job['directory']).name} {job['status']}: {job['note']}")

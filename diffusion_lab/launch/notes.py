@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from diffusion_lab.output import tolerant
+
 LOST = ("timed out", "timeout", "closed by peer", "connection reset", "broken pipe", "connection refused", "aborted")
 """What torch.distributed's errors say where the fault is another rank's."""
 
@@ -123,4 +125,5 @@ def last_words(folder: str, directory: str, task: str) -> None:
 
 
 if __name__ == "__main__":
+    tolerant()
     last_words(*sys.argv[1:])

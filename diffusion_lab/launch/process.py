@@ -140,7 +140,9 @@ def run(words: Sequence[str], environment: Mapping[str, str], cwd: str) -> tuple
             send(process.pid, number)
 
     prctl(SUBREAPER, 1)  # ranks whose first rank is gone become our children: nobody else might ever wait for them
-    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handled = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # a handler would undo nohup in the job, too
+        handled.append(signal.SIGHUP)
     main = threading.current_thread() is threading.main_thread()
     before = {number: signal.signal(number, pass_on) for number in handled} if main else {}
     try:

@@ -27,11 +27,12 @@ from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.launch.lock import locked
 from diffusion_lab.launch.logger import finish_loggers, reopen
 from diffusion_lab.launch.outside import cluster, set_timeout
-from diffusion_lab.launch.report import say, table
+from diffusion_lab.launch.quiet import quieten
+from diffusion_lab.launch.report import in_sweep, say, say_limits, table
 from diffusion_lab.launch.request import claim, folder, request
 from diffusion_lab.launch.revision import revision
 from diffusion_lab.launch.sample_files import write_samples
-from diffusion_lab.launch.train import describe_sampler, quieten
+from diffusion_lab.launch.train import describe_sampler
 from diffusion_lab.model import Model
 
 
@@ -120,12 +121,13 @@ def draw_and_score(
         return
     try:
         metrics = {**evaluator.quality(series, data), **evaluator.likelihood(subject.model, data, out)}
-    except RuntimeError as error:
+    except (ValueError, RuntimeError) as error:
         raise ConfigError(str(error)) from error
     if fabric.is_global_zero:
         cost = {"nfe": calls, "samples_per_second": rate}
         results = {**facts(config, subject), **cost, "metrics": metrics}
-        table(results)
+        if not in_sweep():
+            table(results)
         write_results(out / "results.json", with_earlier(results, out / "results.json"))
         say(f"written to {os.path.relpath(out)}: results.json")
         name = f"sample/{subject.sampler}_nfe{calls:g}"
@@ -170,6 +172,8 @@ def draw(series: Series, count: int, fabric: Fabric, what: str) -> None:
         missing = sum(map(len, series.samples.missing(count)))
         there = f"; {count - missing} of {count} are there already" if missing < count else ""
         say(f"sampling {missing} from {what} on {fabric.world_size} x {fabric.device.type}{there}")
+        if said := series.model.sampler.caution(series.model.denoiser):
+            say(said)
     try:
         with fabric.autocast():
             series.complete(count)
@@ -220,8 +224,7 @@ def prepare_evaluation(config: DictConfig, subject: Subject) -> tuple[Evaluator,
         data.setup("test")
         evaluator = instantiate({**trained["callback"]["evaluation"]["evaluator"], **own}, "evaluator")
         evaluator.prepare(data, subject.model.device)
-        for reason in evaluator.left_out():
-            say(f"left out: {reason}")
+        say_limits(evaluator, data, bool(subject.model.likelihood))
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
     return evaluator, data

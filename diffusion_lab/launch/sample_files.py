@@ -18,7 +18,7 @@ from diffusion_lab.launch.instantiate import ConfigError
 def write_samples(series: Series, count: int, out: Path, config: DictConfig, data: Any) -> None:
     """samples.png, and what else was asked for: samples.npz in one file, every image as a PNG, the trajectory."""
     if config.png and not series.images:
-        raise ConfigError("png=true writes images, but these are points: leave it out")
+        raise ConfigError("png=true writes images, but these are no images: leave it out")
     if config.png:
         (out / "png").mkdir(exist_ok=True)
         with ranks.together():
@@ -29,7 +29,7 @@ def write_samples(series: Series, count: int, out: Path, config: DictConfig, dat
         return
     if config.npz:
         join(series, count, out / "samples.npz")
-    shown = series.rows(range(min(count, config.grid if series.images else 10_000)))[:]
+    shown = series.rows(range(min(count, 10_000 if len(series.model.shape) == 1 else config.grid)))[:]
     shown = shown.permute(0, 3, 1, 2).float() / 255 if series.images else shown
     draw_samples(series.model, shown, out / "samples.png", data)
     if frames is not None:

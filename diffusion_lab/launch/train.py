@@ -6,13 +6,11 @@ import itertools
 import os
 import shlex
 import sys
-import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -30,7 +28,8 @@ from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.launch.lock import locked
 from diffusion_lab.launch.logger import build_loggers, finish_loggers
 from diffusion_lab.launch.outside import cluster, set_timeout
-from diffusion_lab.launch.report import say, table
+from diffusion_lab.launch.quiet import quieten
+from diffusion_lab.launch.report import in_sweep, say, say_limits, table
 from diffusion_lab.launch.resume import CONFIG
 from diffusion_lab.launch.revision import revision
 from diffusion_lab.launch.unprofiled import Unprofiled
@@ -150,12 +149,13 @@ def prepare_evaluation(
     }
     try:
         evaluation.evaluator.prepare(data, trainer.strategy.root_device)
+        evaluation.during.features = evaluation.evaluator.features
     except FileNotFoundError as error:
         evaluation.evaluator.features = evaluation.during.features = None
         if trainer.is_global_zero:
             say(f"the Fréchet distance is left out of this run's evaluation: {error}")
-    for reason in evaluation.evaluator.left_out() if trainer.is_global_zero else ():
-        say(f"left out: {reason}")
+    if trainer.is_global_zero:
+        say_limits(evaluation.evaluator, data, bool(model.likelihood))
     evaluation.check_best(data, model)
 
 
@@ -187,21 +187,26 @@ def announce(
 ) -> None:
     """Say what is about to be trained, and leave the configuration and the schedule's picture beside the run."""
     keep_configuration(run_dir / CONFIG, settings, step)
+    if said := model.sampler.caution(model.denoiser):
+        say(said)
     process = model.denoiser.process
     times = process.grid(None).flip(0)
     title = f"{type(process).__name__}, schedule {settings['choices']['schedule']}"
     plot.schedule_plot(times, process.alpha(times), process.sigma(times), run_dir / "schedule.png", title)
     count = sum(p.numel() for p in model.network.parameters())
     batch = settings["data"]["batch_size"] * settings["trainer"]["accumulate_grad_batches"]
-    say(f"data     {data.describe()}")
-    say(f"model    {type(model).__name__}, {type(model.network).__name__} with {count:,} parameters, {title}")
+    if not in_sweep():
+        say(f"data     {data.describe()}")
+        say(f"model    {type(model).__name__}, {type(model.network).__name__} with {count:,} parameters, {title}")
+    kind = "images" if len(model.shape) == 3 else "points"
     ranks = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
     if 0 < trainer.max_steps <= step:
         say(f"training is done: step {step:,} of {trainer.max_steps:,}; trainer.max_steps=... trains on")
     else:
         since = f"from step {step:,} to {trainer.max_steps:,}" if step else f"{trainer.max_steps:,} steps"
-        say(f"training {since}, {batch} images a step on {ranks}")
-    say(f"run      {run_dir}")
+        say(f"training {since}, {batch} {kind} a step on {ranks}")
+    if not in_sweep():
+        say(f"run      {run_dir}")
 
 
 def conclude(trainer: pl.Trainer, run_dir: Path) -> None:
@@ -211,9 +216,13 @@ def conclude(trainer: pl.Trainer, run_dir: Path) -> None:
     if trainer.global_step < trainer.max_steps:
         say(f"trainer.max_time has ended it at step {trainer.global_step:,} of {trainer.max_steps:,}")
     if evaluation is not None and evaluation.results:
-        table(evaluation.results)
+        if not in_sweep():
+            table(evaluation.results)
     elif evaluation is not None and evaluation.at_end:  # it failed, or there was no step left to train
         say(f"it was not evaluated; do so by:  python sample.py ckpt_path={shlex.quote(shown)} evaluate=true")
+    if in_sweep():
+        return
+    say(f"in {shown}:")
     for name, what in (
         ("checkpoints", "weights, with everything needed to sample from them"),
         ("samples.png", "samples"),
@@ -225,31 +234,6 @@ def conclude(trainer: pl.Trainer, run_dir: Path) -> None:
         ("config.yaml", "the resolved configuration"),
     ):
         if (run_dir / name).exists():
-            say(f"  {os.path.join(shown, name):<58} {what}")
+            say(f"  {name:<16} {what}")
     other = "" if trainer.lightning_module.denoiser.process.levels == 1 else " sampler=ddim"
     say(f"sample from it:  python sample.py ckpt_path={shlex.quote(shown)}{other}")
-
-
-def quieten() -> None:
-    """Silence remarks of the libraries that a user can do nothing about."""
-    import logging
-
-    for name in ("pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for text in (
-        ".*LeafSpec.*",
-        ".*does not have many workers.*",
-        ".*litlogger.*",
-        ".*isinstance.treespec.*",
-        ".*`training_step` returned.*",
-        ".*Checkpoint directory.*",
-        ".*lr_scheduler.step.*",
-        ".*fit loop.*",
-        ".*dataloader is not resumable.*",
-        ".*AMP with fp16 is not supported.*",
-    ):
-        warnings.filterwarnings("ignore", message=text)
-    torch.set_float32_matmul_precision("high")
-    if not torch.cuda.is_available():
-        # Lightning has torch look for NVIDIA's library; Adam does so in every step, 90 us if there is none.
-        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"

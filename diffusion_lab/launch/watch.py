@@ -31,6 +31,9 @@ PATIENCE = 10.0
 SETTLING = 5.0
 """Seconds for which a rank that has lost contact waits for the news of a failure that explains it."""
 
+STOPPED = (None, 0, *(128 + number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)))
+"""Exit statuses of a rank that has not failed: at work, done, stopped by a signal that came to all."""
+
 _line: list[str] = []
 
 
@@ -128,7 +131,7 @@ class Watch:
                 return None if self.left else known
             out = self.notes.of("done", "lost")
             for rank, child in enumerate(self.children, 1):
-                if child.poll() not in (None, 0, 128 + signal.SIGTERM, 128 + signal.SIGINT) and rank not in out:
+                if child.poll() not in STOPPED and rank not in out:
                     return self.claim(rank, child.pid, *ended(child.returncode))
             for rank, pid in self.notes.of("rank").items() if self.outside else ():
                 if not process.status(pid)[0] and (self.folder / f"rank_{rank}").exists():

@@ -122,8 +122,8 @@ class VariationalBound:
 
     def guess(self, denoiser: Denoiser, process: Ladder, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """x0_hat from x_t = alpha x_0 + sigma eps."""
-        guess, row = denoiser(process.perturb(x0, t, eps), t).x0, denoiser.parameterization
-        return guess.clamp(row.low, row.high) if self.clip and x0.dim() == 4 else guess
+        guess, bounds = denoiser(process.perturb(x0, t, eps), t).x0, denoiser.parameterization.range_of(x0.shape)
+        return guess.clamp(*bounds) if self.clip and bounds else guess
 
 
 def log_mass_of_level(x: Tensor, mean: Tensor, std: float, low: float, high: float, grey_levels: int) -> Tensor:

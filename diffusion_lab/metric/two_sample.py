@@ -21,7 +21,7 @@ def _directions(count: int, dimensions: int, generator: torch.Generator | None) 
     """(count, D) uniform unit vectors in orthonormal frames: one whole frame is exact for a pure shift."""
     frames = -(-count // dimensions)
     source = torch.Generator().manual_seed(0) if generator is None else generator
-    shape = (frames, dimensions, dimensions)
+    shape = (frames, dimensions, min(count, dimensions))
     noise = torch.randn(shape, dtype=torch.float64, device=source.device, generator=source).cpu()
     return torch.linalg.qr(noise).Q.mT.reshape(-1, dimensions)[:count]
 

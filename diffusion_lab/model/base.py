@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -35,7 +36,8 @@ class Model(Drawing, pl.LightningModule):
         likelihood: what evaluates log p of data, by name ("bound", "flow"); None evaluates none.
         optimizer: parameters -> optimiser; None for a model that is only sampled from.
         shape: of one data point, (C, H, W) or (2,).
-        grey_levels: number of values an image's pixel can have; None for points.
+        grey_levels: number of values an image's pixel can have; None for points, latents, fields and other real
+            numbers, which the model sees as they are.
         dequantize: train on images blurred evenly within their grey levels, (k + u) / grey_levels (NCSN).
         warmup_steps: the learning rate grows as min(step / warmup_steps, 1), the first update at rate 0, as published.
         decay_steps: it then follows a cosine to 0 at this step; None keeps it.
@@ -67,6 +69,8 @@ class Model(Drawing, pl.LightningModule):
         self.likelihood = {name: one for name, one in (likelihood or {}).items() if callable(one)}
         self.optimizer, self.warmup_steps, self.decay_steps = optimizer, warmup_steps, decay_steps
         self.shape, self.grey_levels, self.dequantize = tuple(shape), grey_levels, dequantize
+        if grey_levels is None and len(self.shape) == 3:
+            denoiser.parameterization = replace(denoiser.parameterization, bounded=False)
         self.grad_norm: Tensor | None = None
         self.image_losses: Tensor | None = None
         self.before_clipping: Callable[[], None] | None = None
@@ -82,14 +86,14 @@ class Model(Drawing, pl.LightningModule):
         return self.denoiser.network
 
     def encode(self, data: Tensor) -> Tensor:
-        """Images from [0, 1] to the model's range; points as they are."""
+        """Images from [0, 1] to the model's range; what has no grey levels as it is."""
         row = self.denoiser.parameterization
-        return row.low + (row.high - row.low) * data if len(self.shape) == 3 else data
+        return data if self.grey_levels is None else row.low + (row.high - row.low) * data
 
     def decode(self, x: Tensor) -> Tensor:
         """The inverse of `encode`, float32; images clipped to [0, 1] and rounded to the grey levels that data have."""
         row = self.denoiser.parameterization
-        if len(self.shape) == 1:
+        if self.grey_levels is None:
             return x.float()
         images, top = ((x.float() - row.low) / (row.high - row.low)).clamp(0, 1), self.grey_levels - 1
         if self.dequantize:  # the level whose bin the model was taught

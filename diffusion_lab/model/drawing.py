@@ -32,7 +32,8 @@ class Drawing:
         """Images first, ..., first + count - 1 of the series `seed`, in [0, 1], (count, C, H, W); points (count, 2).
 
         Image i is driven by noise that depends on (seed, i) alone, so it is the same whatever the batch size (bit-equal
-        when the batches have equal shape).
+        when the batches have equal shape).  Two samplers look at the whole batch: Langevin steps with norm="batch", by
+        which an image depends on the others, and the adaptive ODE solver, by its tolerance.
         """
         batches = self.sample_batches(count, seed=seed, first=first, batch_size=batch_size, sampler=sampler)
         return torch.cat([images for images in batches])

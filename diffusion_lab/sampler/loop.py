@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class Sampler:
         t_start, t_end: the first and the last of these times; None takes 1 and the process's t_min.
         denoise: end with x_0 as predicted at the last time (Tweedie's formula): DDPM's last step, NCSNv2's denoising
             step, ScoreSDE's noise removal.
-        clip: clip each prediction of x_0 to the model's image range (points in the plane have none).
+        clip: clip each prediction of x_0 to the model's image range (points, latents and fields have none).
         start: "prior", N(0, prior_std^2 I), scaled by sigma(t_start) / sigma(1) where t_start is given, or "uniform",
             between the ends of the image range (NCSN) and, for points, between -prior_std and prior_std.
         precision: dtype of everything outside the network.
@@ -151,12 +152,18 @@ class Sampler:
 
     def threshold(self, denoiser: Denoiser, like: Tensor) -> Threshold | None:
         """What is done to each prediction of x_0."""
-        row = denoiser.parameterization
-        return (lambda x0: x0.clamp_(row.low, row.high)) if self.clip and like.dim() == 4 else None
+        bounds = denoiser.parameterization.range_of(like.shape)
+        return (lambda x0: x0.clamp_(*bounds)) if self.clip and bounds else None
+
+    def warn(self, denoiser: Denoiser) -> None:
+        """Say what `caution` has to say."""
+        if said := self.caution(denoiser):
+            warnings.warn(said, stacklevel=3)
 
     @torch.no_grad()
     def trajectory(self, denoiser: Denoiser, x: Tensor, generator: Generators = None) -> Iterator[State]:
         """Follow the reverse process from x = x_1, shape (B, ...), yielding the state after every step."""
+        self.warn(denoiser)
         x = x.to(self.dtype)
         for t, noisy, x0 in self.record(denoiser, x, shown=True)(x, generator):
             yield State(t, noisy, x0)
@@ -184,14 +191,15 @@ class Sampler:
         z = draw(shape, generator, self.dtype, device)
         if self.start == "prior":
             return self.prior_std(denoiser.process) * z
-        row, reach = denoiser.parameterization, denoiser.process.prior_std
-        low, high = (row.low, row.high) if len(shape) == 4 else (-reach, reach)
+        reach = denoiser.process.prior_std
+        low, high = denoiser.parameterization.range_of(shape) or (-reach, reach)
         return low + (high - low) * torch.special.ndtr(z)
 
     def prepare(
         self, denoiser: Denoiser, shape: Sequence[int], device: torch.device | str = "cpu"
     ) -> Callable[[Generators], Tensor]:
         """Records the sampler for `shape` (B, ...); gives what draws such samples from a generator or one an image."""
+        self.warn(denoiser)
         plan = self.record(denoiser, torch.empty(*shape, dtype=self.dtype, device=device))
 
         @torch.no_grad()

@@ -1,0 +1,130 @@
+"""Plain torch data sets, as a user has them, in the form that a DataModule needs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset, TensorDataset
+
+from diffusion_lab.data.batches import InMemory, generator
+
+SAMPLE = 256  # items of a lazy set that are looked at beforehand
+
+
+def with_protocol(data: Any) -> Dataset:
+    """The data set as it is if it knows `__getitems__`, `labels` and `digest`; else in a form that does.
+
+    Items are x or (x, label), x a tensor, an array or a PIL image; without a label it is 0.
+
+    Raises ValueError for what is no map-style data set, or an empty one.
+    """
+    if all(hasattr(data, name) for name in ("__len__", "__getitems__", "labels", "digest")):
+        return data
+    if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+        raise ValueError(
+            f"load() gives a {type(data).__name__}, which has no len() and no [index]: give Splits of map-style data "
+            "sets, such as torch.utils.data.TensorDataset(images, labels)"
+        )
+    if not len(data):
+        raise ValueError("load() gives an empty data set")
+    tensors = _tensors(data)
+    if tensors is None:
+        return Items(data)
+    return InMemory(tensors[0], _labels(tensors[1]) if len(tensors) > 1 else torch.zeros(len(tensors[0])))
+
+
+def in_two(data: Any) -> tuple[Dataset, Dataset, str]:
+    """A pair (train, held_out), or one data set of which a tenth is held out, drawn from its size alone; and how."""
+    if isinstance(data, tuple | list) and len(data) == 2:
+        return *data, "as given"
+    size = len(with_protocol(data))
+    if size < 2:
+        raise ValueError("load() gives a single item: two are needed, one of them held out")
+    order = torch.randperm(size, generator=generator("held out", size)).tolist()
+    border = max(1, size // 10)
+    train, held_out = (Subset(data, sorted(part)) for part in (order[border:], order[:border]))
+    return train, held_out, "a tenth held out at random"
+
+
+def _tensors(data: Any) -> Sequence[Tensor] | None:
+    """The tensors behind a TensorDataset or a Subset of one."""
+    if type(data) is TensorDataset:
+        return data.tensors
+    inner = _tensors(data.dataset) if type(data) is Subset else None
+    return inner and [tensor[torch.as_tensor(data.indices)] for tensor in inner]
+
+
+def _labels(values: Any) -> Tensor:
+    """Labels (N,) int64; raises ValueError if they are no whole numbers, one an item."""
+    labels = torch.as_tensor(values)
+    labels = labels.squeeze(1) if labels.dim() == 2 and labels.shape[1] == 1 else labels
+    if (
+        labels.dim() != 1
+        or labels.is_complex()
+        or (labels.is_floating_point() and not (labels == labels.round()).all())
+    ):
+        raise ValueError(f"labels must be whole numbers (N,), not {labels.dtype} {tuple(labels.shape)}")
+    return labels.to(torch.int64)
+
+
+class Items(Dataset):
+    """Any map-style data set, item by item as it gives them: what it draws at random stays random."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        item = self.data[int(index)]
+        x, label = (*item, 0)[:2] if isinstance(item, tuple | list) else (item, 0)
+        return _array(x), label
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        x, labels = zip(*map(self.__getitem__, indices), strict=True)
+        shapes = sorted({tuple(one.shape) for one in x})
+        if len(shapes) > 1:
+            raise ValueError(f"items have several shapes, such as {' and '.join(map(str, shapes[:2]))}: resize them")
+        try:
+            return torch.stack(x), _labels([torch.as_tensor(label).item() for label in labels])
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(f"labels must be whole numbers, not {labels[0]!r}") from error
+
+    @cached_property
+    def labels(self) -> Tensor:
+        return torch.cat([self.__getitems__(part.tolist())[1] for part in torch.arange(len(self)).split(1000)])
+
+    def digest(self) -> bytes:
+        """sha256 of dtype, shape and values of every item, in order."""
+        found = hashlib.sha256()
+        for index in range(len(self)):
+            x = self[index][0]
+            found.update(f"{x.dtype} {tuple(x.shape)} ".encode() + x.contiguous().numpy().tobytes())
+        return found.digest()
+
+
+def _array(x: Any) -> Tensor:
+    """A tensor; of a PIL image (C, H, W)."""
+    if hasattr(x, "getbands"):  # of PIL, which need not be installed for tensors
+        pixels = torch.from_numpy(np.array(x))
+        return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)
+    try:
+        return torch.as_tensor(x)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"an item is a {type(x).__name__}: give x or (x, label), x a tensor or an array") from error
+
+
+def sample(data: Dataset) -> Tensor:
+    """Items (n, ...) to look at: all of a set in memory, else a few, evenly spread."""
+    if isinstance(data, InMemory):
+        return data.x
+    most = SAMPLE if isinstance(data, Items) else 1
+    chosen = torch.linspace(0, len(data) - 1, min(most, len(data))).round().long().unique()
+    return data.__getitems__(chosen.tolist())[0]

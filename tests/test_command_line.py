@@ -1,0 +1,110 @@
+"""What is typed: options anywhere, values that need quotes, --help, and words that are no settings."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from zygote import ROOT, run
+
+from diffusion_lab.launch.command_line import tidy
+from diffusion_lab.launch.compose import parsed
+from diffusion_lab.launch.help import KEYS, tell
+from diffusion_lab.launch.instantiate import ConfigError
+
+
+@pytest.mark.parametrize(
+    "typed, read",
+    [
+        ("data=toy2d -m seed=1,2", "-m data=toy2d seed=1,2"),
+        ("seed=1 --cfg job data=toy2d", "--cfg=job seed=1 data=toy2d"),
+        ("a=1 --mult", "--multirun a=1"),
+        ("--info data=toy2d", "--info=all data=toy2d"),
+        ("-c job -p data seed=1", "-c job -p data seed=1"),
+        ("seed=1 -- seed=2", "seed=1 seed=2"),
+    ],
+)
+def test_options_may_stand_anywhere(typed, read):
+    assert tidy(typed.split()) == read.split()
+
+
+@pytest.mark.parametrize(
+    "value", ["ü", "/x (1)/y", "epoch=3-step=4.ckpt", "it's", "a;b&c", "#1", "(x)", "a\\b#", "<b>"]
+)
+def test_a_plain_text_needs_no_quotes(value):
+    """What Hydra's grammar has no place for comes through as it was typed."""
+    (override,) = parsed(tidy([f"data.root={value}"]))
+    found = override.value()
+    assert getattr(found, "text", found) == value
+
+
+def test_a_path_may_begin_in_the_home_directory():
+    home = os.path.expanduser("~")
+    assert [o.value() for o in parsed(tidy(["data.root=~/x", "+out=~/y"]))] == [f"{home}/x", f"{home}/y"]
+    assert tidy(["data.root=~/x,~/y"]) == [f"data.root={home}/x,{home}/y"]
+
+
+@pytest.mark.parametrize(
+    "word, told",
+    [
+        ("seed", "'seed' is no setting: write key=value"),
+        ("=5", "is no setting"),
+        ("ü=3", "is no setting"),
+        ("+++a=1", "is no setting"),
+        ("trainer.devices=[0,1", "a list is written"),
+        ("a={b:1", "a mapping"),
+        ("a=${b", "a reference"),
+        ("a='x", "in quotes"),
+        ("a=f(1)", "in quotes"),
+        ("--seed=1", "write seed=1, without dashes"),
+        ("--fast", "settings are written key=value, without dashes; options: --help"),
+        ("-x", "is no option"),
+        ("--cfg", "--cfg needs a value: choose job, hydra, all"),
+        ("--cfg nothing", "--cfg nothing does not exist: choose job"),
+        ("--multirun=1", "is no option"),
+    ],
+)
+def test_what_cannot_be_read_is_told_in_a_line(word, told):
+    with pytest.raises(ConfigError) as error:
+        tidy(word.split())
+    assert told in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("task", ["train", "sample"])
+def test_help_fits_two_screens_and_tells_what_the_command_takes(task):
+    told = tell(task, ["--help"])
+    lines = told.splitlines()
+    assert len(lines) <= 105 and max(map(len, lines)) <= 120
+    assert ("schedule=" in told) == ("model=" in told.replace("--help model=NAME", "")) == (task == "train")
+    for key in (*KEYS[task], "seed", "sampler=    ancestral             Ho et al. 2020, Algorithm 2"):
+        assert any(line.startswith(key) for line in lines), key
+    assert ("            trained" in told) == (task == "sample")
+
+
+def test_help_of_a_group_an_option_and_a_key():
+    told = tell("train", ["sampler", "-h"])
+    assert (
+        "sampler=ddim\n  # Song, Meng & Ermon 2021, Eq. 12\n" in told and "times at which the network is asked" in told
+    )
+    assert tell("train", ["sampler=ddim"]) in told and tell("train", ["schedule=cosine"]).startswith(
+        "schedule=cosine\n"
+    )
+    assert "optimizer.lr=2.0e-4" in tell("train", ["lr"]) and "learning rate" in tell("train", ["optimizer.lr"])
+    for task, word, close in (
+        ("train", "samplr", "sampler"),
+        ("sample", "model", "groups: sampler"),
+        ("train", "data=digit", "digits"),
+    ):
+        with pytest.raises(ConfigError, match=close):
+            tell(task, [word])
+
+
+def test_the_command_sorts_helps_and_refuses(tmp_path):
+    done = run(ROOT / "train.py", "--help", "schedule", cwd=tmp_path)
+    assert done.returncode == 0 and "schedule=cosine" in done.stdout
+    for words in (["data=toy2d", "--nothing"], ["seed=1", "oops"], ["--help", "nothing"], ["seed=1", "--cfg", "what"]):
+        done = run(ROOT / "train.py", *words, cwd=tmp_path)
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    done = run(ROOT / "train.py", "data=toy2d", "--cfg", "job", "seed=3", "-p", "data", "data.seed=~/x", cwd=tmp_path)
+    assert done.returncode == 0 and f"seed: {os.path.expanduser('~/x')}" in done.stdout
+    assert not list(tmp_path.iterdir())
