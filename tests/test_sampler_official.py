@@ -94,7 +94,7 @@ def test_predictors_make_the_official_step(recorded, predictor, name, target, dt
         for each, late, early in zip(range(len(t)), at.tolist(), s.tolist()):
             p = ScalarProcess(process, [late, early])
             # The network is asked at t itself, the tables are read below it: what is known at t is the score.
-            row = coefficients(*p.alpha_sigma(late), Parameterization("score", "nothing"))
+            row = coefficients(*p.alpha_sigma(late), Parameterization("score", "nothing").eps)
             denoise = lambda x, t: Prediction(t, x, score[each], row)  # noqa: E731
             noise = lambda c: std * c * z[each].to(dtype)  # noqa: E731
             steps.append(rule(p, x[each], late, early, denoise, noise, []))

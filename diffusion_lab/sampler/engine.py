@@ -39,8 +39,8 @@ class Engine(ABC):
         """The prediction in the network's output, or in x_0 where a threshold has changed it; later steps see it."""
         key = t, self.thresholded
         if key not in self._coefficients:
-            row = None if self.thresholded else self.denoiser.parameterization
-            self._coefficients[key] = coefficients(*self.p.alpha_sigma(t), row)
+            eps = None if self.thresholded else self.denoiser.parameterization.eps
+            self._coefficients[key] = coefficients(*self.p.alpha_sigma(t), eps)
         self.latest = prediction = Prediction(t, x, output, self._coefficients[key])
         self.past.appendleft(prediction)
         return prediction

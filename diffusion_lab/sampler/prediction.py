@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
-
-from diffusion_lab.parameterization import Parameterization
 
 Weights = tuple[float, float]
 """Of x and of the network's output."""
@@ -20,13 +19,17 @@ class Coefficients(NamedTuple):
     score: Weights
 
 
-def coefficients(alpha: float, sigma: float, row: Parameterization | None) -> Coefficients:
-    """x_0 = (x - sigma eps) / alpha and score = -eps / sigma for an output of this meaning; None where it is x_0."""
-    if row is None:
+def coefficients(alpha: float, sigma: float, eps: Callable[..., float] | None) -> Coefficients:
+    """Of x_0 = (x - sigma eps) / alpha and score = -eps / sigma.
+
+    Args:
+        eps: (output, x, alpha, sigma) -> eps, as `Parameterization` has it; None where the output is x_0.
+    """
+    if eps is None:
         by_x, by_output = 1 / sigma, -alpha / sigma
         x0 = (0.0, 1.0)
     else:  # eps is linear in x and the output, so its values at (1, 0) and (0, 1) say all of it
-        by_x, by_output = row.eps(0.0, 1.0, alpha, sigma), row.eps(1.0, 0.0, alpha, sigma)
+        by_x, by_output = eps(0.0, 1.0, alpha, sigma), eps(1.0, 0.0, alpha, sigma)
         left = 1 - sigma * by_x
         x0 = (left / alpha if abs(left) > 1e-15 else 0.0, -sigma * by_output / alpha)  # no trace of x by rounding alone
     return Coefficients(alpha, sigma, x0, (by_x, by_output), (-by_x / sigma, -by_output / sigma))
