@@ -25,6 +25,9 @@ HARMFUL = (
 )  # fmt: skip
 """... but for these."""
 
+ADDED = {"data.background": 255, "data.max_pixels": 178_956_970, "data.on_corrupt": "refuse"}
+"""Keys that earlier runs do not have, with the values that change nothing about them."""
+
 TOTAL = ("data.batch_size", "trainer.accumulate_grad_batches")
 """Their product is the number of images in a step; how it is divided between them is harmless."""
 
@@ -35,6 +38,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str
     A key that only one of them has is None in the other; below a class that was replaced only its name is told.
     """
     old, new = leaves(before), leaves(now)
+    old = {path: value for path, value in ADDED.items() if path in new} | old
     paths = [p for p in dict.fromkeys([*new, *old]) if old.get(p) != new.get(p) and not under(p, UNSAID)]
     paths = [path for path in paths if not path.endswith(".run_dir")]
     replaced = [path.removesuffix("_target_") for path in paths if path.endswith("._target_")]
