@@ -10,7 +10,8 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch.utils._pytree import tree_leaves
 
-from diffusion_lab.launch.instantiate import instantiate
+from diffusion_lab.launch import origin
+from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.launch.resume import CheckpointError, find
 from diffusion_lab.model import Model
 from diffusion_lab.whole_file import whole_file
@@ -54,7 +55,12 @@ def build(contents: dict[str, Any], weights: Weights = "ema") -> Model:
     Raises:
         CheckpointError: if the weights asked for are not there or do not fit the configuration.
     """
-    model = instantiate(contents["config"]["model"], "model")
+    started = contents["config"].get(origin.RECORD)
+    origin.admit(started)
+    try:
+        model = instantiate(contents["config"]["model"], "model")
+    except ConfigError as error:
+        raise CheckpointError(f"{error}{origin.lacking(started)}") from error
     state = dict(contents["state_dict"])
     if weights == "ema":
         average = contents.get("ema", {}).get("weights")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from diffusion_lab import comparison
 from diffusion_lab.launch import ConfigError, refuse
+from diffusion_lab.launch.failure import made_new
 from diffusion_lab.output import print_table, shown, tolerant, width
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def main(arguments: Sequence[str]) -> None:
         paths, options = parse(arguments)
         runs = [comparison.read(path) for path in comparison.find(paths)]
         result = comparison.compare(runs, options.get("by"))
-        out = Path(options.get("out") or Path("logs", "comparison", f"{datetime.now():%Y-%m-%d_%H-%M-%S}"))
+        new = Path("logs", "comparison", f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
+        out = Path(options["out"]) if "out" in options else made_new(new)
         out.mkdir(parents=True, exist_ok=True)
         (out / "comparison.md").write_text(comparison.markdown(result), encoding="utf-8")
         (out / "comparison.csv").write_text(comparison.csv_text(result), encoding="utf-8")

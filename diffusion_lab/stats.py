@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from diffusion_lab.launch import ConfigError, refuse
+from diffusion_lab.launch import ConfigError, only_overrides, refuse
 from diffusion_lab.launch.imports import quick_imports
 from diffusion_lab.output import tolerant
 
@@ -24,6 +24,8 @@ up to 10,000 rows of features for KID, precision and recall, and the protocol: d
 extractor and its digest.  Statistics measured once are kept in paths.statistics_dir by their contents and not measured
 again.
 """
+USED = (("data",), ("metric",), ("trainer",))
+"""Parts of a training's configuration that statistics depend on."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -35,6 +37,7 @@ def main(arguments: Sequence[str]) -> None:
     words = dict(a.split("=", 1) for a in arguments if a.split("=", 1)[0] in ("split", "out", "count") and "=" in a)
     overrides = [a for a in arguments if a.split("=", 1)[0] not in words]
     try:
+        overrides = only_overrides(overrides, "stats")
         split, count = words.get("split", "train"), words.get("count")
         if split not in ("train", "held_out", "all"):
             raise ConfigError(f"split={split} must be one of train, held_out, all")
@@ -42,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
             raise ConfigError(f"count={count} must be a number of images, 2 or more")
         from diffusion_lab.launch.compose import check
 
-        check("train", overrides)
+        check("train", overrides, used=USED)
         # Imported here: torch and Lightning take seconds, and a mistyped word must not wait for them.
         with quick_imports():
             from diffusion_lab.launch.quiet import quieten

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
-import resource
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from diffusion_lab.file_lock import has_locks, lock
 
 PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.partial")
 """Names of files that are being written, or were when their process was killed."""
@@ -74,7 +74,7 @@ def _begin(path: Path) -> tuple[Path, BinaryIO]:
         partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
         file = partial.open("xb")
         with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file)
         if partial.exists():  # not removed by another process before it was locked
             return partial, file
         file.close()
@@ -92,10 +92,10 @@ def _flush_directory(folder: Path) -> None:
 
 def remove_partials(folder: Path) -> None:
     """Remove from a directory what dead processes have not finished; a living one holds a lock on its own."""
-    for path in folder.iterdir():
+    for path in folder.iterdir() if has_locks() else ():
         if PARTIAL.fullmatch(path.name):
             with contextlib.suppress(OSError), path.open("rb") as file:  # gone meanwhile, or locks do not work here
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(file)
                 path.unlink()
 
 
@@ -113,6 +113,8 @@ def told(path: Path, refusal: OSError, size: int | None = None) -> str:
     words = [f"{path} cannot be written: {os.strerror(refusal.errno)}"]
     words += [] if size is None else [f"it needs {amount(size)}"]
     if refusal.errno == errno.EFBIG:
+        import resource  # there is none on Windows
+
         words.append(f"a file may have {amount(resource.getrlimit(resource.RLIMIT_FSIZE)[0])} here (ulimit -f)")
     elif refusal.errno in FULL and (free := room(path)) is not None:
         words.append(f"{amount(free)} are free")

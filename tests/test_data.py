@@ -13,6 +13,7 @@ import pytest
 import pytorch_lightning as pl
 import sklearn.datasets
 import torch
+from experiment import composed
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -470,3 +471,13 @@ def test_slow_libraries_are_imported_only_where_needed() -> None:
             assert not {name.split(".")[0] for name in names} & {"torchvision", "sklearn", "PIL", "lmdb", "datasets"}, (
                 path.name
             )
+
+
+def test_a_data_set_of_a_user_needs_to_say_no_more_than_its_class_and_shape(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text("_target_: my.Data\nshape: [3, 8, 8]\n")
+    found = composed("data=mine", "network=unet_small", f"hydra.searchpath=[file://{tmp_path}]")
+    assert found["data"] == {"_target_": "my.Data", "shape": [3, 8, 8], "grey_levels": 256, "batch_size": 128}
+    assert found["model"]["grey_levels"] == 256
+    (tmp_path / "data" / "mine.yaml").write_text("_target_: my.Data\nshape: [4, 8, 8]\ngrey_levels: null\n")
+    assert composed("data=mine", f"hydra.searchpath=[file://{tmp_path}]")["model"]["grey_levels"] is None

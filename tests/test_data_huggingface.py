@@ -217,3 +217,20 @@ def test_without_the_package_one_line_says_how_to_get_it(monkeypatch: pytest.Mon
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r'data=huggingface needs the package datasets: pip install -e ".\[hugg'):
         HuggingFace(name="some/thing").load()
+
+
+@pytest.mark.parametrize("limit", [2048, 0], ids=["memory", "lazy"])
+def test_transparency_and_damage_are_treated_as_in_every_reader(tmp_path: Path, limit: int) -> None:
+    clear = np.zeros((16, 16, 4), np.uint8)
+    contents = [png(clear)] * 5 + [png(pixels(1))[:-300]]
+    datasets.Dataset.from_dict({"picture": contents}).save_to_disk(tmp_path / "set")
+    options = {"held_out_split": None, "memory_limit_mb": limit, "held_out_fraction": 1e-9}
+    with pytest.raises(ValueError, match=r"is no readable 8-bit image .*data.on_corrupt=skip"):
+        module(tmp_path / "set", **options).load()
+    data = module(tmp_path / "set", on_corrupt="skip", background=51, **options)
+    assert (data.images("train") == 0.2).all() and "1 of 6 images cannot be decoded: left out" in data.describe()
+
+
+def test_splits_that_are_not_used_are_told(tmp_path: Path) -> None:
+    write_saved(tmp_path / "set")
+    assert "not used: test, 3 rows" in module(tmp_path / "set", held_out_split=None).describe()

@@ -354,7 +354,7 @@ def test_damaged_pixels_are_found_before_training_or_skipped_and_counted(cut: Pa
     skipping.setup("fit")
     assert isinstance(skipping.splits.train, InMemory) is (limit > 0)
     assert skipping.size("train") + skipping.size("held_out") == 18
-    assert "2 images that cannot be decoded left out" in skipping.describe()
+    assert "2 of 20 images cannot be decoded: left out" in skipping.describe()
     print_before = skipping.fingerprint("train"), skipping.fingerprint("held_out")
     for number in (3, 11):
         (cut / f"{number:02}.jpg").unlink()
@@ -395,3 +395,14 @@ def test_a_fault_of_the_disk_is_no_damaged_image(cut: Path, monkeypatch) -> None
     monkeypatch.setattr(Framing, "__call__", fails)
     with pytest.raises(OSError, match="Input/output error"):
         module(cut, memory_limit_mb=0, on_corrupt="skip").load()
+
+
+def test_a_split_that_skipping_leaves_empty_is_told(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        noise(tmp_path / part / "a.png", 0)
+    path = tmp_path / "test" / "a.png"
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(
+        ValueError, match=r"a.png \(image file is truncated\) of a split cannot be decoded, which leaves"
+    ):
+        module(tmp_path, on_corrupt="skip").load()

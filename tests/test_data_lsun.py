@@ -188,3 +188,16 @@ def test_without_the_package_one_line_says_how_to_get_it(data_dir: Path, monkeyp
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r'data=lsun needs the package lmdb: pip install -e ".\[lsun\]"'):
         module(data_dir).load()
+
+
+@pytest.mark.parametrize("limit", [2048, 0], ids=["memory", "lazy"])
+def test_transparency_and_damage_are_treated_as_in_every_reader(tmp_path: Path, limit: int) -> None:
+    clear = np.zeros((8, 8, 4), np.uint8)  # black, but not to be seen
+    cut = encoded(picture(1, 64, 64))[:-2000]
+    write(tmp_path / "lsun" / "cat", {0: cut} | dict.fromkeys(range(1, 6), encoded(clear)))
+    options = {"category": "cat", "shape": (3, 8, 8), "memory_limit_mb": limit, "held_out_fraction": 0.6}
+    with pytest.raises(ValueError, match=r"is no readable 8-bit image .*data.on_corrupt=skip"):
+        module(tmp_path, **options).load()
+    data = module(tmp_path, on_corrupt="skip", background=51, **options)
+    assert (data.images("train") == 0.2).all()
+    assert "1 of 6 images cannot be decoded: left out" in data.describe()

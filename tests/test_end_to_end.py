@@ -14,6 +14,7 @@ import zygote
 from PIL import Image
 
 import diffusion_lab
+from diffusion_lab.launch import origin
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -53,7 +54,7 @@ def test_run_directory_holds_everything(digits):
     assert grid.shape[0] >= 2 * 64 and grid.std() > 10
     assert (folder / "samples/step_00000002.png").exists() and (folder / "schedule.png").exists()
     assert Image.open(folder / "trajectory.gif").n_frames >= 2 and (folder / "trajectory.png").exists()
-    for name in ("samples.png", "results.json", f"python sample.py ckpt_path={folder.relative_to(root)}"):
+    for name in ("samples.png", "results.json", f"sample from it:  {origin.command('sample', folder)} sampler=ddim"):
         assert name in said
 
 

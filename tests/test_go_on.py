@@ -285,3 +285,13 @@ def test_a_killed_run_ends_as_an_unbroken_one_did_numbers_and_all():
     assert numbers(part) == numbers(Path("whole"))
     assert [int(row["step"]) for row in numbers(part)] == sorted({*range(8, 401, 8), *range(30, 401, 30)})
     assert (part / "config_until_step_00000100.yaml").is_file()
+
+
+def test_keys_that_a_run_is_too_old_to_have_change_nothing_by_their_defaults():
+    now = {
+        **SETTINGS,
+        "data": {**SETTINGS["data"], "background": 255, "on_corrupt": "refuse", "max_pixels": 178_956_970},
+    }
+    assert changes(SETTINGS, now) == ([], [])
+    now["data"]["background"] = 0
+    assert changes(SETTINGS, now) == (["data.background=0 (was 255)"], [])

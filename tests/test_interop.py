@@ -30,7 +30,7 @@ import diffusion_lab
 from diffusion_lab.interop.__main__ import main
 from diffusion_lab.interop.diffusers import check_settings
 from diffusion_lab.interop.files import NUMPY, find, read
-from diffusion_lab.launch import compose
+from diffusion_lab.launch import compose, origin
 from diffusion_lab.launch.adopt import noise_differs
 from diffusion_lab.network import UNet
 from diffusion_lab.process import VE, VP, Geometric, Ladder, Linear, NoiseProcess
@@ -163,7 +163,7 @@ def test_both_sets_of_weights_become_a_checkpoint_of_ours(recorded, tmp_path, ca
     said = capsys.readouterr().out
     assert "step 7, with raw and EMA weights" in said and "beware" not in said
     assert f"{record.meta['notes']['parameters']:,} parameters" in said
-    assert f"python sample.py ckpt_path={os.path.relpath(run)}" in said
+    assert f"sample from it:  {origin.command('sample', run)}\n" in said
 
 
 def test_ncsn_holds_one_set_of_weights_and_no_step(recorded, tmp_path, capsys):
@@ -454,8 +454,8 @@ def test_one_command_imports_and_the_next_samples_and_evaluates(recorded, tmp_pa
     fast = ["data.train_size=200", "data.held_out_size=40", "metric.features.steps=2", "likelihood.flow.rtol=0.5"]
     fast += ["likelihood.flow.atol=0.5", "callback.evaluation.evaluator.likelihood_samples=2", "sampler_steps=2"]
     main(["checkpoint_2.pth", *MODELS["ddpmpp"][0], *SMALL, *fast])
-    run = re.search(r"python sample.py ckpt_path=(\S+)\n$", capsys.readouterr().out)[1]
-    assert run == "logs/imported/checkpoint_2"
+    run = re.search(r"sample from it:  .*sample.py ckpt_path=(\S+)\n$", capsys.readouterr().out)[1]
+    assert run == str(tmp_path / "logs/imported/checkpoint_2")
     size = ["num_samples=6", "trainer.accelerator=cpu", "evaluate=true", "out=out"]
     said = command(str(ROOT / "sample.py"), f"ckpt_path={run}", *size, cwd=tmp_path)
     assert f"sampling 6 from step 7 of {run}/checkpoints/step_00000007.ckpt (ema weights)" in said

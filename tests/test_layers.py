@@ -13,7 +13,8 @@ MAY_IMPORT = {
     "network": set(),
     "process": set(),
     "noise": set(),
-    "whole_file": set(),
+    "file_lock": set(),
+    "whole_file": {"file_lock"},
     "finite": set(),
     "output": set(),
     "parameterization": {"process"},
@@ -32,6 +33,7 @@ MAY_IMPORT = {
     "interop": {"network"},
     "ranks": set(),
     "evaluation": {
+        "file_lock",
         "finite",
         "model",
         "data",

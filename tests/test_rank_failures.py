@@ -15,6 +15,8 @@ import torch
 from test_launch_process import commands
 from test_resume import STATE, assert_bit_equal
 
+from diffusion_lab.launch import origin
+
 ROOT = Path(__file__).resolve().parents[1]
 TOLD = {
     "kill": "was killed by SIGKILL (out of memory?)",
@@ -84,7 +86,8 @@ def test_all_ranks_end_and_one_line_names_the_one_that_failed(ended, fault, rank
     told = TOLD[fault] if (fault, rank) != ("kill", 0) else "was killed (out of memory?)"
     last = said.splitlines()[-1]
     assert last.startswith(f"rank {rank} (process "), said
-    assert f") {told}; all ranks are stopped; the last checkpoint is of step 16; go on:  python train.py" in last
+    go_on = f"go on:  {origin.command('train', folder)}"
+    assert f") {told}; all ranks are stopped; the last checkpoint is of step 16; {go_on}" in last
     assert said.count("Traceback") == (fault in ("raise", "import")), said
     assert not list(folder.glob(".ranks_*"))
 
@@ -112,7 +115,7 @@ def test_a_killed_rank_ends_the_training_which_goes_on_bit_equal(tmp_path):
     said = part.communicate(timeout=90)[0]
     assert part.returncode == 137 and gone(runs[1], 5) and "Traceback" not in said, said
     assert "was killed by SIGKILL (out of memory?); all ranks are stopped; the last checkpoint is of step 4" in said
-    assert said.rstrip().endswith("go on:  python train.py ckpt_path=part")
+    assert said.rstrip().endswith(f"go on:  {origin.command('train', runs[1])}")
     assert whole.communicate(timeout=90) and whole.returncode == 0
     (runs[1] / "kill").unlink()
     part = started(tmp_path, str(ROOT / "train.py"), "ckpt_path=part")
@@ -134,7 +137,8 @@ def test_ranks_that_evaluate_stop_at_once_also_the_one_that_waits(tmp_path):
     job.terminate()
     said = job.communicate(timeout=60)[0]
     assert job.returncode == 143 and time.monotonic() - start < 10 and gone(tmp_path, 5), said
-    assert "stopped by SIGTERM at step 4; go on:  python train.py ckpt_path=run" in said and "Traceback" not in said
+    go_on = origin.command("train", tmp_path / "run")
+    assert f"stopped by SIGTERM at step 4; go on:  {go_on}\n" in said and "Traceback" not in said
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000004.ckpt"]
     assert not list((tmp_path / "run").glob(".stop*")) and not list((tmp_path / "run").glob(".ranks*"))
 

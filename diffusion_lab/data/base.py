@@ -61,6 +61,7 @@ class DataModule(pl.LightningDataModule, ABC):
 
     num_workers = 0  # no field: only data sets that decode files give a choice
     _floats_in_unit = False
+    places = ("data_dir", "root")  # keys that only say where the files lie: they may move after training
 
     def __post_init__(self) -> None:
         super().__init__()

@@ -181,10 +181,11 @@ class EncodedImages(DataModule):
         self.num_workers = 0 if fits else self.num_workers
         parts = [take(train), take(held_out)]
         images = [part.encoded if fits else part for part in parts]
-        skipped = len(train) + len(held_out) - sum(map(len, parts))
+        whole = len(train) + len(held_out)
+        skipped = whole - sum(map(len, parts))
         remarks = images[0].framing.remarks(images[0].traits + images[1].traits, sum(map(len, parts)))
         if skipped:
-            remarks.append(f"{skipped} images that cannot be decoded left out (data.on_corrupt=skip)")
+            remarks.append(f"{skipped} of {whole} images cannot be decoded: left out (data.on_corrupt=skip)")
         return Splits(*parts, how, (*remarks, *notes))
 
     def _decoded(self, part: Encoded) -> Decoded:
@@ -203,7 +204,10 @@ class EncodedImages(DataModule):
             part.traits = survey.traits
             return part, survey
         (first, why), others = min(survey.broken.items()), len(survey.broken) - 1
-        if self.on_corrupt == "refuse" or len(survey.broken) == len(part):
+        if len(survey.broken) == len(part) and self.on_corrupt == "skip":
+            where = f"{part.source.place(first)} ({why})"
+            raise ValueError(f"{where} of a split cannot be decoded, which leaves it empty: repair it, or add images")
+        if self.on_corrupt == "refuse":
             raise part.unreadable(first, why, f", nor are {others} more of {len(part)}" if others else "")
         return part.take([n for n in range(len(part)) if n not in survey.broken], survey.traits), survey
 

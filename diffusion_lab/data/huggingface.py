@@ -46,6 +46,8 @@ class HuggingFace(EncodedImages):
     data_dir: str | None = None
     download: bool = False
 
+    places = ("data_dir", "name")  # a folder of that name may be copied to another machine
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require_fraction(self.held_out_fraction)

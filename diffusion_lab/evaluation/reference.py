@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import re
@@ -19,6 +18,7 @@ from diffusion_lab.data import DataModule
 from diffusion_lab.evaluation.chunks import Chunks, Rows
 from diffusion_lab.evaluation.quality import Features, Reference
 from diffusion_lab.evaluation.series import share
+from diffusion_lab.file_lock import lock
 from diffusion_lab.metric import Extractor, Statistics
 
 KEPT = 10_000
@@ -102,7 +102,7 @@ def one_job_at_a_time(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         with suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock(file, wait=True)
         yield
         path.unlink(missing_ok=True)
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_lab.launch import ConfigError, refuse
+from diffusion_lab.launch import ConfigError, only_overrides, refuse
 from diffusion_lab.launch.imports import quick_imports
 from diffusion_lab.output import tolerant
 
@@ -32,6 +32,8 @@ Set network.channels=..., network.multipliers=... and the like where the weights
 
 Then:  python sample.py ckpt_path=DIRECTORY num_samples=64          see python sample.py --help
 """
+USED = (("model", "network", "sampler", "schedule", "loss", "likelihood", "optimizer", "sde", "callback"),)
+"""Parts of a training's configuration that a checkpoint is imported by: its data need not be here."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -44,14 +46,11 @@ def main(arguments: Sequence[str]) -> None:
     try:
         if "=" in file and not Path(file).exists():
             raise ConfigError(f"{file} is no file: the checkpoint comes first, then model=... and data=...")
-        flags = [argument for argument in rest if argument.startswith("-")]
-        if flags:
-            raise ConfigError(f"{flags[0]} is no option here: see python -m diffusion_lab.interop --help")
         from diffusion_lab.launch.compose import check
 
         out = [argument.removeprefix("out=") for argument in rest if argument.startswith("out=")]
-        overrides = [argument for argument in rest if not argument.startswith("out=")]
-        check("train", overrides)
+        overrides = only_overrides([word for word in rest if not word.startswith("out=")], "interop")
+        check("train", overrides, used=USED)
         # Imported here: torch and Lightning take seconds, and a mistyped word must not wait for them.
         with quick_imports():
             from diffusion_lab.launch.adopt import adopt

@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+from diffusion_lab.file_lock import has_locks
 from diffusion_lab.launch.imports import quick_imports
-from diffusion_lab.launch.instantiate import ConfigError, instantiate
+from diffusion_lab.launch.instantiate import FURTHER, PATH, ConfigError, instantiate
 from diffusion_lab.output import tolerant
 
 __all__ = ["ConfigError", "instantiate", "main"]
@@ -28,10 +29,14 @@ def main(task: Literal["train", "sample"]) -> None:
     from hydra.types import RunMode
 
     from diffusion_lab.launch import multirun, process, watch
-    from diffusion_lab.launch.compose import CONF
     from diffusion_lab.launch.job import run_job
+    from diffusion_lab.launch.places import CONF
 
+    if not has_locks():
+        refuse(ConfigError(f"{task}.py runs on Linux and macOS only; on Windows, use WSL"))
     watch.born()
+    if os.environ.get(FURTHER):
+        os.environ.setdefault(PATH, os.getcwd())
     words = sys.argv[1:] = checked(task, sys.argv[1:])
     start = process.program(words)
     if process.outside()[1] > 0:
@@ -60,7 +65,7 @@ def checked(task: Literal["train", "sample"], words: list[str]) -> list[str]:
     from diffusion_lab.launch.command_line import tidy
     from diffusion_lab.launch.compose import check
     from diffusion_lab.launch.job import JOB, witnessed
-    from diffusion_lab.launch.resume import go_on
+    from diffusion_lab.launch.resume import go_on, sampled
 
     try:
         if {"--help", "-h"} & {*words}:
@@ -68,21 +73,40 @@ def checked(task: Literal["train", "sample"], words: list[str]) -> list[str]:
             sys.exit()
         words = tidy(words)
         outside.agree(words)
-        # The first rank has checked for the others; files of another --config-dir are not known here.
+        # The first rank has checked for the others.
         informs = INFORMATION & {word.partition("=")[0] for word in words}
-        if informs or process.of_another_rank() or process.options(words):
+        if informs or process.of_another_rank():
             return words
         with witnessed():
-            if task == "train" and JOB not in os.environ:
+            words = process.settled(words)
+            if task == "sample":
+                words = sampled(words)
+            elif JOB not in os.environ:
                 words = go_on(words)
             given = process.arguments(words)
-            check(task, given.overrides, only_words=given.cfg is not None, sweep=given.multirun)
+            name, only = given.config_name or task, given.cfg is not None
+            check(name, given.overrides, only_words=only, sweep=given.multirun, main=given.config_path)
     except ConfigError as error:
         if process.outside()[1] > 0:  # the first rank says it, unless torchrun ends it because this one has ended
             time.sleep(3)
             sys.exit(2)
         refuse(error)
     return words
+
+
+def only_overrides(words: list[str], module: str) -> list[str]:
+    """The overrides of a command that knows no other flag than --config-dir.
+
+    Raises:
+        ConfigError: for another one.
+    """
+    from diffusion_lab.launch import process
+
+    settled = process.settled(words)
+    flags = [word for word in settled if word.startswith("-")]
+    if flags:
+        raise ConfigError(f"{flags[0]} is no option here: see python -m diffusion_lab.{module} --help")
+    return settled
 
 
 def work(task: Literal["train", "sample"], config: Any, run_dir: Path, start: list[str]) -> None:

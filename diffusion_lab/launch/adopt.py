@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,15 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from diffusion_lab.checkpoint import AtomicCheckpointIO
 from diffusion_lab.interop.files import Found, averaged, find, read
 from diffusion_lab.interop.layout import Layout, recognise
-from diffusion_lab.launch.compose import training
+from diffusion_lab.launch.compose import first_line, training
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
+from diffusion_lab.launch.origin import command
 from diffusion_lab.launch.report import say
 from diffusion_lab.launch.resume import checkpoints
 from diffusion_lab.model import Model
@@ -65,6 +66,8 @@ def composed(overrides: Sequence[str]) -> dict[str, Any]:
     except HydraException as error:
         told = str(error).split("\n")[0]
         raise ConfigError(f"one model at a time: {told}") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(first_line(error)) from error
 
 
 def build(settings: dict[str, Any]) -> Model:
@@ -123,7 +126,7 @@ def report(found: Found, layout: Layout, model: Model, path: Path, target: Path)
     if doubt:
         say(f"beware   {doubt}")
     say(f"written  {os.path.relpath(target)}")
-    say(f"sample from it:  python sample.py ckpt_path={shlex.quote(os.path.relpath(target.parents[1]))}")
+    say(f"sample from it:  {command('sample', target.parents[1])}")
 
 
 def noise_differs(model: Model, sigmas: Tensor | None) -> str | None:

@@ -9,7 +9,7 @@ import torch
 
 from diffusion_lab.launch.instantiate import ConfigError
 
-UNSAID = ("allow_changes", "ckpt_path", "overrides", "paths")
+UNSAID = ("allow_changes", "ckpt_path", "init_from", "init_strict", "init_weights", "overrides", "paths", "started")
 """What belongs to one start of a run, and not to the run."""
 
 HARMLESS = (
@@ -25,16 +25,23 @@ HARMFUL = (
 )  # fmt: skip
 """... but for these."""
 
+ADDED = {"data.background": 255, "data.max_pixels": 178_956_970, "data.on_corrupt": "refuse"}
+"""Keys that earlier runs do not have, with the values that change nothing about them."""
+
 TOTAL = ("data.batch_size", "trainer.accumulate_grad_batches")
 """Their product is the number of images in a step; how it is divided between them is harmless."""
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+def changes(
+    before: Mapping[str, Any], now: Mapping[str, Any], aside: Sequence[str] = ()
+) -> tuple[list[str], list[str]]:
     """What differs in two resolved configurations, as "key=new (was old)": (changing what is trained, harmless).
 
     A key that only one of them has is None in the other; below a class that was replaced only its name is told.
+    `aside` are further keys that are harmless, such as where the data lie.
     """
     old, new = leaves(before), leaves(now)
+    old = {path: value for path, value in ADDED.items() if path in new} | old
     paths = [p for p in dict.fromkeys([*new, *old]) if old.get(p) != new.get(p) and not under(p, UNSAID)]
     paths = [path for path in paths if not path.endswith(".run_dir")]
     replaced = [path.removesuffix("_target_") for path in paths if path.endswith("._target_")]
@@ -45,25 +52,47 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str
         if any(path.endswith(f".{other}") for other in paths):
             continue  # model.network.channels is network.channels
         divided = path in TOTAL and equal_total
-        harmless = divided or (under(path, HARMLESS) and not under(path, (*HARMFUL, *TOTAL)))
+        harmless = divided or (under(path, (*HARMLESS, *aside)) and not under(path, (*HARMFUL, *TOTAL)))
         told[harmless].append(f"{path}={new.get(path)} (was {old.get(path)})")
     return told
 
 
-def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any], ranks_before: int, ranks_now: int) -> str:
+def refuse_changes(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    ranks_before: int,
+    ranks_now: int,
+    aside: Sequence[str] = (),
+) -> str:
     """In words what differs from the run that is gone on with; what changes what is trained is refused unless allowed.
 
     Raises:
         ConfigError: naming those keys.
     """
-    training, harmless = changes(before, now)
+    training, harmless = changes(before, now, aside)
+    decay = next((told for told in training if told.startswith(("decay_steps=", "model.decay_steps="))), None)
+    if decay and any(word.startswith("decay_steps=") for word in now["overrides"]) and trains_longer(before, now):
+        training.remove(decay)  # it was asked for by its name
+        harmless.append(decay)
+        decay = None
     if ranks_before and ranks_before != ranks_now:
         harmless.append(f"{ranks_now} ranks (was {ranks_before}): the same batches, other noise from here on")
     if training and not now["allow_changes"]:
-        raise ConfigError(
-            f"this changes what is trained: {listed(training)}; leave it as it was, or add allow_changes=true"
-        )
+        told = f"this changes what is trained: {listed(training)}; leave it as it was, or add allow_changes=true"
+        old, new = (settings.get("model", {}).get("decay_steps") for settings in (before, now))
+        if decay and old and new:
+            told += (
+                f"; the learning rate has reached 0 at step {old}; decay_steps={new} stretches it, decay_steps={old} "
+                "keeps it at 0"
+            )
+        raise ConfigError(told)
     return f"; changed: {listed([*training, *harmless])}" if training or harmless else ""
+
+
+def trains_longer(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a run is given more steps than it had."""
+    old, new = (settings["trainer"].get("max_steps") or 0 for settings in (before, now))
+    return new > old
 
 
 def refuse_shapes(before: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor]) -> None:

@@ -11,19 +11,20 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from diffusion_lab.launch import places
 from diffusion_lab.launch.instantiate import ConfigError
+from diffusion_lab.launch.places import CONF
 from diffusion_lab.launch.validation import check_network_fits_data, nearest, nodes, validate
 
 PARTS = ("sampler/predictor", "sampler/corrector")
 """Groups inside a group."""
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -42,11 +43,12 @@ def plain(config: DictConfig) -> dict[str, Any]:
 def composed(task: str, words: Sequence[str], with_hydra: bool = False) -> DictConfig:
     """What the words of a command give, on request with Hydra's own part.
 
-    Inside a command, by the Hydra that is at work there, with what --config-dir has added.
+    Inside a command, by the Hydra that is at work there, with the directories that were added to it.
     """
     running = GlobalHydra.instance().is_initialized()
+    added = places.searching(HydraConfig.get().searchpath) if HydraConfig.initialized() else []
     with nullcontext() if running else initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(task, list(words), return_hydra_config=with_hydra)
+        return compose(task, [*added, *words], return_hydra_config=with_hydra)
 
 
 def training(words: Sequence[str]) -> dict[str, Any]:
@@ -58,10 +60,19 @@ def training(words: Sequence[str]) -> dict[str, Any]:
     return {**plain(config), "choices": choices}
 
 
-def check(task: str, arguments: Sequence[str], only_words: bool = False, sweep: bool = False) -> None:
+def check(
+    task: str,
+    arguments: Sequence[str],
+    only_words: bool = False,
+    sweep: bool = False,
+    main: str | None = None,
+    used: Sequence[Sequence[str]] = (),
+) -> None:
     """Compose and validate every job that the arguments ask for; nothing but Hydra is imported.
 
     `only_words` leaves it at their names, for a configuration that is shown and not run; only a `sweep` has many jobs.
+    `main` is another main directory of configurations.  A command that takes no part in the rest has only those parts
+    of the configuration validated that it has `used`, each group of them on its own.
 
     Raises:
         ConfigError: for an unknown key or option, and for whatever `validate` refuses.
@@ -72,9 +83,10 @@ def check(task: str, arguments: Sequence[str], only_words: bool = False, sweep: 
         raise ConfigError(f"{several} has several values: add -m for a sweep over them, or quote what is one")
     if sweep and only_words:
         raise ConfigError("--cfg shows one configuration: leave out -m, and give each key one value")
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        for job in _jobs(overrides):
-            config, words = _check_words(task, job)
+    found = places.directories(arguments, main)
+    with initialize_config_dir(str(found[0]), version_base="1.3"):
+        for job in _jobs(overrides, found):
+            config, words = _check_words(task, job, found)
             if only_words:
                 continue
             try:
@@ -83,11 +95,14 @@ def check(task: str, arguments: Sequence[str], only_words: bool = False, sweep: 
                 config.paths.run_dir = "."  # known only when the job starts
                 config.variance = config.variance or "fixed_large"  # sample.py takes the checkpoint's
                 raw = OmegaConf.to_container(config, resolve=False)
+                raw = {key: raw[key] for part in used for key in part if key in raw} or raw
                 missing = [f"{path}.{k}".lstrip(".") for path, node in nodes(raw) for k in node if node[k] == "???"]
                 if missing:
                     raise ConfigError(f"{', '.join(missing)} must be given: add {missing[0]}=...")
                 check_network_fits_data(raw)  # unresolved: an image network asks for data.shape[1]
-                validate(plain(config))
+                settings = plain(config)
+                for part in used or (settings,):
+                    validate({key: settings[key] for key in part if key in settings})
             except (HydraException, OmegaConfBaseException) as error:
                 raise ConfigError(first_line(error)) from error
 
@@ -104,39 +119,42 @@ def parsed(words: Sequence[str]) -> list[Override]:
         raise ConfigError(first_line(error)) from error
 
 
-def _jobs(overrides: Sequence[Override]) -> Iterator[list[str]]:
+def _jobs(overrides: Sequence[Override], found: Sequence[Path] = (CONF,)) -> Iterator[list[str]]:
     """The override lists of every job of a sweep; one list without a sweep."""
 
     def choices(override: Override) -> list[str]:
         key = override.get_key_element()
         if isinstance(override.value(), Glob):
-            return [f"{key}={name}" for name in override.value().filter(options(override.key_or_group))]
+            return [f"{key}={name}" for name in override.value().filter(options(override.key_or_group, found))]
         if override.is_sweep_override() and (override.is_choice_sweep() or override.is_discrete_sweep()):
             return [f"{key}={value}" for value in override.sweep_string_iterator()]
         if isinstance(override.value(), IntervalSweep):  # its ends stand for what an optimiser may draw
             return [f"{key}={end}" for end in (override.value().start, override.value().end)]
         return [override.input_line]
 
-    kept = [o for o in overrides if not o.get_key_element().lstrip("+~").startswith("hydra")]
+    own = {o.input_line: o.get_key_element().lstrip("+~") for o in overrides}
+    kept = [o for o in overrides if own[o.input_line] == places.SEARCH or not own[o.input_line].startswith("hydra")]
     return (list(job) for job in itertools.product(*map(choices, kept)))
 
 
-def _check_words(task: str, job: Sequence[str]) -> tuple[DictConfig, list[str]]:
+def _check_words(task: str, job: Sequence[str], found: Sequence[Path]) -> tuple[DictConfig, list[str]]:
     """Each override must name a group with an existing option, or a key that the chosen groups have.
 
     Returns what the groups alone compose to, and their overrides.
     """
     overrides = parsed(job)
-    groups = [*sorted(p.name for p in CONF.iterdir() if p.is_dir()), *PARTS]
+    groups = places.groups(found, PARTS)
     chosen = []
     for override in overrides:
         key = override.key_or_group
         if key in groups and not isinstance(override.value(), dict):
-            names = options(key)
+            names = options(key, found)
             value = str(override.value())
             if override.value() is not None and value not in names:
                 shown = ", ".join(names) if len(names) < 25 else f"the {len(names)} files of conf/{key}"
                 raise ConfigError(f"{key}={value} is no option of {key}{nearest(value, names)}; allowed: {shown}")
+            chosen.append(override.input_line)
+        elif key == places.SEARCH:
             chosen.append(override.input_line)
     try:
         config = compose(task, chosen)
@@ -145,16 +163,16 @@ def _check_words(task: str, job: Sequence[str]) -> tuple[DictConfig, list[str]]:
     keys = _keys(config)
     for override in overrides:
         key = override.key_or_group
-        if key not in groups and not override.is_add() and key not in keys:
+        if key not in (*groups, places.SEARCH) and not override.is_add() and key not in keys:
             raise ConfigError(_unknown(key, keys, groups))
     return config, chosen
 
 
-def options(group: str) -> list[str]:
-    """Names of a group's options, without those of the groups inside it."""
-    paths = (CONF / group).rglob("*.yaml")
-    names = sorted(str(path.relative_to(CONF / group).with_suffix("")) for path in paths)
-    return [n for n in names if not any(f"{group}/{n}".startswith(f"{part}/") for part in PARTS if part != group)]
+def options(group: str, found: Sequence[Path] = ()) -> list[str]:
+    """Names of a group's options, without those of the groups inside it; in a command, with those of the user."""
+    if not found:
+        found = places.directories(places.searching(HydraConfig.get().searchpath) if HydraConfig.initialized() else [])
+    return places.options(group, found, PARTS)
 
 
 def _keys(config: DictConfig) -> set[str]:

@@ -105,6 +105,24 @@ def lighter_training(settings: Mapping[str, Any]) -> str:
     return " or ".join(words) or "a smaller network"
 
 
+def made_new(folder: Path) -> Path:
+    """A directory that did not exist, made now: `folder`, or with _2, _3, ... behind its name if somebody was faster.
+
+    Raises:
+        ConfigError: if none can be made.
+    """
+    for name in (folder.name, *(f"{folder.name}_{number}" for number in range(2, 1000))):
+        try:
+            folder.with_name(name).mkdir(parents=True)
+            return folder.with_name(name)
+        except FileExistsError:
+            continue
+        except OSError:
+            break
+    check_directory(folder)
+    return folder
+
+
 def check_directory(folder: Path) -> None:
     """Refuse a directory that cannot be made or written to, before anything else fails on it.
 

@@ -6,6 +6,7 @@ import functools
 import importlib
 import inspect
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ FURTHER = "DIFFUSION_LAB_PACKAGES"
 
 A variable, and no key, because a configuration out of a downloaded checkpoint must not widen what it may build.
 """
+
+PATH = "DIFFUSION_LAB_PATH"
+"""Environment variable with directories in which those packages are looked for, besides Python's own; set by us."""
 
 
 class ConfigError(ValueError):
@@ -71,6 +75,8 @@ def resolve(target: str, path: str = "") -> type:
     module, _, name = target.rpartition(".")
     if not target.startswith(OURS):
         complete_torchmetrics()
+    if not target.startswith(tuple(f"{package}." for package in ALLOWED)):
+        look_further()
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
@@ -91,6 +97,13 @@ def allowed_packages() -> tuple[str, ...]:
         if not all(part.isidentifier() for part in name.split(".")):
             raise ConfigError(f"{FURTHER} names packages, separated by commas, but {name!r} is no name of a package")
     return (*ALLOWED, *further)
+
+
+def look_further() -> None:
+    """Have Python find the packages that the environment names, last, beside where the command was given."""
+    for place in [*os.environ.get(PATH, "").split(os.pathsep), os.getcwd()]:
+        if place and place not in sys.path:
+            sys.path.append(place)
 
 
 def allowed(name: str) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from diffusion_lab.file_lock import lock
 from diffusion_lab.launch.instantiate import ConfigError
 
 _held: set[TextIO] = set()
@@ -19,7 +20,8 @@ def _let_go() -> None:
         file.close()
 
 
-os.register_at_fork(after_in_child=_let_go)  # workers of a data loader may outlive the process that holds it
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)  # workers of a data loader may outlive the process that holds it
 
 
 @contextmanager
@@ -32,7 +34,7 @@ def locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file)
         except BlockingIOError as error:
             file.seek(0)
             holder = file.read().strip() or "unknown"
@@ -43,7 +45,7 @@ def locked(folder: Path) -> Iterator[None]:
             pass  # a file system without locks
         _held.add(file)
         file.truncate(0)
-        file.write(f"{os.getpid()} on {os.uname().nodename}\n")
+        file.write(f"{os.getpid()} on {platform.node()}\n")
         file.flush()
         try:
             yield

@@ -15,10 +15,10 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from diffusion_lab import output
-from diffusion_lab.launch.failure import check_directory
+from diffusion_lab.launch.failure import check_directory, made_new
 from diffusion_lab.launch.instantiate import ConfigError
 from diffusion_lab.launch.job import LOG, metrics
 from diffusion_lab.launch.process import outside
@@ -27,6 +27,9 @@ from diffusion_lab.launch.report import say
 NAME = "DIFFUSION_LAB_SWEEP"
 """Environment variable that names the sweep for conf/hydra: equal commands are one sweep, which goes on."""
 
+TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d")
+"""Names of sweeps whose jobs are drawn."""
+
 _directory: Path | None = None
 
 
@@ -34,9 +37,12 @@ class Sweep(Callback):
     """What Hydra tells about a run, or a sweep before its first job."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Refuse a directory that cannot be written to, before Hydra fails on it."""
+        """Refuse a directory that cannot be written to, before Hydra fails on it; two runs never share a new one."""
         HydraConfig.instance().cfg = config  # which ${hydra:...} in the directory's name looks things up in
         try:
+            if named_by_the_clock(config.hydra.run) and outside()[2] == 1 and config.hydra.output_subdir is not None:
+                with read_write(config), open_dict(config):
+                    config.hydra.run.dir = str(made_new(Path(config.hydra.run.dir)))
             check_directory(Path(config.hydra.run.dir))
         except ConfigError as error:
             print(f"error: {error}", file=sys.stderr)
@@ -50,10 +56,17 @@ class Sweep(Callback):
         except ConfigError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+        if TIME.fullmatch(os.environ[NAME]) and named_by_the_clock(config.hydra.sweep) and outside()[2] == 1:
+            os.environ[NAME] = made_new(Path(config.hydra.sweep.dir)).name
         _directory = Path(config.hydra.sweep.dir).resolve()
         if config.hydra.sweeper.get("max_failure_rate") == 0.0:
             with read_write(config), open_dict(config):  # one failure would end an Optuna sweep
                 config.hydra.sweeper.max_failure_rate = 1.0
+
+
+def named_by_the_clock(place: DictConfig) -> bool:
+    """Whether the name of a directory is the time, to the second, which nobody has asked for."""
+    return "${now:" in OmegaConf.to_container(place, resolve=False)["dir"]
 
 
 def check(hydra: Any, metric: str | None) -> None:

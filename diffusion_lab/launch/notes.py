@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shlex
 import shutil
 import signal
 import sys
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from diffusion_lab.launch.origin import command
 from diffusion_lab.output import tolerant
 
 LOST = ("timed out", "timeout", "closed by peer", "connection reset", "broken pipe", "connection refused", "aborted")
@@ -93,8 +93,7 @@ def advice(directory: Path, task: str) -> str:
     found = max(directory.glob("checkpoints/step_*.ckpt"), default=None)
     if found is None:
         return "there is no checkpoint yet"
-    shown = shlex.quote(os.path.relpath(directory))
-    return f"the last checkpoint is of step {int(found.stem[5:])}; go on:  python train.py ckpt_path={shown}"
+    return f"the last checkpoint is of step {int(found.stem[5:])}; go on:  {command('train', directory)}"
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -19,8 +19,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import OmegaConf
 
+from diffusion_lab.launch import places
+from diffusion_lab.launch.instantiate import ConfigError
+
 OPTIONS = ("config_name", "config_path", "config_dir")
-"""Hydra's options that decide what is composed; every process of a run gets them as they were given."""
+"""Hydra's options that decide what is composed; every process of a run gets them."""
 
 SWEEPING = ("hydra.mode", "hydra.sweep.", "hydra/sweeper", "hydra.sweeper", "hydra/launcher", "hydra.launcher")
 PLACING = ("hydra.run.dir", "hydra.output_subdir", "hydra.job.name")
@@ -68,6 +71,28 @@ def options(words: Sequence[str]) -> list[str]:
     """Those of Hydra's `OPTIONS` that a command line gives, in the one form that may stand anywhere."""
     given = vars(get_args_parser().parse_known_args(list(words))[0])
     return [f"--{key.replace('_', '-')}={given[key]}" for key in OPTIONS if given[key] is not None]
+
+
+def settled(words: Sequence[str]) -> list[str]:
+    """A command line whose directories of configurations are absolute, further ones as an override.
+
+    All processes of a run, and what is composed within them, get overrides; flags would be the first one's alone.
+    """
+    names = {"--config-dir": "dir", "-cd": "dir", "--config-path": "path", "-cp": "path"}
+    given: dict[str, str] = {}
+    rest, coming = [], iter(words)
+    for word in coming:
+        flag, equals, text = word.partition("=")
+        if flag in names:
+            given[names[flag]] = text if equals else next(coming, "")
+            if not given[names[flag]]:
+                raise ConfigError(f"{flag} needs a directory: {flag}=DIR")
+        else:
+            rest.append(word)
+    overrides = arguments(rest).overrides
+    main = [f"--config-path={places.folder(given['path'])}"] if given.get("path") else []
+    kept = [word for word in rest if word not in overrides]
+    return [*main, *kept, *places.with_directories(overrides, given.get("dir"))]
 
 
 def program(words: Sequence[str]) -> list[str]:

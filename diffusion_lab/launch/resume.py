@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from diffusion_lab.launch import process
+from diffusion_lab.launch import origin, places, process
 from diffusion_lab.launch.compose import composed, parsed
 from diffusion_lab.launch.instantiate import ConfigError
 from diffusion_lab.launch.lock import locked
@@ -106,6 +108,7 @@ def go_on(words: Sequence[str]) -> list[str]:
     """
     arguments = process.arguments(words)
     own = {override.get_key_element(): override for override in parsed(arguments.overrides)}
+    refuse_two_beginnings(own)
     if "ckpt_path" in own and own["ckpt_path"].is_sweep_override():
         return list(words)
     sweep, wanted = arguments.multirun, text(own.pop("ckpt_path", None))
@@ -123,6 +126,9 @@ def go_on(words: Sequence[str]) -> list[str]:
         raise ConfigError(f"{place} holds a run already ({left.name}): {how} another hydra.run.dir")
     run = Path(wanted) if wanted and (Path(wanted) / CONFIG).is_file() else None
     first = [] if run is None else [o.input_line for o in started(run) if o.get_key_element() not in {*own, *OWN}]
+    options = [word for word in words if word not in arguments.overrides]
+    if run is not None:
+        options, own = as_before(run, options, own)
     # The file, which is the same for all ranks, even if the run to branch off from writes the next one meanwhile.
     more = [] if wanted is None else [process.override("ckpt_path", str(find(run)) if run else wanted)]
     if run is not None and not sweep and PLACE not in own:
@@ -130,8 +136,50 @@ def go_on(words: Sequence[str]) -> list[str]:
         if process.outside()[1] == 0:
             with locked(run):  # refused before Hydra writes into it
                 pass
-    options = [word for word in words if word not in arguments.overrides]
     return [*options, *first, *(override.input_line for override in own.values()), *more]
+
+
+def refuse_two_beginnings(own: Mapping[str, Override]) -> None:
+    """A run begins at the weights of another, or goes on with one."""
+    begins, goes_on = (text(own.get(key)) for key in ("init_from", "ckpt_path"))
+    if begins and goes_on and goes_on != "auto":
+        raise ConfigError(
+            f"init_from={begins} begins a training at step 0, ckpt_path={goes_on} goes on with one: give one of them"
+        )
+
+
+def as_before(run: Path, flags: list[str], own: dict[str, Override]) -> tuple[list[str], dict[str, Override]]:
+    """Flags and overrides with which a command finds the configurations and packages that a run was started with."""
+    record = kept(run).get(origin.RECORD) or {}
+    origin.admit(record)
+    more, found = origin.restored(record, flags, [override.input_line for override in own.values()])
+    search = parsed(places.searching(found))
+    return [*more, *flags], {**own, **{override.get_key_element(): override for override in search}}
+
+
+def sampled(words: Sequence[str]) -> list[str]:
+    """The command line of `sample.py` with the configurations and packages of the run that it samples from."""
+    arguments = process.arguments(words)
+    flags = [word for word in words if word not in arguments.overrides]
+    own = {override.get_key_element(): override for override in parsed(arguments.overrides)}
+    lines = {key: f"++{o.input_line}" for key, o in own.items() if key.startswith("data.")}
+    own |= {key: parsed([line])[0] for key, line in lines.items()}  # which keys the data have, the checkpoint knows
+    wanted = own.get("ckpt_path")
+    if wanted is not None and not wanted.is_sweep_override():
+        path = text(wanted) or ""
+        run = newest_run(log_directory(own)) if path == "last" else Path(path)
+        run = run.parents[1] if run.is_file() and run.parent.name == "checkpoints" else run
+        if path == "last":
+            own |= {"ckpt_path": parsed([process.override("ckpt_path", str(run))])[0]}
+        with contextlib.suppress(origin.Gone):  # it is not needed, unless an option of it is: then that one is told
+            _, own = as_before(run, flags, own)
+    return [*flags, *(override.input_line for override in own.values())]
+
+
+def kept(run: Path) -> dict[str, Any]:
+    """The configuration of a run; nothing if it has none."""
+    file = run / CONFIG
+    return OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
 
 
 def text(override: Override | None) -> str | None:
@@ -142,7 +190,7 @@ def text(override: Override | None) -> str | None:
 
 def started(run: Path) -> list[Override]:
     """The overrides that a run was started with."""
-    return parsed(OmegaConf.to_container(OmegaConf.load(run / CONFIG)).get("overrides", []))
+    return parsed(kept(run).get("overrides", []))
 
 
 def run_directory(own: Mapping[str, Override], wanted: str | None) -> Path | None:

@@ -22,6 +22,7 @@ from diffusion_lab.evaluation import Evaluator, Series
 from diffusion_lab.launch.compare import compare
 from diffusion_lab.launch.compiled import compile_network
 from diffusion_lab.launch.compose import plain
+from diffusion_lab.launch.data_place import located
 from diffusion_lab.launch.failure import explained
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.launch.lock import locked
@@ -205,9 +206,7 @@ def choose_likelihood(config: DictConfig, model: Model) -> dict[str, Any]:
 def prepare_evaluation(config: DictConfig, subject: Subject) -> tuple[Evaluator, Any]:
     """The evaluator and the data of the checkpoint's run, refused now if something is missing."""
     trained = subject.contents["config"]
-    settings = dict(trained["data"])
-    if config.data_dir is not None:
-        settings["data_dir"] = config.data_dir
+    settings = located(trained, plain(config)["data"], config.data_dir)
     chosen = {
         **plain(config)["metric"],
         "samples": config.metric.samples or config.num_samples,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from diffusion_lab.data import DataModule
 from diffusion_lab.evaluation import reference
 from diffusion_lab.launch.adopt import composed
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
+from diffusion_lab.launch.origin import command
 from diffusion_lab.launch.report import say
 from diffusion_lab.metric import Statistics
 
@@ -102,4 +105,5 @@ def report(path: Path) -> None:
     for key, value in found.protocol.items():
         say(f"  {key:<18} {value}")
     say(f"{path}: mu and sigma of {found.moments.count:,} images in {len(found.moments.mean)} dimensions")
-    say(f"hold samples against it:  python sample.py ckpt_path=... evaluate=true metric.reference={path}")
+    reference = shlex.quote(f"metric.reference={value(os.path.abspath(path))}")
+    say(f"hold samples against it:  {command('sample', 'last', 'evaluate=true', reference)}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import shlex
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,9 +19,11 @@ from diffusion_lab.callback import Evaluation
 from diffusion_lab.callback.interrupt import Stopped
 from diffusion_lab.callback.media import log_pictures
 from diffusion_lab.data import DataModule
+from diffusion_lab.launch import origin
 from diffusion_lab.launch.changes import changes, refuse_changes, refuse_shapes
 from diffusion_lab.launch.compiled import compile_network
 from diffusion_lab.launch.compose import plain
+from diffusion_lab.launch.data_place import moved, places
 from diffusion_lab.launch.failure import explained
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.launch.lock import locked
@@ -52,12 +53,18 @@ def train(config: DictConfig) -> None:
     resume = settings["ckpt_path"] and checkpoint.find(settings["ckpt_path"], settings["paths"]["log_dir"])
     before = checkpoint.read(resume) if resume else None
     if before and "optimizer_states" not in before:
-        raise ConfigError(f"{resume} was imported: sample from it; it holds no training to go on with")
+        begin = f"sample from it, or begin with its weights: init_from={settings['ckpt_path']}"
+        raise ConfigError(f"{resume} was imported and holds no training to go on with: {begin}")
+    started = before and before["config"].get(origin.RECORD)
+    settings[origin.RECORD] = origin.origin(started)
+    where = places(settings["data"])
+    settings["data"] = moved(settings["data"], started, where)
     pl.seed_everything(settings["seed"], workers=True, verbose=False)
     data, model, trainer = set_up(settings, run_dir)
     if before and trainer.is_global_zero:
         ranks = len(before.get("random", []))
-        changed = refuse_changes(before["config"], settings, ranks, trainer.world_size)
+        aside = [f"data.{key}" for key in where if Path(str(settings["data"][key])).expanduser().exists()]
+        changed = refuse_changes(before["config"], settings, ranks, trainer.world_size, aside)
         refuse_shapes(before["state_dict"], model.state_dict())
         say(f"goes on from step {before['global_step']:,}, {os.path.relpath(resume)}{changed}")
     step = before["global_step"] if before else 0
@@ -88,7 +95,7 @@ def fit(
         done = True
     except Stopped as stopped:
         if trainer.is_global_zero:
-            say(f"{stopped}; go on:  python train.py ckpt_path={shlex.quote(os.path.relpath(run_dir))}")
+            say(f"{stopped}; go on:  {origin.command('train', run_dir)}")
         sys.exit(128 + stopped.signum)
     finally:
         finish_loggers(loggers, failed=not done)
@@ -219,7 +226,7 @@ def conclude(trainer: pl.Trainer, run_dir: Path) -> None:
         if not in_sweep():
             table(evaluation.results)
     elif evaluation is not None and evaluation.at_end:  # it failed, or there was no step left to train
-        say(f"it was not evaluated; do so by:  python sample.py ckpt_path={shlex.quote(shown)} evaluate=true")
+        say(f"it was not evaluated; do so by:  {origin.command('sample', run_dir, 'evaluate=true')}")
     if in_sweep():
         return
     say(f"in {shown}:")
@@ -235,5 +242,5 @@ def conclude(trainer: pl.Trainer, run_dir: Path) -> None:
     ):
         if (run_dir / name).exists():
             say(f"  {name:<16} {what}")
-    other = "" if trainer.lightning_module.denoiser.process.levels == 1 else " sampler=ddim"
-    say(f"sample from it:  python sample.py ckpt_path={shlex.quote(shown)}{other}")
+    other = [] if trainer.lightning_module.denoiser.process.levels == 1 else ["sampler=ddim"]
+    say(f"sample from it:  {origin.command('sample', run_dir, *other)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import os
 import secrets
@@ -19,6 +18,7 @@ import torch
 from pytorch_lightning import loggers
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from diffusion_lab import file_lock
 from diffusion_lab.launch.instantiate import ConfigError
 from diffusion_lab.launch.report import say
 from diffusion_lab.launch.wandb_server import Mode, asked_mode, wandb_mode
@@ -236,7 +236,7 @@ def lock(run_dir: Path) -> TextIO | None:
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file_lock.lock(file)
     except BlockingIOError:
         file.close()
         return None
