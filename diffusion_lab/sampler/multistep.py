@@ -159,21 +159,21 @@ class AdamsBashforth(Step):
     """Integrates a polynomial through the last predictions of eps: x_s / alpha_s = x_t / alpha_t + int eps dn.
 
     The polynomial is one in
-        n = sigma / alpha: the linear multistep method of k-diffusion (LMS), order 4 there;
-        t: tAB-DEIS of Zhang & Chen 2022 (arXiv:2204.13902), Section 3.3, orders 1 to 3 there;
-        log n: the form in which diffusers has DEIS.
+        "sigma", n = sigma / alpha: the linear multistep method of k-diffusion (LMS), order 4 there;
+        "t": tAB-DEIS of Zhang & Chen 2022 (arXiv:2204.13902), Section 3.3, orders 1 to 3 there;
+        "log_sigma", log n: the form in which diffusers has DEIS.
 
     The first steps have the order that the predictions made so far allow; order 1 is DDIM.
     """
 
     order: Literal[1, 2, 3, 4] = 4
-    variable: Literal["n", "t", "log_n"] = "n"
+    variable: Literal["sigma", "t", "log_sigma"] = "sigma"
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3, 4):
             raise ValueError(f"the Adams-Bashforth solver has order 1 to 4, got {self.order}")
-        if self.variable not in ("n", "t", "log_n"):
-            raise ValueError(f"variable={self.variable!r} is unknown; allowed: n, t, log_n")
+        if self.variable not in ("sigma", "t", "log_sigma"):
+            raise ValueError(f"variable={self.variable!r} is unknown; allowed: sigma, t, log_sigma")
 
     def __call__(self, p, x, t, s, denoise, noise, past) -> Any:
         interval(p, t, s)
@@ -191,7 +191,7 @@ class AdamsBashforth(Step):
         times = s + (t - s) * w**2
         n, rate = p.noise_to_signal_and_rate(times)
         ratios = np.array([p.noise_to_signal(node) for node in nodes])
-        u, at = {"n": (n, ratios), "t": (times, np.array(nodes)), "log_n": (np.log(n), np.log(ratios))}[self.variable]
+        u, at = {"sigma": (n, ratios), "t": (times, np.array(nodes)), "log_sigma": (np.log(n), np.log(ratios))}[self.variable]
         measure = -share * rate * 2 * (t - s) * w
         return [
             float((measure * np.prod([(u - at[k]) / (at[j] - at[k]) for k in range(len(at)) if k != j], axis=0)).sum())

@@ -128,15 +128,15 @@ class RungeKutta(Step):
 
     Args:
         method: "midpoint", "heun" or "rk4", the classical one.
-        time: "n" solves d(x / alpha) / dn = eps in n = sigma / alpha; "t" dx/dt = f x + g^2 / (2 sigma) eps in the
+        time: "sigma" solves d(x / alpha) / dn = eps in n = sigma / alpha; "t" dx/dt = f x + g^2 / (2 sigma) eps in the
             process's own time.
     """
 
     method: Literal["midpoint", "heun", "rk4"] = "rk4"
-    time: Literal["n", "t"] = "n"
+    time: Literal["sigma", "t"] = "sigma"
 
     def __post_init__(self) -> None:
-        for key, value, allowed in (("method", self.method, TABLEAUX), ("time", self.time, ("n", "t"))):
+        for key, value, allowed in (("method", self.method, TABLEAUX), ("time", self.time, ("sigma", "t"))):
             if value not in allowed:
                 raise ValueError(f"{key}={value!r} is unknown; allowed: {', '.join(allowed)}")
 
