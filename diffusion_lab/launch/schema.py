@@ -115,7 +115,7 @@ def _admitted(path: Path, node: ast.expr | None) -> tuple[tuple[type, ...] | Non
     if isinstance(node, ast.BinOp):  # X | Y
         left, right = _admitted(path, node.left), _admitted(path, node.right)
         types = None if left[0] is None or right[0] is None else left[0] + right[0]
-        return types, left[1] or right[1]
+        return types, (left[1] or ()) + (right[1] or ()) or None
     if isinstance(node, ast.Constant) and node.value is None:
         return (type(None),), None
     if isinstance(node, ast.Subscript):

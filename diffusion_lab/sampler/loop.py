@@ -19,6 +19,8 @@ from diffusion_lab.sampler.plan import Plan
 from diffusion_lab.sampler.record import Form, NotLinear, Recorder
 from diffusion_lab.sampler.scalar_process import ScalarProcess
 from diffusion_lab.sampler.step import Corrector, Step
+from diffusion_lab.sampler.threshold import clipped, dynamic
+from diffusion_lab.sampler.timesteps import Unit, explicit
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,14 @@ class Sampler:
         corrector: Langevin steps at fixed noise; None makes none.
         steps: number of times at which the network is evaluated by a predictor of one evaluation a step; None takes
             every level of a discrete process, or 1000 times of a continuous one.
-        spacing, rho: how the times are spread (`NoiseProcess.grid`).
+        spacing, rho: how the times are spread (`NoiseProcess.grid`); "explicit" takes them from `times`.
         t_start, t_end: the first and the last of these times; None takes 1 and the process's t_min.
         denoise: end with x_0 as predicted at the last time (Tweedie's formula): DDPM's last step, NCSNv2's denoising
             step, ScoreSDE's noise removal.
         clip: clip each prediction of x_0 to the model's image range (points, latents and fields have none).
+        dynamic_threshold: this quantile of |x_0| bounds each prediction of x_0 (`threshold.dynamic`), 0.995 in Imagen;
+            None does not.
+        times, unit: the times themselves, in place of `steps`, for spacing "explicit" (`timesteps.explicit`).
         start: "prior", N(0, prior_std^2 I), scaled by sigma(t_start) / sigma(1) where t_start is given, or "uniform",
             between the ends of the image range (NCSN) and, for points, between -prior_std and prior_std.
         precision: dtype of everything outside the network.
@@ -59,7 +64,7 @@ class Sampler:
         predictor: Step | None = None,
         corrector: Corrector | None = None,
         steps: int | None = None,
-        spacing: Spacing = "uniform",
+        spacing: Spacing | Literal["explicit"] = "uniform",
         rho: float = 7.0,
         denoise: bool = True,
         clip: bool = False,
@@ -67,12 +72,22 @@ class Sampler:
         precision: Literal["float32", "float64"] = "float32",
         t_start: float | None = None,
         t_end: float | None = None,
+        dynamic_threshold: float | None = None,
+        times: Sequence[float] | None = None,
+        unit: Unit = "t",
     ) -> None:
         if predictor is None and corrector is None:
             raise ValueError("a sampler needs a predictor, a corrector, or both")
         if start not in ("prior", "uniform"):
             raise ValueError(f"start={start!r} is unknown; allowed: prior, uniform")
+        if (times is None) == (spacing == "explicit"):
+            raise ValueError("sampler.times and sampler.spacing=explicit go together: give both, or neither")
+        if times is not None and not (t_start is None and t_end is None):
+            raise ValueError("sampler.times are all times: leave out sampler.t_start and sampler.t_end")
+        if dynamic_threshold is not None and (clip or not 0 < dynamic_threshold <= 1):
+            raise ValueError("sampler.dynamic_threshold is a quantile in (0, 1], such as 0.995, in place of clip=true")
         self.predictor, self.corrector = predictor, corrector
+        self.times, self.unit, self.dynamic_threshold = times, unit, dynamic_threshold
         self.steps, self.spacing, self.rho, self.t_start, self.t_end = steps, spacing, rho, t_start, t_end
         self.denoise, self.clip, self.start = denoise, clip, start
         self.dtype = {"float32": torch.float32, "float64": torch.float64}[precision]
@@ -86,6 +101,8 @@ class Sampler:
         process = denoiser.process
         if process.levels == 1 and self.predictor is not None:
             raise ValueError("a single noise level leaves a predictor no step to make: use sampler=langevin")
+        if self.times is not None:
+            return explicit(process, self.times, self.unit)
         times = process.grid(self.steps, self.spacing, self.rho, self.t_start, self.t_end)
         std, sigma = self.prior_std(process), process.sigma(times[0]).item()
         if self.predictor is not None and self.start == "prior" and sigma < std / 2:
@@ -101,7 +118,7 @@ class Sampler:
         alpha, sigma = (k.item() for k in process.scales(times[0]))
         if self.predictor is None or self.start != "prior" or process.keeps_signal or alpha < 0.05 * sigma:
             return None
-        later = times[0].item() < process.span(self.t_start, self.t_end)[0]
+        later = self.times is None and times[0].item() < process.span(self.t_start, self.t_end)[0]
         remedy = "sampler.spacing=trailing starts later" if later else "the schedule has no more noise than this"
         return (
             f"the first of the sampler's {len(times)} times, t = {times[0]:.3g}, keeps alpha = {alpha:.2g} of the "
@@ -153,7 +170,9 @@ class Sampler:
     def threshold(self, denoiser: Denoiser, like: Tensor) -> Threshold | None:
         """What is done to each prediction of x_0."""
         bounds = denoiser.parameterization.range_of(like.shape)
-        return (lambda x0: x0.clamp_(*bounds)) if self.clip and bounds else None
+        if bounds and self.dynamic_threshold is not None:
+            return dynamic(*bounds, self.dynamic_threshold)
+        return clipped(*bounds) if self.clip and bounds else None
 
     def warn(self, denoiser: Denoiser) -> None:
         """Say what `caution` has to say."""
@@ -178,9 +197,12 @@ class Sampler:
 
     def prior_std(self, process: NoiseProcess) -> float:
         """Standard deviation of the noise that sampling starts from: the process's, or its share at t_start."""
-        if self.t_start is None:
+        if self.times is not None:
+            start = explicit(process, self.times, self.unit)[0].item()
+        elif self.t_start is not None:
+            start, _ = process.span(self.t_start, self.t_end)
+        else:
             return process.prior_std
-        start, _ = process.span(self.t_start, self.t_end)
         first, one = process.sigma(torch.tensor([start, 1.0], dtype=torch.float64)).tolist()
         return process.prior_std * first / one
 

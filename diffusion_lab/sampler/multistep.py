@@ -191,7 +191,8 @@ class AdamsBashforth(Step):
         times = s + (t - s) * w**2
         n, rate = p.noise_to_signal_and_rate(times)
         ratios = np.array([p.noise_to_signal(node) for node in nodes])
-        u, at = {"sigma": (n, ratios), "t": (times, np.array(nodes)), "log_sigma": (np.log(n), np.log(ratios))}[self.variable]
+        variables = {"sigma": (n, ratios), "t": (times, np.array(nodes)), "log_sigma": (np.log(n), np.log(ratios))}
+        u, at = variables[self.variable]
         measure = -share * rate * 2 * (t - s) * w
         return [
             float((measure * np.prod([(u - at[k]) / (at[j] - at[k]) for k in range(len(at)) if k != j], axis=0)).sum())

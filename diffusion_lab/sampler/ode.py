@@ -33,7 +33,7 @@ class ProbabilityFlow(Sampler):
         RuntimeError: on a call, if the solver cannot meet the tolerances.
     """
 
-    steps = None
+    steps = times = None
     start = "prior"
 
     def __init__(

@@ -1,0 +1,28 @@
+"""What a sampler does to each prediction of x_0, so that it stays among images."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from diffusion_lab.sampler.engine import Threshold
+
+
+def clipped(low: float, high: float) -> Threshold:
+    """x_0 clipped to [low, high] (Ho et al. 2020)."""
+    return lambda x0: x0.clamp_(low, high)
+
+
+def dynamic(low: float, high: float, quantile: float) -> Threshold:
+    """Dynamic thresholding; Saharia et al. 2022 (Imagen, arXiv:2205.11487), Section 2.3.
+
+    On the scale where the range is [-1, 1], with s = max(1, that quantile of |x_0|) of each image:
+    x_0 <- clip(x_0, -s, s) / s.
+    """
+    centre, half = (low + high) / 2, (high - low) / 2
+
+    def threshold(x0: Tensor) -> Tensor:
+        scaled = (x0 - centre) / half
+        s = scaled.flatten(1).abs().quantile(quantile, dim=1).clamp(min=1).reshape(-1, *(1,) * (x0.dim() - 1))
+        return centre + half * (scaled.clamp(-s, s) / s)
+
+    return threshold

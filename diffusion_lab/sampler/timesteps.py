@@ -1,0 +1,44 @@
+"""Times that a user gives, in units of the process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.process import NoiseProcess
+
+Unit = Literal["t", "sigma", "level"]
+"""Of times: t in (0, 1], EDM's sigma, which is sigma / alpha, or a level 1, ..., N of a discrete process."""
+
+
+def explicit(process: NoiseProcess, times: Sequence[float], unit: Unit) -> Tensor:
+    """The times, (S,), float64.
+
+    Raises:
+        ValueError: unless they are strictly decreasing times that the process has.
+    """
+    if unit not in get_args(Unit):
+        raise ValueError(f"sampler.unit={unit!r} is unknown; allowed: {', '.join(get_args(Unit))}")
+    if unit == "level" and process.levels is None:
+        raise ValueError("sampler.unit=level: this process is continuous and has no levels; use unit=t or sigma")
+    given = torch.tensor(list(times), dtype=torch.float64)
+    if given.numel() == 0 or not (given.diff() < 0).all() or not (given > 0).all():
+        raise ValueError(f"sampler.times must be positive and strictly decreasing, got {list(times)}")
+    if unit == "sigma":
+        lowest, highest = (process.scales(torch.tensor(t, dtype=torch.float64)) for t in (process.t_train_min, 1.0))
+        lowest, highest = ((sigma / alpha).item() for alpha, sigma in (lowest, highest))
+        if given[0] > highest * (1 + 1e-9) or given[-1] < lowest * (1 - 1e-9):
+            raise ValueError(
+                f"sampler.times in sigma / alpha must lie between {lowest:.6g} and {highest:.6g}, got {list(times)}"
+            )
+        return process.time(-2 * given.log()).clamp(process.t_train_min, 1.0)
+    t = given / process.levels if unit == "level" else given
+    if t[0] > 1 or t[-1] < process.t_train_min:
+        scale = process.levels if unit == "level" else 1
+        raise ValueError(
+            f"sampler.times must lie between {process.t_train_min * scale:g} and {scale:g}, got {list(times)}"
+        )
+    return t
