@@ -55,10 +55,10 @@ def composed(task: str, words: Sequence[str], with_hydra: bool = False) -> DictC
 def training(words: Sequence[str]) -> dict[str, Any]:
     """The plain configuration of a training, as its checkpoints hold it: with the `choices` of groups."""
     config = composed("train", words, with_hydra=True)
-    OmegaConf.set_struct(config, False)
-    convert(config)
     choices = {group: name for group, name in config.hydra.runtime.choices.items() if not group.startswith("hydra")}
+    OmegaConf.set_struct(config, False)
     del config["hydra"]
+    convert(config)
     return {**plain(config), "choices": choices}
 
 
