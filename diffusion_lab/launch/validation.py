@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from diffusion_lab.launch import declared, schema
+from diffusion_lab.launch.init_source import nowhere
 from diffusion_lab.launch.instantiate import ConfigError, allowed, refused
 from diffusion_lab.launch.outside import disagreement
 
@@ -36,6 +37,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed", "64-true", "bf16-true"),
     "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps", "tpu"), "trainer.gradient_clip_algorithm": ("norm",),
     "variance": ("fixed_large", "fixed_small"), "weights": ("ema", "raw"),
+    "init_weights": ("ema", "raw"),
 }  # fmt: skip
 """Options of the keys that belong to no class of ours."""
 
@@ -242,6 +244,7 @@ RULES: tuple[Callable[[Mapping[str, Any]], str | None], ...] = (
     _ordered("schedule", "beta_min", "beta_max"),
     _ordered("schedule", "start", "end"),
     disagreement,
+    nowhere,
     _batch_divides,
     _sampler_is_whole,
     _sampler_moves,
