@@ -105,5 +105,5 @@ def report(path: Path) -> None:
     for key, value in found.protocol.items():
         say(f"  {key:<18} {value}")
     say(f"{path}: mu and sigma of {found.moments.count:,} images in {len(found.moments.mean)} dimensions")
-    reference = shlex.quote(f"metric.reference={value(os.path.abspath(path))}")
+    reference = shlex.quote(f"metric.reference={spelled(os.path.abspath(path))}")
     say(f"hold samples against it:  {command('sample', 'last', 'evaluate=true', reference)}")
