@@ -61,7 +61,13 @@ def moved(tmp_path_factory):
     return root
 
 
-SCORED = ("num_samples=4", "evaluate=true", "trainer.accelerator=cpu", "metric.measures=[frechet]")
+SCORED = (
+    "num_samples=4",
+    "evaluate=true",
+    "trainer.accelerator=cpu",
+    "metric.measures=[frechet]",
+    "metric.reference=train",
+)
 
 
 @pytest.mark.parametrize("key", ["data.root", "data_dir"])
@@ -70,7 +76,7 @@ def test_a_checkpoint_is_scored_where_its_data_lie_now(moved, key):
     lost = zygote.run(*words, cwd=moved)
     assert lost.returncode == 2 and "set data.root" in lost.stderr
     done = zygote.run(*words, f"{key}=now", cwd=moved)
-    assert done.returncode == 0 and "train_4" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "fd_digits_train_4" in done.stdout, done.stdout + done.stderr
 
 
 def test_training_goes_on_where_the_data_lie_now(moved):

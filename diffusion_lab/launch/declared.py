@@ -24,6 +24,9 @@ class Train:
     compile: bool
     ckpt_path: str | None
     allow_changes: bool
+    init_from: str | None
+    init_weights: Literal["ema", "raw"]
+    init_strict: bool
     optimized_metric: str | None
 
 

@@ -37,7 +37,6 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed", "64-true", "bf16-true"),
     "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps", "tpu"), "trainer.gradient_clip_algorithm": ("norm",),
     "variance": ("fixed_large", "fixed_small"), "weights": ("ema", "raw"),
-    "init_weights": ("ema", "raw"),
 }  # fmt: skip
 """Options of the keys that belong to no class of ours."""
 
