@@ -113,6 +113,7 @@ def work(task: Literal["train", "sample"], config: Any, run_dir: Path, start: li
     """Train or sample, with the other ranks of this job, each watched."""
     from diffusion_lab.launch import process, watch
     from diffusion_lab.launch.job import witnessed
+    from diffusion_lab.launch.typed import convert
 
     # Imported here: torch and Lightning take seconds, and --help must not.
     with quick_imports():
@@ -120,6 +121,7 @@ def work(task: Literal["train", "sample"], config: Any, run_dir: Path, start: li
             from diffusion_lab.launch.train import train as run
         else:
             from diffusion_lab.launch.sample import sample as run
+    convert(config)
     with witnessed(), watch.watched(run_dir, task) as others, process.ranks_of_this_job(start, others.guard):
         run(config)
 

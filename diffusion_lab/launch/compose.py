@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from diffusion_lab.launch import places
 from diffusion_lab.launch.instantiate import ConfigError
 from diffusion_lab.launch.places import CONF
+from diffusion_lab.launch.typed import convert, named_as_typed
 from diffusion_lab.launch.validation import check_network_fits_data, nearest, nodes, validate
 
 PARTS = ("sampler/predictor", "sampler/corrector")
@@ -57,6 +58,7 @@ def training(words: Sequence[str]) -> dict[str, Any]:
     choices = {group: name for group, name in config.hydra.runtime.choices.items() if not group.startswith("hydra")}
     OmegaConf.set_struct(config, False)
     del config["hydra"]
+    convert(config)
     return {**plain(config), "choices": choices}
 
 
@@ -100,9 +102,11 @@ def check(
                 if missing:
                     raise ConfigError(f"{', '.join(missing)} must be given: add {missing[0]}=...")
                 check_network_fits_data(raw)  # unresolved: an image network asks for data.shape[1]
+                convert(config)
                 settings = plain(config)
-                for part in used or (settings,):
-                    validate({key: settings[key] for key in part if key in settings})
+                with named_as_typed(raw, {o.key_or_group for o in parsed(job)}):
+                    for part in used or (settings,):
+                        validate({key: settings[key] for key in part if key in settings})
             except (HydraException, OmegaConfBaseException) as error:
                 raise ConfigError(first_line(error)) from error
 

@@ -112,12 +112,12 @@ def command(task: str, checkpoint: str | Path, *words: str) -> str:
     own = "python" if python and Path(python).absolute() == Path(sys.executable).absolute() else sys.executable
     packages = os.environ.get(FURTHER) if key_file() is None else None
     before = [f"{FURTHER}={shlex.quote(packages)}"] if packages else []
-    place = checkpoint if checkpoint == "last" else value(os.path.abspath(checkpoint))
+    place = checkpoint if checkpoint == "last" else spelled(os.path.abspath(checkpoint))
     start = [shlex.quote(word) for word in (own, *program(task), f"ckpt_path={place}")]
     return " ".join([*before, *start, *words])
 
 
-def value(text: str) -> str:
+def spelled(text: str) -> str:
     """A value as Hydra reads it back."""
     from diffusion_lab.launch.process import override
 

@@ -162,7 +162,7 @@ def sampled(words: Sequence[str]) -> list[str]:
     arguments = process.arguments(words)
     flags = [word for word in words if word not in arguments.overrides]
     own = {override.get_key_element(): override for override in parsed(arguments.overrides)}
-    lines = {key: f"++{o.input_line}" for key, o in own.items() if key.startswith("data.")}
+    lines = {key: f"+{o.input_line}" for key, o in own.items() if key.startswith("data.")}
     own |= {key: parsed([line])[0] for key, line in lines.items()}  # which keys the data have, the checkpoint knows
     wanted = own.get("ckpt_path")
     if wanted is not None and not wanted.is_sweep_override():

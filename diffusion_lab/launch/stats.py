@@ -20,7 +20,7 @@ from diffusion_lab.data import DataModule
 from diffusion_lab.evaluation import reference
 from diffusion_lab.launch.adopt import composed
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
-from diffusion_lab.launch.origin import command
+from diffusion_lab.launch.origin import command, spelled
 from diffusion_lab.launch.report import say
 from diffusion_lab.metric import Statistics
 
@@ -105,5 +105,5 @@ def report(path: Path) -> None:
     for key, value in found.protocol.items():
         say(f"  {key:<18} {value}")
     say(f"{path}: mu and sigma of {found.moments.count:,} images in {len(found.moments.mean)} dimensions")
-    reference = shlex.quote(f"metric.reference={value(os.path.abspath(path))}")
+    reference = shlex.quote(f"metric.reference={spelled(os.path.abspath(path))}")
     say(f"hold samples against it:  {command('sample', 'last', 'evaluate=true', reference)}")

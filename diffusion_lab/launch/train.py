@@ -25,6 +25,7 @@ from diffusion_lab.launch.compiled import compile_network
 from diffusion_lab.launch.compose import plain
 from diffusion_lab.launch.data_place import moved, places
 from diffusion_lab.launch.failure import explained
+from diffusion_lab.launch.initial import initialise
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.launch.lock import locked
 from diffusion_lab.launch.logger import build_loggers, finish_loggers
@@ -55,6 +56,7 @@ def train(config: DictConfig) -> None:
     if before and "optimizer_states" not in before:
         begin = f"sample from it, or begin with its weights: init_from={settings['ckpt_path']}"
         raise ConfigError(f"{resume} was imported and holds no training to go on with: {begin}")
+    settings["init_from"] = before["config"].get("init_from") if before else settings["init_from"]
     started = before and before["config"].get(origin.RECORD)
     settings[origin.RECORD] = origin.origin(started)
     where = places(settings["data"])
@@ -110,6 +112,8 @@ def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, 
         model = instantiate(settings["model"], "model")
         model.sampler.check(model.denoiser)
         model.config = settings
+        if settings["init_from"] and not settings["ckpt_path"]:
+            initialise(model, settings)
         callbacks = list(instantiate(settings["callback"], "callback").values())
         for callback in callbacks:
             if hasattr(callback, "check"):

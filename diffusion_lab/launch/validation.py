@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from diffusion_lab.launch import schema
+from diffusion_lab.launch import declared, schema
+from diffusion_lab.launch.init_source import nowhere
 from diffusion_lab.launch.instantiate import ConfigError, allowed, refused
 from diffusion_lab.launch.outside import disagreement
 
@@ -53,8 +54,7 @@ def validate(config: Mapping[str, Any]) -> None:
         ConfigError: naming the key, what is wrong and what is allowed.
     """
     for path, node in nodes(config):
-        if "_target_" in node:
-            check_signature(path, node)
+        check_signature(path, node)
         for key, value in node.items():
             check_value(f"{path}.{key}".lstrip("."), value)
     for rule in RULES:
@@ -86,16 +86,14 @@ def nodes(node: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def check_signature(path: str, node: Mapping[str, Any]) -> None:
     """A node's keys and values against the signature of its class."""
-    target = str(node["_target_"])
-    if not allowed(target):
+    target = str(node.get("_target_") or "")
+    if target and not allowed(target):
         raise refused(path, target)
-    if not target.startswith("diffusion_lab."):
-        return
-    known = schema.parameters(target)
-    if known is None:
+    ours, known = target.startswith("diffusion_lab."), declared.parameters(path, node)
+    if known is None and ours:
         raise ConfigError(f"{path}._target_={target} does not exist")
-    for key, value in node.items():
-        if key.startswith("_"):
+    for key, value in node.items() if known is not None else ():
+        if key.startswith("_") or (not target and key not in known):
             continue
         if key not in known:
             raise ConfigError(
@@ -103,8 +101,9 @@ def check_signature(path: str, node: Mapping[str, Any]) -> None:
             )
         reason = schema.mismatch(known[key], value)
         if reason:
-            raise ConfigError(f"{path}.{key}={value!r} {reason}{nearest(str(value), known[key].options or ())}")
-    missing = [k for k, p in known.items() if p.required and k not in node]
+            name = f"{path}.{key}".lstrip(".")
+            raise ConfigError(f"{name}={value!r} {reason}{nearest(str(value), known[key].options or ())}")
+    missing = [k for k, p in known.items() if p.required and k not in node] if ours else []
     if missing and not node.get("_partial_"):
         raise ConfigError(f"{path} needs a value for {', '.join(missing)}")
 
@@ -244,6 +243,7 @@ RULES: tuple[Callable[[Mapping[str, Any]], str | None], ...] = (
     _ordered("schedule", "beta_min", "beta_max"),
     _ordered("schedule", "start", "end"),
     disagreement,
+    nowhere,
     _batch_divides,
     _sampler_is_whole,
     _sampler_moves,
