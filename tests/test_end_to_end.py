@@ -87,7 +87,7 @@ def test_sample_command_writes_images_and_numbers(digits):
         "trajectory=true", "batch_size=4", cwd=root,
     )  # fmt: skip
     out = next(root.glob("logs/sample/*ddim*"))
-    images = np.load(out / "samples.npz")["images"]
+    images = np.load(out / "samples.npz")["arr_0"]
     assert images.dtype == np.uint8 and images.shape == (10, 8, 8, 1)
     pngs = sorted((out / "png").glob("*.png"))
     assert len(pngs) == 10 and (np.asarray(Image.open(pngs[3])) == images[3, :, :, 0]).all()
@@ -174,7 +174,7 @@ def test_paper_size_network_trains_saves_and_samples(tmp_path):
     )  # fmt: skip
     assert "35,746,307 parameters" in said and "the Fréchet distance is left out" in said
     run("sample.py", "ckpt_path=last", "num_samples=1", "sampler=ddim", "sampler.steps=2", cwd=tmp_path)
-    assert np.load(next(tmp_path.glob("logs/sample/*/samples.npz")))["images"].shape == (1, 32, 32, 3)
+    assert np.load(next(tmp_path.glob("logs/sample/*/samples.npz")))["arr_0"].shape == (1, 32, 32, 3)
 
 
 @pytest.mark.parametrize("pitfall, picture", [("no_data", "score_error.png"), ("mode_weights", "mode_weights.png")])

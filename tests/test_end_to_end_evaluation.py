@@ -56,7 +56,7 @@ def test_more_devices_and_a_second_start_change_nothing(trained):
             f"trainer.devices={devices}", f"out={place}", cwd=trained,
         )  # fmt: skip
         results.append(json.loads((trained / place / "results.json").read_text())["metrics"])
-    one, two = (np.load(trained / place / "samples.npz")["images"] for place in ("one", "two"))
+    one, two = (np.load(trained / place / "samples.npz")["arr_0"] for place in ("one", "two"))
     assert np.array_equal(one, two) and one.shape == (13, 8, 8, 1) and len({i.tobytes() for i in one}) == 13
     assert results[0].keys() == results[1].keys() and "coverage_digits_held_out_13" in results[0]
     for name, record in results[0].items():
@@ -67,7 +67,7 @@ def test_more_devices_and_a_second_start_change_nothing(trained):
         cwd=trained,
     )  # fmt: skip
     assert "sampling 10 from" in said and "10 of 20 are there already" in said
-    more = np.load(trained / "one/samples.npz")["images"]
+    more = np.load(trained / "one/samples.npz")["arr_0"]
     assert np.array_equal(more[:13], one) and len(more) == 20
     metrics = json.loads((trained / "one/results.json").read_text())["metrics"]
     assert {"fd_digits_held_out_13", "fd_digits_held_out_20", "bound_bits_per_dim"} <= metrics.keys()
@@ -135,7 +135,7 @@ def test_all_samples_join_in_one_file_and_in_pictures(tmp_path):
     series.complete(12)
     rows = series.rows(range(12))[:].numpy()
     join(series, 12, tmp_path / "samples.npz")
-    assert np.array_equal(np.load(tmp_path / "samples.npz")["images"], rows)
+    assert np.array_equal(np.load(tmp_path / "samples.npz")["arr_0"], rows)
     write_pngs(series, range(5, 10), tmp_path / "png")
     assert np.array_equal(np.asarray(Image.open(tmp_path / "png/000007.png")), rows[7, ..., 0])
     before = (tmp_path / "png/000005.png").stat().st_mtime_ns

@@ -462,7 +462,7 @@ def test_one_command_imports_and_the_next_samples_and_evaluates(recorded, tmp_pa
     results = json.loads(Path("out/results.json").read_text())
     assert {"fd_digits_held_out_6", "coverage_digits_held_out_6", "flow_bits_per_dim"} <= results["metrics"].keys()
     assert results["sampler"].startswith("euler_maruyama (") and results["nfe"] in (2, 3)
-    images = np.load("out/samples.npz")["images"]
+    images = np.load("out/samples.npz")["arr_0"]
     again = diffusion_lab.load(run).sample(6).permute(0, 2, 3, 1)
     assert np.abs(again.numpy() * 255 - images).max() < 1.6
 

@@ -104,7 +104,7 @@ def test_samples_are_drawn_by_the_ranks_of_each_job_into_its_directory(tmp_path)
     assert code == 0, said
     assert said.count("sampling 6 from") == 1 and "on 2 x cpu" in said
     (made,) = (tmp_path / "logs" / "sweep").glob("*/0/samples.npz")
-    assert np.load(made)["points"].shape == (6, 2) and (made.parent / "request.json").exists()
+    assert np.load(made)["arr_0"].shape == (6, 2) and (made.parent / "request.json").exists()
     assert not (tmp_path / "logs" / "sample").exists()
 
 

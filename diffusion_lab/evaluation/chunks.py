@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,7 +40,8 @@ class Chunks:
 
     def missing(self, count: int) -> list[range]:
         """The chunks of rows 0..count-1 that are not there."""
-        return [chunk for chunk in self.ranges(count) if not self.has(chunk)]
+        there = set(os.listdir(self.folder)) if self.folder.is_dir() else set()
+        return [chunk for chunk in self.ranges(count) if self.path(chunk).name not in there or not self.has(chunk)]
 
     def write(self, chunk: range, rows: Tensor) -> None:
         """Store the rows of a chunk, whole or not at all."""

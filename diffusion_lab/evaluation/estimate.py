@@ -34,9 +34,15 @@ class Estimate:
         return self.samples + self.likelihood
 
     def __str__(self) -> str:
-        if self.seconds < 120:
-            return f"{self.seconds:.0f} s"
-        return f"{self.seconds / 60:.0f} min" if self.seconds < 7200 else f"{self.seconds / 3600:.1f} h"
+        return in_words(self.seconds)
+
+
+def in_words(seconds: float) -> str:
+    """A time in seconds, minutes, hours or days."""
+    for unit, size, most in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 259_200)):
+        if seconds < most:
+            return f"{seconds / size:.{int(unit == 'h')}f} {unit}"
+    return f"{seconds / 86_400:,.0f} days"
 
 
 def estimate(model: Model, evaluator: Evaluator, data: DataModule, times: int = 1) -> Estimate:

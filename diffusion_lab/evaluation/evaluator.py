@@ -240,14 +240,14 @@ class Evaluator:
             against = self.loaded(self.reference)
         return Judge(self.features, against, self.measures, self.neighbours)
 
-    def plan(self, model: Model, data: DataModule) -> str:
+    def plan(self, model: Model, data: DataModule, with_likelihood: bool = True) -> str:
         """What is measured, in one line."""
         parts = []
         if self.judges_samples(data):
             which = ", ".join(self.judge_to_be(data).served(self.samples)) if self.features else "distances"
             times = f"{self.repeats} x " if self.repeats > 1 else ""
             parts.append(f"{times}{self.samples:,} samples against {self.reference} ({which})")
-        if model.likelihood and (items := self.likelihood_items(data)):
+        if with_likelihood and model.likelihood and (items := self.likelihood_items(data)):
             passes = f", {self.likelihood_repeats} times" if self.likelihood_repeats > 1 else ""
             parts.append(f"likelihood ({', '.join(model.likelihood)}) of {items:,} held-out items{passes}")
         return "; ".join(parts) or "nothing to measure"

@@ -47,7 +47,19 @@ def series_of(model: Model, sampler: Sampler, own: Request, name: str, log_dir: 
     return Series(place, model, sampler, own["seed"], own["batch_size"])
 
 
-def planned(config: DictConfig, model: Model) -> list[tuple[str, int | None, dict[str, Any], Sampler]]:
+Point = tuple[str, int | None, dict[str, Any], Sampler]
+
+
+def all_series(config: DictConfig, wanted: Request, model: Model) -> list[Series]:
+    """The series of every point, with nothing written yet."""
+    places = [
+        (folder({**wanted, "sampler": settings}, name, config.paths.log_dir, None), sampler)
+        for name, _, settings, sampler in planned(config, model, quiet=True)
+    ]
+    return [Series(place, model, sampler, wanted["seed"], wanted["batch_size"]) for place, sampler in places]
+
+
+def planned(config: DictConfig, model: Model, quiet: bool = False) -> list[Point]:
     """(name, steps, settings, sampler) of every point; steps is None for a sampler without a number of them.
 
     Raises:
@@ -64,7 +76,8 @@ def planned(config: DictConfig, model: Model) -> list[tuple[str, int | None, dic
             try:
                 sampler.check(model.denoiser)
             except ValueError as error:
-                say(f"left out  {name} with {steps} steps: {error}")
+                if not quiet:
+                    say(f"left out  {name} with {steps} steps: {error}")
                 continue
             points.append((name, steps, settings_of_point, sampler))
     if not points:

@@ -19,7 +19,7 @@ from diffusion_lab import checkpoint
 from diffusion_lab.callback.evaluation import write_results
 from diffusion_lab.callback.media import log_pictures
 from diffusion_lab.evaluation import Evaluator, Series
-from diffusion_lab.launch.compare import compare
+from diffusion_lab.launch.compare import all_series, compare
 from diffusion_lab.launch.compiled import compile_network
 from diffusion_lab.launch.compose import plain
 from diffusion_lab.launch.data_place import located
@@ -28,6 +28,7 @@ from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.launch.lock import locked
 from diffusion_lab.launch.logger import finish_loggers, reopen
 from diffusion_lab.launch.outside import cluster, set_timeout
+from diffusion_lab.launch.plan import tell_plan
 from diffusion_lab.launch.quiet import quieten
 from diffusion_lab.launch.report import in_sweep, say, say_limits, table
 from diffusion_lab.launch.request import claim, folder, request
@@ -71,12 +72,21 @@ def sample(config: DictConfig) -> None:
     if config.compare:
         if not evaluator.judges_samples(data):
             raise ConfigError("compare needs something to judge samples by: choose metric=inception or another one")
+        if rank_zero_only.rank == 0:
+            drawn = all_series(config, wanted, subject.model)
+            tell_plan(
+                config, fabric, drawn, evaluator.samples * evaluator.repeats, what(config, subject), evaluator, data
+            )
         fabric.launch()
         values, curves = compare(config, fabric, wanted, subject.model, evaluator, data)
         if fabric.is_global_zero:
             publish(subject, values, {"sample/quality_vs_nfe": curves})
         return
     out = folder(wanted, subject.sampler, config.paths.log_dir, config.out)
+    series = Series(out, subject.model, seed=config.seed, batch_size=config.batch_size)
+    count = config.num_samples if evaluator is None else max(config.num_samples, evaluator.samples * evaluator.repeats)
+    if rank_zero_only.rank == 0:
+        tell_plan(config, fabric, [series], count, what(config, subject), evaluator, data)
     with (
         explained(out, plain(config), "sample"),
         locked(out) if rank_zero_only.rank == 0 else nullcontext(),  # before there are others who would wait
@@ -84,7 +94,12 @@ def sample(config: DictConfig) -> None:
         if rank_zero_only.rank == 0:
             claim(out, wanted)
         fabric.launch()
-        draw_and_score(config, fabric, subject, evaluator, data, out)
+        draw_and_score(config, fabric, subject, series, count, evaluator, data)
+
+
+def what(config: DictConfig, subject: Subject) -> str:
+    """What is sampled from, in words."""
+    return f"step {subject.step} of {subject.path} ({config.weights} weights)"
 
 
 def load(config: DictConfig) -> Subject:
@@ -106,14 +121,18 @@ def draw_and_score(
     config: DictConfig,
     fabric: Fabric,
     subject: Subject,
+    series: Series,
+    count: int,
     evaluator: Evaluator | None,
     data: Any,
-    out: Path,
 ) -> None:
     """Fill the directory of a request; then score what is in it, if there is an evaluator."""
-    count = config.num_samples if evaluator is None else max(config.num_samples, evaluator.samples * evaluator.repeats)
-    series = Series(out, subject.model, seed=config.seed, batch_size=config.batch_size)
-    draw(series, count, fabric, f"step {subject.step} of {subject.path} ({config.weights} weights)")
+    out = series.folder
+    try:
+        with fabric.autocast():
+            series.complete(count)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(str(error)) from error
     write_samples(series, count, out, config, data)
     calls, rate = series.cost(count)
     if fabric.is_global_zero:
@@ -165,21 +184,6 @@ def build_fabric(config: DictConfig) -> Fabric:
     if fabric._precision.precision != keys["precision"]:  # Lightning would warn and take another one
         raise ConfigError(f"trainer.precision={keys['precision']} needs a GPU: here, use bf16-mixed")
     return fabric
-
-
-def draw(series: Series, count: int, fabric: Fabric, what: str) -> None:
-    """Draw what is missing of a series, having said what there is to do."""
-    if fabric.is_global_zero:
-        missing = sum(map(len, series.samples.missing(count)))
-        there = f"; {count - missing} of {count} are there already" if missing < count else ""
-        say(f"sampling {missing} from {what} on {fabric.world_size} x {fabric.device.type}{there}")
-        if said := series.model.sampler.caution(series.model.denoiser):
-            say(said)
-    try:
-        with fabric.autocast():
-            series.complete(count)
-    except (ValueError, RuntimeError) as error:
-        raise ConfigError(str(error)) from error
 
 
 def choose_sampler(config: DictConfig, trained: dict[str, Any]) -> tuple[str, dict[str, Any]]:

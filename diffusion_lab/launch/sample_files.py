@@ -12,13 +12,11 @@ from omegaconf import DictConfig
 from diffusion_lab import picture, ranks
 from diffusion_lab.callback.samples import draw_samples, draw_trajectory, filmed
 from diffusion_lab.evaluation import Series
-from diffusion_lab.launch.instantiate import ConfigError
+from diffusion_lab.launch.report import say
 
 
 def write_samples(series: Series, count: int, out: Path, config: DictConfig, data: Any) -> None:
     """samples.png, and what else was asked for: samples.npz in one file, every image as a PNG, the trajectory."""
-    if config.png and not series.images:
-        raise ConfigError("png=true writes images, but these are no images: leave it out")
     if config.png:
         (out / "png").mkdir(exist_ok=True)
         with ranks.together():
@@ -29,11 +27,28 @@ def write_samples(series: Series, count: int, out: Path, config: DictConfig, dat
         return
     if config.npz:
         join(series, count, out / "samples.npz")
+    for line in left_behind(out, count, config):
+        say(line)
     shown = series.rows(range(min(count, 10_000 if len(series.model.shape) == 1 else config.grid)))[:]
     shown = shown.permute(0, 3, 1, 2).float() / 255 if series.images else shown
     draw_samples(series.model, shown, out / "samples.png", data)
     if frames is not None:
         draw_trajectory(frames, out / "trajectory.png")
+
+
+def left_behind(out: Path, count: int, config: DictConfig) -> list[str]:
+    """What an earlier command has left that holds another number of samples than this one's, a line each."""
+    lines = []
+    if (out / "samples.npz").exists() and not config.npz:
+        with zipfile.ZipFile(out / "samples.npz") as archive, archive.open(archive.namelist()[0]) as file:
+            version = np.lib.format.read_magic(file)
+            reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            before = reader(file)[0][0]
+        if before != count:
+            lines.append(f"samples.npz is of an earlier command: it holds {before} samples, not {count}")
+    if config.png and (found := sum(1 for _ in (out / "png").glob("*.png"))) > count:
+        lines.append(f"png/ holds {found} images, also of an earlier command; this one's are the first {count}")
+    return lines
 
 
 def write_pngs(series: Series, chunk: range, out: Path) -> None:
@@ -45,12 +60,17 @@ def write_pngs(series: Series, chunk: range, out: Path) -> None:
 
 
 def join(series: Series, count: int, path: Path) -> None:
-    """One .npz of all samples: `images` uint8 (N, H, W, C), or `points` float32 (N, 2), a chunk in memory at a time."""
+    """One .npz of all samples, a chunk in memory at a time: images uint8 (N, H, W, C), or float32 (N, ...).
+
+    Its one array is arr_0, the key that numpy gives and the evaluator of Dhariwal & Nichol (2021) reads.
+    """
     first = series.rows(range(1))
     header = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False}
-    with picture.replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        name = "images.npy" if series.images else "points.npy"
-        with archive.open(name, "w", force_zip64=True) as file:
-            np.lib.format.write_array_header_1_0(file, header | {"shape": (count, *first.shape[1:])})
-            for chunk in series.samples.ranges(count):
-                file.write(series.samples.read(chunk).numpy().tobytes())
+    with (
+        picture.replacing(path) as temporary,
+        zipfile.ZipFile(temporary, "w") as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as file,
+    ):
+        np.lib.format.write_array_header_1_0(file, header | {"shape": (count, *first.shape[1:])})
+        for chunk in series.samples.ranges(count):
+            file.write(series.samples.read(chunk).numpy().tobytes())
