@@ -85,7 +85,9 @@ def test_evaluates_both_weights_every_so_many_steps_and_at_the_end(tmp_path, cap
     direct = evaluation.evaluator(model, Digits(), tmp_path / "direct")
     assert direct["bound_bits_per_dim"]["value"] == results["metrics"]["raw_bound_bits_per_dim"]["value"]
     assert not (tmp_path / "run/evaluation").exists(), "samples drawn for the numbers do not stay"
-    assert "evaluation every 2 steps, about " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "evaluation every 2 steps, about " in out
+    assert out.count("evaluation: 12 samples against held_out (frechet, kernel, ") == 1 and "writes results.json" in out
 
 
 @pytest.mark.parametrize("best, sign", [("bound_bits_per_dim", 1), ("inception_score", -1)])

@@ -175,6 +175,8 @@ class Evaluation(Lean):
         has_ema = any(isinstance(callback, EMA) for callback in trainer.callbacks)
         metrics: dict[str, Record] = {}
         try:
+            if evaluator is self.evaluator:
+                self.tell(trainer, model)
             if self.weights != "raw":
                 with averaged(trainer, model):
                     metrics |= self.measure(trainer, model, evaluator, "ema" if has_ema else "raw")
@@ -206,6 +208,13 @@ class Evaluation(Lean):
                 write_results(self.run_dir / "results.json", self.results)
         self._since = time.perf_counter()
         self.keep_best(trainer, metrics)
+
+    def tell(self, trainer: pl.Trainer, model: Model) -> None:
+        """Say what the evaluation at the end does, how long it takes and what it writes."""
+        told = estimate(model, self.evaluator, trainer.datamodule, 2 if self.weights == "both" else 1)
+        if trainer.is_global_zero:
+            plan = self.evaluator.plan(model, trainer.datamodule)
+            print(f"evaluation: {plan}, about {told}; writes results.json", flush=True)
 
     def measure(self, trainer: pl.Trainer, model: Model, evaluator: Evaluator, weights: str) -> dict[str, Record]:
         """Records of the weights that the model has now; the samples drawn for them do not stay."""

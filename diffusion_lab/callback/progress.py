@@ -42,6 +42,7 @@ class Progress(Lean, ProgressBar):
     def on_train_start(self, trainer: pl.Trainer, model: Model) -> None:
         self.seen, self.first, self.start, self.shown = 0, trainer.global_step, time.perf_counter(), 0.0
         self.times: dict[int, float] = {}
+        self.kind = "images" if len(model.shape) == 3 else "points"
         self.bar = tqdm(
             total=trainer.max_steps if trainer.max_steps > 0 else None,
             initial=trainer.global_step,
@@ -66,7 +67,7 @@ class Progress(Lean, ProgressBar):
             return
         self.shown = now
         rate = self.seen / (now - self.start)
-        self.bar.set_postfix_str(f"loss {outputs['loss'].item():.4f}, {rate:,.0f} images/s", refresh=False)
+        self.bar.set_postfix_str(f"loss {outputs['loss'].item():.4f}, {rate:,.0f} {self.kind}/s", refresh=False)
         self.bar.update(trainer.global_step - self.bar.n)
 
     def foretell(self, trainer: pl.Trainer) -> None:

@@ -30,6 +30,7 @@ from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.launch.lock import locked
 from diffusion_lab.launch.logger import build_loggers, finish_loggers
 from diffusion_lab.launch.outside import cluster, set_timeout
+from diffusion_lab.launch.plan import check_room, size_on_disk
 from diffusion_lab.launch.quiet import quieten
 from diffusion_lab.launch.report import in_sweep, say, say_limits, table
 from diffusion_lab.launch.resume import CONFIG
@@ -165,6 +166,9 @@ def prepare_evaluation(
         evaluation.evaluator.features = evaluation.during.features = None
         if trainer.is_global_zero:
             say(f"the Fréchet distance is left out of this run's evaluation: {error}")
+    evaluator, place = evaluation.evaluator, Path(settings["paths"]["run_dir"])
+    samples = evaluator.samples * evaluator.repeats * evaluator.judges_samples(data)
+    check_room(size_on_disk(model, samples, evaluator), place, f"the {samples:,} samples of an evaluation")
     if trainer.is_global_zero:
         say_limits(evaluation.evaluator, data, bool(model.likelihood))
     evaluation.check_best(data, model)
