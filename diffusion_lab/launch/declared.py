@@ -51,6 +51,7 @@ class Sample:
     likelihood_repeats: int | None
     compile: bool
     data_dir: str | None
+    allow_long: bool
     compare: Sequence[str] | str | None
     compare_steps: Sequence[int] | int
 
