@@ -284,6 +284,7 @@ class Listed(torch.utils.data.Dataset):
 
 X, Y = bytes_of(), torch.arange(40) % 3
 TENSORS = torch.utils.data.TensorDataset(X, Y)
+Binary = torch.utils.data.TensorDataset((X > 50).float(), Y)
 PLAIN = {
     "tensors": Splits(TENSORS, TENSORS),
     "a pair": (TENSORS, TENSORS),
@@ -292,6 +293,7 @@ PLAIN = {
     "x and label": (Listed([(x, int(y)) for x, y in zip(X, Y)]),) * 2,
     "x alone": (Listed(list(X)),) * 2,
     "arrays": (Listed([x.numpy() for x in X]),) * 2,
+    "other bytes": (Listed([x.numpy().astype(">f4") for x in X]),) * 2,
     "PIL": (Listed([(Image.fromarray(x[0].numpy()), int(y)) for x, y in zip(X, Y)]),) * 2,
 }
 
@@ -302,7 +304,7 @@ def test_plain_torch_data_sets_are_taken_as_they_are(kind: str) -> None:
     order = torch.cat([module.batches.batch(p) for p in range(5)])
     assert torch.equal(torch.cat(consume(module, 5)), X[order].float() / 255)
     assert torch.cat([x for x, _ in module.val_dataloader()]).shape == X.shape
-    labelled = kind not in ("no labels", "x alone", "arrays")
+    labelled = kind not in ("no labels", "x alone", "arrays", "other bytes")
     assert torch.equal(module.splits.train.labels, Y if labelled else torch.zeros_like(Y))
     assert len(module.images("held_out", 7)) == 7 and len(module.fingerprint("train")) == 64
 
@@ -325,13 +327,17 @@ def test_of_one_plain_data_set_a_tenth_is_held_out_and_always_the_same() -> None
         (X % 2, 2, (X % 2).float(), "2 grey levels"),
         (X % 2 > 0, 2, (X % 2).float(), "2 grey levels"),
         (X % 17, 256, (X % 17).float() / 255, "the brightest value is 16 of 255"),
+        (X.to(torch.uint16) * 9, 4096, X.float() * 9 / 4095, "4096 grey levels"),
+        ((X % 2).bfloat16(), 2, (X % 2).float(), "2 grey levels"),
+        ((X.float() / 255).requires_grad_(), 256, X.float() / 255, "floats in [0, 1] as they are"),
+        ((X.float() / 255).to_sparse(), 256, X.float() / 255, "floats in [0, 1] as they are"),
         (X.float() - 99, None, X.float() - 99, "floats from -99 to 15"),
     ],
 )
 def test_values_are_grey_levels_or_floats_up_to_1_or_real_numbers(x, levels, wanted, said: str) -> None:
     module = fitted(Given(Splits(InMemory(x, Y), InMemory(x, Y), "given"), shape=(1, 4, 4), grey_levels=levels))
     assert torch.equal(consume(module, 1)[0], wanted[module.batches.batch(0)])
-    assert said in module.describe()
+    assert said in module.describe() and len(module.fingerprint("train")) == 64
 
 
 @pytest.mark.parametrize("wrap", [lambda x: InMemory(x, Y), lambda x: Listed(list(x))], ids=["memory", "lazy"])
@@ -362,6 +368,11 @@ def test_data_that_are_not_what_they_promise_are_refused_before_the_first_step(w
     "loaded, message",
     [
         (5, r"load\(\) gives a int, which has no len\(\)"),
+        ({"train": TENSORS, "val": TENSORS}, r"load\(\) gives a dict, which has names: give Splits\(train, held_out\)"),
+        ((X, Y), r"if they are x and labels, give torch.utils.data.TensorDataset\(x, labels\)"),
+        ((TENSORS, TENSORS, TENSORS), r"load\(\) gives 3 data sets: give two, \(train, held_out\)"),
+        ((Binary, TENSORS), "the values of train and held_out go from 0 to 1 and 0 to 255: bring both to one range"),
+        ((TENSORS, Binary), "the values of train and held_out go from 0 to 255 and 0 to 1: bring both to one range"),
         (iter([]), r"load\(\) gives a list_iterator, which has no len\(\)"),
         (torch.utils.data.TensorDataset(X[:1]), "a single item: two are needed"),
         ((Listed([]), TENSORS), "an empty data set"),
@@ -376,6 +387,20 @@ def test_data_that_are_not_what_they_promise_are_refused_before_the_first_step(w
 def test_what_is_no_data_set_is_refused_in_a_line(loaded, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Given(loaded, shape=(1, 4, 4)).setup("fit")
+
+
+def test_an_item_on_another_scale_than_those_looked_at_is_named() -> None:
+    items = [torch.full((1, 4, 4), number % 256) for number in range(3000)]
+    items[1001] = items[1001] + 300
+    module = fitted(Given((Listed(items), TENSORS), shape=(1, 4, 4)))
+    with pytest.raises(ValueError, match=r"item 1001 holds values from 533 to 533, .* lie within 0 and 255"):
+        module.splits.train.__getitems__([1000, 1001])
+
+
+def test_colours_of_a_palette_are_no_grey_levels() -> None:
+    pictures = [Image.fromarray(x[0].numpy()).convert("RGB").quantize() for x in X]
+    with pytest.raises(ValueError, match=r"data.shape=\[3,4,4\]"):
+        Given((Listed(pictures),) * 2, shape=(1, 4, 4)).setup("fit")
 
 
 def test_a_class_that_states_its_grey_levels_admits_no_others() -> None:
@@ -437,6 +462,13 @@ def test_toy2d_points_are_a_fixed_draw_of_their_target(name: str) -> None:
         (lambda: Toy2D(name="moon"), "data.name=moon does not exist"),
         (lambda: Toy2D(name="moons", train_size=0), "data.train_size=0"),
         (lambda: Digits(batch_size=0), "data.batch_size=0"),
+        (lambda: Digits(batch_size="4"), "data.batch_size='4' must be a whole number"),
+        (lambda: Digits(seed=None), "data.seed=None must be a whole number"),
+        (lambda: Digits(flip="no"), "data.flip='no' must be true or false"),
+        (lambda: Digits(shape=8), r"data.shape=8 must be \[channels,height,width\]"),
+        (lambda: Digits(shape="1x8x8"), r"data.shape='1x8x8' must be \[channels,height,width\]"),
+        (lambda: MNIST(data_dir=""), "data.data_dir is empty: say where the files lie"),
+        (lambda: MNIST(data_dir=None), "data.data_dir=None must be text"),
         (lambda: MNIST(data_dir=".", shape=(1, 29, 29)), "data.shape"),
     ],
 )

@@ -291,6 +291,57 @@ def test_split_folders_have_the_usual_names(tmp_path: Path, train: str, held_out
     assert splits.train.labels.bincount().tolist() == [3, 3]
 
 
+@pytest.mark.parametrize(
+    "train, held_out",
+    [
+        ("train2017", "val2017"),
+        ("train_set", "test_set"),
+        ("Training Images", "Validation Images"),
+        ("images_train", "holdout"),
+        ("faces/train", "faces/val"),
+        ("all/all/train", "all/all/test"),
+    ],
+)
+def test_split_folders_may_carry_more_words_or_lie_in_a_folder_of_their_own(
+    tmp_path, train: str, held_out: str
+) -> None:
+    for part, count in ((train, 4), (held_out, 3)):
+        for number in range(count):
+            noise(tmp_path / part / "a" / f"{number}.png", number)
+    splits = module(tmp_path).splits
+    assert splits.how == f"folders {train} and {held_out}"
+    assert (len(splits.train), len(splits.held_out)) == (4, 3) and splits.train.labels.tolist() == [0] * 4
+
+
+@pytest.mark.parametrize(
+    "folders, message",
+    [
+        (("trainA", "trainB", "testA", "testB"), "2 folders for training, trainA, trainB: keep one, or set data.root="),
+        (("cat/train", "cat/val", "dog/train", "dog/val"), "train and val inside of cat, dog: put the splits first"),
+        (("train2017", "val2017", "unlabeled2017"), "has train2017/ beside unlabeled2017"),
+    ],
+)
+def test_splits_that_would_be_pooled_are_refused(tmp_path: Path, folders, message: str) -> None:
+    for number, folder in enumerate(folders):
+        noise(tmp_path / folder / "a.png", number)
+    with pytest.raises(ValueError, match=message):
+        module(tmp_path).load()
+
+
+def test_classes_may_have_words_of_splits_in_their_names(tmp_path: Path) -> None:
+    for number, folder in enumerate(("train_station", "bullet_train", "airport")):
+        noise(tmp_path / folder / "a.png", number)
+    assert len(module(tmp_path).splits.train) == 2
+
+
+@pytest.mark.parametrize("limit", [0, 64])
+def test_names_that_are_no_utf_8_are_read(tmp_path: Path, limit: int) -> None:
+    for number in range(4):
+        noise(tmp_path / os.fsdecode(b"\xff%d.png" % number), number)
+    data = module(tmp_path, memory_limit_mb=limit)
+    assert data.size("train") + data.size("held_out") == 4 and len(data.fingerprint("train")) == 64
+
+
 def test_folders_beside_train_are_splits_or_refused(tmp_path: Path) -> None:
     noise(tmp_path / "train" / "a" / "0.png", 0)
     noise(tmp_path / "train" / "b" / "1.png", 1)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from diffusion_lab.data.batches import TrainBatches, generator
 from diffusion_lab.data.plain import in_two, sample, with_protocol
-from diffusion_lab.data.promise import check_shape, check_values
+from diffusion_lab.data.promise import check_fields, check_shape, check_values
 
 Batch = tuple[Tensor, Tensor]
 Split = Literal["train", "held_out"]
@@ -65,6 +65,7 @@ class DataModule(pl.LightningDataModule, ABC):
 
     def __post_init__(self) -> None:
         super().__init__()
+        check_fields(self, self.places)
         self.shape = tuple(self.shape)
         if len(self.shape) not in (1, 3) or min(self.shape) < 1:
             raise ValueError(f"data.shape={list(self.shape)} must be [channels,height,width] or [2]")
@@ -100,6 +101,8 @@ class DataModule(pl.LightningDataModule, ABC):
         for part in parts:
             check_shape(name, self.shape, tuple(part.shape[1:]))
         self._floats_in_unit, notes = check_values(name, self.grey_levels, len(self.shape) == 3, parts)
+        if self.grey_levels is not None:
+            splits.train.limits = splits.held_out.limits = (0, 1 if self._floats_in_unit else self.grey_levels - 1)
         return replace(splits, notes=(*splits.notes, *notes))
 
     def setup(self, stage: str) -> None:

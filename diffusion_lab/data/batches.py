@@ -23,6 +23,17 @@ def generator(purpose: str, *numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(mixed[0]))
 
 
+WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64, torch.bfloat16: torch.float32}
+"""Types for which torch or NumPy lacks arithmetic, and one that holds their values."""
+
+
+def plain(x: Tensor) -> Tensor:
+    """The values of a tensor alone: dense, on the CPU, without a gradient, in a type that can be computed with."""
+    x = x.detach().to("cpu")
+    x = x if x.layout is torch.strided else x.to_dense()
+    return x.to(WIDER.get(x.dtype, x.dtype))
+
+
 class InMemory(Dataset):
     """A whole set as two tensors: `x` (N, ...) uint8 grey levels or float points, `labels` (N,) int64.
 
@@ -34,6 +45,7 @@ class InMemory(Dataset):
     def __init__(self, x: Tensor, labels: Tensor) -> None:
         if len(x) != len(labels):
             raise ValueError(f"{len(x)} items but {len(labels)} labels: the files do not belong together")
+        x = plain(x)
         bad = bad_items(x) if x.is_floating_point() else []
         if bad:
             raise ValueError(f"items {shown(bad)} of {len(x)} hold NaN or infinity: leave them out")

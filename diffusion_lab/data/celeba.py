@@ -123,7 +123,7 @@ class Zipped(Source):
 
     def stamp(self) -> bytes:
         found = self.archive.stat()
-        return f"{found.st_size} {found.st_mtime_ns} {' '.join(self.names)}".encode()
+        return f"{found.st_size} {found.st_mtime_ns} {' '.join(self.names)}".encode(errors="surrogateescape")
 
 
 @cache

@@ -56,7 +56,7 @@ class Source(ABC):
         """sha256 of every key and of all encoded bytes, in order."""
         found = hashlib.sha256()
         for key, content in zip(map(self.key, range(len(self))), each(self._hash, len(self)), strict=True):
-            found.update(f"{key}\n".encode() + content)
+            found.update(f"{key}\n".encode(errors="surrogateescape") + content)
         return found.digest()
 
     def _hash(self, index: int) -> bytes:
@@ -232,7 +232,7 @@ def hold_out(keys: Sequence[str], fraction: float) -> tuple[list[int], list[int]
 
     Raises ValueError for fewer than two items.
     """
-    digests = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys]
+    digests = [hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=8).digest() for key in keys]
     places = [int.from_bytes(digest, "big") / 2**64 for digest in digests]
     if len(keys) < 2:
         raise ValueError(f"data.held_out_fraction={fraction} of {len(keys)} images leaves a split empty: add another")

@@ -15,10 +15,7 @@ import torch
 from diffusion_lab.data.base import Splits
 from diffusion_lab.data.encoded import Encoded, EncodedImages, Source, each, hold_out, require_fraction
 from diffusion_lab.data.image_file import suffixes
-
-TRAIN = ("train", "training")
-HELD_OUT = ("held_out", "val", "valid", "validation", "eval", "evaluation", "dev", "test", "testing")
-"""Names of split folders, in upper or lower case; of several held-out ones the first of this row is taken."""
+from diffusion_lab.data.split_folders import Folder, find_splits
 
 Image = tuple[Path, str]
 """Path of an image below the root, and the name of its class."""
@@ -28,7 +25,7 @@ Image = tuple[Path, str]
 class ImageFolder(EncodedImages):
     """All images below `root` that Pillow reads, cropped to the centre and resized to `shape` (bicubic).
 
-    A sub-folder `train` beside a held-out one (names above) is a split, as is the other; without a held-out one the
+    A sub-folder `train` beside a held-out one is a split, as is the other (split_folders.py); without such a pair the
     hash of its relative name decides whether a file is held out, so that adding files moves none.  The label is the
     index of the first folder below the split, in alphabetical order.  Links are followed; hidden files are left out.
 
@@ -64,13 +61,14 @@ class ImageFolder(EncodedImages):
     def _divided(self) -> tuple[list[Image], list[Image], str, list[str]]:
         """(path below the folder, class name) of both splits, how they came about, and what was left out."""
         found = find(self.folder)
-        names = split_folders(self.folder, found.tops)
-        chosen = [found.below(name) for name in names]
+        splits = find_splits(self.folder, found)
+        names = ["/".join(split) for split in splits]
+        chosen = [found.below(split) for split in splits]
         if len(chosen) == 2:
             train, held_out = chosen
             how = f"folders {' and '.join(names)}"
         else:
-            images = chosen[0] if chosen else found.below("")
+            images = chosen[0] if chosen else found.below(())
             parts = hold_out([path.as_posix() for path, _ in images], self.held_out_fraction)
             train, held_out = ([images[number] for number in part] for part in parts)
             how = f"{self.held_out_fraction} held out by hash of the file name"
@@ -81,28 +79,6 @@ class ImageFolder(EncodedImages):
         return train, held_out, how, told(left_out)
 
 
-def split_folders(root: Path, tops: Sequence[str]) -> list[str]:
-    """Which of the folders `tops` below the root are the training and the held-out split; none: [] or [training].
-
-    Raises ValueError where they cannot be told: two for training, one beside it that is no split, or none for training.
-    """
-    words = {name: name.lower().replace("-", "_").replace(" ", "_") for name in tops}
-    train = [name for name in tops if words[name] in TRAIN]
-    held_out = sorted((name for name in tops if words[name] in HELD_OUT), key=lambda name: HELD_OUT.index(words[name]))
-    known = f"the held-out folder may be called {', '.join(HELD_OUT)}"
-    if len(train) > 1:
-        raise ValueError(f"data.root: {root} has {len(train)} folders for training, {', '.join(train)}: keep one")
-    others = [name for name in tops if name not in (*train, *held_out)]
-    if train and others:
-        raise ValueError(
-            f"data.root: {root} has {train[0]}/ beside {', '.join(others[:4])}: {known}; "
-            f"rename or move the folder ({train[0]} too if it is a class), or set data.root={root / train[0]}"
-        )
-    if len(held_out) > 1 and not train and not others:
-        raise ValueError(f"data.root: {root} has {', '.join(held_out)}, but none of {', '.join(TRAIN)}: rename one")
-    return [*train, *held_out[:1]] if train else []
-
-
 @dataclass
 class Found:
     """Images below a root, sorted, as paths from there, and how many files were left out, by reason."""
@@ -110,15 +86,14 @@ class Found:
     paths: list[Path] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
 
-    @property
-    def tops(self) -> list[str]:
-        """Folders directly below the root that hold an image."""
-        return sorted({path.parts[0] for path in self.paths if len(path.parts) > 1})
+    def tops(self, folder: Folder) -> list[str]:
+        """Folders directly below a folder that hold an image."""
+        return sorted({name for _, name in self.below(folder) if name})
 
-    def below(self, split: str) -> list[Image]:
+    def below(self, folder: Folder) -> list[Image]:
         """The images in a folder, each with its class: the name of the first folder below that, "" if there is none."""
-        depth = 1 if split else 0
-        chosen = [path for path in self.paths if not split or path.parts[:-1][:1] == (split,)]
+        depth = len(folder)
+        chosen = [path for path in self.paths if path.parts[:-1][:depth] == folder]
         return [(path, path.parts[depth] if len(path.parts) > depth + 1 else "") for path in chosen]
 
 
@@ -188,11 +163,11 @@ class Files(Source):
         return Files(self.folder, [self.paths[index] for index in indices])
 
     def stamp(self) -> bytes:
-        found = hashlib.sha256(os.path.realpath(self.folder).encode())
+        found = hashlib.sha256(os.fsencode(os.path.realpath(self.folder)))
         for line in each(self._state, len(self)):
             found.update(line)
         return found.digest()
 
     def _state(self, index: int) -> bytes:
         state = (self.folder / self.paths[index]).stat()
-        return f"{self.key(index)} {state.st_size} {state.st_mtime_ns}\n".encode()
+        return f"{self.key(index)} {state.st_size} {state.st_mtime_ns}\n".encode(errors="surrogateescape")

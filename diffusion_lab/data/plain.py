@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from diffusion_lab.data.batches import InMemory, generator
+from diffusion_lab.data.batches import InMemory, generator, plain
 
 SAMPLE = 256  # items of a lazy set that are looked at beforehand
 
@@ -26,10 +26,11 @@ def with_protocol(data: Any) -> Dataset:
     """
     if all(hasattr(data, name) for name in ("__len__", "__getitems__", "labels", "digest")):
         return data
-    if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+    lacking = "no len() and no [index]" if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")) else ""
+    if lacking or isinstance(data, Mapping):
         raise ValueError(
-            f"load() gives a {type(data).__name__}, which has no len() and no [index]: give Splits of map-style data "
-            "sets, such as torch.utils.data.TensorDataset(images, labels)"
+            f"load() gives a {type(data).__name__}, which has {lacking or 'names'}: give Splits(train, held_out) of "
+            "map-style data sets, such as torch.utils.data.TensorDataset(images, labels)"
         )
     if not len(data):
         raise ValueError("load() gives an empty data set")
@@ -41,7 +42,15 @@ def with_protocol(data: Any) -> Dataset:
 
 def in_two(data: Any) -> tuple[Dataset, Dataset, str]:
     """A pair (train, held_out), or one data set of which a tenth is held out, drawn from its size alone; and how."""
+    if isinstance(data, tuple) and len(data) != 2:
+        raise ValueError(f"load() gives {len(data)} data sets: give two, (train, held_out)")
     if isinstance(data, tuple | list) and len(data) == 2:
+        shapes = [tuple(getattr(part, "shape", ())) for part in data]
+        if shapes[0][1:] != shapes[1][1:]:
+            raise ValueError(
+                f"load() gives arrays {shapes[0]} and {shapes[1]}, which are no train and held_out of one kind: "
+                "if they are x and labels, give torch.utils.data.TensorDataset(x, labels)"
+            )
         return *data, "as given"
     size = len(with_protocol(data))
     if size < 2:
@@ -74,10 +83,14 @@ def _labels(values: Any) -> Tensor:
 
 
 class Items(Dataset):
-    """Any map-style data set, item by item as it gives them: what it draws at random stays random."""
+    """Any map-style data set, item by item as it gives them: what it draws at random stays random.
+
+    `limits` are the values that its items may have, once a few of them have been looked at; None allows any.
+    """
 
     def __init__(self, data: Any) -> None:
         self.data = data
+        self.limits: tuple[float, float] | None = None
 
     def __len__(self) -> int:
         return len(self.data)
@@ -89,6 +102,14 @@ class Items(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         x, labels = zip(*map(self.__getitem__, indices), strict=True)
+        for index, one in zip(indices, x, strict=True) if self.limits else ():
+            low, high = one.min().item(), one.max().item()
+            slack = 0.1 * (self.limits[1] - self.limits[0])  # resizing may go a little beyond them
+            if not (self.limits[0] - slack <= low and high <= self.limits[1] + slack):
+                raise ValueError(
+                    f"item {index} holds values from {low:g} to {high:g}, but those looked at before training "
+                    f"lie within {self.limits[0]:g} and {self.limits[1]:g}: put it right, or leave it out"
+                )
         shapes = sorted({tuple(one.shape) for one in x})
         if len(shapes) > 1:
             raise ValueError(f"items have several shapes, such as {' and '.join(map(str, shapes[:2]))}: resize them")
@@ -113,10 +134,14 @@ class Items(Dataset):
 def _array(x: Any) -> Tensor:
     """A tensor; of a PIL image (C, H, W)."""
     if hasattr(x, "getbands"):  # of PIL, which need not be installed for tensors
-        pixels = torch.from_numpy(np.array(x))
+        if x.mode in ("P", "PA"):  # whose pixels are numbers of colours
+            x = x.convert("RGBA" if x.has_transparency_data else "RGB")
+        pixels = plain(torch.from_numpy(np.array(x)))
         return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)
     try:
-        return torch.as_tensor(x)
+        if isinstance(x, np.ndarray):
+            x = x.astype(x.dtype.newbyteorder("="), copy=False)
+        return plain(torch.as_tensor(x))
     except (TypeError, RuntimeError) as error:
         raise ValueError(f"an item is a {type(x).__name__}: give x or (x, label), x a tensor or an array") from error
 

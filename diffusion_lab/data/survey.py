@@ -44,7 +44,7 @@ def remembered(stamp: bytes, take: Callable[[], Survey]) -> Survey:
     folder = Path(os.environ.get(CACHE) or "~/.cache/diffusion_lab").expanduser() / "decoded"
     path = folder / f"{hashlib.sha256(stamp).hexdigest()[:32]}.json"
     with one_process(path.with_suffix(".lock")):
-        with suppress(OSError, ValueError, KeyError):
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             found = json.loads(path.read_text())
             return Survey(Counter(found["traits"]), {int(number): why for number, why in found["broken"].items()})
         survey = take()
