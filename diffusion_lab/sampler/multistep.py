@@ -154,6 +154,10 @@ class UniPC(Step):
         return [-phi_1 - others.sum().item(), *others.tolist()]
 
 
+PLACES, SHARES = ((a + b) / 2 for a, b in zip(np.polynomial.legendre.leggauss(32), (1, 0), strict=True))
+"""Gauss's rule on [0, 1]."""
+
+
 @dataclass(frozen=True)
 class AdamsBashforth(Step):
     """Integrates a polynomial through the last predictions of eps: x_s / alpha_s = x_t / alpha_t + int eps dn.
@@ -184,16 +188,15 @@ class AdamsBashforth(Step):
     def weights(self, p: ScalarProcess, t: float, s: float, nodes: Sequence[float]) -> list[float]:
         """The integrals over n from t to s of Lagrange's polynomials, which are 1 at one of the nodes and 0 at others.
 
-        Gauss's rule in w, where time is s + (t - s) w^2: n may go as the root of time at the end of the data.
+        Gauss's rule in log n, in which n is an exponential whatever the process; in its time it need not be smooth.
         """
-        w, share = np.polynomial.legendre.leggauss(48)
-        w, share = (w + 1) / 2, share / 2
-        times = s + (t - s) * w**2
-        n, rate = p.noise_to_signal_and_rate(times)
-        ratios = np.array([p.noise_to_signal(node) for node in nodes])
-        variables = {"sigma": (n, ratios), "t": (times, np.array(nodes)), "log_sigma": (np.log(n), np.log(ratios))}
-        u, at = variables[self.variable]
-        measure = -share * rate * 2 * (t - s) * w
+        h, ratios = p.lambda_(t) - p.lambda_(s), np.array([p.noise_to_signal(node) for node in nodes])
+        n = ratios[0] * np.exp(h * PLACES)
+        if self.variable == "t":
+            u, at = np.array(p.inside(t, s, tuple(PLACES.tolist()))), np.array(nodes)
+        else:
+            u, at = (n, ratios) if self.variable == "sigma" else (np.log(n), np.log(ratios))
+        measure = h * n * SHARES
         return [
             float((measure * np.prod([(u - at[k]) / (at[j] - at[k]) for k in range(len(at)) if k != j], axis=0)).sum())
             for j in range(len(at))

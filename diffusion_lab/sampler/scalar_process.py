@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,7 +33,7 @@ class ScalarProcess:
         self._discretized: dict[Pair, Pair] = {}
         self._f_g: dict[float, Pair] = {}
         self._kept: dict[float, Pair] = {}
-        self._fractions: dict[float, dict[Pair, float]] = {}
+        self._inside: dict[tuple[float, ...], dict[Pair, list[float]]] = {}
         self._table: tuple[Tensor, Tensor] | None = None
 
     def index(self, t: float) -> int:
@@ -57,12 +56,6 @@ class ScalarProcess:
         """sigma / alpha: EDM's sigma, at which x / alpha is x_0 + (sigma / alpha) eps."""
         alpha, sigma = self.alpha_sigma(t)
         return sigma / alpha
-
-    def noise_to_signal_and_rate(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(n, dn/dt) of n = sigma / alpha at any times (S,); dn/dt = g^2 / (2 alpha sigma)."""
-        t = torch.as_tensor(times, dtype=torch.float64)
-        alpha, sigma = self.process.scales(t)
-        return (sigma / alpha).numpy(), (self.process.g(t) ** 2 / (2 * alpha * sigma)).numpy()
 
     def lambda_(self, t: float) -> float:
         """lambda = log(alpha / sigma), half the log-SNR (Lu et al. 2022)."""
@@ -96,17 +89,19 @@ class ScalarProcess:
         return high
 
     def between(self, t: float, s: float, fraction: float) -> float:
-        """The time at lambda_t + fraction (lambda_s - lambda_t); computed for all intervals of the grid at once."""
-        if (t, s) not in self._fractions.setdefault(fraction, {}):
-            if (t, s) in set(zip(self.times, self.times[1:], strict=False)):
-                values = self.process.log_snr(self.grid)
-                inside = self.process.time(torch.lerp(values[:-1], values[1:], fraction)).tolist()
-                pairs = zip(self.times, self.times[1:], strict=False)
-                self._fractions[fraction] = dict(zip(pairs, inside, strict=True))
-            else:
-                at = self.lambda_(t)
-                self._fractions[fraction][t, s] = self.time(at + fraction * (self.lambda_(s) - at))
-        return self._fractions[fraction][t, s]
+        """The time at lambda_t + fraction (lambda_s - lambda_t)."""
+        return self.inside(t, s, (fraction,))[0]
+
+    def inside(self, t: float, s: float, fractions: tuple[float, ...]) -> list[float]:
+        """Times at lambda_t + fraction (lambda_s - lambda_t); computed for all intervals of the grid at once."""
+        known = self._inside.setdefault(fractions, {})
+        if (t, s) not in known:
+            pairs = list(zip(self.times, self.times[1:], strict=False))
+            pairs = pairs if (t, s) in set(pairs) else [(t, s)]
+            late, early = self.process.log_snr(torch.tensor(pairs, dtype=torch.float64))[..., None].unbind(1)
+            times = self.process.time(torch.lerp(late, early, torch.tensor(fractions, dtype=torch.float64)))
+            known.update(zip(pairs, times.tolist(), strict=True))
+        return known[t, s]
 
     def transition(self, s: float, t: float) -> Pair:
         """(scale, variance) of q(x_t | x_s), s < t."""
