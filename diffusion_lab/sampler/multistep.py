@@ -34,8 +34,8 @@ def weighted(weights: Sequence[float], terms: Sequence[Any]) -> Any:
 
 
 def final_order(p: ScalarProcess, t: float, order: int, lower: bool) -> int:
-    """The order of a step at t: where `lower`, at most the steps that are left, the denoising one counted."""
-    return min(order, len(p.times) - p.index(t)) if lower else order
+    """The order of a step at t: where `lower`, at most the steps that are left, with the denoising one if it is made."""
+    return min(order, len(p.times) - p.index(t) - (not p.denoised)) if lower else order
 
 
 @dataclass(frozen=True)

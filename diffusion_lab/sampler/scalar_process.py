@@ -22,11 +22,12 @@ class ScalarProcess:
     Args:
         process: the noise process.
         times: the sampler's grid, decreasing, (S,).
+        denoised: whether a denoising step leads from the last of these times to t = 0.
     """
 
-    def __init__(self, process: NoiseProcess, times: Tensor | Sequence[float]) -> None:
+    def __init__(self, process: NoiseProcess, times: Tensor | Sequence[float], denoised: bool = True) -> None:
         grid = torch.as_tensor(times, dtype=torch.float64)
-        self.process, self.grid, self.times = process, grid, grid.tolist()
+        self.process, self.grid, self.times, self.denoised = process, grid, grid.tolist(), denoised
         self.t_min, self.t_max, self.levels = process.t_min, process.t_max, process.levels
         self._position = {t: i for i, t in reversed(list(enumerate(self.times)))}
         self._alpha_sigma: dict[float, Pair] = {}
