@@ -71,7 +71,7 @@ class DPMpp2SAncestral(Step):
     """DPM-Solver++ (2S) to a lower noise, then fresh noise (Katherine Crowson, k-diffusion).
 
     In y = x / alpha and n = sigma / alpha: (down, up) = ancestral_step(n, n_s, eta), a step of `DPMSolver2S` from n to
-    down, and y_s = y + s_noise up z.
+    down, and y_s = y + s_noise up z.  Where eta > 1 leaves down = 0, that step is one to x0_hat.
     """
 
     eta: float = 1.0
@@ -81,10 +81,13 @@ class DPMpp2SAncestral(Step):
         interval(p, t, s)
         n, n_s = p.noise_to_signal(t), p.noise_to_signal(s)
         down, up = ancestral_step(n, n_s, self.eta)
-        y, x0, middle = x / p.alpha(t), denoise(x, t).x0, math.sqrt(n * down)  # of lambda
-        t_u = p.time(-math.log(middle))
-        u = p.alpha(t_u) * (middle / n * y + (1 - middle / n) * x0)
-        y = down / n * y + (1 - down / n) * denoise(u, t_u).x0
+        y, x0 = x / p.alpha(t), denoise(x, t).x0
+        if down > 0:
+            middle = math.sqrt(n * down)  # of lambda
+            t_u = p.time(-math.log(middle))
+            u = p.alpha(t_u) * (middle / n * y + (1 - middle / n) * x0)
+            x0 = denoise(u, t_u).x0
+        y = down / n * y + (1 - down / n) * x0
         return p.alpha(s) * y + noise(p.alpha(s) * self.s_noise * up)
 
 
