@@ -72,8 +72,8 @@ class EDM(Step):
 class Restart(Step):
     """Heun's method that goes back: noise is added, and the last part of the way is solved again.
 
-    Xu et al. 2023 (arXiv:2306.14878), Algorithm 1: at the first time of the grid whose n = sigma / alpha is at most
-    `low`, `repeats` times
+    Xu et al. 2023 (arXiv:2306.14878), Algorithm 1: at the time of the grid whose n = sigma / alpha is nearest to `low`
+    (as in the authors' program), `repeats` times
 
         y <- y + s_noise sqrt(high^2 - n^2) z,   then Heun's steps from n = high back to n, on EDM's grid of `steps`
 
@@ -101,8 +101,13 @@ class Restart(Step):
         interval(p, t, s)
         x = heun(p, x, t, s, denoise)
         n = p.noise_to_signal(s)
-        if not n <= self.low < p.noise_to_signal(t):
+        if s != min(p.times, key=lambda time: abs(p.noise_to_signal(time) - self.low)):
             return x
+        if n >= self.high:
+            raise ValueError(
+                f"restart goes back to sigma / alpha = {self.high:.3g}, but the time nearest to low = {self.low:.3g} "
+                f"has {n:.3g}: use more sampler.steps, or a higher `high`"
+            )
         times = self.times(p, s)
         for _ in range(self.repeats):
             up = p.alpha(times[0]) * self.s_noise * math.sqrt(p.noise_to_signal(times[0]) ** 2 - n**2)
