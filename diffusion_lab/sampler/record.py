@@ -30,6 +30,7 @@ class Form:
     """
 
     __slots__ = ("terms",)
+    __array_ufunc__ = None  # a number of numpy leaves a product with a form to the form
 
     def __init__(self, terms: dict[int, float]) -> None:
         self.terms = terms
@@ -68,8 +69,10 @@ class Form:
     def _refuse(self, *_: Any, **__: Any) -> Any:
         raise NotLinear("a step does more to its arrays than add them and multiply them by numbers")
 
-    __getattr__ = __getitem__ = __len__ = __iter__ = __bool__ = __float__ = __abs__ = __pow__ = __rtruediv__ = _refuse
-    __lt__ = __le__ = __gt__ = __ge__ = __matmul__ = __call__ = _refuse
+    __getattr__ = __getitem__ = __setitem__ = __contains__ = __len__ = __iter__ = __call__ = __hash__ = _refuse
+    __bool__ = __float__ = __int__ = __index__ = __complex__ = __round__ = __abs__ = __pow__ = __rpow__ = _refuse
+    __rtruediv__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __matmul__ = __rmatmul__ = _refuse
+    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _refuse
 
     @classmethod
     def __torch_function__(cls, *_: Any, **__: Any) -> Any:
