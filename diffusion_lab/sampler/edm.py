@@ -101,7 +101,8 @@ class Restart(Step):
         interval(p, t, s)
         x = heun(p, x, t, s, denoise)
         n = p.noise_to_signal(s)
-        if s != min(p.times, key=lambda time: abs(p.noise_to_signal(time) - self.low)):
+        nearest = min(p.times, key=lambda time: abs(p.noise_to_signal(time) - self.low))
+        if s != nearest or not self.repeats:
             return x
         if n >= self.high:
             raise ValueError(
