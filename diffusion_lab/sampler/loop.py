@@ -156,7 +156,8 @@ class Sampler:
         Raises:
             ValueError: if the process has no such grid, or a step cannot be made.
         """
-        p, threshold = self.scalar_process(denoiser), self.threshold(denoiser, like)
+        p = ScalarProcess(denoiser.process, self.timesteps(denoiser), self.denoise)
+        threshold = self.threshold(denoiser, like)
         as_written: list[Any] = []
         while True:
             recorder = Recorder(denoiser, p, threshold is not None, as_written)
@@ -166,10 +167,6 @@ class Sampler:
                 as_written.append(error.step)
                 continue
             return Plan(recorder.instructions, Written(denoiser, p, like, threshold))
-
-    def scalar_process(self, denoiser: Denoiser) -> ScalarProcess:
-        """The process as the steps see it."""
-        return ScalarProcess(denoiser.process, self.timesteps(denoiser), self.denoise)
 
     def threshold(self, denoiser: Denoiser, like: Tensor) -> Threshold | None:
         """What is done to each prediction of x_0."""
@@ -194,7 +191,7 @@ class Sampler:
     @torch.no_grad()
     def as_written(self, denoiser: Denoiser, x: Tensor, generator: Generators = None) -> Tensor:
         """The sample from x = x_1, with every step run on tensors as it is written."""
-        x, p = x.to(self.dtype), self.scalar_process(denoiser)
+        x, p = x.to(self.dtype), ScalarProcess(denoiser.process, self.timesteps(denoiser), self.denoise)
         written = Written(denoiser, p, x, self.threshold(denoiser, x))
         written.start(stream(x.shape, generator, x.dtype, x.device))
         return deque(self.follow(written, x), maxlen=1).pop()[1]
