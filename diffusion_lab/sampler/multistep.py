@@ -34,7 +34,7 @@ def weighted(weights: Sequence[float], terms: Sequence[Any]) -> Any:
 
 
 def final_order(p: ScalarProcess, t: float, order: int, lower: bool) -> int:
-    """The order of a step at t: where `lower`, at most the steps that are left, with the denoising one if it is made."""
+    """The order of a step at t: where `lower`, at most the steps that are left, the denoising one too if it is made."""
     return min(order, len(p.times) - p.index(t) - (not p.denoised)) if lower else order
 
 
