@@ -182,15 +182,13 @@ def drawn_where_used(instructions: Sequence[Instruction]) -> set[int]:
             uses.setdefault(array, []).append(position)
     draws = [(position, one.array) for position, one in enumerate(instructions) if type(one) is Draw]
     ends = [*(position for position, _ in draws), len(instructions)][1:]
-    # A step that is run as written draws its own.
-    runs = [position for position, one in enumerate(instructions) if type(one) is Run]
     found = set()
-    for (start, array), end in zip(draws, ends, strict=True):
+    for (_, array), end in zip(draws, ends, strict=True):
         at = uses.get(array, [])
-        if len(at) != 1 or at[0] > end or any(start < run < at[0] for run in runs):
-            continue
-        if type(instructions[at[0]]) is Combine and len(instructions[at[0]].terms) > 1:
-            found.add(array)
+        if len(at) == 1 and at[0] <= end:
+            used = instructions[at[0]]
+            if type(used) is Combine and len(used.terms) > 1:
+                found.add(array)
     return found
 
 
