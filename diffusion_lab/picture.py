@@ -78,11 +78,21 @@ def save_png(image: Tensor, path: str | Path) -> None:
 
 
 def save_gif(frames: Tensor, path: str | Path, fps: float = 10.0, hold: float = 2.0) -> None:
-    """Write frames (T, N, C, H, W) in [0, 1] as a looping film of grids, the last for `hold` seconds."""
-    first, *rest = [_pillow(grid(images)) for images in frames]
+    """Write frames (T, N, C, H, W) in [0, 1] as a looping film of grids, the last for `hold` seconds.
+
+    Its sides are multiples of 16, as encoders of video ask for: the grey gap around the grid is widened to that.
+    """
+    first, *rest = [_pillow(_padded(grid(images))) for images in frames]
     durations = [round(1000 / fps)] * len(rest) + [round(1000 * hold)]
     with replacing(path) as temporary:
         first.save(temporary, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+
+
+def _padded(image: Tensor, multiple: int = 16) -> Tensor:
+    """A picture (C, H, W) in the middle of a grey one whose sides are multiples of a number."""
+    down, right = (-side % multiple for side in image.shape[1:])
+    around = (right // 2, right - right // 2, down // 2, down - down // 2)
+    return torch.nn.functional.pad(image, around, value=GAP)
 
 
 def _pillow(image: Tensor) -> Image.Image:

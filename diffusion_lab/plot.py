@@ -15,6 +15,7 @@ from diffusion_lab.picture import BLUE, INK, ORANGE, replacing, square_panels, t
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 COLOURS = (BLUE, ORANGE, "#3b8f4a", "#8456a8", "#b08a1e", "#c2477f", "#3a9aa0", INK)
 
@@ -54,11 +55,29 @@ def curves(
     if level is not None:
         axes.axhline(level, color=INK, linewidth=1, linestyle=":", label="real training data")
     axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
+    plain_ticks(axes.xaxis, axes.yaxis)
     axes.grid(alpha=0.25, which="both")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=11)
     with replacing(path) as temporary:
         figure.savefig(temporary)
+
+
+def plain_ticks(*axes: Axis) -> None:
+    """Label logarithmic axes with numbers as they are read (6, 0.02, 3,000), few where there are many decades."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    for axis in axes:
+        low, high = sorted(axis.get_view_interval())
+        decades = math.log10(high / low) if low > 0 else 0
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,), numticks=6))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: plain_number(value)))
+        axis.set_minor_formatter(NullFormatter())
+
+
+def plain_number(value: float) -> str:
+    """A number in the form in which it is shortest to read: 0.002, 6, 3,000, 5e+07."""
+    return f"{value:,.0f}" if 10 <= value < 1e6 else f"{value:.4g}"
 
 
 @dataclass(frozen=True)
@@ -97,6 +116,7 @@ def draw_dots(axes: Axes, panel: Panel) -> None:
     shown = [value for value in (*panel.values, *panel.levels) if value is not None and math.isfinite(value)]
     if shown and min(shown) > 0 and max(shown) > 30 * min(shown) and not panel.bars:
         axes.set_xscale("log")
+        plain_ticks(axes.xaxis)
     else:
         axes.locator_params(axis="x", nbins=5)
     for row, value in enumerate(panel.values):

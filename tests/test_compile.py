@@ -101,12 +101,13 @@ def test_training_and_sampling_tell_the_network_the_time_in_one_kind_of_tensor()
 
 
 @pytest.mark.parametrize("device, replay", [("cpu", True), ("cuda", False), ("cuda", True)])
-def test_only_sampling_on_a_gpu_replays_a_recorded_graph(monkeypatch, device, replay):
+def test_only_sampling_on_a_gpu_replays_a_recorded_graph(monkeypatch, capsys, device, replay):
     asked = []
     monkeypatch.setattr(torch, "compile", lambda function: lambda x: x)
     monkeypatch.setattr(torch, "ones", lambda *size, device: None)
     monkeypatch.setattr(MLP, "compile", lambda self, **options: asked.append(options))
     compiled.compile_network(network(), torch.device(device), replay=replay)
+    assert "translate the network, which takes minutes" in capsys.readouterr().out
     assert asked == [{"mode": "reduce-overhead", "dynamic": False} if device == "cuda" and replay else {}]
 
 

@@ -16,7 +16,7 @@ from diffusion_lab.data.base import Splits
 from diffusion_lab.evaluation import MEASURES, Evaluator, reference
 from diffusion_lab.evaluation.likelihood import likelihood_name, score_likelihood, summary
 from diffusion_lab.evaluation.plane import point_names, score_points
-from diffusion_lab.evaluation.quality import Features, Judge, Reference, repeated, with_real
+from diffusion_lab.evaluation.quality import Features, Judge, Reference, chart_name, repeated, with_real
 from diffusion_lab.likelihood import VariationalBound, bits_per_dim
 from diffusion_lab.metric import Statistics, kernel_distance, moments, neighbour_scores
 from diffusion_lab.noise import image_generators
@@ -374,6 +374,23 @@ def test_names_are_known_before_anything_is_measured(tmp_path):
     names = judge.names(model, data)
     assert names == list(judge(model, data, tmp_path / "work")) and "coverage_digits_held_out_6" in names
     assert evaluator(tmp_path, samples=4, likelihood_samples=0, measures=["neighbours"]).names(model, data) == []
+
+
+@pytest.mark.parametrize(
+    "name, chart",
+    [
+        ("fid_inception_train_50k", "fid"),
+        ("raw_fd_digits_held_out_1k", "raw_fd"),
+        ("fid_inception_train_infinity", "fid_infinity"),
+        ("inception_score_digits_1k", "inception_score"),
+        ("coverage_digits_my_file_397", "coverage"),
+        ("sliced_wasserstein_10k", "sliced_wasserstein"),
+        ("flow_bits_per_dim", "flow_bits_per_dim"),
+        ("raw_bound_nats_per_dim", "raw_bound_nats_per_dim"),
+    ],
+)
+def test_a_metric_has_one_chart_whatever_it_is_measured_with(name, chart):
+    assert chart_name(name) == chart
 
 
 def test_records_are_plain_json(tmp_path):

@@ -72,6 +72,9 @@ def test_evaluates_both_weights_every_so_many_steps_and_at_the_end(tmp_path, cap
     evaluation, rows, model = fitted(tmp_path, every_n_steps=2, weights="both", samples=8)
     assert [step for step in rows if "eval/fd_digits_held_out_8" in rows[step]] == [2, 4]
     assert [step for step in rows if "eval/fd_digits_held_out_12" in rows[step]] == [6]
+    for step, name in ((2, "fd_digits_held_out_8"), (6, "fd_digits_held_out_12"), (6, "raw_fd_digits_held_out_12")):
+        chart = "raw_fd" if name.startswith("raw") else "fd"
+        assert rows[step][f"eval/{chart}"] == rows[step][f"eval/{name}"], "a chart for all counts, beside the exact name"
     for row in rows.values():
         averaged, raw = (row.get(f"eval/{prefix}bound_bits_per_dim") for prefix in ("", "raw_"))
         assert (averaged is None) == (raw is None) and (averaged is None or averaged != raw)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import wandb_offline
@@ -21,10 +22,10 @@ from diffusion_lab.launch import logger as launch_logger
 from diffusion_lab.launch import wandb_logger
 from diffusion_lab.launch.csv_logger import CSVLogger
 from diffusion_lab.launch.instantiate import ConfigError, resolve
-from diffusion_lab.launch.logger import build_loggers, finish_loggers
+from diffusion_lab.launch.logger import build_loggers, finish_loggers, named
 from diffusion_lab.launch.revision import revision
 from diffusion_lab.launch.schema import mismatch, parameters
-from diffusion_lab.launch.wandb_logger import WandbLogger
+from diffusion_lab.launch.wandb_logger import WandbLogger, WandbOptions
 
 clean, keyed = wandb_offline.clean, wandb_offline.keyed
 CONF = Path(__file__).parents[1] / "conf" / "logger"
@@ -243,3 +244,26 @@ def test_yaml_choices(name, wandb, tensorboard):
         node = compose(overrides=[f"+logger={name}"]).logger
     assert (node.wandb.enabled, node.tensorboard.enabled) == (wandb, tensorboard)
     assert node.wandb.project == "diffusion_lab"
+
+
+def test_a_run_is_named_by_what_was_chosen():
+    config = {
+        "choices": {"model": "ddpm", "data": "digits", "sampler": "ancestral"},
+        "overrides": ["model=ddpm", "optimizer.lr=1e-3", "seed=2", "logger=wandb", "paths.log_dir=/x", "+a=" + 90 * "b"],
+    }
+    found = named(WandbOptions(), config)
+    assert found.name.startswith("ddpm digits optimizer.lr=1e-3 seed=2 +a=bbb") and len(found.name) == 120
+    assert list(found.tags) == ["ddpm", "digits", "optimizer.lr=1e-3", "seed=2"]
+    given = named(WandbOptions(name="mine", tags=("a",)), config)
+    assert (given.name, given.tags) == ("mine", ("a",))
+    assert named(WandbOptions(), {}) == WandbOptions(tags=[])
+
+
+def test_only_a_new_run_is_named(keyed, tmp_path):
+    opened = []
+    keyed.setattr(launch_logger, "open_run", lambda options, *_: opened.append(options) or SimpleNamespace(project="p"))
+    keyed.setattr(launch_logger, "WandbLogger", lambda *_: None)
+    build_loggers({"wandb": {}}, tmp_path, {"choices": {"model": "ddpm"}})
+    (tmp_path / "wandb_run_id.txt").write_text("there")
+    build_loggers({"wandb": {}}, tmp_path, {"choices": {"model": "ddpm"}})
+    assert [(options.name, list(options.tags)) for options in opened] == [("ddpm", ["ddpm"]), (None, [])]

@@ -50,6 +50,13 @@ def test_a_row_is_the_mean_since_the_last_one_and_the_last_step_has_one():
     assert run.loggers[0].rows[3]["train/learning_rate"] == 0.5 and run.loggers[0].rows[3]["train/grad_norm"] == 2.0
 
 
+def test_memory_is_logged_in_gigabytes():
+    run = trainer()
+    held = torch.ones(30_000_000)  # 0.12 GB
+    train(Monitor(), run, range(1, 8))
+    assert held.sum() > 0 and 0.12 < run.loggers[0].rows[3]["train/cpu_memory_gb"] < 100
+
+
 def test_a_step_of_several_batches_is_their_sum():
     run = trainer(accumulate_grad_batches=2, log_every_n_steps=2, max_steps=4)  # Lightning's losses are divided by 2
     train(Monitor(), run, range(1, 9))

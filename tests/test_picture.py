@@ -98,11 +98,12 @@ def test_gif_holds_the_last_frame(tmp_path):
     frames = torch.tensor([0.0, 0.5, 1.0]).reshape(3, 1, 1, 1, 1).expand(3, 4, 1, 8, 8)
     picture.save_gif(frames, tmp_path / "film.gif", fps=5, hold=1.5)
     with Image.open(tmp_path / "film.gif") as film:
-        assert (film.n_frames, film.info["loop"], film.size) == (3, 0, (134, 134))
+        assert (film.n_frames, film.info["loop"], film.size) == (3, 0, (144, 144)), "sides that encoders of video take"
         seen = []
         for index in range(3):
             film.seek(index)
-            seen.append((film.info["duration"], film.convert("L").getpixel((30, 30))))
+            seen.append((film.info["duration"], film.convert("L").getpixel((35, 35))))
+            assert film.convert("L").getpixel((2, 2)) == film.convert("L").getpixel((141, 141)) == picture.GAP
     assert seen == [(200, 0), (200, 128), (1500, 255)]
 
 
@@ -246,3 +247,14 @@ def test_real_numbers_become_grey_images_with_channels_side_by_side() -> None:
     film = picture.in_grey(torch.stack([100 * x, x]))
     assert torch.equal(film[1], grey) and film.min() == 0 and film.max() == 1
     assert picture.in_grey(torch.ones(1, 2, 3, 3)).isfinite().all()
+
+
+@pytest.mark.parametrize("low, high, words", [
+    (5, 60, {"5", "10", "20", "50"}), (0.002, 0.05, {"0.002", "0.01"}), (3, 4e5, {"10", "1,000", "100,000"}),
+])  # fmt: skip
+def test_ticks_of_a_logarithmic_axis_are_numbers_as_they_are_read(tmp_path, drawn, low, high, words):
+    plot.curves({"a": [(1, low), (1000, high)]}, tmp_path / "p.png", x="x", y="y")
+    (axes,) = drawn[-1].axes
+    drawn[-1].canvas.draw()
+    shown = [label.get_text() for label in axes.get_yticklabels(which="both")]
+    assert words <= set(shown) and not any("$" in word or "times" in word for word in shown), shown

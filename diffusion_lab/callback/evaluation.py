@@ -19,7 +19,7 @@ from diffusion_lab.callback.ema import EMA, averaged
 from diffusion_lab.callback.lean import Lean
 from diffusion_lab.callback.media import spare
 from diffusion_lab.data import DataModule
-from diffusion_lab.evaluation import Evaluator, Record
+from diffusion_lab.evaluation import Evaluator, Record, chart_name
 from diffusion_lab.evaluation.estimate import estimate, fit
 from diffusion_lab.model import Model
 from diffusion_lab.whole_file import whole_file
@@ -201,7 +201,11 @@ class Evaluation(Lean):
             "metrics": metrics,
         }
         if trainer.is_global_zero:
-            values = {f"eval/{name}": record["value"] for name, record in metrics.items()}
+            values = {
+                f"eval/{shown}": record["value"]
+                for name, record in metrics.items()
+                for shown in (name, chart_name(name))  # the latter's chart is one for runs of any counts
+            }
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=trainer.global_step)
             with spare(self.run_dir / "results.json"):

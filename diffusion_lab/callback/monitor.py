@@ -1,7 +1,8 @@
-"""What is logged while training: loss, learning rate, gradient norm, images/s, EMA decay."""
+"""What is logged while training: loss, learning rate, gradient norm, images/s, EMA decay, memory."""
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -12,6 +13,22 @@ from diffusion_lab import ranks
 from diffusion_lab.callback.ema import EMA
 from diffusion_lab.callback.lean import Lean
 from diffusion_lab.model import Model
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """Most memory, in GB, that this process has held so far, and that its tensors have on a GPU."""
+    found = {}
+    if resource is not None:
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kB elsewhere
+        found["train/cpu_memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    if device.type == "cuda":
+        found["train/gpu_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+    return found
 
 
 class Monitor(Lean):
@@ -42,6 +59,7 @@ class Monitor(Lean):
             "train/learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
             "train/images_per_second": self.images / (now - self.time),
         }
+        row |= peak_memory(model.device)
         if model.grad_norm is not None:
             row["train/grad_norm"] = float(model.grad_norm)
         if self.ema is not None:

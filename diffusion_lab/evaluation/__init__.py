@@ -3,7 +3,7 @@
 from diffusion_lab.evaluation.chunks import Chunks, Rows
 from diffusion_lab.evaluation.evaluator import Evaluator
 from diffusion_lab.evaluation.likelihood import score_likelihood
-from diffusion_lab.evaluation.quality import MEASURES, Features, Judge, Record, Reference
+from diffusion_lab.evaluation.quality import MEASURES, Features, Judge, Record, Reference, chart_name
 from diffusion_lab.evaluation.series import Series, share
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Reference",
     "Rows",
     "Series",
+    "chart_name",
     "score_likelihood",
     "share",
 ]

@@ -200,6 +200,21 @@ MEASURES: dict[str, _Kind] = {
 }
 
 
+CHARTS = (
+    *("fid", "fd", "kid", "kd", "inception_score", *NEIGHBOURS),
+    *("sliced_wasserstein", "energy_distance", "log_density", "mode_weight_error"),
+)
+"""Names of metrics without what they are measured against."""
+
+
+def chart_name(name: str) -> str:
+    """A metric's name without extractor, reference and count, equal in all runs: fid_inception_train_50k is fid."""
+    prefix = "raw_" if name.startswith("raw_") else ""
+    bare = name.removeprefix(prefix)
+    word = next((word for word in CHARTS if bare.startswith(f"{word}_")), bare)
+    return prefix + word + ("_infinity" if bare.endswith("_infinity") else "")
+
+
 KEPT = ("better", "extrapolated")
 """What repeats of a record share; their errors and counts are each one's own."""
 

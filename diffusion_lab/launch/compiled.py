@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from diffusion_lab.launch.instantiate import ConfigError
+from diffusion_lab.launch.report import say
 
 
 def compile_network(network: nn.Module, device: torch.device, replay: bool = False) -> None:
@@ -24,4 +26,6 @@ def compile_network(network: nn.Module, device: torch.device, replay: bool = Fal
         raise ConfigError(
             f"compile=true needs a working compiler for {device.type} ({reason}): install one, or set compile=false"
         ) from error
+    if rank_zero_only.rank == 0:
+        say("compile=true: the first steps translate the network, which takes minutes for a large one")
     network.compile(**({"mode": "reduce-overhead", "dynamic": False} if replay and device.type == "cuda" else {}))

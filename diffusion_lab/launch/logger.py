@@ -28,6 +28,11 @@ from diffusion_lab.launch.wandb_logger import (
 )
 from diffusion_lab.launch.wandb_server import asked_mode, has_key
 
+NAMED = 120
+TAG = 64  # characters that W&B takes
+ASIDE = ("paths", "hydra", "logger", "ckpt_path", "allow_changes")
+"""Overrides that say where a run works, not what it is."""
+
 
 def build_loggers(
     cfg: Mapping[str, Any],
@@ -63,9 +68,22 @@ def build_loggers(
     if use_wandb:
         wandb = replace(wandb, id=choose_id(wandb, run_dir))
         sent = logged if wandb.id == read_id(run_dir) else frozenset()
+        if read_id(run_dir) is None:  # what a user has changed on the server since stays
+            wandb = named(wandb, config)
         run = open_run(wandb, run_dir, config)
         loggers.append(WandbLogger(run, run_dir, sent, lock(run_dir), wandb.log_model))
     return loggers
+
+
+def named(options: WandbOptions, config: Mapping[str, Any]) -> WandbOptions:
+    """Options whose name and tags, where the user gives none, are what was chosen: model, data and the overrides."""
+    choices = config.get("choices") or {}
+    chosen = [str(choices[group]) for group in ("model", "data") if choices.get(group)]
+    words = [word for word in config.get("overrides") or () if not word.lstrip("+~").startswith(ASIDE)]
+    words = [word for word in words if word.partition("=")[0] not in ("model", "data")]
+    name = " ".join([*chosen, *words])[:NAMED] or None
+    tags = [word for word in dict.fromkeys([*chosen, *words]) if len(word) <= TAG]
+    return replace(options, name=options.name or name, tags=options.tags or tags)
 
 
 def reopen(run_dir: str | Path, cfg: Mapping[str, Any]) -> list[Logger]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
@@ -74,6 +75,9 @@ def measure(overrides: Sequence[str], split: str, out: str | None, count: int | 
         reference.prepare(extractor, data, fabric.device)
     except (OSError, ValueError, RuntimeError, MisconfigurationException) as error:
         raise ConfigError(str(error).replace("\n", " ")) from error
+    if rank_zero_only.rank == 0:
+        size = named(data, split).size(split)
+        say(f"measuring {min(count or size, size):,} images of {split} in {extractor.name} features; writes {target}")
     fabric.launch()
     path = reference.measure(
         named(data, split),
@@ -104,6 +108,6 @@ def report(path: Path) -> None:
     found = Statistics.load(path)
     for key, value in found.protocol.items():
         say(f"  {key:<18} {value}")
-    say(f"{path}: mu and sigma of {found.moments.count:,} images in {len(found.moments.mean)} dimensions")
+    say(f"written to {path}: mu and sigma of {found.moments.count:,} images in {len(found.moments.mean)} dimensions")
     reference = shlex.quote(f"metric.reference={spelled(os.path.abspath(path))}")
     say(f"hold samples against it:  {command('sample', 'last', 'evaluate=true', reference)}")
