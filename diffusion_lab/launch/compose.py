@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from diffusion_lab.launch import places
+from diffusion_lab.launch import places, resolvers, schema
 from diffusion_lab.launch.instantiate import ConfigError
 from diffusion_lab.launch.places import CONF
 from diffusion_lab.launch.typed import convert, named_as_typed
@@ -28,17 +28,34 @@ PARTS = ("sampler/predictor", "sampler/corrector")
 """Groups inside a group."""
 
 
-def plain(config: DictConfig) -> dict[str, Any]:
+resolvers.register()
+
+
+def plain(config: DictConfig, words: Sequence[str] = ()) -> dict[str, Any]:
     """The resolved configuration as plain containers.
 
-    A recipe may hold a setting for a part of the sampler or a likelihood that was not chosen; it is dropped.
+    A recipe or an experiment may hold a setting for a part of the sampler or a likelihood that was not chosen; it is
+    dropped, unless it is among the `words` of the command.
     """
     settings = OmegaConf.to_container(config, resolve=True)
     for group in ("sampler", "likelihood"):
         for node in (settings.get(group), (settings.get("model") or {}).get(group)):
             for key in [k for k, v in (node or {}).items() if isinstance(v, dict) and "_target_" not in v]:
                 del node[key]
+            for part in ("sampler", *PARTS) if group == "sampler" and node else ():
+                _drop_foreign(node if part == group else node.get(part.rpartition("/")[2]), part, words)
     return settings
+
+
+def _drop_foreign(node: dict[str, Any] | None, part: str, words: Sequence[str]) -> None:
+    """Drop from a sampler, or from a part of it, what its class does not have and another option of its group has."""
+    known = schema.parameters(node["_target_"]) if node and "_target_" in node else None
+    typed = {word.lstrip("+").partition("=")[0] for word in words}
+    keys = [k for k in node or () if known is not None and k[0] != "_" and k not in known]
+    for key in keys:
+        others = f"{part}/{key}" in PARTS or any(key in OmegaConf.load(path) for path in (CONF / part).glob("*.yaml"))
+        if others and not typed & {f"{part}/{key}", f"{part.replace('/', '.')}.{key}"}:
+            del node[key]
 
 
 def composed(task: str, words: Sequence[str], with_hydra: bool = False) -> DictConfig:
@@ -103,7 +120,7 @@ def check(
                     raise ConfigError(f"{', '.join(missing)} must be given: add {missing[0]}=...")
                 check_network_fits_data(raw)  # unresolved: an image network asks for data.shape[1]
                 convert(config)
-                settings = plain(config)
+                settings = plain(config, job)
                 with named_as_typed(raw, {o.key_or_group for o in parsed(job)}):
                     for part in used or (settings,):
                         validate({key: settings[key] for key in part if key in settings})

@@ -12,7 +12,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.rank_zero import rank_zero_only
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from diffusion_lab import checkpoint
@@ -190,6 +190,8 @@ def choose_sampler(config: DictConfig, trained: dict[str, Any]) -> tuple[str, di
     """(name, settings) of the sampler: the one named, or the checkpoint's with the given keys replaced."""
     config.variance = config.variance or trained.get("variance", "fixed_large")
     config.sampler_steps = config.sampler_steps or trained.get("sampler_steps")
+    with open_dict(config):
+        config.model = {key: trained["model"].get(key) for key in ("levels", "process")}  # of `at_most_levels`
     chosen = plain(config)["sampler"]
     if "_target_" in chosen:
         return HydraConfig.get().runtime.choices.sampler, chosen
@@ -202,6 +204,8 @@ def choose_likelihood(config: DictConfig, model: Model) -> dict[str, Any]:
     if HydraConfig.get().runtime.choices.likelihood == "trained":
         return model.likelihood
     chosen = instantiate(plain(config)["likelihood"] or {}, "likelihood")
+    if chosen and model.denoiser.process.levels == 1:
+        raise ConfigError("model=score knows one noise level, which has no likelihood: choose likelihood=none")
     if "bound" in chosen and model.denoiser.process.levels is None:
         raise ConfigError("likelihood=bound needs a model with discrete levels: choose likelihood=flow or none")
     return chosen

@@ -11,6 +11,7 @@ from diffusion_lab.launch import declared, schema
 from diffusion_lab.launch.init_source import nowhere
 from diffusion_lab.launch.instantiate import ConfigError, allowed, refused
 from diffusion_lab.launch.outside import disagreement
+from diffusion_lab.launch.resolvers import BETWEEN_LEVELS
 
 POSITIVE, NOT_NEGATIVE, FRACTION = (0, math.inf, "()"), (0, math.inf, "[)"), (0, 1, "[)")
 COUNT = (1, math.inf, "[)")
@@ -27,7 +28,8 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "refresh_seconds": NOT_NEGATIVE, "repeats": COUNT, "rho": POSITIVE, "rtol": POSITIVE, "s": POSITIVE,
     "s_noise": POSITIVE, "sampler_steps": COUNT, "samples": (2, math.inf, "[)"), "seed": NOT_NEGATIVE,
     "sigma": POSITIVE, "sigma_max": POSITIVE, "sigma_min": POSITIVE, "simple_weight": NOT_NEGATIVE, "snr": POSITIVE,
-    "step_size": POSITIVE, "steps": COUNT, "tau": POSITIVE, "terms": COUNT, "timeout": POSITIVE,
+    "step_size": POSITIVE, "steps": COUNT,
+    "t_end": (0, 1, "(]"), "t_start": (0, 1, "(]"), "tau": POSITIVE, "terms": COUNT, "timeout": POSITIVE,
     "val_check_interval": POSITIVE, "vlb_weight": NOT_NEGATIVE, "warmup_steps": NOT_NEGATIVE,
     "weight_decay": NOT_NEGATIVE, "width": COUNT,
 }  # fmt: skip
@@ -159,7 +161,7 @@ def _levels(config: Mapping[str, Any]) -> int | None:
 
 def _steps_within_levels(config: Mapping[str, Any]) -> str | None:
     steps, levels = _get(config, "sampler.steps"), _levels(config)
-    even = _get(config, "sampler.spacing") in ("uniform", "quadratic")
+    even = _get(config, "sampler.spacing") not in BETWEEN_LEVELS
     too_many = even and isinstance(steps, int) and levels is not None and steps > levels
     return f"sampler.steps={steps} is more than the model's {levels} levels: use at most {levels}" if too_many else None
 
@@ -178,6 +180,9 @@ def _one_level_only(config: Mapping[str, Any]) -> str | None:
         return "model=score knows one noise level, which has no likelihood: choose likelihood=none"
     if _get(config, "model.loss.vlb_weight"):
         return "model=score knows one noise level, which has no variational bound: set loss.vlb_weight=0"
+    sampler = config.get("sampler") or {}
+    if sampler.get("predictor") or str(sampler.get("_target_")).endswith(".ProbabilityFlow"):
+        return "model=score knows one noise level, from which only Langevin dynamics samples: use sampler=langevin"
     return None
 
 
@@ -248,8 +253,8 @@ RULES: tuple[Callable[[Mapping[str, Any]], str | None], ...] = (
     _sampler_is_whole,
     _sampler_moves,
     _steps_within_levels,
-    _likelihood_fits,
     _one_level_only,
+    _likelihood_fits,
     _sde_belongs,
     _attention_exists,
     _differentiates_once,

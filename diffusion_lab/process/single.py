@@ -53,4 +53,4 @@ class SingleLevel(NoiseProcess):
         return torch.ones(1, dtype=torch.float64)
 
     def vlb_weight(self, t: Tensor, variance: Variance) -> Tensor:
-        raise ValueError("a single noise level has no variational bound: set vlb_weight=0")
+        raise ValueError("a single noise level has no variational bound: set loss.vlb_weight=0")
