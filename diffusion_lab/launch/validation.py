@@ -28,10 +28,9 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "refresh_seconds": NOT_NEGATIVE, "repeats": COUNT, "rho": POSITIVE, "rtol": POSITIVE, "s": POSITIVE,
     "s_noise": POSITIVE, "sampler_steps": COUNT, "samples": (2, math.inf, "[)"), "seed": NOT_NEGATIVE,
     "sigma": POSITIVE, "sigma_max": POSITIVE, "sigma_min": POSITIVE, "simple_weight": NOT_NEGATIVE, "snr": POSITIVE,
-    "step_size": POSITIVE, "steps": COUNT,
-    "t_end": (0, 1, "(]"), "t_start": (0, 1, "(]"), "tau": POSITIVE, "terms": COUNT, "timeout": POSITIVE,
-    "val_check_interval": POSITIVE, "vlb_weight": NOT_NEGATIVE, "warmup_steps": NOT_NEGATIVE,
-    "weight_decay": NOT_NEGATIVE, "width": COUNT,
+    "step_size": POSITIVE, "steps": COUNT, "t_end": (0, 1, "(]"), "t_start": (0, 1, "(]"), "tau": POSITIVE,
+    "terms": COUNT, "timeout": POSITIVE, "val_check_interval": POSITIVE, "vlb_weight": NOT_NEGATIVE,
+    "warmup_steps": NOT_NEGATIVE, "weight_decay": NOT_NEGATIVE, "width": COUNT,
 }  # fmt: skip
 """Range of every number by the name of its key: (low, high, which ends belong to it)."""
 
