@@ -72,12 +72,6 @@ def test_every_model_composes_with_every_data_set(model, data):
     check("train", [f"model={model}", f"data={data}"])
 
 
-@pytest.mark.parametrize("sde", options("sde"))
-@pytest.mark.parametrize("sampler", [o for o in options("sampler") if o not in ("trained", "custom")])
-def test_every_sde_composes_with_every_sampler(sde, sampler):
-    check("train", ["model=score_sde", f"sde={sde}", f"sampler={sampler}"])
-
-
 def test_every_data_set_gets_a_network_that_fits():
     for name in DATA:
         c = composed(f"data={name}")

@@ -350,7 +350,7 @@ def test_values_are_grey_levels_or_floats_up_to_1_or_real_numbers(x, levels, wan
         (X.to(torch.int16) - 9, 256, r"whole numbers from -9 to 246"),
         (X % 2, 256, r"nearly black on 256 grey levels: set data.grey_levels=2"),
         (X % 2 > 0, 256, r"nearly black on 256 grey levels: set data.grey_levels=2"),
-        (X, None, r"as bytes, but data.grey_levels=null promises real numbers: set data.grey_levels=256"),
+        (X, None, r"as bytes; data.grey_levels=null promises real numbers: set data.grey_levels=256"),
         (X / torch.zeros(()), 256, r"items 0, 1, 2, 3 and 36 more of 40 hold NaN or infinity"),
         (X.to(torch.complex64), None, r"complex numbers: give real and imaginary part as two channels"),
         (X[:, 0], 256, r"items of shape \[4, 4\], but data.shape=\[1, 4, 4\]: give x a channel axis, x\[:, None\]"),

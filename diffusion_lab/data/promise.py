@@ -75,10 +75,10 @@ def check_values(name: str, grey_levels: int | None, images: bool, parts: Sequen
         halves = "give (x + 1) / 2, or " if -1 <= low < 0 and high <= 1 else ""
         raise ValueError(
             f"{found}, but grey_levels={grey_levels} promises whole numbers 0..{top} or floats in [0, 1]: {halves}"
-            "set grey_levels=null for values that are no grey levels, which are then trained on as they are"
+            "set data.grey_levels=null for values that are no grey levels, which are then trained on as they are"
         )
     if not unit and high == 1 and top > 1:
-        raise ValueError(f"{found}, which would be nearly black on {grey_levels} grey levels: set grey_levels=2")
+        raise ValueError(f"{found}, which would be nearly black on {grey_levels} grey levels: set data.grey_levels=2")
     if unit:
         few = [part[:1000] * top for part in parts]
         even = all(((part - part.round()).abs() < 1e-2).all() for part in few)
@@ -90,7 +90,7 @@ def _check_reals(found: str, images: bool, parts: Sequence[Tensor]) -> list[str]
     if not images:
         return []
     if any(part.dtype in (torch.uint8, torch.bool) for part in parts):
-        raise ValueError(f"{found}, as bytes, but grey_levels=null promises real numbers: set grey_levels=256")
+        raise ValueError(f"{found}, as bytes; data.grey_levels=null promises real numbers: set data.grey_levels=256")
     spread, other = (part.to(torch.float32).std(correction=0).item() for part in parts)
     differs = f" (but {other:.3g} of the held-out items)" if not spread / 4 <= other <= 4 * spread else ""
     return [f"{found}, standard deviation {spread:.3g}{differs}"]

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-BETWEEN_LEVELS = ("linear", "log_snr", "karras")
+BETWEEN_LEVELS = ("linear", "log_snr", "karras", "explicit")
 """Values of sampler.spacing that may use more times than a model has levels."""
 
 
-def at_most_levels(steps: int | None, *, _root_: DictConfig) -> int | None:
-    """A default number of sampler steps, or the model's levels where they are fewer and steps are made of them."""
+def at_most_levels(steps: int | None, repeats: str | None = None, *, _root_: DictConfig) -> int | None:
+    """A default number of sampler steps, or the model's levels where they are fewer and steps are made of them.
+
+    "distinct" steps are fewer still with spacing=quadratic, i^2 0.8 N / (S - 1)^2, which repeats the lowest levels.
+    """
     levels = OmegaConf.select(_root_, "model.levels") or OmegaConf.select(_root_, "model.process.levels")
-    if (
-        not (isinstance(steps, int) and isinstance(levels, int))
-        or OmegaConf.select(_root_, "sampler.spacing") in BETWEEN_LEVELS
-    ):
+    spacing = OmegaConf.select(_root_, "sampler.spacing")
+    if not (isinstance(steps, int) and isinstance(levels, int)) or spacing in BETWEEN_LEVELS:
         return steps
+    if repeats == "distinct" and spacing == "quadratic":
+        levels = 1 + math.isqrt(4 * levels // 5)
     return min(steps, levels)
 
 

@@ -160,9 +160,8 @@ def _levels(config: Mapping[str, Any]) -> int | None:
 
 def _steps_within_levels(config: Mapping[str, Any]) -> str | None:
     steps, levels = _get(config, "sampler.steps"), _levels(config)
-    even = _get(config, "sampler.spacing") not in BETWEEN_LEVELS
-    too_many = even and isinstance(steps, int) and levels is not None and steps > levels
-    return f"sampler.steps={steps} is more than the model's {levels} levels: use at most {levels}" if too_many else None
+    fits = _get(config, "sampler.spacing") in BETWEEN_LEVELS or not (isinstance(steps, int) and levels) or steps <= levels
+    return None if fits else f"sampler.steps={steps} is more than the model's {levels} levels: use at most {levels}"
 
 
 def _likelihood_fits(config: Mapping[str, Any]) -> str | None:
@@ -179,8 +178,7 @@ def _one_level_only(config: Mapping[str, Any]) -> str | None:
         return "model=score knows one noise level, which has no likelihood: choose likelihood=none"
     if _get(config, "model.loss.vlb_weight"):
         return "model=score knows one noise level, which has no variational bound: set loss.vlb_weight=0"
-    sampler = config.get("sampler") or {}
-    if sampler.get("predictor") or str(sampler.get("_target_")).endswith(".ProbabilityFlow"):
+    if _get(config, "sampler.predictor") or str(_get(config, "sampler._target_")).endswith(".ProbabilityFlow"):
         return "model=score knows one noise level, from which only Langevin dynamics samples: use sampler=langevin"
     return None
 
