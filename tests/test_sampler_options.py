@@ -49,7 +49,7 @@ def test_explicit_times_below_one_start_from_their_own_share_of_the_noise():
         ({"spacing": "explicit", "times": []}, "strictly decreasing"),
         ({"spacing": "explicit", "times": [1.5, 0.5]}, "between 1e-05 and 1,"),
         ({"spacing": "explicit", "times": [1.0, 0.0]}, "positive"),
-        ({"spacing": "explicit", "times": [9.0, 1.0], "unit": "level"}, "use unit=t or sigma"),
+        ({"spacing": "explicit", "times": [9.0, 1.0], "unit": "level"}, "use sampler.unit=t or sigma"),
         ({"spacing": "explicit", "times": [1e9, 1.0], "unit": "sigma"}, "must lie between"),
         ({"spacing": "explicit", "times": [1.0], "unit": "snr"}, "allowed: t, sigma, level"),
         ({"clip": True, "dynamic_threshold": 0.9}, "in place of clip"),

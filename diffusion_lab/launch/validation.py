@@ -160,13 +160,13 @@ def _levels(config: Mapping[str, Any]) -> int | None:
 
 def _steps_within_levels(config: Mapping[str, Any]) -> str | None:
     steps, levels = _get(config, "sampler.steps"), _levels(config)
-    fits = _get(config, "sampler.spacing") in BETWEEN_LEVELS or not (isinstance(steps, int) and levels) or steps <= levels
+    free = _get(config, "sampler.spacing") in BETWEEN_LEVELS
+    fits = free or not (isinstance(steps, int) and levels) or steps <= levels
     return None if fits else f"sampler.steps={steps} is more than the model's {levels} levels: use at most {levels}"
 
 
 def _likelihood_fits(config: Mapping[str, Any]) -> str | None:
-    wanted = _get(config, "model.likelihood.bound") is not None
-    if wanted and _levels(config) is None:
+    if _get(config, "model.likelihood.bound") is not None and _levels(config) is None:
         return "likelihood=bound (or both) needs a model with discrete levels: choose likelihood=flow or none"
     return None
 

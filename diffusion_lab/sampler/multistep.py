@@ -70,7 +70,7 @@ class DPMSolver(Step):
         if self.predicts not in ("x0", "eps"):
             raise ValueError(f"predicts={self.predicts!r} is unknown; allowed: x0, eps")
         if self.stochastic and self.predicts == "eps":
-            raise ValueError("stochastic=true solves the SDE in terms of x_0: set predicts=x0")
+            raise ValueError("stochastic=true solves the SDE in terms of x_0: set sampler.predictor.predicts=x0")
 
     def __call__(self, p, x, t, s, denoise, noise, past) -> Any:
         h, order = interval(p, t, s), final_order(p, t, self.order, self.lower_order_final)

@@ -23,7 +23,7 @@ def explicit(process: NoiseProcess, times: Sequence[float], unit: Unit) -> Tenso
     if unit not in get_args(Unit):
         raise ValueError(f"sampler.unit={unit!r} is unknown; allowed: {', '.join(get_args(Unit))}")
     if unit == "level" and process.levels is None:
-        raise ValueError("sampler.unit=level: this process is continuous and has no levels; use unit=t or sigma")
+        raise ValueError("sampler.unit=level: this process has no levels; use sampler.unit=t or sigma")
     given = torch.tensor(list(times), dtype=torch.float64)
     if given.numel() == 0 or not (given.diff() < 0).all() or not (given > 0).all():
         raise ValueError(f"sampler.times must be positive and strictly decreasing, got {list(times)}")
