@@ -6,6 +6,7 @@ import runpy
 import sys
 
 from diffusion_lab.launch import ConfigError, refuse
+from diffusion_lab.output import tolerant
 
 COMMANDS = {
     "train": ("train", "train a model, or go on with a run"),
@@ -20,6 +21,7 @@ COMMANDS = {
 
 def main() -> None:
     """Run the command that the first word names with the other words, as `python -m` would."""
+    tolerant()
     name, *words = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         listed = "\n".join(f"  diffusion-lab {name:<8} {told}" for name, (_, told) in COMMANDS.items())

@@ -9,8 +9,10 @@ import pytest
 import torch
 from exact import exact_denoiser
 
+from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.likelihood import VariationalBound, bits_per_dim, log_mass_of_level
 from diffusion_lab.noise import image_generators
+from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import VP, Cosine, Geometric, Ladder, Linear
 
 
@@ -110,3 +112,16 @@ def test_needs_levels_and_sensible_terms():
         VariationalBound()(exact_denoiser(analytic.gmm2d(), VP(Linear())), torch.zeros(1, 2, 1, 1), None)
     with pytest.raises(ValueError, match="at least 1"):
         VariationalBound(terms=0)
+
+
+def test_the_bound_clips_no_points_and_clips_images():
+    """Points and what is not bounded lie where they lie: a guess outside [-1, 1] is as good as one inside."""
+    for shape, bounded, clipped in (((2,), True, False), ((1, 2, 2), False, False), ((1, 2, 2), True, True)):
+        row = Parameterization("eps", "level", -1.0, 1.0, bounded=bounded)
+        denoiser = Denoiser(lambda x, t: torch.zeros_like(x), Ladder(Linear(), 20), row)
+        x0 = 3 + torch.randn(3, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        values = [
+            VariationalBound(clip=clip)(denoiser, x0, None, torch.Generator().manual_seed(1)).log_likelihood
+            for clip in (False, True)
+        ]
+        assert torch.equal(*values) != clipped

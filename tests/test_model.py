@@ -27,7 +27,8 @@ def test_encode_and_decode_are_inverse_on_the_grey_levels():
     x = model.encode(levels)
     assert x.min() == -1 and x.max() == 1
     torch.testing.assert_close(model.decode(x), levels, rtol=0, atol=1e-7)
-    torch.testing.assert_close(model.decode(x + 0.06), levels, rtol=0, atol=1e-7)  # less than half a level, 1/16
+    for off in (-0.06, 0.06):  # less than half a level, 1/16: rounded to the nearest, neither up nor down
+        torch.testing.assert_close(model.decode(x + off), levels, rtol=0, atol=1e-7)
     assert torch.equal(model.decode(torch.tensor([[[[-3.0, 3.0]]]])), torch.tensor([[[[0.0, 1.0]]]]))
 
 
@@ -109,6 +110,15 @@ def test_image_i_of_a_series_is_the_same_in_any_batch():
     torch.testing.assert_close(model.sample(5, seed=3, batch_size=2), whole)
     torch.testing.assert_close(model.sample(2, seed=3, first=3), whole[3:])
     assert not torch.allclose(model.sample(5, seed=4), whole)
+
+
+def test_no_two_series_share_an_image():
+    """Image i of seed s is no image of another seed, as it would be were each drawn by seed + i."""
+    seeds = [generator.initial_seed() for seed in range(30) for generator in image_generators(seed, range(30))]
+    assert len(set(seeds)) == 900
+    model = DDPM(MLP(), Linear(), DenoisingLoss(), Sampler(DDIM(), steps=2), shape=(2,), grey_levels=None)
+    drawn = torch.cat([model.sample(8, seed=seed) for seed in range(4)])
+    assert len(drawn.unique(dim=0)) == 32
 
 
 def test_every_method_has_the_row_of_its_paper():

@@ -173,6 +173,23 @@ def test_dropout_only_in_training():
     assert error(first, second) > 0.05
 
 
+def test_dropout_stands_before_the_second_convolution():
+    """conv2(dropout(silu(norm2(h)))), as in DDPM and score_sde: behind it, the same images come out of other noise."""
+    block = ResidualBlock(8, 8, None, groups=2, dropout=0.5, init_scale=1.0).train()
+    seen = {}
+    for name in ("norm2", "conv2"):
+        getattr(block, name).register_forward_hook(lambda _, given, out, name=name: seen.update({name: (given[0], out)}))
+    x = torch.randn(4, 8, 6, 6, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        y = block(x, None)
+    before, after = seen["conv2"]
+    whole = F.silu(seen["norm2"][1])
+    kept = before != 0
+    assert 0.4 < kept.float().mean() < 0.6
+    torch.testing.assert_close(before, torch.where(kept, 2 * whole, 0))
+    torch.testing.assert_close(y, x + after)
+
+
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.875])
 def test_dropout_keeps_the_mean_and_draws_each_number_by_itself(p):
     torch.manual_seed(0)
