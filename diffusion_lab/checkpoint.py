@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,8 +38,10 @@ def read(path: str | Path) -> dict[str, Any]:
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0]
-        raise CheckpointError(f"{path} is refused, it is no file of plain tensors and containers: {reason}") from error
+        # torch's own words advise to execute what is in the file
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f": it holds {found[1]}" if found else ""
+        raise CheckpointError(f"{path} is refused, it is no file of plain tensors and containers{reason}") from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint, it is cut or of another kind: {error}"

@@ -136,6 +136,10 @@ def test_hostile_pickle_is_not_executed_by_reading_resuming_or_sampling(saved, t
             (CheckpointError, pickle.UnpicklingError), match="refused|posix.mkdir|nt.mkdir|Weights only"
         ):
             use(path)
+    with pytest.raises(
+        CheckpointError, match=r"refused, it is no file of plain tensors and containers(: it holds \S+)?$"
+    ):
+        checkpoint.read(path)  # in words that do not advise to execute it
     assert checkpoint.find(path.parents[1]) == (path if kind == "whole" else saved[0]), "what is no archive is cut"
     assert not (tmp_path / "exploded").exists()
     pickle.loads(path.read_bytes()) if kind == "bare" else torch.load(path, weights_only=False)

@@ -99,6 +99,10 @@ def test_help_of_a_group_an_option_and_a_key():
             tell(task, [word])
 
 
+def test_values_of_other_options_are_no_topics_of_help():
+    assert tell("train", ["--config-dir", "conf", "--help", "schedule"]) == tell("train", ["--help", "schedule"])
+
+
 def test_the_command_sorts_helps_and_refuses(tmp_path):
     done = run(ROOT / "train.py", "--help", "schedule", cwd=tmp_path)
     assert done.returncode == 0 and "schedule=cosine" in done.stdout

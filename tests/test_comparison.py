@@ -18,6 +18,7 @@ from PIL import Image
 from diffusion_lab import comparison, plot
 from diffusion_lab.compare import fold, main, parts
 from diffusion_lab.comparison import compare, find, names, read
+from diffusion_lab.comparison.run import unfinished
 
 PROTOCOL = {"extractor": "digits", "extractor_digest": "ab" * 16, "samples": 1000}
 BITS = {"data": "digits held_out", "count": 397}
@@ -363,6 +364,12 @@ def test_mistakes_are_refused_in_one_line(tmp_path, monkeypatch, capsys, content
     assert exit.value.code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
     assert re.search(words, err), err
     assert sorted(p.name for p in tmp_path.iterdir()) == ([] if content is None else ["results.json"])
+
+
+def test_what_hydra_leaves_in_a_run_is_no_run(run, tmp_path) -> None:
+    path = run("one", {FD: fd(1.0)}, overrides=[]).path.parent
+    (path / ".hydra" / "config.yaml").write_text("{}")
+    assert unfinished([path]) == []
 
 
 def test_damaged_overrides_are_named(run, tmp_path):

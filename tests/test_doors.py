@@ -20,6 +20,8 @@ from diffusion_lab.launch.changes import refuse_changes
 from diffusion_lab.launch.compose import check
 from diffusion_lab.launch.failure import made_new
 from diffusion_lab.launch.instantiate import FURTHER, ConfigError
+from diffusion_lab.launch.lock import locked
+from diffusion_lab.launch.request import claim
 from diffusion_lab.stats import USED, main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -176,6 +178,28 @@ def test_only_a_directory_that_nobody_named_gives_way(tmp_path, monkeypatch, pla
     before = config.hydra.run.dir
     multirun.Sweep().on_run_start(config)
     assert config.hydra.run.dir == (f"{before}_2" if named else before)
+
+
+@pytest.mark.parametrize("name", ["samples.npz", "samples.png", "results.json", "png", "samples"])
+def test_files_that_sampling_has_not_made_are_not_written_over(tmp_path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ConfigError, match=rf"holds {name}, not made by sample.py, .*: choose another out="):
+        claim(tmp_path, {"seed": 0})
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+    (tmp_path / name).rename(tmp_path / "notes.txt")
+    claim(tmp_path, {"seed": 0})
+    (tmp_path / "samples.npz").write_text("drawn")
+    claim(tmp_path, {"seed": 0})
+    with (
+        pytest.raises(ConfigError, match=r"cannot be made a directory \(File exists\)"),
+        locked(tmp_path / "notes.txt"),
+    ):
+        pass
+
+
+def test_statistics_are_not_measured_for_a_place_that_cannot_be_written() -> None:
+    with pytest.raises(ConfigError, match="out=/proc/nowhere/x.npz cannot be written"):
+        stats.measure(["data=digits"], "train", "/proc/nowhere/x.npz", None)
 
 
 def test_statistics_check_the_data_and_the_extractor_and_no_network(tmp_path, monkeypatch, capsys):

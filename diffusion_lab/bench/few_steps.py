@@ -27,6 +27,7 @@ from diffusion_lab.evaluation import Evaluator
 from diffusion_lab.launch.compare import sampler_settings, series_of
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.launch.request import Request, request
+from diffusion_lab.launch.resume import CheckpointError
 from diffusion_lab.model import Model
 from diffusion_lab.noise import Generators, draw
 from diffusion_lab.output import tolerant
@@ -218,7 +219,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--logs", type=Path, default=Path("logs"), help="where images are kept")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    judge = Judge.of(options.run, options.samples, options.seeds, options.batch_size, options.logs)
+    try:
+        judge = Judge.of(options.run, options.samples, options.seeds, options.batch_size, options.logs)
+    except CheckpointError as error:
+        parser.error(str(error))
     variance = (judge.model.config or {}).get("variance")
     makers = [partial(ours, words, variance) for words in options.sampler] + [partial(theirs, n) for n in options.peer]
     records: dict[str, dict[int, dict[str, Any]]] = {}

@@ -75,7 +75,8 @@ def unfinished(paths: Iterable[str | Path]) -> list[Path]:
     """Directories named, and of runs below them, that hold no results: not finished, or never evaluated."""
     found: dict[Path, None] = {}
     for path in filter(Path.is_dir, map(Path, paths)):
-        runs = [mark.parent for name in MARKS for mark in path.rglob(name)]
+        marks = (mark for name in MARKS for mark in path.rglob(name))
+        runs = [mark.parent for mark in marks if not mark.parent.name.startswith(".")]  # .hydra is no run
         if not any(path.rglob(RESULTS)):
             runs.append(path)
         for run in sorted(runs, key=_natural):

@@ -70,7 +70,11 @@ def tell(task: str, words: Sequence[str]) -> str:
     Raises:
         ConfigError: for a word that names none of them.
     """
-    named = [word for word in words if not word.startswith("-")]
+    named = [word for word in words if word not in ("--help", "-h")]
+    if any(word.startswith("-") for word in named):  # other options, whose values are no topics
+        from diffusion_lab.launch.command_line import separate
+
+        named = separate(named)[1]
     return "\n\n".join(topic(task, word) for word in named) if named else overview(task)
 
 

@@ -80,7 +80,10 @@ def resolve(target: str, path: str = "") -> type:
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{path}._target_={target} does not exist ({error})") from error
+        top = target.partition(".")[0]
+        away = isinstance(error, ModuleNotFoundError) and error.name == top
+        way = f": start where the folder {top} lies, or add its place, PYTHONPATH=..." if away else ""
+        raise ConfigError(f"{path}._target_={target} does not exist ({error}){way}") from error
     if not (inspect.isclass(found) and allowed(f"{found.__module__}.{found.__qualname__}")):
         raise refusal
     return found

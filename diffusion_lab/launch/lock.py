@@ -29,9 +29,12 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold a directory, made if need be; the system lets go of it however the process ends.
 
     Raises:
-        ConfigError: if another process holds it, with that one's number.
+        ConfigError: if another process holds it, with that one's number, or where there can be no directory.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be made a directory ({error.strerror}): choose another") from error
     with (folder / ".lock").open("a+") as file:
         try:
             lock(file)

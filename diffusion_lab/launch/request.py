@@ -15,6 +15,8 @@ from diffusion_lab.launch.instantiate import ConfigError
 from diffusion_lab.launch.revision import revision
 
 FILE = "request.json"
+WRITTEN = ("samples", "samples.npz", "samples.png", "png", "trajectory.png", "results.json")
+"""What sampling leaves in a directory beside it."""
 
 NOT_THE_MODEL = ("sampler", "likelihood", "optimizer", "loss", "warmup_steps", "decay_steps")
 """Settings of a model that samples do not depend on, or that a request names itself."""
@@ -70,7 +72,8 @@ def claim(path: Path, wanted: Request) -> None:
     """Make the directory of a request, with what decides its samples and the code's revision written down in it.
 
     Raises:
-        ConfigError: if it holds samples of another request, naming what differs.
+        ConfigError: if it holds samples of another request, naming what differs, or files that sampling would write
+            over.
     """
     file = path / FILE
     if file.is_file():
@@ -80,5 +83,10 @@ def claim(path: Path, wanted: Request) -> None:
             told = "; ".join(f"{k} {found.get(k)} there, {wanted.get(k)} asked for" for k in different)
             raise ConfigError(f"{path} holds samples of another request ({told}): choose another out=...")
     else:
+        if foreign := [name for name in WRITTEN if (path / name).exists()]:
+            raise ConfigError(
+                f"{path} holds {', '.join(foreign)}, not made by sample.py, which would write over it: "
+                "choose another out=..."
+            )
         path.mkdir(parents=True, exist_ok=True)
         write_results(file, {**wanted, "revision": revision()})

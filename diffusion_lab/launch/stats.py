@@ -6,6 +6,7 @@ import hashlib
 import os
 import shlex
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,12 @@ def measure(overrides: Sequence[str], split: str, out: str | None, count: int | 
     target = Path(out or f"{settings['choices']['data']}_{split}.npz")
     if target.exists():
         raise ConfigError(f"{target} exists already: choose another out=..., or remove it first")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"out={target} cannot be written ({error.strerror}): choose another out=...") from error
     if settings["metric"]["features"] is None:
         raise ConfigError("points in the plane have no feature statistics: choose a data set of images, or metric=...")
     keys = ("accelerator", "devices", "num_nodes", "strategy")
@@ -89,7 +96,6 @@ def measure(overrides: Sequence[str], split: str, out: str | None, count: int | 
         settings["callback"]["evaluation"]["evaluator"]["batch_size"],
     )
     if ranks.rank_and_world()[0] == 0:
-        target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
         report(target)
     return target

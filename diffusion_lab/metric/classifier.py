@@ -76,7 +76,10 @@ class ClassifierFeatures:
                 f"got {tuple(train_images.shape)} and {tuple(train_labels.shape)}"
             )
         if train_labels.is_floating_point() or train_labels.min() < 0 or train_labels.max() < 1:
-            raise ValueError("labels must be integers 0, 1, ... of at least two classes")
+            raise ValueError(
+                "the metric is a classifier trained on the labels of the data, which must be 0, 1, ... of at least two "
+                "classes: use metric=inception, or go without: metric.features=null"
+            )
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
             images = to_uint8(train_images.cpu())
             self._shape = tuple(images.shape[1:])
