@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
@@ -13,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from diffusion_lab.launch import origin
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
+from diffusion_lab.launch.named_sampler import named_sampler
 from diffusion_lab.launch.resume import CheckpointError, find
 from diffusion_lab.model import Model
 from diffusion_lab.whole_file import whole_file
@@ -56,8 +58,10 @@ def build(contents: dict[str, Any], weights: Weights = "ema") -> Model:
     """The model of a checkpoint that was read: rebuilt from its configuration, with the chosen weights, in eval mode.
 
     Raises:
-        CheckpointError: if the weights asked for are not there or do not fit the configuration.
+        CheckpointError: if the weights asked for do not exist, are not there or do not fit the configuration.
     """
+    if weights not in get_args(Weights):
+        raise CheckpointError(f"weights={weights!r} must be {' or '.join(get_args(Weights))}")
     started = contents["config"].get(origin.RECORD)
     origin.admit(started)
     try:
@@ -75,7 +79,24 @@ def build(contents: dict[str, Any], weights: Weights = "ema") -> Model:
     except RuntimeError as error:
         raise CheckpointError(f"the checkpoint's weights do not fit its configuration: {error}") from error
     model.config = contents["config"]
+    model.sampler_of = functools.partial(named_sampler, contents["config"])
     return model.eval()
+
+
+def device_of(name: str | torch.device) -> torch.device:
+    """A device that is there.
+
+    Raises:
+        ValueError: for a name that means none, or one that this machine does not have.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+    except Exception as error:  # each backend says in its own way that it is missing
+        found = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        found += ["mps"] if torch.backends.mps.is_available() else []
+        raise ValueError(f"device={name!r} is not on this machine: choose from {', '.join(found)}") from error
+    return device
 
 
 def load(path: str | Path, *, weights: Weights = "ema", device: str | torch.device = "cpu") -> Model:
@@ -83,5 +104,11 @@ def load(path: str | Path, *, weights: Weights = "ema", device: str | torch.devi
 
     >>> model = diffusion_lab.load("logs/train/ddpm_digits/2026-11-21_10-00-00")
     >>> images = model.sample(16)
+
+    Raises:
+        ValueError: for weights or a device that do not exist, and a path without a checkpoint that can be read.
     """
-    return build(read(find(path)), weights).to(device)
+    if not isinstance(path, (str, Path)):
+        raise ValueError(f"load({path!r}): give the path of a run directory or a .ckpt file, or 'last'")
+    device = device_of(device)
+    return build(read(find(Path(path).expanduser())), weights).to(device)

@@ -16,6 +16,7 @@ from diffusion_lab import checkpoint
 from diffusion_lab.checkpoint import AtomicCheckpointIO, CheckpointError
 from diffusion_lab.data import Toy2D
 from diffusion_lab.launch.instantiate import ConfigError, instantiate, resolve
+from diffusion_lab.sampler import DDIM, Sampler
 
 MODEL = {
     "_target_": "diffusion_lab.model.DDPM",
@@ -189,6 +190,64 @@ def test_missing_ema_and_wrong_weights_are_said(saved):
         checkpoint.build({k: v for k, v in contents.items() if k != "ema"})
     with pytest.raises(CheckpointError, match="do not fit"):
         checkpoint.build({**contents, "state_dict": {}}, "raw")
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"weights": "EMA"}, "weights='EMA' must be ema or raw"),
+    ({"weights": "average"}, "must be ema or raw"),
+    ({"weights": None}, "must be ema or raw"),
+    ({"device": "gpu"}, "device='gpu' is not on this machine: choose from cpu"),
+    ({"device": "cuda:99"}, "device='cuda:99' is not on this machine"),
+    ({"device": 2.5}, "device=2.5 is not on this machine"),
+])  # fmt: skip
+def test_weights_and_devices_that_do_not_exist_are_refused(saved, options, message):
+    with pytest.raises(ValueError, match=message) as refusal:
+        diffusion_lab.load(saved[0], **options)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_path_may_begin_with_a_tilde_and_must_be_one(saved, monkeypatch):
+    monkeypatch.setenv("HOME", str(saved[0].parents[2]))
+    assert diffusion_lab.load("~/run").sample(1).shape == (1, 2)
+    for path in (None, 3, ["run"]):
+        with pytest.raises(ValueError, match="give the path of a run directory"):
+            diffusion_lab.load(path)
+
+
+@pytest.mark.parametrize("count, options, message", [
+    (-1, {}, "count=-1 must be a whole number of at least 0"),
+    (2.5, {}, "count=2.5 must be a whole number"),
+    ("2", {}, "count='2' must be a whole number"),
+    (None, {}, "count=None must be"),
+    (2, {"seed": -1}, "seed=-1 must be a whole number of at least 0"),
+    (2, {"seed": "now"}, "seed='now' must be"),
+    (2, {"batch_size": 0}, "batch_size=0 must be a whole number of at least 1"),
+    (2, {"first": -4}, "first=-4 must be"),
+    (2, {"steps": 0}, "steps=0 must be a whole number of at least 1"),
+    (2, {"steps": 2000}, "between 1 and the model's 1000 levels, got 2000"),
+    (2, {"sampler": "ode", "steps": 5}, "ProbabilityFlow has no number of steps"),
+    (2, {"sampler": "dimm"}, "dimm is no sampler .did you mean ddim"),
+    (2, {"sampler": "trained"}, "trained is no sampler"),
+    (2, {"sampler": DDIM()}, "is no sampler: give one such as .*Sampler.DDIM.., steps=50"),
+    (2, {"sampler": Sampler}, "is no sampler: give one"),
+])  # fmt: skip
+def test_what_is_asked_of_a_model_is_checked(saved, count, options, message):
+    with pytest.raises(ValueError, match=message) as refusal:
+        diffusion_lab.load(saved[0]).sample(count, **options)
+    assert "\n" not in str(refusal.value)
+
+
+def test_samplers_go_by_name_and_steps_and_seeds_may_be_left_open(saved):
+    model, own = diffusion_lab.load(saved[0], weights="raw"), saved[1].eval()
+    assert model.sample(0).shape == (0, 2) and model.sample(3.0).shape == (3, 2)
+    assert not torch.equal(model.sample(2, seed=None), model.sample(2, seed=None))
+    assert torch.equal(model.sample(2, sampler="ddim", steps=7), model.sample(2, sampler=Sampler(DDIM(), steps=7)))
+    assert torch.equal(model.sample(2, steps=5), model.sample(2)) and model.sampler.steps == 5
+    assert not torch.equal(model.sample(2, steps=9), model.sample(2)) and model.sampler.steps == 5
+    again = pickle.loads(pickle.dumps(model))
+    assert torch.equal(again.sample(2, sampler="heun"), model.sample(2, sampler="heun"))
+    with pytest.raises(ValueError, match="to a model from diffusion_lab.load"):
+        own.sample(2, sampler="ddim")
 
 
 def test_an_interrupted_save_leaves_the_old_file_and_no_litter(saved, monkeypatch):

@@ -93,7 +93,7 @@ def model_of(network=None, loss=None, lr=1e-3, likelihood=None):
         network or Faulty(), Linear(), loss or DenoisingLoss(), Sampler(DDIM(), steps=3), likelihood,
         lambda p: torch.optim.Adam(p, lr=lr), (2,), grey_levels=None, levels=10,
     )  # fmt: skip
-    model.config = {}
+    model.config, model.rehearsal = {}, False  # which would find some of these faults before the first step
     return model
 
 

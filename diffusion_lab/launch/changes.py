@@ -9,7 +9,17 @@ import torch
 
 from diffusion_lab.launch.instantiate import ConfigError
 
-UNSAID = ("allow_changes", "ckpt_path", "init_from", "init_strict", "init_weights", "overrides", "paths", "started")
+UNSAID = (
+    "allow_changes",
+    "ckpt_path",
+    "init_from",
+    "init_strict",
+    "init_weights",
+    "overrides",
+    "paths",
+    "rehearsal",
+    "started",
+)
 """What belongs to one start of a run, and not to the run."""
 
 HARMLESS = (

@@ -3,41 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import HydraException
 from lightning_fabric import Fabric
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lab import ranks
 from diffusion_lab.callback.evaluation import write_results
 from diffusion_lab.evaluation import Evaluator, Series
-from diffusion_lab.launch.compose import composed, first_line, options, plain
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
+from diffusion_lab.launch.named_sampler import sampler_settings
 from diffusion_lab.launch.report import say
 from diffusion_lab.launch.request import Request, claim, folder
-from diffusion_lab.launch.validation import nearest
 from diffusion_lab.model import Model
 from diffusion_lab.plot import curves
 from diffusion_lab.sampler import Sampler
-
-
-def sampler_settings(name: str, variance: str | None, keys: Sequence[str] = ()) -> dict[str, Any]:
-    """Settings of a sampler by its name, and keys of it as on a command line, such as spacing=quadratic.
-
-    Raises:
-        ConfigError: for a name or a key that does not exist.
-    """
-    if name not in options("sampler") or name in ("trained", "custom"):
-        raise ConfigError(f"{name} is no sampler{nearest(name, options('sampler'))}")
-    words = [f"sampler={name}", *(f"sampler.{key}" for key in keys), "ckpt_path=.", f"variance={variance}"]
-    try:
-        return plain(composed("sample", words))["sampler"]
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"{name}: {first_line(error)}") from error
 
 
 def series_of(model: Model, sampler: Sampler, own: Request, name: str, log_dir: str | Path) -> Series:

@@ -30,6 +30,7 @@ from diffusion_lab.launch.logger import finish_loggers, reopen
 from diffusion_lab.launch.outside import cluster, set_timeout
 from diffusion_lab.launch.plan import tell_plan
 from diffusion_lab.launch.quiet import quieten
+from diffusion_lab.launch.rehearsal import rehearse_sampling
 from diffusion_lab.launch.report import in_sweep, say, say_limits, table
 from diffusion_lab.launch.request import claim, folder, request
 from diffusion_lab.launch.revision import revision
@@ -65,6 +66,8 @@ def sample(config: DictConfig) -> None:
         **({"compile": True} if config.compile else {}),
     )  # fmt: skip
     subject.model.to(fabric.device)
+    if config.rehearsal:
+        rehearse_sampling(subject.model, fabric, list(subject.model.likelihood) if config.evaluate else ())
     if config.compile:
         compile_network(subject.model.network, fabric.device, replay=True)
     scored = config.evaluate or config.compare
@@ -110,7 +113,8 @@ def load(config: DictConfig) -> Subject:
     name, settings = choose_sampler(config, contents["config"])
     try:
         model.sampler = instantiate(settings, "sampler")
-        model.sampler.check(model.denoiser)
+        if hasattr(model.sampler, "check"):
+            model.sampler.check(model.denoiser)
         model.likelihood = choose_likelihood(config, model)
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -32,6 +32,7 @@ from diffusion_lab.launch.logger import build_loggers, finish_loggers
 from diffusion_lab.launch.outside import cluster, set_timeout
 from diffusion_lab.launch.plan import check_room, size_on_disk
 from diffusion_lab.launch.quiet import quieten
+from diffusion_lab.launch.rehearsal import prepare_features, rehearse_training
 from diffusion_lab.launch.report import in_sweep, say, say_limits, table
 from diffusion_lab.launch.resume import CONFIG
 from diffusion_lab.launch.revision import revision
@@ -111,7 +112,8 @@ def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, 
         data.prepare_data()
         data.setup("fit")
         model = instantiate(settings["model"], "model")
-        model.sampler.check(model.denoiser)
+        if hasattr(model.sampler, "check"):
+            model.sampler.check(model.denoiser)
         model.config = settings
         if settings["init_from"] and not settings["ckpt_path"]:
             initialise(model, settings)
@@ -135,9 +137,10 @@ def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, 
             raise ValueError(f"trainer.precision={settings['trainer']['precision']} needs a GPU: here, use bf16-mixed")
         data.trainer = trainer  # knows the number of ranks, which must divide the batch
         data.setup("fit")
+        evaluation = next((c for c in callbacks if isinstance(c, Evaluation)), None)
+        rehearse_training(settings, data, model, trainer, evaluation)
         if settings.get("compile"):
             compile_network(model.network, trainer.strategy.root_device)
-        evaluation = next((c for c in callbacks if isinstance(c, Evaluation)), None)
         if evaluation is not None:
             prepare_evaluation(evaluation, settings, data, model, trainer)
     except (OSError, ValueError, RuntimeError, MisconfigurationException) as error:
@@ -159,13 +162,7 @@ def prepare_evaluation(
         "seed": settings.get("seed"),
         "revision": revision(),
     }
-    try:
-        evaluation.evaluator.prepare(data, trainer.strategy.root_device)
-        evaluation.during.features = evaluation.evaluator.features
-    except FileNotFoundError as error:
-        evaluation.evaluator.features = evaluation.during.features = None
-        if trainer.is_global_zero:
-            say(f"the Fréchet distance is left out of this run's evaluation: {error}")
+    prepare_features(settings, evaluation, data, model, trainer)
     evaluator, place = evaluation.evaluator, Path(settings["paths"]["run_dir"])
     samples = evaluator.samples * evaluator.repeats * evaluator.judges_samples(data)
     check_room(size_on_disk(model, samples, evaluator), place, f"the {samples:,} samples of an evaluation")

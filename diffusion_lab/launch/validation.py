@@ -10,6 +10,7 @@ from typing import Any
 from diffusion_lab.launch import declared, schema
 from diffusion_lab.launch.init_source import nowhere
 from diffusion_lab.launch.instantiate import ConfigError, allowed, refused
+from diffusion_lab.launch.network_size import network_takes_size
 from diffusion_lab.launch.outside import disagreement
 from diffusion_lab.launch.resolvers import BETWEEN_LEVELS
 
@@ -214,20 +215,6 @@ def _strategy_exists(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _attention_exists(config: Mapping[str, Any]) -> str | None:
-    size, multipliers = _get(config, "network.image_size"), _get(config, "network.multipliers")
-    wanted = _get(config, "network.attention")
-    if not (isinstance(size, int) and multipliers and wanted):
-        return None
-    exist = [size // 2**i for i in range(len(multipliers))]
-    lacking = [r for r in wanted if r not in exist]
-    return (
-        f"network.attention={list(wanted)} asks for resolution {lacking[0]}, but there are only {exist}"
-        if lacking
-        else None
-    )
-
-
 def _sampler_moves(config: Mapping[str, Any]) -> str | None:
     sampler = config.get("sampler") or {}
     if str(sampler.get("_target_")).endswith(".Sampler") and not (sampler.get("predictor") or sampler.get("corrector")):
@@ -253,7 +240,7 @@ RULES: tuple[Callable[[Mapping[str, Any]], str | None], ...] = (
     _one_level_only,
     _likelihood_fits,
     _sde_belongs,
-    _attention_exists,
+    network_takes_size,
     _differentiates_once,
     _strategy_exists,
 )

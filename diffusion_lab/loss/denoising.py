@@ -21,12 +21,33 @@ def _snr(process: NoiseProcess, t: Tensor) -> Tensor:
     return (process.alpha(t) / process.sigma(t)) ** 2
 
 
+def _simple(process: NoiseProcess, t: Tensor, gamma: float) -> Tensor:
+    return torch.ones_like(t)
+
+
+def _x0(process: NoiseProcess, t: Tensor, gamma: float) -> Tensor:
+    return 1 / _snr(process, t)
+
+
+def _v(process: NoiseProcess, t: Tensor, gamma: float) -> Tensor:
+    return (process.alpha(t) + process.sigma(t) ** 2 / process.alpha(t)) ** 2
+
+
+def _min_snr(process: NoiseProcess, t: Tensor, gamma: float) -> Tensor:
+    return (gamma / _snr(process, t)).clamp(max=1)
+
+
+def _likelihood(process: NoiseProcess, t: Tensor, gamma: float) -> Tensor:
+    return (process.g(t) / process.sigma(t)) ** 2
+
+
+# Functions by name: a loss is pickled with its model.
 WEIGHTS: dict[str, Callable[[NoiseProcess, Tensor, float], Tensor]] = {
-    "simple": lambda process, t, gamma: torch.ones_like(t),
-    "x0": lambda process, t, gamma: 1 / _snr(process, t),
-    "v": lambda process, t, gamma: (process.alpha(t) + process.sigma(t) ** 2 / process.alpha(t)) ** 2,
-    "min_snr": lambda process, t, gamma: (gamma / _snr(process, t)).clamp(max=1),
-    "likelihood": lambda process, t, gamma: (process.g(t) / process.sigma(t)) ** 2,
+    "simple": _simple,
+    "x0": _x0,
+    "v": _v,
+    "min_snr": _min_snr,
+    "likelihood": _likelihood,
 }
 
 

@@ -3,7 +3,8 @@
 from diffusion_lab.model.base import Model
 from diffusion_lab.model.ddpm import DDPM
 from diffusion_lab.model.ncsn import NCSN, NCSNv2
+from diffusion_lab.model.rehearsal import rehearse
 from diffusion_lab.model.score import ScoreMatching
 from diffusion_lab.model.score_sde import ScoreSDE
 
-__all__ = ["DDPM", "NCSN", "Model", "NCSNv2", "ScoreMatching", "ScoreSDE"]
+__all__ = ["DDPM", "NCSN", "Model", "NCSNv2", "ScoreMatching", "ScoreSDE", "rehearse"]

@@ -10,17 +10,24 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from diffusion_lab import ranks
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.model import sharding
 from diffusion_lab.model.drawing import Drawing
+from diffusion_lab.model.expectations import Unfit
+from diffusion_lab.model.rehearsal import rehearse_fit
 from diffusion_lab.noise import image_generators
 from diffusion_lab.sampler import Sampler
 
 Loss = Callable[..., Tensor]
-"""(denoiser, x0, generator) -> the loss of each data point, (B,)."""
+"""(denoiser, x0, generator) -> the loss of each data point, (B,).
+
+Training gives no generator; validation a list, one for each item, so that an item has the same time and noise every
+time.  `diffusion_lab.noise.draw` and `draw_each` take all of None, a `torch.Generator` and such a list.
+"""
 
 Likelihood = Callable[..., Any]
 """(denoiser, x0, grey_levels, generator) -> something with a `log_likelihood` and its `terms`, in nats."""
@@ -44,8 +51,10 @@ class Model(Drawing, pl.LightningModule):
         channels_last: lay the network's weights out for the faster convolutions.
 
     `config` is the composed configuration as plain containers; it goes into every checkpoint, which then needs
-    nothing else.
+    nothing else.  `rehearsal` says whether `fit` tries two items on a copy first (`rehearse`).
     """
+
+    rehearsal = True
 
     def __init__(
         self,
@@ -109,6 +118,10 @@ class Model(Drawing, pl.LightningModule):
         if self.device_mesh is not None:
             sharding.shard(self.network, self.device_mesh["data_parallel"])
 
+    def on_fit_start(self) -> None:
+        for note in rehearse_fit(self) if self.rehearsal else ():
+            rank_zero_warn(note)
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         data = self.in_full(batch[0])
         if self.dequantize and self.grey_levels is not None:
@@ -151,6 +164,8 @@ class Model(Drawing, pl.LightningModule):
         """Final numbers come from the Evaluation callback, not from batches."""
 
     def configure_optimizers(self) -> dict[str, Any]:
+        if self.optimizer is None:
+            raise Unfit("the model has no optimizer, and can only be sampled from: set model.optimizer")
         optimizer = self.optimizer(self.network.parameters())
         optimizer.register_step_post_hook(self._note_update)
         # A fused optimiser would undo the scale of 16-mixed itself: after the norm was taken, clipped and logged.

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+import operator
+import secrets
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,27 +20,90 @@ REMEDY = "try another checkpoint, weights=raw, more sampler.steps, sampler.clip=
 """What may help where samples are not finite."""
 
 
+def whole(name: str, value: Any, least: int) -> int:
+    """A whole number that was given as one, or as a float without a fraction.
+
+    Raises:
+        ValueError: naming it, if it is none, or less than `least`.
+    """
+    number = int(value) if isinstance(value, float) and value.is_integer() else value
+    try:
+        number = operator.index(number)
+    except TypeError:
+        number = None
+    if number is None or number < least:
+        raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
+    return number
+
+
+def seed_of(seed: int | None) -> int:
+    """A seed that was given, or one drawn at random, without a change of any generator."""
+    return secrets.randbits(32) if seed is None else whole("seed", seed, 0)
+
+
 class Drawing:
     """The part of a `Model` that draws, with its denoiser and, unless another is given, its sampler."""
+
+    sampler_of: Callable[[str], Sampler] | None = None
+    """The sampler of a name, for a model that comes out of a checkpoint."""
 
     @torch.no_grad()
     def sample(
         self,
         count: int,
         *,
-        seed: int = 0,
+        seed: int | None = 0,
         first: int = 0,
         batch_size: int = 500,
-        sampler: Sampler | None = None,
+        sampler: Sampler | str | None = None,
+        steps: int | None = None,
     ) -> Tensor:
         """Images first, ..., first + count - 1 of the series `seed`, in [0, 1], (count, C, H, W); points (count, 2).
 
         Image i is driven by noise that depends on (seed, i) alone, so it is the same whatever the batch size (bit-equal
         when the batches have equal shape).  Two samplers look at the whole batch: Langevin steps with norm="batch", by
         which an image depends on the others, and the adaptive ODE solver, by its tolerance.
+
+        Args:
+            seed: of the series; None draws one at random.
+            sampler: another than the model's, or the name of one, such as "ddim", for a model from `load`.
+            steps: the sampler's number of steps; None keeps it.
+
+        Raises:
+            ValueError: for a count, a seed, a sampler or a number of steps that is none.
         """
+        count, first, batch_size = (
+            whole("count", count, 0),
+            whole("first", first, 0),
+            whole("batch_size", batch_size, 1),
+        )
+        seed, sampler = seed_of(seed), self.chosen_sampler(sampler, steps)
         batches = self.sample_batches(count, seed=seed, first=first, batch_size=batch_size, sampler=sampler)
-        return torch.cat([images for images in batches])
+        return torch.cat([torch.empty(0, *self.shape), *batches])
+
+    def chosen_sampler(self, sampler: Sampler | str | None, steps: int | None = None) -> Sampler:
+        """The sampler that is meant, found to suit this model's noise; the model's own is not changed by `steps`.
+
+        Raises:
+            ValueError: if it does not exist, has no steps to choose, or does not suit.
+        """
+        if sampler is None:
+            sampler = self.sampler
+        elif isinstance(sampler, str) and self.sampler_of is not None:
+            sampler = self.sampler_of(sampler)
+        if isinstance(sampler, type) or not callable(sampler):
+            raise ValueError(
+                f"sampler={sampler!r} is no sampler: give one such as diffusion_lab.sampler.Sampler(DDIM(), steps=50), "
+                'or the name of one, such as "ddim", to a model from diffusion_lab.load'
+            )
+        if steps is not None:
+            if "steps" not in vars(sampler):
+                raise ValueError(f"steps={steps}: {type(sampler).__name__} has no number of steps to choose")
+            sampler = copy.copy(sampler)
+            sampler.steps = whole("steps", steps, 1)
+        if hasattr(sampler, "check"):
+            sampler.check(self.denoiser)
+        return sampler
 
     def sample_batches(
         self, count: int, *, seed: int, first: int, batch_size: int, sampler: Sampler | None = None
@@ -71,14 +138,15 @@ class Drawing:
 
     @torch.no_grad()
     def trajectory(
-        self, count: int, *, seed: int = 0, first: int = 0, sampler: Sampler | None = None
+        self, count: int, *, seed: int | None = 0, first: int = 0, sampler: Sampler | str | None = None
     ) -> Iterator[State]:
         """States of the sampling of images first, ..., first + count - 1 of the series `seed`, in the model's range.
 
         Raises:
             NonFinite: at the first state that is not finite.
         """
-        sampler = sampler or self.sampler
+        count, first = whole("count", count, 1), whole("first", first, 0)
+        seed, sampler = seed_of(seed), self.chosen_sampler(sampler)
         generators = image_generators(seed, range(first, first + count), self.device)
         with self.evaluating():
             x = sampler.prior(self.denoiser, (count, *self.shape), generators, self.device)

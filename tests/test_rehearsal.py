@@ -1,0 +1,431 @@
+"""Parts of a user's own: each trains, is sampled from and measured, or is refused in one line before the first step."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import threading
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from experiment import composed
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from zygote import ROOT, run
+
+from diffusion_lab.callback import EMA, Guard
+from diffusion_lab.data import DataModule
+from diffusion_lab.data.base import Splits
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.likelihood import FlowLikelihood, VariationalBound
+from diffusion_lab.loss import DenoisingLoss, ImplicitScoreMatching, SlicedScoreMatching
+from diffusion_lab.model import DDPM, Model, rehearse
+from diffusion_lab.network import UNet
+from diffusion_lab.noise import draw, draw_each
+from diffusion_lab.parameterization import Parameterization
+from diffusion_lab.process import VE, VP, Geometric, Ladder, Linear
+from diffusion_lab.sampler import DDIM, Ancestral, ProbabilityFlow, Sampler
+
+SHAPE = (3, 8, 8)
+
+
+class Net(nn.Module):
+    """A network of the right kind, whose output is then changed."""
+
+    def __init__(self, change=lambda out, x, t: out, out: int = 3) -> None:
+        super().__init__()
+        self.conv, self.change = nn.Conv2d(3, out, 3, padding=1), change
+
+    def forward(self, x, t):
+        h = self.conv(x) * (1 + 1e-3 * t.to(x))[:, None, None, None]
+        return self.change(h, x, t)
+
+
+class Halving(Net):
+    def forward(self, x, t):
+        low = nn.functional.avg_pool2d(super().forward(x, t), 4)
+        return torch.nn.functional.interpolate(low, scale_factor=4)
+
+
+class CutOff(Net):
+    """Trains, but its output has no gradient in its input."""
+
+    def forward(self, x, t):
+        return super().forward(x.detach(), t)
+
+
+class BatchNorm(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x, t):
+        return self.norm(super().forward(x, t))
+
+
+class Locked(BatchNorm):
+    """Holds what copy.deepcopy refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+class OwnLoss:
+    """|eps_hat - eps|^2, by the functions of the contract, then changed."""
+
+    def __init__(self, change=lambda losses: losses) -> None:
+        self.change = change
+
+    def __call__(self, denoiser, x0, generator=None):
+        t = draw_each(denoiser.process.sample_times, len(x0), x0.device, generator)
+        eps = draw(x0.shape, generator, x0.dtype, x0.device)
+        squared = (denoiser(denoiser.process.perturb(x0, t, eps), t).eps - eps).square()
+        return self.change(squared.flatten(1).mean(1))
+
+
+class PlainNoise:
+    """What most people write first: torch.randn takes one generator only."""
+
+    def __call__(self, denoiser, x0, generator=None):
+        t = denoiser.process.sample_times(len(x0), x0.device, generator)
+        eps = torch.randn(x0.shape, generator=generator, device=x0.device)
+        return (denoiser(denoiser.process.perturb(x0, t, eps), t).eps - eps).square().flatten(1).mean(1)
+
+
+class OneShot:
+    """A sampler of one's own: x_0 as guessed from pure noise, then changed."""
+
+    def __init__(self, change=lambda x: x) -> None:
+        self.change = change
+
+    def __call__(self, denoiser, shape, generator=None, device="cpu"):
+        x = draw(shape, generator, torch.float32, device)
+        return self.change(denoiser(x, torch.ones(shape[0], device=device)).x0)
+
+
+class OwnVP(VP):
+    """VP with scales of one's own."""
+
+    def __init__(self, change=lambda alpha, sigma, t: (alpha, sigma)) -> None:
+        super().__init__(Linear())
+        self.change = change
+
+    def alpha(self, t):
+        return self.change(super().alpha(t), super().sigma(t), t)[0]
+
+    def sigma(self, t):
+        return self.change(super().alpha(t), super().sigma(t), t)[1]
+
+
+class OwnLikelihood:
+    name, TERMS = "own", ("all",)
+
+    def __call__(self, denoiser, x0, grey_levels, generator=None):
+        return Given(x0.sum())
+
+
+class Given:
+    def __init__(self, value) -> None:
+        self.log_likelihood, self.terms = value, {"all": value}
+
+
+def model_of(
+    network=None, loss=None, sampler=None, process=None, likelihood=None, shape=SHAPE, grey_levels=256, cls=Model
+):
+    torch.manual_seed(0)
+    row = Parameterization("eps", "time_999", -1.0, 1.0)
+    return cls(
+        Denoiser(network or Net(), process or Ladder(Linear(), 20), row), loss or OwnLoss(),
+        sampler or Sampler(DDIM(), steps=3), likelihood, lambda p: torch.optim.Adam(p, lr=1e-3), shape, grey_levels,
+    )  # fmt: skip
+
+
+def items(shape=SHAPE, count=2):
+    return torch.randint(0, 256, (count, *shape), generator=torch.Generator().manual_seed(0)) / 255
+
+
+def trainer_of(folder, steps=3, **options):
+    return pl.Trainer(
+        max_steps=steps, max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, **options,
+    )  # fmt: skip
+
+
+def weight_normed(network):
+    nn.utils.weight_norm(network.conv)  # the weight is then no leaf, which copy.deepcopy refuses
+    network(torch.zeros(1, *SHAPE), torch.zeros(1))
+    return network
+
+
+def frozen(network):
+    return network.requires_grad_(False)
+
+
+REFUSED = {
+    "fewer channels": ({"network": Net(out=1)}, r"network Net gives \(B, 1, 8, 8\), \(B, 3, 8, 8\) needed"),
+    "squeezed": ({"network": Net(lambda h, x, t: h[:, :1].squeeze())}, r"gives \(B, 8, 8\), \(B, 3, 8, 8\) needed"),
+    "batch of one squeezed": ({"network": Net(lambda h, x, t: h.squeeze(0))}, r"gives \(3, 8, 8\), \(B, 3, 8, 8\)"),
+    "mean of the batch": ({"network": Net(lambda h, x, t: h.mean(0, True))}, r"gives \(1, 3, 8, 8\), \(B, 3, 8, 8\)"),
+    "tuple": ({"network": Net(lambda h, x, t: (h, None))}, r"network Net gives a tuple, a tensor \(B, 3, 8, 8\)"),
+    "dict": ({"network": Net(lambda h, x, t: {"sample": h})}, "network Net gives a dict, a tensor"),
+    "None": ({"network": Net(lambda h, x, t: None)}, "network Net gives a NoneType, a tensor"),
+    "whole numbers": ({"network": Net(lambda h, x, t: h.long())}, "network Net gives torch.int64, real numbers"),
+    "complex": ({"network": Net(lambda h, x, t: h.to(torch.complex64))}, "network Net gives torch.complex64"),
+    "NaN": ({"network": Net(lambda h, x, t: h / 0 * 0)}, "network Net gives NaN or infinity for x .* and t"),
+    "tuple while training": (
+        {"network": Net(lambda h, x, t: (h, h) if torch.is_grad_enabled() else h)}, "network Net gives a tuple"),
+    "constant": ({"network": Net(lambda h, x, t: torch.ones_like(x))}, "output of the network Net does not depend on"),
+    "wants level numbers": (
+        {"network": Net(lambda h, x, t: h + nn.functional.embedding(t, torch.ones(9, 1)))}, r"Net cannot take x .* t \(B,\) float32"),
+    "wrong signature": ({"network": nn.Conv2d(3, 3, 3)}, "the network Conv2d cannot take .*TypeError"),
+    "nothing trained": ({"network": frozen(Net())}, "the loss OwnLoss has no gradient.*nothing in Net is trained"),
+    "detached": ({"network": Net(lambda h, x, t: h.detach())}, "the loss OwnLoss has no gradient"),
+    "scalar loss": ({"loss": OwnLoss(torch.mean)}, r"loss OwnLoss gives .* of shape \(\).* shape \(B,\)"),
+    "loss of pixels": ({"loss": OwnLoss(lambda x: x[:, None])}, r"loss OwnLoss gives .* of shape \(2, 1\)"),
+    "loss in a dict": ({"loss": OwnLoss(lambda x: {"loss": x})}, "loss OwnLoss gives dict: the loss of each item"),
+    "loss of NaN": ({"loss": OwnLoss(lambda x: x.log() * torch.nan)}, "loss OwnLoss is not finite"),
+    "loss of one generator": ({"loss": PlainNoise()}, "loss PlainNoise fails where generator is a list.*noise.draw.*draw_each"),
+    "loss without generator": ({"loss": lambda denoiser, x0: x0.flatten(1).mean(1)}, "has no gradient"),
+    "loss that fails": ({"loss": OwnLoss(lambda x: x[5:][0])}, "the loss OwnLoss: IndexError"),
+    "steep loss": ({"loss": OwnLoss(lambda x: (x - x.detach()).sqrt())}, "gradient of the loss OwnLoss is not finite"),
+    "sampler of another shape": ({"sampler": OneShot(lambda x: x[:, :1])}, r"sampler OneShot gives \(2, 1, 8, 8\)"),
+    "sampler of NaN": ({"sampler": OneShot(lambda x: x * torch.nan)}, "sampler OneShot gives NaN"),
+    "sampler that fails": ({"sampler": OneShot(lambda x: x.nothing)}, "sampler OneShot: AttributeError"),
+    "sampler of a list": ({"sampler": OneShot(list)}, "sampler OneShot gives list"),
+    "no noise at the end": (
+        {"process": OwnVP(lambda a, s, t: (a, s * (t > 0.01)))}, r"process OwnVP: sigma\(.*\) = 0, a positive number"),
+    "noise first": ({"process": OwnVP(lambda a, s, t: (s, a))}, "process OwnVP: alpha/sigma grows with t"),
+    "scales of another shape": ({"process": OwnVP(lambda a, s, t: (a.mean(), s))}, r"OwnVP: alpha\(t\) gives shape \(\)"),
+    "likelihood of the batch": ({"likelihood": {"own": OwnLikelihood()}}, r"likelihood=own .* gives log_likelihood \(\)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("parts, message", REFUSED.values(), ids=list(REFUSED))
+def test_a_part_that_gives_something_else_is_refused_in_one_line(parts, message):
+    model = model_of(**parts)
+    with pytest.raises(ValueError, match=message) as refusal:
+        rehearse(model, items(), likelihoods=list(model.likelihood))
+    assert "\n" not in str(refusal.value)
+
+
+WORKS = {
+    "plain": {},
+    "batch norm": {"network": BatchNorm()},
+    "cannot be copied": {"network": Locked()},
+    "weight norm": {"network": weight_normed(Net())},
+    "dropout": {"network": Net(lambda h, x, t: nn.functional.dropout(h, 0.5, torch.is_grad_enabled()))},
+    "zero at first": {"network": Net(lambda h, x, t: h * 0)},
+    "double": {"network": Net(lambda h, x, t: h.double())},
+    "half": {"network": Net(lambda h, x, t: h.bfloat16())},
+    "implicit": {"loss": ImplicitScoreMatching(), "shape": (3, 2, 2)},
+    "sliced": {"loss": SlicedScoreMatching()},
+    "likelihoods": {"loss": DenoisingLoss(), "likelihood": {"flow": FlowLikelihood(1e-2, 1e-2), "bound": VariationalBound()}},
+    "own sampler": {"sampler": OneShot()},
+    "adaptive": {"sampler": ProbabilityFlow(1e-2, 1e-2)},
+    "own process": {"process": OwnVP()},
+    "exploding": {"process": VE(Geometric(0.01, 50.0)), "sampler": Sampler(Ancestral(), steps=5)},
+    "latents": {"grey_levels": None},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("parts", WORKS.values(), ids=list(WORKS))
+def test_what_passes_trains_validates_and_samples(parts, tmp_path):
+    model = model_of(**parts)
+    x = items(model.shape, 8) if model.grey_levels else 3 * torch.randn(8, *model.shape)
+    loader = DataLoader(TensorDataset(x), batch_size=4, shuffle=True)
+    trainer_of(tmp_path, inference_mode=False).fit(model, loader, DataLoader(TensorDataset(x), batch_size=8))
+    assert model.sample(3).shape == (3, *model.shape)
+    for likelihood in model.likelihood.values():
+        assert likelihood(model.denoiser, model.encode(x), model.grey_levels).log_likelihood.shape == (8,)
+
+
+NOTES = {
+    "no way back to x": (CutOff, "has no gradient in its input: likelihood=flow would be wrong"),
+    "ignores t": (lambda: Net(lambda h, x, t: h / (1 + 1e-3 * t.to(x))[:, None, None, None].detach() * 0 + x.sin()), "does not depend on t"),
+    "mixes the batch": (lambda: Net(lambda h, x, t: h - x.mean(0, True)), "mixes the items of a batch"),
+    "random": (lambda: Net(lambda h, x, t: h * torch.rand(())), "random in eval mode"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("network, note", NOTES.values(), ids=list(NOTES))
+def test_what_a_network_may_do_but_should_know_is_told(network, note, tmp_path):
+    assert [note in told for told in rehearse(model_of(network()), items())] == [True]
+    with pytest.warns(UserWarning, match=note):
+        trainer_of(tmp_path).fit(model_of(network()), DataLoader(TensorDataset(items()), batch_size=2))
+
+
+DATA = {
+    "bytes": (TensorDataset((items() * 255).byte()), {}, "values from .* to .*, and images of 256 grey levels must be in"),
+    "centred": (TensorDataset(items() * 2 - 1), {}, r"values from -\d.* must be in \[0, 1\].*grey_levels=None"),
+    "another shape": (TensorDataset(items((1, 8, 8))), {}, r"items of shape \(1, 8, 8\), and the model is of shape \(3,"),
+    "NaN": (TensorDataset(items() * torch.nan), {}, "the data hold NaN or infinity"),
+    "no tuple": (items(), {}, r"the data give batches of Tensor: tuples \(x, label\)"),
+    "dict": ([{"image": image} for image in items()], {}, "the data give batches of dict"),
+    "fails": (range(3), {"collate_fn": len}, "the data give batches of int"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("data, options, message", DATA.values(), ids=list(DATA))
+def test_data_that_break_their_promise_are_refused_before_the_first_step(data, options, message, tmp_path):
+    model = model_of()
+    with pytest.raises(ValueError, match=message):
+        trainer_of(tmp_path).fit(model, DataLoader(data, batch_size=2, **options))
+    assert model.trainer.global_step == 0
+
+
+def test_a_stream_of_data_is_rehearsed_without_its_items(tmp_path):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter([(items(count=4),)] * 3)
+
+    trainer_of(tmp_path).fit(model_of(), DataLoader(Stream(), batch_size=None))
+    with pytest.raises(ValueError, match="network Net gives"):
+        trainer_of(tmp_path).fit(model_of(Net(out=1)), DataLoader(Stream(), batch_size=None))
+
+
+def test_a_model_without_optimizer_says_so(tmp_path):
+    model = model_of()
+    model.optimizer = None
+    with pytest.raises(ValueError, match="no optimizer, and can only be sampled from"):
+        trainer_of(tmp_path).fit(model, DataLoader(TensorDataset(items())))
+
+
+def test_the_sizes_that_a_network_takes_are_told():
+    for size, near in (((10, 8), "8x8 and 12x8"), ((8, 2), "8x4")):
+        with pytest.raises(ValueError, match=f"; it takes images of {near}$"):
+            rehearse(model_of(Halving(), shape=(3, *size)), items((3, *size)))
+    unet = UNet(3, 8, channels=8, multipliers=(1, 1, 1), blocks=1, attention=(), groups=2)
+    with pytest.raises(ValueError, match="UNet cannot take .*divisible by 4; it takes images of 8x12"):
+        rehearse(model_of(unet, shape=(3, 8, 11)), items((3, 8, 11)))
+
+
+class Counting(DataModule):
+    """Our kind of data module, with an own source of randomness and a count of what was asked for."""
+
+    def load(self):
+        return Splits(TensorDataset((items(count=16) * 255).byte()), TensorDataset((items(count=4) * 255).byte()))
+
+
+@pytest.mark.parametrize("network", [BatchNorm, Locked], ids=["copied", "in place"])
+def test_nothing_that_training_reads_is_changed(network):
+    model = model_of(network(), likelihood={"flow": FlowLikelihood(1e-2, 1e-2)})
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    model.eval()
+    model.denoiser.network.conv.train()
+    model.network.compile(backend="eager")
+
+    def state():
+        tensors = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters()), torch.get_rng_state()]
+        return [t.clone() for t in tensors], [m.training for m in model.modules()], random.getstate()
+
+    before, numbers, compiled = state(), np.random.get_state()[1].copy(), model.network._compiled_call_impl  # noqa: NPY002
+    rehearse(model, items(), likelihoods=["flow"])
+    after = state()
+    assert all(map(torch.equal, before[0], after[0])) and before[1:] == after[1:]
+    assert (np.random.get_state()[1] == numbers).all()  # noqa: NPY002
+    assert model.network._compiled_call_impl is compiled and model.denoiser.nfe == 0
+    assert "forward" not in vars(model.network)
+
+
+@pytest.mark.parametrize("network", [BatchNorm, Locked])
+def test_a_training_is_bit_equal_with_and_without_it(network, tmp_path):
+    weights = []
+    for rehearsal in (True, False):
+        torch.manual_seed(0)
+        model = model_of(network(), DenoisingLoss())
+        model.rehearsal = rehearsal
+        data = Counting(shape=SHAPE, batch_size=4, flip=True)
+        trainer = trainer_of(tmp_path, callbacks=[Guard(), EMA(0.9)], use_distributed_sampler=False)
+        trainer.fit(model, datamodule=data)
+        weights.append([*model.state_dict().values(), torch.get_rng_state()])
+    assert all(map(torch.equal, *weights))
+
+
+def test_it_can_be_left_out(tmp_path):
+    model = model_of(loss=PlainNoise())
+    model.rehearsal = False
+    trainer_of(tmp_path).fit(model, DataLoader(TensorDataset(items())))
+    assert model.trainer.global_step == 3
+
+
+@pytest.mark.parametrize("sampler", [DDIM(), Ancestral()])
+def test_a_model_is_pickled_with_all_its_parts(sampler):
+    likelihood = {"bound": VariationalBound(), "flow": FlowLikelihood()}
+    for weighting in ("simple", "x0", "v", "min_snr", "likelihood"):
+        loss = DenoisingLoss(weighting, times="importance", reduction="half_sum")
+        network = UNet(3, 8, channels=8, multipliers=(1, 1), blocks=1, attention=(4,), groups=2)
+        model = DDPM(network, Linear(), loss, Sampler(sampler, steps=2), likelihood, shape=SHAPE, levels=10)
+        drawn = model.sample(2)
+        again = pickle.loads(pickle.dumps(model))
+        assert torch.equal(again.sample(2), drawn)
+        t, x0 = torch.tensor([0.2, 0.7]), items()
+        assert torch.equal(*(m.loss.weight(m.denoiser.process, t) for m in (model, again))) and x0.shape[1:] == SHAPE
+
+
+PACKAGE = """
+import torch
+from diffusion_lab.noise import draw, draw_each
+class Net(torch.nn.Module):
+    def __init__(self, out: int = 1, fail: bool = False):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, out, 3, padding=1)
+    def forward(self, x, t):
+        return self.conv(x)
+class Loss:
+    def __call__(self, denoiser, x0, generator=None):
+        t = denoiser.process.sample_times(len(x0), x0.device, generator)
+        eps = torch.randn(x0.shape, generator=generator)
+        return (denoiser(denoiser.process.perturb(x0, t, eps), t).eps - eps).square().flatten(1).mean(1)
+class Thin:
+    def __call__(self, denoiser, shape, generator=None, device="cpu"):
+        return denoiser(draw(shape, generator, torch.float32, device), torch.ones(shape[0])).x0[:, :, :4]
+"""
+OWN = {
+    "network": ("network/own.yaml", "_target_: mine.Net\nout: 2", "the network Net gives (B, 2, 8, 8), (B, 1, 8, 8) needed"),
+    "loss": ("loss/own.yaml", "_target_: mine.Loss", "the loss Loss fails where generator is a list with one for each"),
+    "sampler": ("sampler/own.yaml", "_target_: mine.Thin", "the sampler Thin gives (2, 1, 4, 8), real numbers of"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("group", OWN)
+def test_the_command_line_refuses_a_users_part_before_a_directory_holds_anything(group, tmp_path):
+    file, text, message = OWN[group]
+    (tmp_path / "mine.py").write_text(PACKAGE)
+    (tmp_path / "train.py").write_text((ROOT / "train.py").read_text())
+    (tmp_path / "conf" / group).mkdir(parents=True)
+    (tmp_path / "conf" / file).write_text(text)
+    words = ("data=digits", f"{group}=own", "trainer.max_steps=3", "callback.evaluation.at_end=false")
+    done = run(
+        tmp_path / "train.py", "--config-dir", tmp_path / "conf", *words, cwd=tmp_path, DIFFUSION_LAB_PACKAGES="mine"
+    )
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not [path for path in (tmp_path / "logs").rglob("*") if path.is_file() and ".hydra" not in path.parts]
+    if group == "loss":
+        done = run(
+            tmp_path / "train.py", "--config-dir", tmp_path / "conf", *words, "rehearsal=false",
+            "trainer.val_check_interval=null", cwd=tmp_path, DIFFUSION_LAB_PACKAGES="mine",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_training_that_would_end_without_its_metric_is_refused_unless_that_is_wanted(tmp_path):
+    words = ["data=patches", "debug=fast", "network=unet_small", "data.train_size=64", "data.held_out_size=32"]
+    words += ["network.attention=[]", "logger=csv", "trainer.max_steps=1", "callback.samples.count=1"]
+    done = run(ROOT / "train.py", *words, "metric.features.weights=nowhere.pth", cwd=tmp_path)
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "nowhere.pth are missing" in done.stderr and "or go without FID: metric.features=null" in done.stderr
+    for way in ("metric.features=null", "callback.evaluation.at_end=false"):
+        done = run(ROOT / "train.py", *words, way, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("allowed", ["true", "false"])
+def test_permission_to_download_data_covers_the_weights_of_their_metric(allowed):
+    settings = composed("model=ddpm", "data=cifar10", f"data.download={allowed}", "trainer.devices=8")
+    assert settings["metric"]["features"]["download"] is (allowed == "true")
+    assert settings["callback"]["evaluation"]["evaluator"]["features"]["download"] is (allowed == "true")
+    assert composed("ckpt_path=.", "metric=inception", task="sample")["metric"]["features"]["download"] is False
