@@ -24,6 +24,7 @@ class Train:
     compile: bool
     ckpt_path: str | None
     allow_changes: bool
+    rehearsal: bool
     init_from: str | None
     init_weights: Literal["ema", "raw"]
     init_strict: bool
@@ -52,6 +53,7 @@ class Sample:
     compile: bool
     data_dir: str | None
     allow_long: bool
+    rehearsal: bool
     compare: Sequence[str] | str | None
     compare_steps: Sequence[int] | int
 

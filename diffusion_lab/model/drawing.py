@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffusion_lab.finite import NonFinite, bad_items, shown
 from diffusion_lab.noise import image_generators
-from diffusion_lab.sampler import Sampler, State
+from diffusion_lab.sampler import Corrector, Sampler, State, Step
 
 REMEDY = "try another checkpoint, weights=raw, more sampler.steps, sampler.clip=true or trainer.precision=32-true"
 """What may help where samples are not finite."""
@@ -91,7 +91,7 @@ class Drawing:
             sampler = self.sampler
         elif isinstance(sampler, str) and self.sampler_of is not None:
             sampler = self.sampler_of(sampler)
-        if isinstance(sampler, type) or not callable(sampler):
+        if isinstance(sampler, (type, Step, Corrector)) or not callable(sampler):
             raise ValueError(
                 f"sampler={sampler!r} is no sampler: give one such as diffusion_lab.sampler.Sampler(DDIM(), steps=50), "
                 'or the name of one, such as "ddim", to a model from diffusion_lab.load'
@@ -104,6 +104,13 @@ class Drawing:
         if hasattr(sampler, "check"):
             sampler.check(self.denoiser)
         return sampler
+
+    def drawing(self, sampler: Sampler, size: int) -> Callable[[Sequence[torch.Generator]], Tensor]:
+        """What draws `size` samples in the model's range from a generator for each; a sampler may prepare for it."""
+        shape = (size, *self.shape)
+        if hasattr(sampler, "prepare"):
+            return sampler.prepare(self.denoiser, shape, self.device)
+        return lambda generators: sampler(self.denoiser, shape, generators, self.device)
 
     def sample_batches(
         self, count: int, *, seed: int, first: int, batch_size: int, sampler: Sampler | None = None
@@ -120,7 +127,7 @@ class Drawing:
                 generators = image_generators(seed, indices, self.device)
                 size = len(indices)
                 if size not in draw:
-                    draw[size] = sampler.prepare(self.denoiser, (size, *self.shape), self.device)
+                    draw[size] = self.drawing(sampler, size)
                 x = draw[size](generators)
                 if bad := bad_items(x):
                     self.refuse_samples([indices[i] for i in bad], seed, sampler)

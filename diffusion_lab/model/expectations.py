@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from diffusion_lab.noise import image_generators
+from diffusion_lab.process import NoiseProcess
 
 if TYPE_CHECKING:
     from diffusion_lab.model.base import Model
@@ -91,28 +92,32 @@ def check_process(model: Model) -> None:
     process, name = model.denoiser.process, f"the process {title(model.denoiser.process)}"
     with blamed(name):
         t = process.sample_times(2, torch.device("cpu"))
-        ends = torch.tensor([process.t_train_min, 1.0], dtype=torch.float64)
-        scales, log_snr = [process.scales(times) for times in (t, ends)], process.log_snr(ends)
     if t.shape != (2,) or not ((t >= 0) & (t <= 1)).all():
         raise Unfit(f"{name}: sample_times(2) gives {t.tolist()}, two times in [0, 1] needed")
-    if (log_snr.diff() > 0).any():
+    ends = torch.tensor([process.t_train_min, 1.0], dtype=torch.float64)
+    check_scales(process, name, t)
+    check_scales(process, name, ends)
+    if (process.log_snr(ends).diff() > 0).any():
         raise Unfit(f"{name}: alpha/sigma grows with t, and t = 0 must be the data, t = 1 the noise")
-    times = ends
     if hasattr(model.sampler, "check"):
         with blamed(f"the sampler {title(model.sampler)}"):
             times = model.sampler.check(model.denoiser)
-        with blamed(name):
-            scales.append(process.scales(times))
-    for at, pair in zip((t, ends, times), scales, strict=False):
-        for word, value in zip(("alpha", "sigma"), pair, strict=True):
-            if value.shape != at.shape:
-                raise Unfit(f"{name}: {word}(t) gives shape {tuple(value.shape)} for t {tuple(at.shape)}")
-            bad = ~(value.isfinite() & (value > 0))
-            if bad.any():
-                raise Unfit(
-                    f"{name}: {word}({at[bad][0]:.4g}) = {value[bad][0]:.4g}, a positive number needed; t_min and "
-                    "t_train_min are the least times at which a sampler and a training ask"
-                )
+        check_scales(process, name, times)
+
+
+def check_scales(process: NoiseProcess, name: str, times: Tensor) -> None:
+    """alpha and sigma are positive numbers at `times`, and of their shape."""
+    with blamed(name):
+        pair = process.scales(times)
+    for word, value in zip(("alpha", "sigma"), pair, strict=True):
+        if value.shape != times.shape:
+            raise Unfit(f"{name}: {word}(t) gives shape {tuple(value.shape)} for t {tuple(times.shape)}")
+        bad = ~(value.isfinite() & (value > 0))
+        if bad.any():
+            raise Unfit(
+                f"{name}: {word}({times[bad][0]:.4g}) = {value[bad][0]:.4g}, a positive number needed; t_min and "
+                "t_train_min are the least times at which a sampler and a training ask"
+            )
 
 
 @torch.no_grad()
@@ -122,7 +127,7 @@ def check_samples(model: Model, network: TrialNetwork) -> Tensor | None:
     network.calls = 0
     try:
         with blamed(f"the sampler {name}"):
-            x = sampler(model.denoiser, shape, image_generators(0, range(2), device), device)
+            x = model.drawing(sampler, 2)(image_generators(0, range(2), device))
     except Unfit:
         if network.over:
             return None
