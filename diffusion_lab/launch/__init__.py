@@ -65,13 +65,14 @@ def checked(task: Literal["train", "sample"], words: list[str]) -> list[str]:
     from diffusion_lab.launch.command_line import tidy
     from diffusion_lab.launch.compose import check
     from diffusion_lab.launch.job import JOB, witnessed
+    from diffusion_lab.launch.refusals import without_nulls
     from diffusion_lab.launch.resume import go_on, sampled
 
     try:
         if {"--help", "-h"} & {*words}:
             print(help.tell(task, words))
             sys.exit()
-        words = tidy(words)
+        words = without_nulls(tidy(words))
         outside.agree(words)
         # The first rank has checked for the others.
         informs = INFORMATION & {word.partition("=")[0] for word in words}

@@ -21,8 +21,17 @@ from omegaconf.errors import OmegaConfBaseException
 from diffusion_lab.launch import places, resolvers, schema
 from diffusion_lab.launch.instantiate import ConfigError
 from diffusion_lab.launch.places import CONF
+from diffusion_lab.launch.refusals import (
+    check_option,
+    check_plugins,
+    check_structure,
+    first_line,
+    unknown,
+    without_nulls,
+)
 from diffusion_lab.launch.typed import convert, named_as_typed
-from diffusion_lab.launch.validation import check_network_fits_data, nearest, nodes, validate
+from diffusion_lab.launch.unused import refuse_unused, unused
+from diffusion_lab.launch.validation import check_network_fits_data, nodes, validate
 
 PARTS = ("sampler/predictor", "sampler/corrector")
 """Groups inside a group."""
@@ -96,7 +105,7 @@ def check(
     Raises:
         ConfigError: for an unknown key or option, and for whatever `validate` refuses.
     """
-    overrides = parsed(arguments)
+    overrides = parsed(without_nulls(arguments))
     several = next((o.input_line for o in overrides if o.is_sweep_override()), None)
     if several and not sweep and not any(o.get_key_element() == "hydra.mode" for o in overrides):
         raise ConfigError(f"{several} has several values: add -m for a sweep over them, or quote what is one")
@@ -104,28 +113,34 @@ def check(
         raise ConfigError("--cfg shows one configuration: leave out -m, and give each key one value")
     found = places.directories(arguments, main)
     with initialize_config_dir(str(found[0]), version_base="1.3"):
+        _check_hydra(task, overrides, sweep)
+        idle = []
         for job in _jobs(overrides, found):
             config, words = _check_words(task, job, found)
             if only_words:
                 continue
+            base = OmegaConf.to_container(config, resolve=False)
             try:
                 config = config if words == job else compose(task, job)
                 OmegaConf.set_struct(config, False)
                 config.paths.run_dir = "."  # known only when the job starts
                 config.variance = config.variance or "fixed_large"  # sample.py takes the checkpoint's
                 raw = OmegaConf.to_container(config, resolve=False)
+                check_structure(raw, base)
                 raw = {key: raw[key] for part in used for key in part if key in raw} or raw
                 missing = [f"{path}.{k}".lstrip(".") for path, node in nodes(raw) for k in node if node[k] == "???"]
                 if missing:
                     raise ConfigError(f"{', '.join(missing)} must be given: add {missing[0]}=...")
                 check_network_fits_data(raw)  # unresolved: an image network asks for data.shape[1]
                 convert(config)
-                settings = plain(config, job)
-                with named_as_typed(raw, {o.key_or_group for o in parsed(job)}):
+                settings, typed = plain(config, job), parsed(job)
+                idle.append({} if used else unused(typed, raw, settings))
+                with named_as_typed(raw, {o.key_or_group for o in typed}):
                     for part in used or (settings,):
                         validate({key: settings[key] for key in part if key in settings})
             except (HydraException, OmegaConfBaseException) as error:
                 raise ConfigError(first_line(error)) from error
+        refuse_unused(idle)
 
 
 def parsed(words: Sequence[str]) -> list[Override]:
@@ -165,15 +180,12 @@ def _check_words(task: str, job: Sequence[str], found: Sequence[Path]) -> tuple[
     """
     overrides = parsed(job)
     groups = places.groups(found, PARTS)
+    own = _groups_of(task, found[0], groups)
     chosen = []
     for override in overrides:
         key = override.key_or_group
-        if key in groups and not isinstance(override.value(), dict):
-            names = options(key, found)
-            value = str(override.value())
-            if override.value() is not None and value not in names:
-                shown = ", ".join(names) if len(names) < 25 else f"the {len(names)} files of conf/{key}"
-                raise ConfigError(f"{key}={value} is no option of {key}{nearest(value, names)}; allowed: {shown}")
+        if key in groups:
+            check_option(override, options(key, found), own, task)
             chosen.append(override.input_line)
         elif key == places.SEARCH:
             chosen.append(override.input_line)
@@ -184,9 +196,41 @@ def _check_words(task: str, job: Sequence[str], found: Sequence[Path]) -> tuple[
     keys = _keys(config)
     for override in overrides:
         key = override.key_or_group
-        if key not in (*groups, places.SEARCH) and not override.is_add() and key not in keys:
-            raise ConfigError(_unknown(key, keys, groups))
+        new = override.is_add() or override.is_force_add()
+        if key not in (*groups, places.SEARCH) and not new and key not in keys:
+            raise ConfigError(unknown(key, keys, own, task))
     return config, chosen
+
+
+def _groups_of(task: str, folder: Path, groups: Sequence[str]) -> list[str]:
+    """The groups that a command's own file chooses from, and those inside them."""
+    entries = OmegaConf.to_container(OmegaConf.load(folder / f"{task}.yaml"), resolve=False).get("defaults", [])
+    keys = [str(key).removeprefix("optional ").partition("@")[0] for e in entries if isinstance(e, dict) for key in e]
+    return [g for g in groups if g.partition("/")[0] in keys and g != "hydra"]
+
+
+def _check_hydra(task: str, overrides: Sequence[Override], sweep: bool) -> None:
+    """What is typed of Hydra's own part must exist, and be installed.
+
+    Raises:
+        ConfigError: if it is not.
+    """
+    words = [o for o in overrides if o.key_or_group.startswith("hydra")]
+    if not words:
+        return
+    loader = GlobalHydra.instance().config_loader()
+    chosen = {key: loader.get_group_options(key) for o in words if (key := o.key_or_group).startswith("hydra/")}
+    sweep = sweep or any(o.key_or_group == "hydra.mode" for o in words)
+    check_plugins(words, chosen, sweep)
+    try:
+        keys = _keys(compose(task, [o.input_line for o in words], return_hydra_config=True))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(first_line(error)) from error
+    lost = [
+        (o.input_line, key) for o in words for key in re.findall(r"\$\{([\w.]+)\}", o.input_line) if key not in keys
+    ]
+    if lost:
+        raise ConfigError(f"{lost[0][0]}: ${{{lost[0][1]}}} refers to a key that does not exist")
 
 
 def options(group: str, found: Sequence[Path] = ()) -> list[str]:
@@ -200,22 +244,3 @@ def _keys(config: DictConfig) -> set[str]:
     """Every dotted path of a configuration."""
     raw = OmegaConf.to_container(config, resolve=False)
     return {f"{path}.{key}".lstrip(".") for path, node in nodes(raw) for key in node}
-
-
-def _unknown(key: str, keys: set[str], groups: Sequence[str]) -> str:
-    parent = key.rpartition(".")[0]
-    while parent and parent not in keys:
-        parent = parent.rpartition(".")[0]
-    depth = parent.count(".") + 1 if parent else 0
-    siblings = sorted(
-        k.split(".")[depth] for k in keys if k.count(".") == depth and k.startswith(f"{parent}." if parent else "")
-    )
-    where = f"allowed in {parent}" if parent else "allowed"
-    close = nearest(key, [*keys, *groups])
-    return f"{key} is not a key of the configuration{close}; {where}: {', '.join(dict.fromkeys(siblings))}"
-
-
-def first_line(error: Exception) -> str:
-    """What Hydra complains about, in one line."""
-    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines() if line.strip()]
-    return " ".join(lines[:2]) if lines else type(error).__name__

@@ -68,8 +68,8 @@ class Trainer:
     strategy: str
     timeout: float
     precision: str
-    max_steps: int
-    val_check_interval: float | int | None
+    max_steps: int = -1
+    val_check_interval: float | int | None = None
 
 
 @dataclass
@@ -103,11 +103,16 @@ def parameters(path: str, node: Mapping[str, Any]) -> dict[str, Parameter] | Non
 
     None where they cannot be told: a class whose signature is not at hand, or takes anything.
     """
-    name = DECLARED.get(path) or (("Sample" if "num_samples" in node else "Train") if path == "" else None)
-    own = schema.parameters(f"{__name__}.{name}") if name else {}
+    own = here(path, node)
     if "_target_" not in node:
         # sampler=trained: null leaves it to the checkpoint
         loop = schema.parameters("diffusion_lab.sampler.Sampler") if path == "sampler" else {}
         return {**{k: replace(p, types=p.types and (*p.types, type(None))) for k, p in loop.items()}, **own}
     found = schema.parameters(str(node["_target_"]))
     return None if found is None else {**found, **own}
+
+
+def here(path: str, node: Mapping[str, Any]) -> dict[str, Parameter]:
+    """Parameters that are declared in this module for a node of a configuration."""
+    name = DECLARED.get(path) or (("Sample" if "num_samples" in node else "Train") if path == "" else None)
+    return (schema.parameters(f"{__name__}.{name}") if name else None) or {}

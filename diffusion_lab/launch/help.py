@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusion_lab.launch.compose import CONF
 from diffusion_lab.launch.instantiate import ConfigError
+from diffusion_lab.launch.places import CONF
 from diffusion_lab.launch.validation import nearest
 
 WIDTH = 116

@@ -200,6 +200,8 @@ def choose_sampler(config: DictConfig, trained: dict[str, Any]) -> tuple[str, di
     if "_target_" in chosen:
         return HydraConfig.get().runtime.choices.sampler, chosen
     replaced = {k: v for k, v in chosen.items() if v is not None}
+    parts = ("predictor", "corrector")
+    replaced |= {part: None for part in parts if HydraConfig.get().runtime.choices.get(f"sampler/{part}") == "none"}
     return trained["choices"]["sampler"], {**trained["model"]["sampler"], **replaced}
 
 

@@ -228,7 +228,7 @@ def mismatch(parameter: Parameter, value: Any) -> str | None:
     options = parameter.options or ()
     if type(value) in {type(option) for option in options} and value not in options:
         return f"must be one of {', '.join(map(str, options))}"
-    if parameter.types is None or isinstance(value, dict):
+    if parameter.types is None or (isinstance(value, dict) and "_target_" in value):
         return None
     elements = value if isinstance(value, (list, tuple)) and parameter.elements else []
     if not _fits(parameter.types, value) or not all(_fits(parameter.elements, v) for v in elements):

@@ -117,7 +117,8 @@ def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, 
         model.config = settings
         if settings["init_from"] and not settings["ckpt_path"]:
             initialise(model, settings)
-        callbacks = list(instantiate(settings["callback"], "callback").values())
+        built = instantiate(settings["callback"], "callback").values()
+        callbacks = [callback for callback in built if callback is not None]
         for callback in callbacks:
             if hasattr(callback, "check"):
                 callback.check(data, model)

@@ -105,7 +105,8 @@ def check_signature(path: str, node: Mapping[str, Any]) -> None:
         if reason:
             name = f"{path}.{key}".lstrip(".")
             raise ConfigError(f"{name}={value!r} {reason}{nearest(str(value), known[key].options or ())}")
-    missing = [k for k, p in known.items() if p.required and k not in node] if ours else []
+    needed = known if ours else declared.here(path, node) if path == "trainer" else {}
+    missing = [k for k, p in needed.items() if p.required and k not in node]
     if missing and not node.get("_partial_"):
         raise ConfigError(f"{path} needs a value for {', '.join(missing)}")
 

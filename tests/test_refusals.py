@@ -1,0 +1,105 @@
+"""No word of Hydra's reaches the user: what is unknown, left out or not installed is told in one line of ours."""
+
+from __future__ import annotations
+
+import pytest
+from zygote import ROOT, run
+
+from diffusion_lab.launch.compose import check
+from diffusion_lab.launch.instantiate import ConfigError
+from diffusion_lab.launch.refusals import without_nulls
+
+HYDRAS = ("Could not", "defaults list", "full_key", "object_type", "Hydra", "Interpolation", "To append", "struct")
+
+
+@pytest.mark.parametrize(
+    "task, words, told",
+    [
+        ("train", "lr=1e-3", "did you mean optimizer.lr?"),
+        ("train", "model.lr=3", "did you mean optimizer.lr?"),
+        ("train", "optim.lr=3", "did you mean optimizer.lr?"),
+        ("train", "sampler=ddim sampler.eta=0.5", "did you mean sampler.predictor.eta?"),
+        ("train", "sampler.eta=0.5", "did you mean sampler.predictor.eta with sampler/predictor=ddim?"),
+        ("sample", "eta=0.5", "sampler.predictor.eta"),
+        ("train", "accelerator=gpu", "did you mean trainer.accelerator?"),
+        ("train", "batch_size=3", "did you mean data.batch_size or"),
+        ("train", "+foo=1", "foo is read by nobody"),
+        ("train", "++foo=1", "foo is read by nobody"),
+        ("train", "+logger.foo=1", "logger.foo is read by nobody: leave it out; there are: tensorboard, wandb"),
+        ("train", "+callback.foo=1", "callback.foo is read by nobody"),
+        ("train", "+callback.foo.bar=1", "callback.foo is read by nobody"),
+        ("train", "+paths.foo=1", "paths.foo is read by nobody"),
+        ("train", "+metric.foo=1", "metric.foo is read by nobody"),
+        ("train", "+sampler.corrector.snr=1", "has no effect: there is no sampler.corrector"),
+        ("train", "likelihood=flow likelihood.bound.terms=5", "has no effect: there is no likelihood.bound"),
+        ("sample", "+sampler.foo=1", "sampler.foo is read by nobody"),
+        ("sample", "+trainer.max_steps=1", "trainer.max_steps is read by nobody"),
+        ("sample", "model=ddpm", "model cannot be chosen here"),
+        ("train", "~seed", "seed cannot be left out"),
+        ("train", "~trainer.timeout", "trainer needs a value for timeout"),
+        ("train", "~data", "data cannot be left out; allowed: celeba"),
+        ("train", "data=null", "data cannot be left out; allowed: celeba"),
+        ("train", "callback=null", "callback cannot be left out"),
+        ("sample", "sampler=null", "sampler cannot be left out"),
+        ("train", "~model=ncsn", "model cannot be left out"),
+        ("train", "model={a:1}", "set its keys one by one"),
+        ("train", "callback.samples=5", "callback.samples is a group of keys"),
+        ("train", "trainer.max_steps={a:1}", "must be int"),
+        ("train", "logger=[csv,wandb]", "is no option of logger"),
+        ("train", "seed=${foo}", "${foo} refers to a key that does not exist"),
+        ("train", "seed=${seed}", "keys refer to each other in a circle"),
+        ("train", "seed=${oc.env:NO_SUCH_VARIABLE_X}", "the environment variable NO_SUCH_VARIABLE_X is not set"),
+        ("train", "seed=${nothing:1}", "is no resolver"),
+        ("train", "+model.levels=5", "model.levels exists: write model.levels=..., without +"),
+        ("train", "model@x=ddpm", "model@x is neither a key nor a group"),
+        ("train", "hydra.foo=1", "hydra.foo is neither a key nor a group"),
+        ("train", "hydra.run.dir=${nope}", "${nope} refers to a key that does not exist"),
+        ("train", "-m hydra/launcher=submitit_local", 'hydra/launcher=submitit_local is not installed: pip install -e ".[sweep]"'),
+        ("train", "-m hydra/launcher=joblob", "did you mean joblib?"),
+        ("train", "hydra/launcher=basic", "hydra/launcher=basic is of sweeps: add -m"),
+    ],
+)  # fmt: skip
+def test_one_line_of_ours(task, words, told):
+    with pytest.raises(ConfigError) as error:
+        check(task, [w for w in words.split() if w != "-m"] + ["ckpt_path=x"] * (task == "sample"), sweep="-m" in words)
+    assert told in str(error.value) and "\n" not in str(error.value), error.value
+    assert not any(word in str(error.value) for word in HYDRAS)
+
+
+@pytest.mark.parametrize(
+    "task, words",
+    [
+        ("train", "logger=null"),
+        ("train", "likelihood=null"),
+        ("train", "experiment=null debug=null"),
+        ("train", "sampler/corrector=null"),
+        ("train", "sampler=pc sampler/corrector=null"),
+        ("train", "sampler=custom sampler/predictor=null sampler/corrector=langevin"),
+        ("train", "callback.samples=null callback.evaluation=null"),
+        ("train", "+data=digits"),
+        ("train", "+callback.mine._target_=diffusion_lab.callback.Monitor"),
+        ("train", "+trainer.min_steps=3"),
+        ("sample", "likelihood=null"),
+        ("sample", "sampler/corrector=null"),
+        ("sample", "++data.root=x"),
+    ],
+)
+def test_null_leaves_out_and_plus_adds_what_somebody_reads(task, words):
+    check(task, [*words.split(), *(["ckpt_path=x"] if task == "sample" else [])])
+
+
+def test_a_group_that_is_null_is_its_option_for_nothing():
+    words = ["experiment=ddpm/l_simple", "seed=null", "~logger", "experiment=null", "sampler/corrector=null"]
+    assert without_nulls(words) == ["seed=null", "logger=csv", "sampler/corrector=none"]
+
+
+def test_the_command_leaves_out_a_callback_and_its_loggers(tmp_path):
+    words = ("data=toy2d", "debug=fast", "trainer.accelerator=cpu", "logger=null", "trainer.max_steps=2.0")
+    left_out = ("callback.samples=null", "callback.evaluation=null", "callback.progress=null")
+    done = run(ROOT / "train.py", *words, *left_out, f"hydra.run.dir={tmp_path}/run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/metrics.csv").exists() and not (tmp_path / "run/samples.png").exists()
+    assert not (tmp_path / "run/results.json").exists()
+    for bad in (["+foo=1"], ["hydra.foo=1"], ["sampler=null"]):
+        done = run(ROOT / "train.py", *words, *bad, cwd=tmp_path)
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
