@@ -56,6 +56,7 @@ NEEDS = {
     "data=image_folder": ["data.root=somewhere"],
     "data=huggingface": ["data.name=somewhere"],
     "sampler=custom": ["sampler/predictor=ddim"],
+    "sampler/predictor=none": ["sampler=custom", "sampler/corrector=langevin"],
     "metric=network": ["metric.features.network._target_=torch.nn.Flatten", "metric.features.name=pixels"],
 }
 DATA = [o for o in options("data") if f"data={o}" not in NEEDS]

@@ -19,7 +19,7 @@ HYDRAS = ("Could not", "defaults list", "full_key", "object_type", "Hydra", "Int
         ("train", "model.lr=3", "did you mean optimizer.lr?"),
         ("train", "optim.lr=3", "did you mean optimizer.lr?"),
         ("train", "sampler=ddim sampler.eta=0.5", "did you mean sampler.predictor.eta?"),
-        ("train", "sampler.eta=0.5", "did you mean sampler.predictor.eta with sampler/predictor=ddim?"),
+        ("train", "sampler.eta=0.5", "did you mean sampler.predictor.eta with sampler/predictor=ddim"),
         ("sample", "eta=0.5", "sampler.predictor.eta"),
         ("train", "accelerator=gpu", "did you mean trainer.accelerator?"),
         ("train", "batch_size=3", "did you mean data.batch_size or"),
