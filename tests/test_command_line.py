@@ -76,9 +76,14 @@ def test_help_fits_two_screens_and_tells_what_the_command_takes(task):
     lines = told.splitlines()
     assert len(lines) <= 105 and max(map(len, lines)) <= 120
     assert ("schedule=" in told) == ("model=" in told.replace("--help model=NAME", "")) == (task == "train")
-    for key in (*KEYS[task], "seed", "sampler=    ancestral             Ho et al. 2020, Algorithm 2"):
+    about = {
+        "train": "loss=       dsm                   Den",
+        "sample": "sampler=    ancestral             Ho et al. 2020",
+    }
+    for key in (*KEYS[task], "seed", about[task]):
         assert any(line.startswith(key) for line in lines), key
     assert ("            trained" in told) == (task == "sample")
+    assert all(name in told for name in ("ddim", "heun", "unipc"))
 
 
 def test_help_of_a_group_an_option_and_a_key():

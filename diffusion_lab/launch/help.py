@@ -38,8 +38,8 @@ GROUPS = {
 }  # fmt: skip
 """Groups in the order in which they are told; the others have one option."""
 
-MANY = ("network", "experiment")
-"""Groups whose options are told by their names only."""
+MANY = {"train": ("network", "sampler", "experiment"), "sample": ()}
+"""Groups of which the overview tells the names of options only: so that it fits two screens."""
 
 KEYS = {
     "train": (
@@ -83,7 +83,7 @@ def overview(task: str) -> str:
     program = f"python {task}.py"
     parts = [INTRODUCTION[task], "", "Choose with group=option (the first line of each file in conf/GROUP):", ""]
     for group in GROUPS[task]:
-        parts += listed(group, hidden="trained" if task == "train" else "")
+        parts += listed(group, task)
     parts += ["", "Set with key=value (defaults; recipes and experiments replace some of them):", ""]
     parts += [line(key) for key in keys_of(task)]
     first = GROUPS[task][0]
@@ -96,10 +96,12 @@ def overview(task: str) -> str:
     return "\n".join(parts)
 
 
-def listed(group: str, hidden: str = "") -> list[str]:
+def listed(group: str, task: str) -> list[str]:
     """A group's options, each with the first comment of its file."""
-    names = [name for name in options(group) if not name.startswith("small/") and name != hidden]
-    if group in MANY:
+    names = [
+        name for name in options(group) if not name.startswith("small/") and (name != "trained" or task != "train")
+    ]
+    if group in MANY[task]:
         folders = [f"{folder}/..." for folder in dict.fromkeys(n.split("/")[0] for n in names if "/" in n)]
         told = ", ".join([n for n in names if "/" not in n] + folders)
         return textwrap.wrap(told, WIDTH, initial_indent=f"{group + '=':<12}", subsequent_indent=" " * 12)
