@@ -56,8 +56,6 @@ def planned(config: DictConfig, model: Model, quiet: bool = False) -> list[Point
             sampler = instantiate(settings_of_point, "sampler")
             try:
                 sampler.check(model.denoiser)
-                if said := sampler.caution(model.denoiser):
-                    say(f"{name}: {said}")
             except ValueError as error:
                 if not quiet:
                     say(f"left out  {name} with {steps} steps: {error}")

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.rank_zero import rank_zero_only
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from diffusion_lab import checkpoint
 from diffusion_lab.callback.evaluation import write_results
 from diffusion_lab.callback.media import log_pictures
 from diffusion_lab.evaluation import Evaluator, Series
+from diffusion_lab.launch.choice import choose_likelihood, choose_sampler
 from diffusion_lab.launch.compare import all_series, compare
 from diffusion_lab.launch.compiled import compile_network
 from diffusion_lab.launch.compose import plain
@@ -188,33 +188,6 @@ def build_fabric(config: DictConfig) -> Fabric:
     if fabric._precision.precision != keys["precision"]:  # Lightning would warn and take another one
         raise ConfigError(f"trainer.precision={keys['precision']} needs a GPU: here, use bf16-mixed")
     return fabric
-
-
-def choose_sampler(config: DictConfig, trained: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """(name, settings) of the sampler: the one named, or the checkpoint's with the given keys replaced."""
-    config.variance = config.variance or trained.get("variance", "fixed_large")
-    config.sampler_steps = config.sampler_steps or trained.get("sampler_steps")
-    with open_dict(config):
-        config.model = {key: trained["model"].get(key) for key in ("levels", "process")}  # of `at_most_levels`
-    chosen = plain(config)["sampler"]
-    if "_target_" in chosen:
-        return HydraConfig.get().runtime.choices.sampler, chosen
-    replaced = {k: v for k, v in chosen.items() if v is not None}
-    parts = ("predictor", "corrector")
-    replaced |= {part: None for part in parts if HydraConfig.get().runtime.choices.get(f"sampler/{part}") == "none"}
-    return trained["choices"]["sampler"], {**trained["model"]["sampler"], **replaced}
-
-
-def choose_likelihood(config: DictConfig, model: Model) -> dict[str, Any]:
-    """The likelihoods named, or the checkpoint's."""
-    if HydraConfig.get().runtime.choices.likelihood == "trained":
-        return model.likelihood
-    chosen = instantiate(plain(config)["likelihood"] or {}, "likelihood")
-    if chosen and model.denoiser.process.levels == 1:
-        raise ConfigError("model=score knows one noise level, which has no likelihood: choose likelihood=none")
-    if "bound" in chosen and model.denoiser.process.levels is None:
-        raise ConfigError("likelihood=bound needs a model with discrete levels: choose likelihood=flow or none")
-    return chosen
 
 
 def prepare_evaluation(config: DictConfig, subject: Subject) -> tuple[Evaluator, Any]:
