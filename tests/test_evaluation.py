@@ -346,6 +346,8 @@ def test_what_has_no_grey_levels_is_scored_by_distances(tmp_path):
     judge.prepare(data, torch.device("cpu"))
     assert judge.features is None and judge.judges_samples(data)
     assert judge.left_out(data) == ["digits features are of images, and Fields has no grey levels: distances are taken"]
+    plan = judge.plan(SimpleNamespace(likelihood={}), data)
+    assert plan == "2 x 30 samples against held_out (distances)"
     # Of a shift d in D dimensions the squared sliced distance is |d|^2 / D.
     same, moved = (score_points(data.images("held_out") + shift, data) for shift in (0, 16))
     assert list(same) == point_names(data, 20) == ["sliced_wasserstein_20", "energy_distance_20"]
@@ -355,9 +357,11 @@ def test_what_has_no_grey_levels_is_scored_by_distances(tmp_path):
 
 
 def test_images_of_many_channels_are_scored_by_distances_where_no_features_are_asked_for():
-    data = SimpleNamespace(shape=(5, 8, 8), grey_levels=256)
-    assert Evaluator().judges_samples(data)
-    assert not Evaluator().judges_samples(SimpleNamespace(shape=(3, 8, 8), grey_levels=256))
+    def of(*shape, held_out=9):
+        return SimpleNamespace(shape=shape, grey_levels=256, size=lambda split: held_out)
+
+    assert Evaluator().judges_samples(of(5, 8, 8)) and not Evaluator().judges_samples(of(3, 8, 8))
+    assert not Evaluator().judges_samples(of(5, 8, 8, held_out=0)), "there is nothing to be near to"
     stored = torch.arange(2 * 8 * 8 * 5).reshape(2, 8, 8, 5).to(torch.uint8)
     judge = Evaluator(samples=2)
     judge.spans = lambda store: [stored]

@@ -172,7 +172,9 @@ class Evaluator:
 
     def judges_samples(self, data: DataModule) -> bool:
         """Whether there is anything to judge samples by: features of images, or distances of points and the like."""
-        return self.features is not None or data.grey_levels is None or data.shape[0] not in (1, 3)
+        if self.features is not None:
+            return True
+        return (data.grey_levels is None or data.shape[0] not in (1, 3)) and data.size("held_out") > 0
 
     def likelihood(self, model: Model, data: DataModule, folder: Path) -> dict[str, Record]:
         """The model's likelihoods of held-out data, split in their terms."""
@@ -246,7 +248,8 @@ class Evaluator:
         if self.judges_samples(data):
             which = ", ".join(self.judge_to_be(data).served(self.samples)) if self.features else "distances"
             times = f"{self.repeats} x " if self.repeats > 1 else ""
-            parts.append(f"{times}{self.samples:,} samples against {self.reference} ({which})")
+            against = self.reference if self.features else "held_out"
+            parts.append(f"{times}{self.samples:,} samples against {against} ({which})")
         if with_likelihood and model.likelihood and (items := self.likelihood_items(data)):
             passes = f", {self.likelihood_repeats} times" if self.likelihood_repeats > 1 else ""
             parts.append(f"likelihood ({', '.join(model.likelihood)}) of {items:,} held-out items{passes}")
