@@ -293,6 +293,14 @@ def test_a_training_set_of_one_and_a_held_out_set_of_none_are_no_obstacle(tmp_pa
     assert records["fd_digits_train_8"].get("real") is None and "bound_bits_per_dim" not in records
 
 
+def test_a_file_with_few_rows_of_features_serves_what_needs_none(tmp_path):
+    rows = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)).double()
+    Statistics(moments(rows), rows[:4], {}).save(tmp_path / "few.npz")
+    judge = Judge(Means(), reference.load(tmp_path / "few.npz", Means()), ("frechet", "neighbours"))
+    assert judge.lacks("neighbours", 40) == "neighbours needs features of 6 reference images, there are 4"
+    assert list(judge(Features.of(rows + 1))) == ["fd_means_few_50"]
+
+
 def test_few_samples_for_many_dimensions_are_told(tmp_path):
     judge = evaluator(tmp_path, samples=40)
     judge.prepare(small(100, 30), torch.device("cpu"))
