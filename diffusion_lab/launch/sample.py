@@ -36,6 +36,7 @@ from diffusion_lab.launch.request import claim, folder, request
 from diffusion_lab.launch.revision import revision
 from diffusion_lab.launch.sample_files import write_samples
 from diffusion_lab.launch.train import describe_sampler
+from diffusion_lab.launch.trainer_keys import check_devices
 from diffusion_lab.model import Model
 
 
@@ -177,8 +178,9 @@ def build_fabric(config: DictConfig) -> Fabric:
     precisions = ("32-true", "bf16-mixed", "16-mixed")
     if config.trainer.precision not in precisions:
         raise ConfigError(f"trainer.precision={config.trainer.precision}: samples are drawn in {', '.join(precisions)}")
+    keys = plain(config)["trainer"]
+    check_devices(keys)
     try:
-        keys = plain(config)["trainer"]
         timeout = keys.pop("timeout")
         fabric = Fabric(**keys, plugins=cluster())
         set_timeout(fabric.strategy, timeout)

@@ -24,6 +24,7 @@ from diffusion_lab.launch.adopt import composed
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.launch.origin import command, spelled
 from diffusion_lab.launch.report import say
+from diffusion_lab.launch.trainer_keys import check_devices
 from diffusion_lab.metric import Statistics
 
 
@@ -74,6 +75,7 @@ def measure(overrides: Sequence[str], split: str, out: str | None, count: int | 
         raise ConfigError("points in the plane have no feature statistics: choose a data set of images, or metric=...")
     keys = ("accelerator", "devices", "num_nodes", "strategy")
     try:
+        check_devices(settings["trainer"])
         fabric = Fabric(**{k: settings["trainer"][k] for k in keys})
         data = instantiate(settings["data"], "data")
         data.prepare_data()

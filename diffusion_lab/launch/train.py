@@ -36,6 +36,7 @@ from diffusion_lab.launch.rehearsal import prepare_features, rehearse_training
 from diffusion_lab.launch.report import in_sweep, say, say_limits, table
 from diffusion_lab.launch.resume import CONFIG
 from diffusion_lab.launch.revision import revision
+from diffusion_lab.launch.trainer_keys import check_devices, count_in_steps
 from diffusion_lab.launch.unprofiled import Unprofiled
 from diffusion_lab.model import Model
 from diffusion_lab.whole_file import whole_file
@@ -63,7 +64,7 @@ def train(config: DictConfig) -> None:
     settings[origin.RECORD] = origin.origin(started)
     where = places(settings["data"])
     settings["data"] = moved(settings["data"], started, where)
-    pl.seed_everything(settings["seed"], workers=True, verbose=False)
+    pl.seed_everything(settings["seed"] % 2**32, workers=True, verbose=False)
     data, model, trainer = set_up(settings, run_dir)
     if before and trainer.is_global_zero:
         ranks = len(before.get("random", []))
@@ -108,9 +109,12 @@ def fit(
 def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, pl.Trainer]:
     """Build everything; whatever is wrong with data, devices or options is refused here, before the first step."""
     try:
+        check_devices(settings["trainer"])
         data = instantiate(settings["data"], "data")
         data.prepare_data()
         data.setup("fit")
+        batch = settings["data"]["batch_size"] * settings["trainer"]["accumulate_grad_batches"]
+        count_in_steps(settings["trainer"], data.size("train"), batch)
         model = instantiate(settings["model"], "model")
         if hasattr(model.sampler, "check"):
             model.sampler.check(model.denoiser)
@@ -124,8 +128,8 @@ def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, 
                 callback.check(data, model)
         # Loggers join later: only the first rank has them, and the rank is known once there is a trainer.
         keys = {key: value for key, value in settings["trainer"].items() if key != "timeout"}
-        if isinstance(keys["val_check_interval"], int):  # of optimiser steps; Lightning's is of batches
-            keys["val_check_interval"] *= keys["accumulate_grad_batches"]
+        if keys["val_check_interval"] is not None:  # of optimiser steps; Lightning's is of batches
+            keys["val_check_interval"] = int(keys["val_check_interval"]) * keys["accumulate_grad_batches"]
         trainer = instantiate({"profiler": Unprofiled(), **keys, "_partial_": True}, "trainer")(
             callbacks=callbacks,
             plugins=[checkpoint.AtomicCheckpointIO(), *cluster()],

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from diffusion_lab.launch import declared, schema
+from diffusion_lab.launch import declared, schema, trainer_keys
 from diffusion_lab.launch.init_source import nowhere
 from diffusion_lab.launch.instantiate import ConfigError, allowed, refused
 from diffusion_lab.launch.network_size import network_takes_size
@@ -27,7 +27,7 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "max_seconds": POSITIVE, "max_steps": COUNT, "neighbours": (6, math.inf, "[)"), "num_nodes": COUNT,
     "num_samples": COUNT, "num_workers": NOT_NEGATIVE, "prior_std": POSITIVE, "probes": COUNT,
     "refresh_seconds": NOT_NEGATIVE, "repeats": COUNT, "rho": POSITIVE, "rtol": POSITIVE, "s": POSITIVE,
-    "s_noise": POSITIVE, "sampler_steps": COUNT, "samples": (2, math.inf, "[)"), "seed": NOT_NEGATIVE,
+    "s_noise": POSITIVE, "sampler_steps": COUNT, "samples": (2, math.inf, "[)"), "seed": (0, 2**63 - 1, "[]"),
     "sigma": POSITIVE, "sigma_max": POSITIVE, "sigma_min": POSITIVE, "simple_weight": NOT_NEGATIVE, "snr": POSITIVE,
     "step_size": POSITIVE, "steps": COUNT, "t_end": (0, 1, "(]"), "t_start": (0, 1, "(]"), "tau": POSITIVE,
     "terms": COUNT, "timeout": POSITIVE, "val_check_interval": POSITIVE, "vlb_weight": NOT_NEGATIVE,
@@ -244,5 +244,6 @@ RULES: tuple[Callable[[Mapping[str, Any]], str | None], ...] = (
     network_takes_size,
     _differentiates_once,
     _strategy_exists,
+    trainer_keys.complaint,
 )
 """What must hold between keys; each returns a complaint or None."""
