@@ -15,6 +15,7 @@ import diffusion_lab
 from diffusion_lab import checkpoint
 from diffusion_lab.checkpoint import AtomicCheckpointIO, CheckpointError
 from diffusion_lab.data import Toy2D
+from diffusion_lab.finite import NonFinite
 from diffusion_lab.launch.instantiate import ConfigError, instantiate, resolve
 from diffusion_lab.sampler import DDIM, Sampler
 
@@ -248,6 +249,23 @@ def test_samplers_go_by_name_and_steps_and_seeds_may_be_left_open(saved):
     assert torch.equal(again.sample(2, sampler="heun"), model.sample(2, sampler="heun"))
     with pytest.raises(ValueError, match="to a model from diffusion_lab.load"):
         own.sample(2, sampler="ddim")
+
+
+def test_samplers_of_the_users_own_give_what_was_asked_for_or_are_refused(saved):
+    model = diffusion_lab.load(saved[0])
+    assert model.sample(3, sampler=lambda denoiser, shape, generators, device: torch.zeros(shape)).shape[0] == 3
+    for wrong, got in ((torch.zeros(1, 2), r"\(1, 2\)"), (None, "a NoneType")):
+        with pytest.raises(ValueError, match=rf"the sampler gives {got}, a tensor \(3, 2\) is needed"):
+            model.sample(3, sampler=lambda *_, wrong=wrong: wrong)
+    with pytest.raises(NonFinite, match="samples 0, 1 are not finite"):
+        model.sample(2, sampler=lambda *_: torch.full((2, 2), torch.nan))
+    with pytest.raises(ValueError, match=r"<lambda> has no trajectory\(...\) to follow"):
+        next(model.trajectory(2, sampler=lambda *_: None))
+
+
+def test_more_samples_than_memory_holds_are_refused_at_once(saved):
+    with pytest.raises(ValueError, match=r"count=1,000,000,000,000,000 samples take .* GiB of memory: draw parts"):
+        diffusion_lab.load(saved[0]).sample(10**15)
 
 
 def test_an_interrupted_save_leaves_the_old_file_and_no_litter(saved, monkeypatch):

@@ -205,6 +205,8 @@ def test_room_is_looked_for_before_the_first_step(tmp_path, monkeypatch):
     ) as error:
         check_directory(tmp_path / "file" / "run")
     assert "\n" not in str(error.value)
+    with pytest.raises(ConfigError, match=r"file cannot be made a directory \(File exists\); put the run elsewhere"):
+        check_directory(tmp_path / "file")
 
 
 def test_pictures_and_results_that_cannot_be_written_end_nothing_and_are_said_once(tmp_path, capsys):

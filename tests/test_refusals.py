@@ -57,6 +57,10 @@ HYDRAS = ("Could not", "defaults list", "full_key", "object_type", "Hydra", "Int
         ("train", "-m hydra/launcher=submitit_local", 'hydra/launcher=submitit_local is not installed: pip install -e ".[sweep]"'),
         ("train", "-m hydra/launcher=joblob", "did you mean joblib?"),
         ("train", "hydra/launcher=basic", "hydra/launcher=basic is of sweeps: add -m"),
+        ("train", "hydra=null", "hydra cannot be left out"),
+        ("train", "data=toy2d data.shape=2", "data.shape must be a list"),
+        ("train", "data=toy2d trainer.accelerator=tpu", "trainer.accelerator=tpu must be one of auto, cpu, gpu, cuda, mps"),
+        ("sample", "compare=[ddim] compare_steps=[5,0]", "compare_steps=[5, 0] is out of range"),
     ],
 )  # fmt: skip
 def test_one_line_of_ours(task, words, told):

@@ -102,8 +102,9 @@ def only_overrides(words: list[str], module: str) -> list[str]:
         ConfigError: for another one.
     """
     from diffusion_lab.launch import process
+    from diffusion_lab.launch.command_line import tidy
 
-    settled = process.settled(words)
+    settled = process.settled(tidy(words))
     flags = [word for word in settled if word.startswith("-")]
     if flags:
         raise ConfigError(f"{flags[0]} is no option here: see python -m diffusion_lab.{module} --help")

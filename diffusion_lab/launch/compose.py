@@ -204,6 +204,8 @@ def _check_words(task: str, job: Sequence[str], found: Sequence[Path]) -> tuple[
 
 def _groups_of(task: str, folder: Path, groups: Sequence[str]) -> list[str]:
     """The groups that a command's own file chooses from, and those inside them."""
+    if not (folder / f"{task}.yaml").is_file():
+        raise ConfigError(f"--config-name={task} does not exist: there is no {folder / f'{task}.yaml'}")
     entries = OmegaConf.to_container(OmegaConf.load(folder / f"{task}.yaml"), resolve=False).get("defaults", [])
     keys = [str(key).removeprefix("optional ").partition("@")[0] for e in entries if isinstance(e, dict) for key in e]
     return [g for g in groups if g.partition("/")[0] in keys and g != "hydra"]
@@ -218,6 +220,8 @@ def _check_hydra(task: str, overrides: Sequence[Override], sweep: bool) -> None:
     words = [o for o in overrides if o.key_or_group.startswith("hydra")]
     if not words:
         return
+    if any(o.key_or_group == "hydra" and not o.is_delete() and o.value() is None for o in words):
+        raise ConfigError("hydra=null: hydra cannot be left out")
     loader = GlobalHydra.instance().config_loader()
     chosen = {key: loader.get_group_options(key) for o in words if (key := o.key_or_group).startswith("hydra/")}
     sweep = sweep or any(o.key_or_group == "hydra.mode" for o in words)

@@ -133,3 +133,6 @@ def check_directory(folder: Path) -> None:
         room_for_a_file(folder)
     except NotWritten as error:
         raise ConfigError(f"{error}; put the run elsewhere by hydra.run.dir=DIR or paths.log_dir=DIR") from error
+    except OSError as error:
+        reason = f"{folder} cannot be made a directory ({error.strerror})"
+        raise ConfigError(f"{reason}; put the run elsewhere by hydra.run.dir=DIR or paths.log_dir=DIR") from error

@@ -123,6 +123,7 @@ def first_line(error: Exception) -> str:
 
 
 WORDS = (
+    (r"Error trying to access .*node `(.+?)` is not a container", "{0} must be a list"),
     (r"Interpolation key '(.+?)' not found", "{at}${{{0}}} refers to a key that does not exist"),
     (r"InterpolationKeyError.*'(.+?)'", "{at}${{{0}}} refers to a key that does not exist"),
     (r"Unsupported interpolation type (\S+)", "{at}${{{0}:...}} is no resolver: use ${{oc.env:NAME}} or ${{key}}"),

@@ -19,7 +19,7 @@ from diffusion_lab.callback.evaluation import write_results
 from diffusion_lab.callback.media import log_pictures
 from diffusion_lab.evaluation import Evaluator, Series
 from diffusion_lab.launch.choice import choose_likelihood, choose_sampler
-from diffusion_lab.launch.compare import all_series, compare
+from diffusion_lab.launch.compare import all_series, compare, planned
 from diffusion_lab.launch.compiled import compile_network
 from diffusion_lab.launch.compose import plain
 from diffusion_lab.launch.data_place import located
@@ -72,6 +72,10 @@ def sample(config: DictConfig) -> None:
     if config.compile:
         compile_network(subject.model.network, fabric.device, replay=True)
     scored = config.evaluate or config.compare
+    if config.data or config.data_dir:
+        located(subject.contents["config"], plain(config)["data"], config.data_dir)  # refuses what says more than that
+    if config.compare:
+        planned(config, subject.model, quiet=True)  # refuses samplers that do not exist
     evaluator, data = prepare_evaluation(config, subject) if scored else (None, None)
     if config.compare:
         if not evaluator.judges_samples(data):

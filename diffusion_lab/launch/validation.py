@@ -31,13 +31,13 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "sigma": POSITIVE, "sigma_max": POSITIVE, "sigma_min": POSITIVE, "simple_weight": NOT_NEGATIVE, "snr": POSITIVE,
     "step_size": POSITIVE, "steps": COUNT, "t_end": (0, 1, "(]"), "t_start": (0, 1, "(]"), "tau": POSITIVE,
     "terms": COUNT, "timeout": POSITIVE, "val_check_interval": POSITIVE, "vlb_weight": NOT_NEGATIVE,
-    "warmup_steps": NOT_NEGATIVE, "weight_decay": NOT_NEGATIVE, "width": COUNT,
+    "warmup_steps": NOT_NEGATIVE, "weight_decay": NOT_NEGATIVE, "width": COUNT, "compare_steps": COUNT,
 }  # fmt: skip
 """Range of every number by the name of its key: (low, high, which ends belong to it)."""
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed", "64-true", "bf16-true"),
-    "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps", "tpu"), "trainer.gradient_clip_algorithm": ("norm",),
+    "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps"), "trainer.gradient_clip_algorithm": ("norm",),
     "variance": ("fixed_large", "fixed_small"), "weights": ("ema", "raw"),
 }  # fmt: skip
 """Options of the keys that belong to no class of ours."""
@@ -73,7 +73,7 @@ def check_network_fits_data(config: Mapping[str, Any]) -> None:
     """
     shape, network = _get(config, "data.shape"), config.get("network")
     points = _get(config, "network.dimensions") is not None or _get(config, "network.network.dimensions") is not None
-    if shape and network and (len(shape) == 1) != points:
+    if isinstance(shape, list) and shape and network and (len(shape) == 1) != points:
         wanted = "network=mlp" if len(shape) == 1 else "a network of images, such as network=unet_small"
         raise ConfigError(f"the data have shape {list(shape)}, which this network does not take: use {wanted}")
 
@@ -121,10 +121,11 @@ def check_value(path: str, value: Any) -> None:
         return
     low, high, ends = BOUNDS[key]
     wanted = f"a number in {ends[0]}{low}, {high}{ends[1]}"
-    if not isinstance(value, (int, float)):
+    numbers = value if isinstance(value, list) else [value]
+    if not all(isinstance(number, (int, float)) for number in numbers):
         raise ConfigError(f"{path}={value!r} must be {wanted}")
-    above = value > low or (ends[0] == "[" and value == low)
-    below = value < high or (ends[1] == "]" and value == high)
+    above = all(number > low or (ends[0] == "[" and number == low) for number in numbers)
+    below = all(number < high or (ends[1] == "]" and number == high) for number in numbers)
     if not (above and below):
         raise ConfigError(f"{path}={value} is out of range: it must be {wanted}")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import operator
+import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +41,14 @@ def whole(name: str, value: Any, least: int) -> int:
 def seed_of(seed: int | None) -> int:
     """A seed that was given, or one drawn at random, without a change of any generator."""
     return secrets.randbits(32) if seed is None else whole("seed", seed, 0)
+
+
+def memory_of_machine() -> float:
+    """Bytes of memory that this machine has; infinite where it does not tell."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 class Drawing:
@@ -78,6 +88,11 @@ class Drawing:
             whole("batch_size", batch_size, 1),
         )
         seed, sampler = seed_of(seed), self.chosen_sampler(sampler, steps)
+        if (size := count * math.prod(self.shape) * 4) > (memory := memory_of_machine()):
+            raise ValueError(
+                f"count={count:,} samples take {size / 2**30:,.0f} GiB, and this machine has {memory / 2**30:,.0f} GiB "
+                "of memory: draw parts of the series by first=..., or write files by sample.py"
+            )
         batches = self.sample_batches(count, seed=seed, first=first, batch_size=batch_size, sampler=sampler)
         return torch.cat([torch.empty(0, *self.shape), *batches])
 
@@ -129,6 +144,9 @@ class Drawing:
                 if size not in draw:
                     draw[size] = self.drawing(sampler, size)
                 x = draw[size](generators)
+                if not isinstance(x, Tensor) or x.shape != (size, *self.shape):
+                    got = tuple(x.shape) if isinstance(x, Tensor) else f"a {type(x).__name__}"
+                    raise ValueError(f"the sampler gives {got}, a tensor {(size, *self.shape)} is needed")
                 if bad := bad_items(x):
                     self.refuse_samples([indices[i] for i in bad], seed, sampler)
                 yield self.decode(x).cpu()
@@ -141,6 +159,8 @@ class Drawing:
                 pass
         except NonFinite as error:
             when = f"; {error}"
+        except ValueError:  # a sampler of the user's that shows no states
+            pass
         raise NonFinite(f"samples {shown(images)} are not finite{when or '; ' + REMEDY}")
 
     @torch.no_grad()
@@ -154,6 +174,8 @@ class Drawing:
         """
         count, first = whole("count", count, 1), whole("first", first, 0)
         seed, sampler = seed_of(seed), self.chosen_sampler(sampler)
+        if not hasattr(sampler, "trajectory"):
+            raise ValueError(f"{getattr(sampler, '__name__', type(sampler).__name__)} has no trajectory(...) to follow")
         generators = image_generators(seed, range(first, first + count), self.device)
         with self.evaluating():
             x = sampler.prior(self.denoiser, (count, *self.shape), generators, self.device)
