@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import pickle
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,6 +13,8 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch.utils._pytree import tree_leaves
 
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.guidance import Autoguidance
 from diffusion_lab.launch import origin
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.launch.named_sampler import named_sampler
@@ -112,3 +115,26 @@ def load(path: str | Path, *, weights: Weights = "ema", device: str | torch.devi
         raise ValueError(f"load({path!r}): give the path of a run directory or a .ckpt file, or 'last'")
     device = device_of(device)
     return build(read(find(Path(path).expanduser())), weights).to(device)
+
+
+class AutoguidanceOf(Autoguidance):
+    """Autoguidance by the model of a checkpoint, which is read when it is needed first.
+
+    Args:
+        ckpt_path: a run directory or a checkpoint file.
+        scale, interval: as of `Autoguidance`.
+        weights: which of the checkpoint's.
+    """
+
+    def __init__(
+        self,
+        ckpt_path: str,
+        scale: float = 1.5,
+        interval: Sequence[float] | None = None,
+        weights: Weights = "ema",
+    ) -> None:
+        super().__init__(functools.partial(_denoiser, ckpt_path, weights), scale, interval)
+
+
+def _denoiser(path: str, weights: Weights) -> Denoiser:
+    return load(path, weights=weights).denoiser.requires_grad_(False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -61,25 +62,60 @@ class Denoiser(nn.Module):
     """Reads a network as an estimate of the noise; the only caller of the network.
 
     Losses call it as a module; samplers and the probability flow, which know all their times beforehand, by `read`.
-    What changes an estimate for both (guidance, an ensemble) is a network around the network.
+    A condition is bound by `given`: whatever takes a denoiser takes a bound one, and knows nothing of the condition.
 
     Args:
         network: any callable (x, conditioning (B,), **condition) -> tensor of the shape of x, which writes to neither.
         process: the noise process.
         parameterization: meaning of the output and of the conditioning.
 
-    `nfe` counts the calls of the network since it was last set to 0.
+    `nfe` counts the calls of the network since it was last set to 0.  `classes` is the number of classes whose labels
+    the network takes (None: it takes none), and `null` the label that stands for none of them, if it has learned one.
     """
+
+    guided = False
 
     def __init__(
         self, network: Callable[..., Tensor], process: NoiseProcess, parameterization: Parameterization
     ) -> None:
         super().__init__()
         self.network, self.process, self.parameterization = network, process, parameterization
-        self.nfe = 0
+        self.classes: int | None = None
+        self.null: int | None = None
+        self.condition: dict[str, Tensor] = {}
+        self.calls = [0]  # shared with the bound ones
+
+    @property
+    def nfe(self) -> int:
+        """Calls of the network since it was last set to 0, those of bound denoisers included."""
+        return self.calls[0]
+
+    @nfe.setter
+    def nfe(self, count: int) -> None:
+        self.calls[0] = count
+
+    def given(self, **condition: Tensor) -> Denoiser:
+        """This denoiser with a condition, such as label=y (B,), in place of any that it had; all else is shared.
+
+        Without a condition a network that has learned to do without a label estimates the marginal score.
+        """
+        bound = copy.copy(self)
+        with torch.inference_mode(False):  # what is made in it cannot be part of a derivative later
+            bound.condition = {key: value.clone() for key, value in condition.items()}
+        return bound
+
+    def with_network(self, network: Callable[..., Tensor]) -> Denoiser:
+        """A denoiser that asks another network as this one asks its own."""
+        return Denoiser(network, self.process, self.parameterization)
+
+    def condition_of(self, x: Tensor) -> dict[str, Tensor]:
+        """What the network is given beside x (B, ...) and the noise level."""
+        if self.condition or self.null is None:
+            return self.condition
+        return {"label": torch.full((len(x),), self.null, device=x.device)}
 
     def forward(self, x: Tensor, t: Tensor, **condition: Tensor) -> Estimate:
-        """The estimate at x (B, ...) and t, (B,) or scalar; `condition` goes to the network as it is.
+        """The estimate at x (B, ...) and t, (B,) or scalar; `condition` is as in `given`, for this call.
 
         The network runs in its own precision; everything around it in the precision of x.
         """
@@ -88,7 +124,8 @@ class Denoiser(nn.Module):
         seen = row.network_input(x, alpha, sigma).to(self.network_dtype or x.dtype)
         self.nfe += 1
         # Contiguous: a compiled network would be translated once more for a stride of its own.
-        output = self.network(seen, self.told(t, x).expand(len(x)).contiguous(), **condition)
+        told = self.told(t, x).expand(len(x)).contiguous()
+        output = self.network(seen, told, **(condition or self.condition_of(x)))
         return Estimate(x, alpha, sigma, row.eps(output.to(x.dtype), x, alpha, sigma))
 
     def views(self, times: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -124,8 +161,8 @@ class Denoiser(nn.Module):
         seen = x if reading.scale is None else (x * reading.scale).add_(reading.offset)
         if reading.dtype is not None:
             seen = seen.to(reading.dtype)
-        self.__dict__["nfe"] += 1  # a module's own assignment takes as long as two operations on a small image
-        return self.network(seen, reading.told)
+        self.calls[0] += 1
+        return self.network(seen, reading.told, **(self.condition if self.null is None else self.condition_of(x)))
 
     def told(self, t: Tensor, like: Tensor) -> Tensor:
         """What the network is told at t, of its shape, on the device of `like`."""

@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "output": set(),
     "parameterization": {"process"},
     "denoiser": {"parameterization", "process"},
+    "guidance": {"denoiser"},
     "loss": {"denoiser", "process", "noise"},
     "runge_kutta": set(),
     "flow": {"runge_kutta", "denoiser", "process", "noise"},

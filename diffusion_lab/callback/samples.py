@@ -13,7 +13,8 @@ from diffusion_lab.callback.ema import averaged
 from diffusion_lab.callback.lean import Lean
 from diffusion_lab.callback.media import log_pictures, spare
 from diffusion_lab.data import DataModule
-from diffusion_lab.model import Model
+from diffusion_lab.model import Label, Model
+from diffusion_lab.model.labels import EACH
 
 
 class Samples(Lean):
@@ -58,15 +59,18 @@ class Samples(Lean):
     def draw(self, trainer: pl.Trainer, model: Model, path: Path, film: bool = False) -> None:
         """Draw, each rank its share; write the picture, and the film of it on request; show both in the logs."""
         with spare(path), averaged(trainer, model):
-            own = ranks.share_of(self.count)
+            own, label = ranks.share_of(self.count), None
+            if model.labels is not None and model.label is None and model.labels.classes <= self.count:
+                label = EACH
             with ranks.together():
-                samples = [model.sample(len(own), seed=self.seed, first=own.start)] if own else []
+                samples = [model.sample(len(own), label=label, seed=self.seed, first=own.start)] if own else []
             samples = torch.cat([drawn for rank in ranks.gather(samples) for drawn in rank])
-            frames = filmed(model, self.frames, self.seed) if film else None
+            frames = filmed(model, self.frames, self.seed, label) if film else None
             if not trainer.is_global_zero:
                 return
             path.parent.mkdir(parents=True, exist_ok=True)
-            draw_samples(model, samples, path, trainer.datamodule)
+            labels = model.labels_of(range(len(samples)), self.seed, label) if label else None
+            draw_samples(model, samples, path, trainer.datamodule, labels)
             pictures = {"samples": path}
             if frames is not None:
                 strip = path.with_name("trajectory.png")
@@ -75,14 +79,24 @@ class Samples(Lean):
             log_pictures(trainer.loggers, pictures, trainer.global_step)
 
 
-def draw_samples(model: Model, samples: torch.Tensor, path: Path, data: DataModule | None = None) -> None:
+def draw_samples(
+    model: Model,
+    samples: torch.Tensor,
+    path: Path,
+    data: DataModule | None = None,
+    labels: torch.Tensor | None = None,
+) -> None:
     """A grid of images; points over the true density, with the learned score at a small noise level as arrows.
 
     The data of points give the density, a histogram where that is not known, and the window; without them there is only
-    the score.
+    the score.  With `labels` (N,) each class of images has a row of its own, as long as the rarest class allows.
     """
     if len(model.shape) == 3:
-        picture.save_png(picture.grid(samples if model.grey_levels else picture.in_grey(samples)), path)
+        columns = None
+        if labels is not None and (columns := len(samples) // model.labels.classes):
+            samples = torch.cat([samples[labels == k][:columns] for k in range(model.labels.classes)])
+        shown = samples if model.grey_levels else picture.in_grey(samples)
+        picture.save_png(picture.grid(shown, columns or None), path)
         return
 
     def learned_score(x: torch.Tensor) -> torch.Tensor:
@@ -90,6 +104,8 @@ def draw_samples(model: Model, samples: torch.Tensor, path: Path, data: DataModu
         with torch.no_grad(), model.evaluating():
             return model.denoiser(x.to(model.device, torch.float32), t).score.cpu()
 
+    if model.labels is not None and model.labels.null is None:  # there is no score without a label
+        learned_score = None
     truth = {} if data is None else {"reference": data.images("held_out", 5000)}
     if hasattr(data, "target"):
         truth["density"] = data.target.log_density
@@ -102,18 +118,18 @@ def quiet_time(model: Model, sigma: float = 0.1) -> torch.Tensor:
     return times[(model.denoiser.process.sigma(times) - sigma).abs().argmin()]
 
 
-def filmed(model: Model, frames: int, seed: int) -> torch.Tensor:
+def filmed(model: Model, frames: int, seed: int, label: Label = None) -> torch.Tensor:
     """Frames (T, N, ...) of a few samples on their way from noise to data, clean at the end; a rank has its share."""
     own = ranks.share_of(8 if len(model.shape) == 3 else 2000)
     with ranks.together():
-        parts = [chosen_frames(model, own, frames, seed)] if own else []
+        parts = [chosen_frames(model, own, frames, seed, label)] if own else []
     film = torch.cat([part for rank in ranks.gather(parts) for part in rank], 1)
     return picture.in_grey(film) if film.ndim == 5 and model.grey_levels is None else film
 
 
-def chosen_frames(model: Model, own: range, frames: int, seed: int) -> torch.Tensor:
+def chosen_frames(model: Model, own: range, frames: int, seed: int, label: Label = None) -> torch.Tensor:
     """Frames (T, N, ...) of the samples `own` of a series."""
-    states = list(model.trajectory(len(own), seed=seed, first=own.start))
+    states = list(model.trajectory(len(own), label=label, seed=seed, first=own.start))
     # Evenly in the share of signal: even steps in time would show noise for the most part.
     times = torch.tensor([state.t for state in states], dtype=torch.float64)
     alpha, sigma = model.denoiser.process.alpha(times), model.denoiser.process.sigma(times)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from diffusion_lab.data.batches import TrainBatches, generator
+from diffusion_lab.data.classes import class_counts
 from diffusion_lab.data.plain import in_two, sample, with_protocol
 from diffusion_lab.data.promise import check_fields, check_shape, check_values
 
@@ -58,8 +59,10 @@ class DataModule(pl.LightningDataModule, ABC):
     eval_batch_size: int = 500
     flip: bool = True
     seed: int = 0
+    conditional: bool = False  # whether the model is told the labels
 
     num_workers = 0  # no field: only data sets that decode files give a choice
+    class_names = None  # a sequence of them where they are known, once the set is loaded
     _floats_in_unit = False
     places = ("data_dir", "root")  # keys that only say where the files lie: they may move after training
 
@@ -166,6 +169,11 @@ class DataModule(pl.LightningDataModule, ABC):
     def labels(self, split: Split, count: int | None = None, first: int = 0) -> Tensor:
         """Labels (n,) int64 of what `images(split, count, first)` returns, in the same order."""
         return self._data(split).labels[self._chosen(split, count, first)]
+
+    def class_counts(self) -> list[int]:
+        """Training items of each class 0, 1, ...; raises ValueError if the labels are no classes."""
+        splits = self.splits
+        return class_counts(type(self).__name__, splits.train.labels, splits.held_out.labels, self.class_names)
 
     def fingerprint(self, split: Split) -> str:
         """64 hexadecimal digits that tell apart what `images(split)` gives: sha256 of grey levels and content.

@@ -45,6 +45,8 @@ class CelebA(EncodedImages):
         super().__post_init__()
         if self.held_out not in ("test", "valid"):
             raise ValueError(f"data.held_out={self.held_out} does not exist: choose test or valid")
+        if self.attribute is not None:
+            self.class_names = (f"not {self.attribute}", self.attribute)
         if not 0 < self.crop <= 178:
             raise ValueError(f"data.crop={self.crop} must be from 1 to 178, the width of the images")
         if self.shape[1] != self.shape[2]:

@@ -28,6 +28,8 @@ class CIFAR10(DataModule):
     shape: tuple[int, ...] = (3, 32, 32)
     grey_levels: int | None = 256
 
+    class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
     @property
     def folder(self) -> Path:
         return Path(self.data_dir).expanduser()

@@ -60,6 +60,7 @@ class HuggingFace(EncodedImages):
     def load(self) -> Splits:
         tables = self._tables()
         train = self._split(tables, self.train_split)
+        self.class_names = getattr(train.features.get(self.label_column), "names", None)
         if self.held_out_split is not None:
             held_out = self._split(tables, self.held_out_split)
             how = f"splits {self.train_split}, {self.held_out_split}"

@@ -47,6 +47,7 @@ class ImageFolder(EncodedImages):
     def load(self) -> Splits:
         train, held_out, how, notes = self._divided()
         classes = sorted({name for _, name in train + held_out})
+        self.class_names = classes
         numbers = {name: number for number, name in enumerate(classes)}
         parts = (
             Encoded(

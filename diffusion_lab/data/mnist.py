@@ -17,6 +17,9 @@ from diffusion_lab.data.batches import InMemory
 from diffusion_lab.data.official import fetch, missing, refuse_damaged
 
 CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
+CLOTHES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
 NATIVE = 28
 
 
@@ -40,6 +43,7 @@ class MNIST(DataModule):
         super().__post_init__()
         if self.variant not in CLASSES:
             raise ValueError(f"data.variant={self.variant} does not exist: choose one of {', '.join(CLASSES)}")
+        self.class_names = CLOTHES if self.variant == "fashion_mnist" else None
         if self.shape not in ((1, 28, 28), (1, 32, 32)):
             raise ValueError(f"data.shape={list(self.shape)} must be [1,28,28], or [1,32,32] with a border")
 

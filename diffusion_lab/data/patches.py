@@ -27,6 +27,8 @@ class Patches(DataModule):
     shape: tuple[int, ...] = (3, 32, 32)
     grey_levels: int | None = 256
 
+    class_names = ("china", "flower")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive({"train_size": self.train_size, "held_out_size": self.held_out_size})

@@ -54,7 +54,8 @@ def estimate(model: Model, evaluator: Evaluator, data: DataModule, times: int = 
     timed = batch if model.device.type != "cpu" else min(batch, PROBE)
     call = ranks.from_first(seconds_per_call(model, timed)) / timed  # of one sample
     call *= times / ranks.rank_and_world()[1]
-    drawn = evaluator.samples * evaluator.repeats * network_calls(model.sampler, model.denoiser, model.shape)
+    denoiser = model.asked(model.labels_of([0], 0))
+    drawn = evaluator.samples * evaluator.repeats * network_calls(model.sampler, denoiser, model.shape)
     items = evaluator.likelihood_items(data) * evaluator.likelihood_repeats
     calls = sum(likelihood_calls(model, name) for name in model.likelihood)
     return Estimate(call * drawn if evaluator.judges_samples(data) else 0.0, call * items * calls)
@@ -77,7 +78,7 @@ def network_calls(sampler: Sampler, denoiser: Denoiser, shape: tuple[int, ...]) 
     def nothing(x: Tensor, _: Tensor) -> Tensor:
         return torch.zeros_like(x)
 
-    dry = Denoiser(nothing, denoiser.process, denoiser.parameterization)
+    dry = denoiser.with_network(nothing)
     one = tuple(1 if i else n for i, n in enumerate(shape))
     device = next(denoiser.parameters()).device
     sampler(dry, (1, *one), torch.Generator(device), device)
@@ -89,12 +90,13 @@ def seconds_per_call(model: Model, batch: int) -> float:
     """Seconds of one call of the network for a batch, the first two not counted."""
     x = torch.zeros((batch, *model.shape), device=model.device)
     t = torch.tensor(0.5, device=model.device)
+    denoiser = model.of_data(torch.zeros(batch, dtype=torch.int64))
     with model.evaluating():
         for timed in (False, False, True):
             if timed and x.device.type != "cpu":
                 torch.accelerator.synchronize(x.device)
             start = time.perf_counter()
-            model.denoiser(x, t)
+            denoiser(x, t)
             if timed and x.device.type != "cpu":
                 torch.accelerator.synchronize(x.device)
     return time.perf_counter() - start

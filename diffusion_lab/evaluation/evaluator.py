@@ -13,6 +13,7 @@ from torch import Tensor
 from diffusion_lab import ranks
 from diffusion_lab.data import DataModule
 from diffusion_lab.evaluation import reference as references
+from diffusion_lab.evaluation.agreement import agreement, agreement_names
 from diffusion_lab.evaluation.chunks import Chunks, Rows
 from diffusion_lab.evaluation.likelihood import likelihood_name, score_likelihood
 from diffusion_lab.evaluation.plane import point_names, score_points
@@ -113,13 +114,14 @@ class Evaluator:
             records = self.image_quality(series, data, total)
         else:
             records = ranks.on_first(lambda: repeated([score_points(p, data) for p in self.points(series)]))
+        records |= ranks.on_first(lambda: agreement(series, self.features, data, self.samples, self.repeats))
         self.cost = ranks.on_first(lambda: series.cost(total))
-        return {name: {**record, "nfe": self.cost[0]} for name, record in records.items()}
+        return series.noted({name: {**record, "nfe": self.cost[0]} for name, record in records.items()})
 
     def image_quality(self, series: Series, data: DataModule, total: int) -> dict[str, Record]:
         """Every measure of the samples' features against the reference's, beside that of real images."""
         extractor, device = self.features, series.model.device
-        store = Chunks(series.folder / f"features_{extractor.digest[:8]}", self.batch_size)
+        store = series.features(extractor)
         share(store, total, lambda chunk: store.write(chunk, extractor(series.chunk(chunk).to(device))), "features")
         paths = {}
         if self.reference in SPLITS and data.size(self.reference) > 1:
@@ -202,6 +204,7 @@ class Evaluator:
         words = [likelihood_name(model, name) for name in model.likelihood] if self.likelihood_items(data) else []
         if not self.judges_samples(data):
             return words
+        words = [*agreement_names(model, self.features, data, self.samples), *words]
         if self.features is None:
             return [*point_names(data, self.samples), *words]
         return [*self.judge_to_be(data).names(self.samples), *words]

@@ -51,6 +51,8 @@ def score_likelihood(
         "count": count,
         "repeats": repeats,
         **likelihood.protocol(),
+        **({} if model.labels is None else {"given": "the label"}),
+        **({"guidance": str(model.guidance)} if of_guided_field(model, name) else {}),
     }
     digest = hashlib.sha256(json.dumps([protocol, seed], sort_keys=True).encode()).hexdigest()[:8]
     store = Chunks(folder / f"likelihood_{name}_{digest}", batch_size)
@@ -61,9 +63,11 @@ def score_likelihood(
         first, last = items.min().item(), items.max().item()
         x = data.images("held_out", last - first + 1, first=first)[items - first]
         generators = image_generators(seed, chunk, "cpu")
+        labels = data.labels("held_out", last - first + 1, first=first)[items - first]
         with model.evaluating():
-            calls = model.denoiser.nfe
-            result = likelihood(model.denoiser, model.encode(x.to(model.device)), model.grey_levels, generators)
+            calls, denoiser = model.denoiser.nfe, model.of_data(labels)
+            denoiser = model.guidance(denoiser) if of_guided_field(model, name) else denoiser
+            result = likelihood(denoiser, model.encode(x.to(model.device)), model.grey_levels, generators)
         found = [-result.log_likelihood, *result.terms.values()]
         if bad := bad_items(result.log_likelihood):
             raise NonFinite(
@@ -101,8 +105,14 @@ def summary(model: Model, name: str, rows: Tensor, repeats: int) -> Record:
     return record
 
 
+def of_guided_field(model: Model, name: str) -> bool:
+    """Whether a likelihood is asked for that is of the guided field, not of the model."""
+    return model.guidance is not None and getattr(model.likelihood[name], "guided_field", False)
+
+
 def likelihood_name(model: Model, name: str) -> str:
     """Name of the metric, with its unit: bits are of grey levels; of real numbers there is a density, in nats."""
+    name = f"{name}_guided_field" if of_guided_field(model, name) else name
     if model.grey_levels is not None:
         return f"{name}_bits_per_dim"
     return f"{name}_nats_per_dim" if len(model.shape) == 3 else f"{name}_nats"

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from diffusion_lab import ranks
 from diffusion_lab.evaluation.chunks import Chunks, Rows
-from diffusion_lab.metric import to_uint8
+from diffusion_lab.metric import Extractor, to_uint8
 from diffusion_lab.model import Model
 from diffusion_lab.sampler import Sampler
 
@@ -77,6 +78,21 @@ class Series:
     def rows(self, span: range) -> Rows:
         """Stored samples as one array."""
         return Rows(self.samples, span)
+
+    def features(self, extractor: Extractor) -> Chunks:
+        """Where the samples' features are kept."""
+        return Chunks(self.folder / f"features_{extractor.digest[:8]}", self.batch_size)
+
+    def labels(self, span: range) -> Tensor | None:
+        """The class (n,) that each sample was asked to be; None for a model without labels."""
+        return self.model.labels_of(span, self.seed)
+
+    def noted(self, records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Records of these samples with what they were asked to be, in the protocol, and with their guidance."""
+        model = self.model
+        asked = {} if model.labels is None else {"labels": model.labels.describe(model.label)}
+        guided = {} if model.guidance is None else {"guidance": str(model.guidance)}
+        return {k: {**record, **guided, "protocol": {**record["protocol"], **asked}} for k, record in records.items()}
 
     def cost(self, count: int) -> tuple[float, float]:
         """(network evaluations for a sample, samples a second on one device), over samples 0..count-1."""

@@ -27,6 +27,7 @@ HARMLESS = (
     "data.eval_batch_size", "data.num_workers", "data.root", "likelihood", "logger", "metric", "model.likelihood",
     "model.network.checkpoint", "model.sampler", "network.checkpoint", "optimized_metric", "sampler", "sampler_steps",
     "trainer", "variance",
+    "choices.guidance", "guidance", "model.guidance", "model.labels.counts", "model.labels.names",
 )  # fmt: skip
 """What decides where, how long and how fast a run trains, and what is found out about it, not what is trained ..."""
 
@@ -35,7 +36,9 @@ HARMFUL = (
 )  # fmt: skip
 """... but for these."""
 
-ADDED = {"data.background": 255, "data.max_pixels": 178_956_970, "data.on_corrupt": "refuse"}
+ADDED = {
+    "data.background": 255, "data.conditional": False, "data.max_pixels": 178_956_970, "data.on_corrupt": "refuse",
+}  # fmt: skip
 """Keys that earlier runs do not have, with the values that change nothing about them."""
 
 TOTAL = ("data.batch_size", "trainer.accumulate_grad_batches")

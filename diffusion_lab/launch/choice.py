@@ -8,6 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
 from diffusion_lab.launch.compose import plain
+from diffusion_lab.launch.conditioning import refuse_guided
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.model import Model
 
@@ -36,4 +37,5 @@ def choose_likelihood(config: DictConfig, model: Model) -> dict[str, Any]:
         raise ConfigError("model=score knows one noise level, which has no likelihood: choose likelihood=none")
     if "bound" in chosen and model.denoiser.process.levels is None:
         raise ConfigError("likelihood=bound needs a model with discrete levels: choose likelihood=flow or none")
+    refuse_guided(model, chosen)
     return chosen

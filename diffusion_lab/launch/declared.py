@@ -21,6 +21,7 @@ class Train:
     seed: int
     warmup_steps: int
     decay_steps: int | None
+    label_dropout: float | None
     compile: bool
     ckpt_path: str | None
     allow_changes: bool
@@ -39,6 +40,7 @@ class Sample:
     num_samples: int
     batch_size: int
     seed: int
+    label: Sequence[int | str] | int | str | None
     out: str | None
     weights: Literal["ema", "raw"]
     variance: Literal["fixed_large", "fixed_small"] | None

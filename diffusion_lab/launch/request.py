@@ -18,7 +18,7 @@ FILE = "request.json"
 WRITTEN = ("samples", "samples.npz", "samples.png", "png", "trajectory.png", "results.json")
 """What sampling leaves in a directory beside it."""
 
-NOT_THE_MODEL = ("sampler", "likelihood", "optimizer", "loss", "warmup_steps", "decay_steps")
+NOT_THE_MODEL = ("sampler", "likelihood", "guidance", "optimizer", "loss", "warmup_steps", "decay_steps")
 """Settings of a model that samples do not depend on, or that a request names itself."""
 
 Request = dict[str, Any]

@@ -22,6 +22,7 @@ from diffusion_lab.launch.choice import choose_likelihood, choose_sampler
 from diffusion_lab.launch.compare import all_series, compare, planned
 from diffusion_lab.launch.compiled import compile_network
 from diffusion_lab.launch.compose import plain
+from diffusion_lab.launch.conditioning import asked_for, choose_guidance, described
 from diffusion_lab.launch.data_place import located
 from diffusion_lab.launch.failure import explained
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
@@ -64,7 +65,7 @@ def sample(config: DictConfig) -> None:
     wanted = request(
         subject.contents, subject.model, config.weights, subject.settings, config.trainer.precision,
         seed=config.seed, batch_size=config.batch_size, device=fabric.device.type,
-        **({"compile": True} if config.compile else {}),
+        **({"compile": True} if config.compile else {}), **asked_for(subject.model),
     )  # fmt: skip
     subject.model.to(fabric.device)
     if config.rehearsal:
@@ -117,9 +118,9 @@ def load(config: DictConfig) -> Subject:
     model = checkpoint.build(contents, config.weights)
     name, settings = choose_sampler(config, contents["config"])
     try:
-        model.sampler = instantiate(settings, "sampler")
-        if hasattr(model.sampler, "check"):
-            model.sampler.check(model.denoiser)
+        model.sampler, model.label = instantiate(settings, "sampler"), plain(config)["label"]
+        model.guidance = choose_guidance(plain(config)["guidance"], contents["config"]["model"])
+        model.check_asked(config.seed)
         model.likelihood = choose_likelihood(config, model)
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -233,6 +234,7 @@ def facts(config: DictConfig, subject: Subject) -> dict[str, Any]:
         **{group: trained["choices"].get(group) for group in ("model", "sde", "data", "schedule", "network")},
         "parameters": sum(p.numel() for p in subject.model.network.parameters()),
         "sampler": describe_sampler(subject.sampler, subject.settings),
+        **described(subject.model),
         "seed": config.seed,
         "revision": revision(),
     }

@@ -13,6 +13,7 @@ from diffusion_lab import picture, ranks
 from diffusion_lab.callback.samples import draw_samples, draw_trajectory, filmed
 from diffusion_lab.evaluation import Series
 from diffusion_lab.launch.report import say
+from diffusion_lab.model.labels import EACH
 
 
 def write_samples(series: Series, count: int, out: Path, config: DictConfig, data: Any) -> None:
@@ -31,7 +32,8 @@ def write_samples(series: Series, count: int, out: Path, config: DictConfig, dat
         say(line)
     shown = series.rows(range(min(count, 10_000 if len(series.model.shape) == 1 else config.grid)))[:]
     shown = shown.permute(0, 3, 1, 2).float() / 255 if series.images else shown
-    draw_samples(series.model, shown, out / "samples.png", data)
+    labels = series.labels(range(len(shown))) if series.model.label == EACH else None
+    draw_samples(series.model, shown, out / "samples.png", data, labels)
     if frames is not None:
         draw_trajectory(frames, out / "trajectory.png")
 
@@ -62,15 +64,16 @@ def write_pngs(series: Series, chunk: range, out: Path) -> None:
 def join(series: Series, count: int, path: Path) -> None:
     """One .npz of all samples, a chunk in memory at a time: images uint8 (N, H, W, C), or float32 (N, ...).
 
-    Its one array is arr_0, the key that numpy gives and the evaluator of Dhariwal & Nichol (2021) reads.
+    They are arr_0, the key that numpy gives and the evaluator of Dhariwal & Nichol (2021) reads; labels int64 (N,) of a
+    model that has them are arr_1, as in their programs.
     """
     first = series.rows(range(1))
     header = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False}
-    with (
-        picture.replacing(path) as temporary,
-        zipfile.ZipFile(temporary, "w") as archive,
-        archive.open("arr_0.npy", "w", force_zip64=True) as file,
-    ):
-        np.lib.format.write_array_header_1_0(file, header | {"shape": (count, *first.shape[1:])})
-        for chunk in series.samples.ranges(count):
-            file.write(series.samples.read(chunk).numpy().tobytes())
+    with picture.replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_1_0(file, header | {"shape": (count, *first.shape[1:])})
+            for chunk in series.samples.ranges(count):
+                file.write(series.samples.read(chunk).numpy().tobytes())
+        if (labels := series.labels(range(count))) is not None:
+            with archive.open("arr_1.npy", "w") as file:
+                np.lib.format.write_array(file, labels.numpy())

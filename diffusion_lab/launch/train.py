@@ -23,6 +23,7 @@ from diffusion_lab.launch import origin
 from diffusion_lab.launch.changes import changes, refuse_changes, refuse_shapes
 from diffusion_lab.launch.compiled import compile_network
 from diffusion_lab.launch.compose import plain
+from diffusion_lab.launch.conditioning import described, tell_labels
 from diffusion_lab.launch.data_place import moved, places
 from diffusion_lab.launch.failure import explained
 from diffusion_lab.launch.initial import initialise
@@ -41,7 +42,7 @@ from diffusion_lab.launch.unprofiled import Unprofiled
 from diffusion_lab.model import Model
 from diffusion_lab.whole_file import whole_file
 
-CHOICES = ("model", "sde", "data", "schedule", "loss", "network", "sampler", "likelihood", "metric")
+CHOICES = ("model", "sde", "data", "schedule", "loss", "network", "sampler", "likelihood", "guidance", "metric")
 """Groups whose chosen option goes into checkpoints and results by its name."""
 
 
@@ -115,9 +116,9 @@ def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, 
         data.setup("fit")
         batch = settings["data"]["batch_size"] * settings["trainer"]["accumulate_grad_batches"]
         count_in_steps(settings["trainer"], data.size("train"), batch)
+        tell_labels(settings, data)
         model = instantiate(settings["model"], "model")
-        if hasattr(model.sampler, "check"):
-            model.sampler.check(model.denoiser)
+        model.check_asked()
         model.config = settings
         if settings["init_from"] and not settings["ckpt_path"]:
             initialise(model, settings)
@@ -164,6 +165,7 @@ def prepare_evaluation(
         **{group: choices.get(group) for group in ("model", "sde", "data", "schedule", "network")},
         "parameters": sum(p.numel() for p in model.network.parameters()),
         "sampler": describe_sampler(choices["sampler"], settings["sampler"]),
+        **described(model),
         "seed": settings.get("seed"),
         "revision": revision(),
     }

@@ -10,6 +10,7 @@ from typing import Any
 from diffusion_lab.launch import declared, schema, trainer_keys
 from diffusion_lab.launch.init_source import nowhere
 from diffusion_lab.launch.instantiate import ConfigError, allowed, refused
+from diffusion_lab.launch.labelled import labels_exist
 from diffusion_lab.launch.network_size import network_takes_size
 from diffusion_lab.launch.outside import disagreement
 from diffusion_lab.launch.resolvers import BETWEEN_LEVELS
@@ -32,6 +33,7 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "step_size": POSITIVE, "steps": COUNT, "t_end": (0, 1, "(]"), "t_start": (0, 1, "(]"), "tau": POSITIVE,
     "terms": COUNT, "timeout": POSITIVE, "val_check_interval": POSITIVE, "vlb_weight": NOT_NEGATIVE,
     "warmup_steps": NOT_NEGATIVE, "weight_decay": NOT_NEGATIVE, "width": COUNT, "compare_steps": COUNT,
+    "label_dropout": FRACTION, "scale": NOT_NEGATIVE,
 }  # fmt: skip
 """Range of every number by the name of its key: (low, high, which ends belong to it)."""
 
@@ -246,5 +248,6 @@ RULES: tuple[Callable[[Mapping[str, Any]], str | None], ...] = (
     _differentiates_once,
     _strategy_exists,
     trainer_keys.complaint,
+    labels_exist,
 )
 """What must hold between keys; each returns a complaint or None."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.likelihood.guided import check_guidance
 from diffusion_lab.noise import Generators, draw
 from diffusion_lab.process import Ladder, Variance
 
@@ -48,6 +49,7 @@ class VariationalBound:
         clip: clip x0_hat to the image range, as Ho et al. do when they evaluate.
         terms: how many of the T - 1 steps to evaluate for each image, evenly spread with random offsets and scaled up
             without bias; None evaluates all.
+        guided_field: take a guided denoiser, too, whose bound is not the model's.
 
     Raises:
         ValueError: on a call with a process that has no levels.
@@ -56,15 +58,22 @@ class VariationalBound:
     name = "bound"
     TERMS = ("prior", "steps", "decoder")
 
-    def __init__(self, variance: Variance = "fixed_large", clip: bool = True, terms: int | None = None) -> None:
+    def __init__(
+        self,
+        variance: Variance = "fixed_large",
+        clip: bool = True,
+        terms: int | None = None,
+        guided_field: bool = False,
+    ) -> None:
         if terms is not None and terms < 1:
             raise ValueError(f"terms must be at least 1 (or null for all steps), got {terms}")
-        self.variance, self.clip, self.terms = variance, clip, terms
+        self.variance, self.clip, self.terms, self.guided_field = variance, clip, terms, guided_field
 
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, x0: Tensor, grey_levels: int | None, generator: Generators = None) -> Bound:
         """The bound at x0 (B, ...) in the model's range, whose images have `grey_levels` values (None for points)."""
         process = denoiser.process
+        check_guidance(denoiser, self.guided_field)
         if not isinstance(process, Ladder):
             raise ValueError("the variational bound needs a model with discrete levels")
         x0 = x0.double()

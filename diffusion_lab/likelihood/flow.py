@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.flow import Probe, check_process, check_tolerances, directions, solve
+from diffusion_lab.likelihood.guided import check_guidance
 from diffusion_lab.noise import Generators, draw
 
 
@@ -54,6 +55,7 @@ class FlowLikelihood:
         probes: random vectors for each image, drawn once; the standard error of the estimate falls as 1/sqrt(probes).
         precision: dtype of the state (float64 in the published programs, which changes less than 1e-5 bits/dim); the
             network runs in its own.
+        guided_field: take a guided denoiser, too, whose density is not the model's.
 
     Raises:
         ValueError: if a number is out of its range; on a call, if the process has a single noise level.
@@ -71,13 +73,14 @@ class FlowLikelihood:
         probe: Literal["rademacher", "gaussian", "exact"] = "rademacher",
         probes: int = 1,
         precision: Literal["float32", "float64"] = "float32",
+        guided_field: bool = False,
     ) -> None:
         check_tolerances(rtol, atol)
         if t_min is not None and not 0 < t_min < 1:
             raise ValueError(f"t_min must be between 0 and 1, got {t_min}")
         if probes < 1 or (probe == "exact" and probes != 1):
             raise ValueError(f"probes must be at least 1, and 1 with probe=exact, got {probes} with probe={probe}")
-        self.rtol, self.atol, self.t_min = rtol, atol, t_min
+        self.rtol, self.atol, self.t_min, self.guided_field = rtol, atol, t_min, guided_field
         self.probe: Probe = probe
         self.probes = probes
         self.dtype = {"float32": torch.float32, "float64": torch.float64}[precision]
@@ -89,6 +92,7 @@ class FlowLikelihood:
         With a generator for each image, image i is dequantized and probed by generator i alone.
         """
         check_process(denoiser.process)
+        check_guidance(denoiser, self.guided_field)
         calls, dimensions = denoiser.nfe, x0[0].numel()
         x0 = x0.to(self.dtype)
         bins = x0.new_zeros(len(x0))

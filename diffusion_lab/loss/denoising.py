@@ -103,7 +103,7 @@ class DenoisingLoss:
             weight = weight + self.vlb_weight * process.vlb_weight(t, self.variance)
         return weight.to(t.dtype)
 
-    def __call__(self, denoiser: Denoiser, x0: Tensor, generator: Generators = None, **condition: Tensor) -> Tensor:
+    def __call__(self, denoiser: Denoiser, x0: Tensor, generator: Generators = None) -> Tensor:
         """Loss of each image, shape (B,), for x0 of shape (B, ...) and one generator, or one for each image."""
         process = denoiser.process
         if self.times == "importance":
@@ -112,11 +112,11 @@ class DenoisingLoss:
         else:
             t, factor = draw_each(process.sample_times, len(x0), x0.device, generator), 1.0
         eps = draw(x0.shape, generator, x0.dtype, x0.device)
-        return factor * self.at(denoiser, x0, t, eps, **condition)
+        return factor * self.at(denoiser, x0, t, eps)
 
-    def at(self, denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor, **condition: Tensor) -> Tensor:
+    def at(self, denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """Loss of each image, shape (B,), at given times t (B,) and noise eps (B, ...)."""
-        estimate = denoiser(denoiser.process.perturb(x0, t, eps), t, **condition)
+        estimate = denoiser(denoiser.process.perturb(x0, t, eps), t)
         squared = (estimate.eps - eps).square().flatten(1)
         reduced = {"mean": squared.mean, "half_sum": lambda dim: 0.5 * squared.sum(dim)}[self.reduction](1)
         return self.weight(denoiser.process, t).to(reduced.dtype) * reduced

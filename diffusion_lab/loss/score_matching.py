@@ -32,15 +32,15 @@ class ImplicitScoreMatching:
     def __init__(self, sigma_power: float = 2.0) -> None:
         self.sigma_power = sigma_power
 
-    def __call__(self, denoiser: Denoiser, x0: Tensor, generator: Generators = None, **condition: Tensor) -> Tensor:
+    def __call__(self, denoiser: Denoiser, x0: Tensor, generator: Generators = None) -> Tensor:
         """Loss of each image, shape (B,), for x0 of shape (B, ...) and one generator, or one for each image."""
-        return self.at(denoiser, x0, *_time_and_noise(denoiser, x0, generator), **condition)
+        return self.at(denoiser, x0, *_time_and_noise(denoiser, x0, generator))
 
-    def at(self, denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor, **condition: Tensor) -> Tensor:
+    def at(self, denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """Loss of each image, shape (B,), at given times t (B,) and noise eps (B, ...)."""
         dimensions = x0[0].numel()
         basis = torch.eye(dimensions, device=x0.device, dtype=x0.dtype).reshape(dimensions, 1, *x0.shape[1:])
-        score, curvature = _derivatives(denoiser, x0, t, eps, basis.expand(-1, *x0.shape), condition)
+        score, curvature = _derivatives(denoiser, x0, t, eps, basis.expand(-1, *x0.shape))
         return _weight(denoiser, t, self.sigma_power, score) * (curvature.sum(0) + _half_square(score))
 
 
@@ -74,17 +74,17 @@ class SlicedScoreMatching:
         self.projections, self.reduce_variance = projections, reduce_variance
         self.probe, self.sigma_power = probe, sigma_power
 
-    def __call__(self, denoiser: Denoiser, x0: Tensor, generator: Generators = None, **condition: Tensor) -> Tensor:
+    def __call__(self, denoiser: Denoiser, x0: Tensor, generator: Generators = None) -> Tensor:
         """Loss of each image, shape (B,), for x0 of shape (B, ...) and one generator, or one for each image."""
         t, eps = _time_and_noise(denoiser, x0, generator)
         v = draw((len(x0), self.projections, *x0.shape[1:]), generator, x0.dtype, x0.device).transpose(0, 1)
         if self.probe == "rademacher":
             v = torch.where(v < 0, -1.0, 1.0).to(v.dtype)
-        return self.at(denoiser, x0, t, eps, v, **condition)
+        return self.at(denoiser, x0, t, eps, v)
 
-    def at(self, denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor, v: Tensor, **condition: Tensor) -> Tensor:
+    def at(self, denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor, v: Tensor) -> Tensor:
         """Loss of each image, shape (B,), at given times t (B,), noise eps (B, ...) and projections v (P, B, ...)."""
-        score, curvature = _derivatives(denoiser, x0, t, eps, v, condition)
+        score, curvature = _derivatives(denoiser, x0, t, eps, v)
         if self.reduce_variance:
             half_square = _half_square(score)
         else:
@@ -97,16 +97,14 @@ def _time_and_noise(denoiser: Denoiser, x0: Tensor, generator: Generators) -> tu
     return t, draw(x0.shape, generator, x0.dtype, x0.device)
 
 
-def _derivatives(
-    denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor, v: Tensor, condition: dict[str, Tensor]
-) -> tuple[Tensor, Tensor]:
+def _derivatives(denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """The score s (B, ...) at the perturbed x, and v^T grad s v (P, B) for v (P, B, ...)."""
     training = torch.is_grad_enabled()
     # Validation turns autograd off, in Lightning even for every tensor made meanwhile, but this loss needs it.
     # The fused kernels of attention have no second derivative.
     with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         x = denoiser.process.perturb(x0, t, eps).detach().requires_grad_()
-        score = denoiser(x, t.clone(), **condition).score
+        score = denoiser(x, t.clone()).score
         products = (torch.autograd.grad(score, x, u, retain_graph=True, create_graph=training)[0] for u in v)
         curvature = torch.stack([(u * product).flatten(1).sum(1) for u, product in zip(v, products, strict=True)])
     return score, curvature

@@ -2,9 +2,20 @@
 
 from diffusion_lab.model.base import Model
 from diffusion_lab.model.ddpm import DDPM
+from diffusion_lab.model.labels import Label, Labels
 from diffusion_lab.model.ncsn import NCSN, NCSNv2
 from diffusion_lab.model.rehearsal import rehearse
 from diffusion_lab.model.score import ScoreMatching
 from diffusion_lab.model.score_sde import ScoreSDE
 
-__all__ = ["DDPM", "NCSN", "Model", "NCSNv2", "ScoreMatching", "ScoreSDE", "rehearse"]
+__all__ = [
+    "DDPM",
+    "NCSN",
+    "Label",
+    "Labels",
+    "Model",
+    "NCSNv2",
+    "ScoreMatching",
+    "ScoreSDE",
+    "rehearse",
+]

@@ -16,8 +16,10 @@ from torch import Tensor
 from diffusion_lab import ranks
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.model import sharding
+from diffusion_lab.model.conditions import Guidance
 from diffusion_lab.model.drawing import Drawing
 from diffusion_lab.model.expectations import Unfit
+from diffusion_lab.model.labels import Label, Labels
 from diffusion_lab.model.rehearsal import rehearse_fit
 from diffusion_lab.noise import image_generators
 from diffusion_lab.sampler import Sampler
@@ -49,9 +51,12 @@ class Model(Drawing, pl.LightningModule):
         warmup_steps: the learning rate grows as min(step / warmup_steps, 1), the first update at rate 0, as published.
         decay_steps: it then follows a cosine to 0 at this step; None keeps it.
         channels_last: lay the network's weights out for the faster convolutions.
+        labels: the classes of a network that takes a label; None for one that takes none.
+        guidance: what changes the estimates while sampling; None for nothing.
 
     `config` is the composed configuration as plain containers; it goes into every checkpoint, which then needs
-    nothing else.  `rehearsal` says whether `fit` tries two items on a copy first (`rehearse`).
+    nothing else.  `rehearsal` says whether `fit` tries two items on a copy first (`rehearse`), `label` what samples are
+    asked to be where `sample` is given none.
     """
 
     rehearsal = True
@@ -69,6 +74,8 @@ class Model(Drawing, pl.LightningModule):
         warmup_steps: int = 0,
         decay_steps: int | None = None,
         channels_last: bool = True,
+        labels: Labels | None = None,
+        guidance: Guidance | None = None,
     ) -> None:
         super().__init__()
         self.denoiser, self.loss, self.sampler = denoiser, loss, sampler
@@ -77,6 +84,10 @@ class Model(Drawing, pl.LightningModule):
         # A recipe may hold a setting for a likelihood that was not chosen: such a node is no object.
         self.likelihood = {name: one for name, one in (likelihood or {}).items() if callable(one)}
         self.optimizer, self.warmup_steps, self.decay_steps = optimizer, warmup_steps, decay_steps
+        self.labels, self.guidance = labels, guidance or None
+        self.label: Label = None
+        if labels is not None:
+            denoiser.classes, denoiser.null = labels.classes, labels.null
         self.shape, self.grey_levels, self.dequantize = tuple(shape), grey_levels, dequantize
         if grey_levels is None and len(self.shape) == 3:
             denoiser.parameterization = replace(denoiser.parameterization, bounded=False)
@@ -126,7 +137,7 @@ class Model(Drawing, pl.LightningModule):
         data = self.in_full(batch[0])
         if self.dequantize and self.grey_levels is not None:
             data = (data * (self.grey_levels - 1) + torch.rand_like(data)) / self.grey_levels
-        losses = self.loss(self.denoiser, self.encode(data))
+        losses = self.loss(self.of_data(*batch[1:2], training=True), self.encode(data))
         self.image_losses = losses.detach()
         return losses.mean()
 
@@ -150,7 +161,7 @@ class Model(Drawing, pl.LightningModule):
         own = range(first, first + world * len(batch[0]), world)
         with torch.autocast(self.device.type, enabled=False):
             data = self.encode(self.in_full(batch[0]))
-            loss = self.loss(self.denoiser, data, image_generators(0, own, self.device))
+            loss = self.loss(self.of_data(*batch[1:2]), data, image_generators(0, own, self.device))
         self._held_out_losses.append(loss.detach().float())
 
     def on_validation_epoch_end(self) -> None:

@@ -9,6 +9,8 @@ import torch
 
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.model.base import Likelihood, Loss, Model
+from diffusion_lab.model.conditions import Guidance
+from diffusion_lab.model.labels import Labels
 from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import Ladder, Schedule
 from diffusion_lab.sampler import Sampler
@@ -37,6 +39,8 @@ class DDPM(Model):
         warmup_steps: int = 0,
         decay_steps: int | None = None,
         channels_last: bool = True,
+        labels: Labels | None = None,
+        guidance: Guidance | None = None,
     ) -> None:
         meaning = {"eps": "eps", "x0": "x0", "v": "v", "score": "scaled_score"}[output]
         row = Parameterization(output=meaning, told="level", low=-1.0, high=1.0, unit_input=True)
@@ -53,4 +57,6 @@ class DDPM(Model):
             warmup_steps,
             decay_steps,
             channels_last,
+            labels,
+            guidance,
         )

@@ -14,7 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.finite import NonFinite, bad_items, shown
+from diffusion_lab.model.conditions import Conditioned, Guidance
+from diffusion_lab.model.labels import Label
 from diffusion_lab.noise import image_generators
 from diffusion_lab.sampler import Corrector, Sampler, State, Step
 
@@ -51,8 +54,8 @@ def memory_of_machine() -> float:
         return math.inf
 
 
-class Drawing:
-    """The part of a `Model` that draws, with its denoiser and, unless another is given, its sampler."""
+class Drawing(Conditioned):
+    """The part of a `Model` that draws, with its denoiser and, unless others are given, its sampler and guidance."""
 
     sampler_of: Callable[[str], Sampler] | None = None
     """The sampler of a name, for a model that comes out of a checkpoint."""
@@ -67,6 +70,8 @@ class Drawing:
         batch_size: int = 500,
         sampler: Sampler | str | None = None,
         steps: int | None = None,
+        label: Label = None,
+        guidance: Guidance | None = None,
     ) -> Tensor:
         """Images first, ..., first + count - 1 of the series `seed`, in [0, 1], (count, C, H, W); points (count, 2).
 
@@ -78,9 +83,14 @@ class Drawing:
             seed: of the series; None draws one at random.
             sampler: another than the model's, or the name of one, such as "ddim", for a model from `load`.
             steps: the sampler's number of steps; None keeps it.
+            label: for a model trained with labels, a class by number or name; several, which are cycled: image i is of
+                `label[i % len(label)]`; "each" for all classes in turn; None: image i draws its class with the training
+                frequencies, by (seed, i) alone.
+            guidance: changes the estimates, such as `diffusion_lab.guidance.ClassifierFree(scale=2)`.
 
         Raises:
-            ValueError: for a count, a seed, a sampler or a number of steps that is none.
+            ValueError: for a count, a seed, a sampler or a number of steps that is none, a label that the model cannot
+                have, and a guidance that does not fit it.
         """
         count, first, batch_size = (
             whole("count", count, 0),
@@ -93,7 +103,8 @@ class Drawing:
                 f"count={count:,} samples take {size / 2**30:,.0f} GiB, and this machine has {memory / 2**30:,.0f} GiB "
                 "of memory: draw parts of the series by first=..., or write files by sample.py"
             )
-        batches = self.sample_batches(count, seed=seed, first=first, batch_size=batch_size, sampler=sampler)
+        asked = {"label": label, "guidance": guidance}
+        batches = self.sample_batches(count, seed=seed, first=first, batch_size=batch_size, sampler=sampler, **asked)
         return torch.cat([torch.empty(0, *self.shape), *batches])
 
     def chosen_sampler(self, sampler: Sampler | str | None, steps: int | None = None) -> Sampler:
@@ -120,42 +131,57 @@ class Drawing:
             sampler.check(self.denoiser)
         return sampler
 
-    def drawing(self, sampler: Sampler, size: int) -> Callable[[Sequence[torch.Generator]], Tensor]:
-        """What draws `size` samples in the model's range from a generator for each; a sampler may prepare for it."""
-        shape = (size, *self.shape)
+    def drawing(
+        self, sampler: Sampler, size: int, denoiser: Denoiser | None = None
+    ) -> Callable[[Sequence[torch.Generator]], Tensor]:
+        """What draws `size` samples in the model's range from a generator for each; a sampler may prepare for it.
+
+        The denoiser is the model's own, unless another is given, bound or guided.
+        """
+        shape, denoiser = (size, *self.shape), self.denoiser if denoiser is None else denoiser
         if hasattr(sampler, "prepare"):
-            return sampler.prepare(self.denoiser, shape, self.device)
-        return lambda generators: sampler(self.denoiser, shape, generators, self.device)
+            return sampler.prepare(denoiser, shape, self.device)
+        return lambda generators: sampler(denoiser, shape, generators, self.device)
 
     def sample_batches(
-        self, count: int, *, seed: int, first: int, batch_size: int, sampler: Sampler | None = None
+        self,
+        count: int,
+        *,
+        seed: int,
+        first: int,
+        batch_size: int,
+        sampler: Sampler | None = None,
+        label: Label = None,
+        guidance: Guidance | None = None,
     ) -> Iterator[Tensor]:
         """What `sample` joins, a batch at a time, on the CPU.
 
         Raises:
             NonFinite: naming the images that hold a NaN or an infinity, which `decode` would make black or white.
         """
-        sampler, end, draw = sampler or self.sampler, first + count, {}
+        sampler, end, prepared = sampler or self.sampler, first + count, None
         with self.evaluating():
             for start in range(first, end, batch_size):
                 indices = range(start, min(start + batch_size, end))
-                generators = image_generators(seed, indices, self.device)
-                size = len(indices)
-                if size not in draw:
-                    draw[size] = self.drawing(sampler, size)
-                x = draw[size](generators)
+                generators, labels = image_generators(seed, indices, self.device), self.labels_of(indices, seed, label)
+                size, needed = len(indices), (len(indices), labels if labels is None else labels.tolist())
+                if needed != prepared:
+                    draw, prepared = self.drawing(sampler, size, self.asked(labels, guidance)), needed
+                x = draw(generators)
                 if not isinstance(x, Tensor) or x.shape != (size, *self.shape):
                     got = tuple(x.shape) if isinstance(x, Tensor) else f"a {type(x).__name__}"
                     raise ValueError(f"the sampler gives {got}, a tensor {(size, *self.shape)} is needed")
                 if bad := bad_items(x):
-                    self.refuse_samples([indices[i] for i in bad], seed, sampler)
+                    self.refuse_samples([indices[i] for i in bad], seed, sampler, label, guidance)
                 yield self.decode(x).cpu()
 
-    def refuse_samples(self, images: Sequence[int], seed: int, sampler: Sampler) -> None:
+    def refuse_samples(
+        self, images: Sequence[int], seed: int, sampler: Sampler, label: Label, guidance: Guidance | None
+    ) -> None:
         """Raise NonFinite for images of the series `seed`, saying where on its way the first was lost."""
         when = ""
         try:
-            for _ in self.trajectory(1, seed=seed, first=images[0], sampler=sampler):
+            for _ in self.trajectory(1, label=label, seed=seed, first=images[0], sampler=sampler, guidance=guidance):
                 pass
         except NonFinite as error:
             when = f"; {error}"
@@ -165,9 +191,18 @@ class Drawing:
 
     @torch.no_grad()
     def trajectory(
-        self, count: int, *, seed: int | None = 0, first: int = 0, sampler: Sampler | str | None = None
+        self,
+        count: int,
+        *,
+        seed: int | None = 0,
+        first: int = 0,
+        sampler: Sampler | str | None = None,
+        label: Label = None,
+        guidance: Guidance | None = None,
     ) -> Iterator[State]:
         """States of the sampling of images first, ..., first + count - 1 of the series `seed`, in the model's range.
+
+        Arguments are those of `sample`.
 
         Raises:
             NonFinite: at the first state that is not finite.
@@ -178,8 +213,9 @@ class Drawing:
             raise ValueError(f"{getattr(sampler, '__name__', type(sampler).__name__)} has no trajectory(...) to follow")
         generators = image_generators(seed, range(first, first + count), self.device)
         with self.evaluating():
-            x = sampler.prior(self.denoiser, (count, *self.shape), generators, self.device)
-            for step, state in enumerate(sampler.trajectory(self.denoiser, x, generators), start=1):
+            denoiser = self.asked(self.labels_of(range(first, first + count), seed, label), guidance)
+            x = sampler.prior(denoiser, (count, *self.shape), generators, self.device)
+            for step, state in enumerate(sampler.trajectory(denoiser, x, generators), start=1):
                 if bad := bad_items(state.x):
                     which = shown([first + i for i in bad])
                     raise NonFinite(f"sample {which} is lost at step {step} of the sampler, t={state.t:.4g}; {REMEDY}")

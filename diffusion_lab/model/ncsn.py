@@ -8,6 +8,8 @@ import torch
 
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.model.base import Likelihood, Loss, Model
+from diffusion_lab.model.conditions import Guidance
+from diffusion_lab.model.labels import Labels
 from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import Ladder, Schedule
 from diffusion_lab.sampler import Sampler
@@ -40,6 +42,8 @@ class NCSN(Model):
         warmup_steps: int = 0,
         decay_steps: int | None = None,
         channels_last: bool = True,
+        labels: Labels | None = None,
+        guidance: Guidance | None = None,
     ) -> None:
         super().__init__(
             Denoiser(network, Ladder(schedule, levels), self.row),
@@ -53,6 +57,8 @@ class NCSN(Model):
             warmup_steps,
             decay_steps,
             channels_last,
+            labels,
+            guidance,
         )
 
 

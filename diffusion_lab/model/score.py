@@ -9,6 +9,8 @@ import torch
 
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.model.base import Likelihood, Loss, Model
+from diffusion_lab.model.conditions import Guidance
+from diffusion_lab.model.labels import Labels
 from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import SingleLevel
 from diffusion_lab.sampler import Sampler
@@ -36,6 +38,8 @@ class ScoreMatching(Model):
         warmup_steps: int = 0,
         decay_steps: int | None = None,
         channels_last: bool = True,
+        labels: Labels | None = None,
+        guidance: Guidance | None = None,
     ) -> None:
         row = Parameterization(output=output, told="nothing", low=0.0, high=1.0)
         super().__init__(
@@ -50,4 +54,6 @@ class ScoreMatching(Model):
             warmup_steps,
             decay_steps,
             channels_last,
+            labels,
+            guidance,
         )

@@ -8,6 +8,8 @@ import torch
 
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.model.base import Likelihood, Loss, Model
+from diffusion_lab.model.conditions import Guidance
+from diffusion_lab.model.labels import Labels
 from diffusion_lab.parameterization import Output, Parameterization, Told
 from diffusion_lab.process import NoiseProcess
 from diffusion_lab.sampler import Sampler
@@ -39,6 +41,8 @@ class ScoreSDE(Model):
         warmup_steps: int = 0,
         decay_steps: int | None = None,
         channels_last: bool = True,
+        labels: Labels | None = None,
+        guidance: Guidance | None = None,
     ) -> None:
         super().__init__(
             Denoiser(network, process, Parameterization(output, told, low, high, unit_input)),
@@ -52,4 +56,6 @@ class ScoreSDE(Model):
             warmup_steps,
             decay_steps,
             channels_last,
+            labels,
+            guidance,
         )

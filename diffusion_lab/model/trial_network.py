@@ -45,7 +45,8 @@ class TrialNetwork:
             self.denoiser.network = self.network
 
     def forward(self, x: Tensor, t: Tensor, *more: Any, **condition: Any) -> Tensor:
-        """The network's output, found to be like x."""
+        """The network's output, found to be like x; without a label it is given one."""
+        condition = self.some_label(x) | condition
         self.calls += 1
         if self.over:
             return x * 0
@@ -71,6 +72,11 @@ class TrialNetwork:
             raise Unfit(f"the network {self.name} gives NaN or infinity for {given}, t={t.tolist()}, x being finite")
         return output
 
+    def some_label(self, x: Tensor) -> dict[str, Tensor]:
+        """A label for each of x (B, ...), if the network takes any."""
+        zeros = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        return {} if self.denoiser.classes is None else {"label": zeros}
+
     @torch.no_grad()
     def sizes(self, x: Tensor, t: Tensor) -> str:
         """In words the sizes of images next to that of x which the network does take."""
@@ -79,7 +85,8 @@ class TrialNetwork:
             for height, width in (tuple((n + up) // unit * unit for n in x.shape[2:]) for up in (0, unit - 1)):
                 like_it = x.new_zeros(*x.shape[:2], height, width)
                 with suppress(Exception):
-                    if height and width and like_it.shape != x.shape and self.ask(like_it, t).shape == like_it.shape:
+                    output = self.ask(like_it, t, **self.some_label(x))
+                    if height and width and like_it.shape != x.shape and output.shape == like_it.shape:
                         found.append(f"{height}x{width}")
             if found:
                 return f"; it takes images of {' and '.join(found)}"

@@ -1,4 +1,4 @@
-"""How a network is told the noise level: sines and cosines, then a small perceptron."""
+"""How a network is told the noise level, by sines and cosines and a small perceptron, and the class of an image."""
 
 from __future__ import annotations
 
@@ -52,24 +52,58 @@ class FourierWaves(nn.Module):
         return super()._apply(kept, recurse)
 
 
+class LabelEmbedding(nn.Embedding):
+    """A learned vector for each of `classes` labels, and one more for no label, the label `classes`.
+
+    They start as N(0, 1) (Dhariwal & Nichol 2021, official code), or as 0.  Shapes: (B,) integers -> (B, width).
+    Raises ValueError for less than one class.
+    """
+
+    def __init__(self, classes: int, width: int, start_at_zero: bool = False) -> None:
+        if classes < 1:
+            raise ValueError(f"classes={classes}: give at least 1, or null for a network that takes no labels")
+        super().__init__(classes + 1, width)
+        if start_at_zero:
+            nn.init.zeros_(self.weight)
+
+
+def embedded(table: LabelEmbedding | None, label: Tensor | None) -> Tensor | None:
+    """The vectors of the labels (B,); None for a network without classes, whose table is None."""
+    check_label(None if table is None else table.num_embeddings - 1, label)
+    return None if table is None else table(label)
+
+
+def check_label(classes: int | None, label: Tensor | None) -> None:
+    """Raise ValueError where a network with classes is given no label, or one without classes is given some."""
+    if classes is None and label is not None:
+        raise ValueError("this network was built without classes: give it no label")
+    if classes is not None and label is None:
+        raise ValueError(f"this network was built with {classes} classes: give each image a label")
+
+
 class TimeEmbedding(nn.Module):
     """Conditioning vector of a noise level, silu(W_2 silu(W_1 waves(t))): Ho et al. 2020, appendix B.
 
+    With `classes` the vector of a label is added before the last silu (Dhariwal & Nichol 2021, section 3).
+
     waves: (B,) -> (B, dimension), `sinusoidal` if not given.
     The last silu stands here, not in every block that reads the vector: the same numbers, computed once.
-    Shapes: (B,) -> (B, width). Raises ValueError where `dimension` does not hold two sines and two cosines.
+    Shapes: (B,), (B,) -> (B, width). Raises ValueError where `dimension` does not hold two sines and two cosines.
     """
 
-    def __init__(self, dimension: int, width: int, waves: nn.Module | None = None) -> None:
+    def __init__(self, dimension: int, width: int, waves: nn.Module | None = None, classes: int | None = None) -> None:
         super().__init__()
         if dimension < 4 or dimension % 2:
             raise ValueError(f"a time embedding of {dimension} dimensions: give an even number from 4 up")
         self.waves = waves or partial(sinusoidal, dimension=dimension)
         self.dense1 = linear(dimension, width)
         self.dense2 = linear(width, width)
+        self.labels = None if classes is None else LabelEmbedding(classes, width)
 
-    def forward(self, t: Tensor) -> Tensor:
+    def forward(self, t: Tensor, label: Tensor | None = None) -> Tensor:
         # bfloat16 cannot tell level 999 from 1000, so the waves are never coarser than float32.
         weights = self.dense1.weight.dtype
         waves = self.waves(t.to(torch.promote_types(weights, torch.float32)))
-        return F.silu(self.dense2(F.silu(self.dense1(waves.to(weights)))))
+        h = self.dense2(F.silu(self.dense1(waves.to(weights))))
+        of_label = embedded(self.labels, label)
+        return F.silu(h if of_label is None else h + of_label)

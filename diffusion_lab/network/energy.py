@@ -37,6 +37,6 @@ class Energy(nn.Module):
         # Sampling turns autograd off, but -grad E needs it; the fused kernels of attention have no second derivative.
         with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             x = x if training and x.requires_grad else x.clone().detach().requires_grad_()
-            energy = self.energy(x, t.clone(), **condition)
+            energy = self.energy(x, t.clone(), **{key: value.clone() for key, value in condition.items()})
             (gradient,) = torch.autograd.grad(energy.sum(), x, create_graph=training)
         return -gradient

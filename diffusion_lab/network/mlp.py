@@ -17,25 +17,33 @@ class MLP(nn.Module):
     t, whatever number the caller conditions on, scales and shifts every layer (FiLM: Perez et al. 2018). e is
     the `TimeEmbedding` of the U-Net, `embedding` numbers wide: its waves turn by 1 ... 1e-4 radians a unit,
     so that neighbours among the levels 0 ... 999 differ, and no two of them are alike.
-    V and W start as almost zero. Raises ValueError for an input of another shape, or a number below 1.
+    V and W start as almost zero. With `classes` it is told labels (B,), too: 0 ... classes - 1, `classes` for none.
+    Raises ValueError for an input of another shape, or a number below 1.
     """
 
-    def __init__(self, dimensions: int = 2, width: int = 128, depth: int = 3, embedding: int = 64) -> None:
+    def __init__(
+        self,
+        dimensions: int = 2,
+        width: int = 128,
+        depth: int = 3,
+        embedding: int = 64,
+        classes: int | None = None,
+    ) -> None:
         super().__init__()
         if min(dimensions, width, depth) < 1:
             raise ValueError(f"dimensions={dimensions}, width={width}, depth={depth}: give each at least 1")
         self.dimensions = dimensions
-        self.time = TimeEmbedding(embedding, embedding)
+        self.time = TimeEmbedding(embedding, embedding, classes=classes)
         self.enter = linear(dimensions, width)
         self.hidden = nn.ModuleList(linear(width, width) for _ in range(depth))
         self.modulation = linear(embedding, 2 * depth * width, scale=0.0)
         self.leave = linear(width, dimensions, scale=0.0)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         if x.dim() != 2 or x.shape[1] != self.dimensions:
             raise ValueError(f"input of shape {tuple(x.shape)}: the network takes (batch, {self.dimensions})")
         h = self.enter(x)
-        scales, shifts = self.modulation(self.time(t)).unflatten(1, (2, len(self.hidden), -1)).unbind(1)
+        scales, shifts = self.modulation(self.time(t, label)).unflatten(1, (2, len(self.hidden), -1)).unbind(1)
         for layer, scale, shift in zip(self.hidden, scales.unbind(1), shifts.unbind(1), strict=True):
             h = h + F.silu(layer(h) * (1 + scale) + shift)
         return self.leave(h)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion_lab.network.embedding import FourierWaves, TimeEmbedding
+from diffusion_lab.network.embedding import FourierWaves, LabelEmbedding, TimeEmbedding, embedded
 from diffusion_lab.network.kit import CHOICES, INPUTS, OUTPUTS, Kit
 from diffusion_lab.network.layers import conv3x3
 from diffusion_lab.network.sizes import check_choice, check_input, check_levels, check_resolutions
@@ -39,6 +40,7 @@ class NCSNpp(nn.Module):
     conditional: False for a network that is not told t.
     init_scale: variance scale with which the last layer of each block, and the output, start; 0: almost zero.
     checkpoint: compute the stages again in the backward pass, which takes less memory and more time.
+    classes: of the labels (B,) that it is told, 0 ... classes - 1, and `classes` for none; None: it takes no labels.
     Raises ValueError where sizes do not fit together: those of the net at once, of an input in `forward`.
     """
 
@@ -65,6 +67,7 @@ class NCSNpp(nn.Module):
         conditional: bool = True,
         init_scale: float = 0.0,
         checkpoint: bool = False,
+        classes: int | None = None,
     ) -> None:
         super().__init__()
         chosen = (resblock_type, progressive, progressive_input, progressive_combine, embedding)
@@ -81,7 +84,7 @@ class NCSNpp(nn.Module):
         kit = Kit(
             in_channels,
             out_channels or in_channels,
-            4 * channels if conditional else None,
+            4 * channels if conditional or classes else None,
             dropout,
             groups,
             resblock_type,
@@ -94,7 +97,8 @@ class NCSNpp(nn.Module):
         )
         waves = FourierWaves(2 * channels, fourier_scale) if embedding == "fourier" else None
         size = 2 * channels if embedding == "fourier" else channels
-        self.time = TimeEmbedding(size, 4 * channels, waves) if conditional else None
+        self.time = TimeEmbedding(size, 4 * channels, waves, classes) if conditional else None
+        self.labels = LabelEmbedding(classes, 4 * channels) if classes and not conditional else None
         widths = [channels * multiplier for multiplier in multipliers]
         attends = [image_size // 2**level in attention for level in range(len(widths))]
         kept = self.build_down(kit, channels, widths, blocks, attends)
@@ -135,9 +139,16 @@ class NCSNpp(nn.Module):
             below = width
         self.leave.append(Untold() if self.progressive == "output_skip" else Untold(*kit.picture(widths[0])))
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def told(self, t: Tensor, label: Tensor | None) -> Tensor | None:
+        """The conditioning vector (B, 4 channels) of noise level and label; None for a network that is told neither."""
+        if self.conditional:
+            return self.time(t, label)
+        of_label = embedded(self.labels, label)
+        return None if of_label is None else F.silu(of_label)
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         check_input(x, self.enter[0][0].in_channels, len(self.down))
-        embedding = self.time(t) if self.conditional else None
+        embedding = self.told(t, label)
         h, pyramid, kept = x, x, []
         for enter, feed, stages in zip(self.enter, self.inputs, self.down, strict=True):
             pyramid, h = feed(pyramid, enter(h, embedding))

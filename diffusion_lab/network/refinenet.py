@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from diffusion_lab.network.normalization import Position
+from diffusion_lab.network.embedding import check_label
+from diffusion_lab.network.normalization import LabelledNorm, Position
 from diffusion_lab.network.refine import POOLS, DilatedBlock, RefineBlock, convolution, normalise
 from diffusion_lab.network.sizes import check_choice, check_input, check_levels
 
@@ -32,6 +33,7 @@ class RefineNet(nn.Module):
         and its refinement blocks have no norms.
     pool: over 5x5 pixels, in the refinement blocks: "average" (NCSN) or "max" (NCSNv2).
     checkpoint: compute the blocks again in the backward pass, which takes less memory and more time.
+    classes: of the labels (B,) that its norms are told, 0 ... classes - 1, and `classes` for none; None: no labels.
     Raises ValueError where sizes do not fit together: those of the net at once, of an input in `forward`.
     """
 
@@ -47,11 +49,13 @@ class RefineNet(nn.Module):
         levels: int | None = None,
         pool: Literal["average", "max"] = "max",
         checkpoint: bool = False,
+        classes: int | None = None,
     ) -> None:
         super().__init__()
         check_levels(multipliers, blocks)
         check_choice("pool", pool, POOLS)
         check_stages(multipliers, dilations, levels)
+        self.classes = classes
         self.halvings, self.levels = sum(dilation == 1 for dilation in dilations[1:]), levels
         check_size(image_size, self.halvings)
         self.checkpoint = checkpoint
@@ -71,10 +75,14 @@ class RefineNet(nn.Module):
             under = above
         self.norm = normalise(widths[0], levels)
         self.leave = convolution(widths[0], out_channels or in_channels)
+        for norm in self.modules() if classes is not None else ():
+            if isinstance(norm, LabelledNorm):
+                norm.tell_labels(classes)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         check_input(x, self.enter.in_channels, self.halvings + 1)
-        position = Position.of(t, self.levels) if self.levels else None
+        check_label(self.classes, label)
+        position = None if self.levels is None and label is None else Position.of(t, self.levels, label)
         h, kept = self.enter(x), []
         for stage in self.down:
             for block in stage:

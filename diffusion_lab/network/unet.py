@@ -31,6 +31,7 @@ class UNet(nn.Module):
         (Ho et al.), or the "last" of a level only (ScoreSDE's port: 35,218,947 parameters).
     pointwise_scale: variance scale with which q, k, v and the 1x1 shortcuts start (ScoreSDE's port: 0.1).
     checkpoint: compute the stages again in the backward pass, which takes less memory and more time.
+    classes: of the labels (B,) that it is told, 0 ... classes - 1, and `classes` for none; None: it takes no labels.
     Raises ValueError where sizes do not fit together: those of the net at once, of an input in `forward`.
     """
 
@@ -49,6 +50,7 @@ class UNet(nn.Module):
         up_attention: Literal["every", "last"] = "every",
         pointwise_scale: float = 1.0,
         checkpoint: bool = False,
+        classes: int | None = None,
     ) -> None:
         super().__init__()
         check_levels(multipliers, blocks)
@@ -61,7 +63,7 @@ class UNet(nn.Module):
             return Stage(residual, attend, checkpoint)
 
         widths = [channels * multiplier for multiplier in multipliers]
-        self.time = TimeEmbedding(channels, 4 * channels)
+        self.time = TimeEmbedding(channels, 4 * channels, classes=classes)
         self.enter = nn.ModuleList([conv3x3(in_channels, channels), *map(Downsample, widths[:-1])])
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for level, width in enumerate(widths):
@@ -75,9 +77,9 @@ class UNet(nn.Module):
         top = head(widths[0], out_channels or in_channels, groups)
         self.leave = nn.ModuleList([*map(Upsample, widths[:0:-1]), top])
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         check_input(x, self.enter[0].in_channels, len(self.down))
-        embedding = self.time(t)
+        embedding = self.time(t, label)
         h, skips = x, []
         for enter, stages in zip(self.enter, self.down, strict=True):
             h = enter(h)

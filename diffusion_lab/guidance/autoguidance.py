@@ -1,0 +1,61 @@
+"""Autoguidance: Karras et al. 2024, Guiding a Diffusion Model with a Bad Version of Itself (arXiv:2406.02507)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.guidance.guided import Guidance, Guided
+
+
+class Autoguidance(Guidance):
+    """D_weak(x) + scale (D(x) - D_weak(x)), D_weak a smaller or shorter trained denoiser of the same data (Eq. 3).
+
+    Both are given the same label, if they take labels.  Scale 1 is no guidance; else each step calls both networks.
+
+    Args:
+        weak: the weaker denoiser, or what loads it when it is needed first.
+        scale: from 0 up.
+        interval: (low, high) of sigma / alpha = exp(-log-SNR / 2) within which it is on; None: everywhere.
+
+    Raises:
+        ValueError: for a number out of range; on a call, for denoisers that cannot be put together.
+    """
+
+    name = "autoguidance"
+
+    def __init__(
+        self,
+        weak: Denoiser | Callable[[], Denoiser],
+        scale: float = 1.5,
+        interval: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(scale, interval)
+        self.weak = weak
+
+    def __call__(self, denoiser: Denoiser) -> Denoiser:
+        """The guided denoiser."""
+        if not isinstance(self.weak, Denoiser):
+            self.weak = self.weak()
+        check_pair(denoiser, self.weak)
+        weak = self.weak if self.weak.classes is None else self.weak.given(**denoiser.condition)
+        first = next(denoiser.parameters(), None)
+        return Guided(denoiser, weak if first is None else weak.to(first.device), self.scale, self.interval)
+
+
+def check_pair(strong: Denoiser, weak: Denoiser) -> None:
+    """Raise ValueError for denoisers of another noise, another meaning of the output, or other classes."""
+    t = torch.linspace(max(strong.process.t_min, weak.process.t_min), 1, 50, dtype=torch.float64)
+    noises = [torch.stack(d.process.scales(t)) for d in (strong, weak)]
+    for what, same in (
+        ("noise process", strong.process.levels == weak.process.levels and torch.allclose(*noises, rtol=1e-6)),
+        ("parameterization", strong.parameterization == weak.parameterization),
+        ("classes", weak.classes in (None, strong.classes)),
+    ):
+        if not same:
+            raise ValueError(
+                f"autoguidance needs two models of the same data and noise, and the weaker one has another {what}: "
+                "choose another guidance.ckpt_path"
+            )

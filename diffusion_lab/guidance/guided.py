@@ -1,0 +1,131 @@
+"""A denoiser whose estimate is drawn away from that of a weaker one."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.denoiser import Denoiser, Estimate, Reading
+
+
+@dataclass(frozen=True)
+class GuidedReading(Reading):
+    """A `Reading` of the stronger denoiser, with that of the weaker one and the scale at this time."""
+
+    weak: Reading
+    guidance_scale: float
+
+
+class Guided(Denoiser):
+    """weak + scale (strong - weak), of the outputs of two denoisers with one process and one parameterization.
+
+    The weights, scale and 1 - scale, sum to 1, so eps, x_0 and the score are drawn apart in the same way, and the
+    result is a denoiser of the same parameterization: samplers and the probability flow take it as any other.  Both
+    networks are called, and both calls are counted; only one is where the scale is 1 or 0.
+
+    Args:
+        strong, weak: the denoisers, bound to their conditions; calls of both count as those of the first.
+        scale: 1 is `strong` itself.
+        interval: (low, high) of sigma / alpha within which the scale holds; elsewhere it is 1 (Kynkäänniemi et al.
+            2024).  None: everywhere.
+
+    Raises:
+        ValueError: for a scale or an interval that makes no sense (`check`).
+    """
+
+    guided = True
+
+    def __init__(self, strong: Denoiser, weak: Denoiser, scale: float, interval: Sequence[float] | None = None) -> None:
+        super().__init__(strong.network, strong.process, strong.parameterization)
+        check(scale, interval)
+        self.strong, self.weak, self.scale, self.interval = strong, weak.given(**weak.condition), scale, interval
+        self.classes, self.null, self.condition = strong.classes, strong.null, strong.condition
+        self.calls = self.weak.calls = strong.calls
+
+    def given(self, **condition: Tensor) -> Denoiser:
+        """Refused: which of the two is given a condition is decided before they are put together."""
+        raise ValueError("this denoiser is guided: bind the condition first, then guide")
+
+    def with_network(self, network: Callable[..., Tensor]) -> Denoiser:
+        """A denoiser that asks another network in place of both."""
+        parts = self.strong.with_network(network), self.weak.with_network(network)
+        return Guided(*parts, self.scale, self.interval)
+
+    def scales(self, times: Tensor) -> Tensor:
+        """The scale at each of `times`, of their shape, float64."""
+        t = times.double()
+        scale = torch.full_like(t, self.scale)
+        if self.interval is None:
+            return scale
+        alpha, sigma = self.process.scales(t)
+        low, high = self.interval
+        return torch.where((sigma / alpha >= low) & (sigma / alpha <= high), scale, 1.0)
+
+    def forward(self, x: Tensor, t: Tensor, **condition: Tensor) -> Estimate:
+        """The estimate at x (B, ...) and t, (B,) or scalar."""
+        if condition:
+            self.given(**condition)
+        scale = self.scales(t).to(x)
+        if (scale == 1).all():
+            return self.strong(x, t)
+        weak = self.weak(x, t)
+        if (scale == 0).all():
+            return weak
+        strong, scale = self.strong(x, t), scale.reshape(scale.shape + (1,) * (x.dim() - 1 if scale.dim() else 0))
+        return Estimate(x, weak.alpha, weak.sigma, weak.eps + scale * (strong.eps - weak.eps))
+
+    def readings(self, times: Tensor, like: Tensor) -> list[GuidedReading]:
+        """How to `read` arrays like `like` (B, ...) at each of `times` (S,)."""
+        each = zip(
+            self.strong.readings(times, like), self.weak.readings(times, like), self.scales(times).tolist(), strict=True
+        )
+        return [GuidedReading(**vars(strong), weak=weak, guidance_scale=scale) for strong, weak, scale in each]
+
+    def read(self, x: Tensor, reading: GuidedReading) -> Tensor:
+        """The combined output at x (B, ...)."""
+        scale = reading.guidance_scale
+        if scale == 1:
+            return self.strong.read(x, reading)
+        if scale == 0:
+            return self.weak.read(x, reading.weak)
+        # Weighed before the next call, which may overwrite what the last one gave.
+        return (self.strong.read(x, reading) * scale).add_(self.weak.read(x, reading.weak), alpha=1 - scale)
+
+
+class Guidance(ABC):
+    """Puts a denoiser together with a weaker one: scale and interval as of `Guided`.
+
+    Raises:
+        ValueError: for a scale or an interval that makes no sense.
+    """
+
+    name: str
+
+    def __init__(self, scale: float, interval: Sequence[float] | None) -> None:
+        check(scale, interval)
+        self.scale, self.interval = scale, interval
+
+    @abstractmethod
+    def __call__(self, denoiser: Denoiser) -> Denoiser:
+        """The guided denoiser of one that is bound to its condition.
+
+        Raises:
+            ValueError: if it cannot be guided so.
+        """
+
+    def __str__(self) -> str:
+        where = "" if self.interval is None else " where {} <= sigma/alpha <= {}".format(*self.interval)
+        return f"{self.name}, scale {self.scale:g}{where}; calls of both networks are counted"
+
+
+def check(scale: float, interval: Sequence[float] | None) -> None:
+    """Raise ValueError for a scale that is no number from 0 up, or an interval that is none."""
+    if not (math.isfinite(scale) and scale >= 0):
+        raise ValueError(f"guidance.scale={scale} must be a number from 0 up; 1 is no guidance")
+    if interval is not None and not (len(interval) == 2 and 0 <= interval[0] < interval[1]):
+        raise ValueError(f"guidance.interval={list(interval)} must be [low, high] of sigma/alpha, 0 <= low < high")

@@ -1,0 +1,239 @@
+"""Guided denoisers against closed forms: a Gaussian mixture whose classes are its components, for every process."""
+
+from __future__ import annotations
+
+import analytic
+import pytest
+import torch
+
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.guidance import Autoguidance, ClassifierFree, Guided
+from diffusion_lab.likelihood import FlowLikelihood, VariationalBound
+from diffusion_lab.parameterization import TO_EPS, Parameterization
+from diffusion_lab.process import VE, VP, Cosine, Geometric, Ladder, Linear, SubVP
+from diffusion_lab.sampler import DDIM, Sampler
+from diffusion_lab.sampler.ode import ProbabilityFlow
+
+TARGET = analytic.gmm2d()
+PROCESSES = {
+    "vp": VP(Linear()),
+    "subvp": SubVP(Cosine()),
+    "ve": VE(Geometric(0.01, 20.0)),
+    "ddpm": Ladder(Linear(), 1000),
+    "ncsn": Ladder(Geometric(0.01, 20.0), 12),
+}
+CLASSES = 3
+
+
+class ClassScores:
+    """The exact network of the mixture: of the component that is the label, or of all where the label is none."""
+
+    def __init__(self, process, row, target=TARGET):
+        self.process, self.row, self.target, self.labels = process, row, target, []
+
+    def __call__(self, seen, told, label):
+        self.labels.append(label)
+        level = (told.double() + 1) / (self.process.levels or 1)
+        t = level if self.process.levels else told.double() / 999
+        alpha, sigma = (k.double()[:, None, None, None] for k in self.process.scales(t))
+        score = self.target.score(seen, alpha, sigma)
+        own = score + self.target.class_grad(seen, label.clamp(max=CLASSES - 1), alpha, sigma)
+        eps = -sigma * torch.where((label < CLASSES)[:, None, None, None], own, score)
+        ones, zeros = torch.ones_like(seen), torch.zeros_like(seen)
+        by_output = self.row.eps(ones, zeros, alpha, sigma)
+        return (eps - self.row.eps(zeros, seen, alpha, sigma)) / by_output
+
+
+def denoiser_of(process, output="eps", target=TARGET):
+    row = Parameterization(output=output, told="level" if process.levels else "time_999")
+    denoiser = Denoiser(ClassScores(process, row, target), process, row)
+    denoiser.classes = denoiser.null = CLASSES
+    return denoiser
+
+
+def points(count=12, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(count, 2, 1, 1, dtype=torch.float64, generator=generator)
+    return z, torch.arange(count) % CLASSES
+
+
+def times_of(process):
+    return process.grid(7 if process.levels is None else min(7, process.levels))
+
+
+def worst(a, b):
+    return ((a - b).abs().max() / b.abs().max().clamp(min=1)).item()
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+def test_the_marginal_score_is_the_posterior_mean_of_class_scores_at_every_time(process):
+    denoiser, (z, _) = denoiser_of(process), points()
+    for t in times_of(process):
+        alpha, sigma = process.scales(t)
+        x = (alpha**2 + sigma**2).sqrt() * z
+        shares = TARGET.posterior(x, alpha, sigma)
+        own = [denoiser.given(label=torch.full((len(x),), k))(x, t).score for k in range(CLASSES)]
+        mean = sum(shares[:, k, None, None, None] * own[k] for k in range(CLASSES))
+        assert worst(denoiser(x, t).score, mean) < 1e-10
+        assert worst(denoiser.given()(x, t).score, TARGET.score(x, alpha, sigma)) < 1e-10
+
+
+@pytest.mark.parametrize("output", TO_EPS)
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+def test_a_guided_field_is_its_closed_form_at_every_time(process, output):
+    denoiser, (z, label) = denoiser_of(process, output), points()
+    times = times_of(process)
+    for scale in (0.0, 1.0, 2.5):
+        guided = ClassifierFree(scale)(denoiser.given(label=label))
+        each = zip(times, guided.readings(times, z), zip(*guided.views(times)[1], strict=True), strict=True)
+        for t, reading, (by_x, by_output) in each:
+            alpha, sigma = process.scales(t)
+            x = (alpha**2 + sigma**2).sqrt() * z
+            marginal = TARGET.score(x, alpha, sigma)
+            truth = marginal + scale * TARGET.class_grad(x, label, alpha, sigma)
+            assert worst(guided(x, t).score, truth) < 1e-8  # sub-VP has sigma = 1e-4 at the end
+            assert worst(by_x * x + by_output * guided.read(x, reading), truth) < 1e-8
+
+
+@pytest.mark.parametrize(
+    "sampler", [Sampler(DDIM(), steps=9, precision="float64"), ProbabilityFlow()], ids=["ddim", "ode"]
+)
+def test_samplers_take_a_bound_and_guided_denoiser_as_any_other(sampler):
+    process = PROCESSES["vp"]
+    denoiser, (z, label) = denoiser_of(process), points()
+    class_alone = denoiser_of(process)
+    generators = lambda: torch.Generator().manual_seed(1)  # noqa: E731
+    shape = (len(z), 2, 1, 1)
+    for k in range(CLASSES):  # a mixture of one component, to which nothing needs to be said
+        only = analytic.Mixture([1.0], TARGET.m[k : k + 1], TARGET.c[k : k + 1], (2, 1, 1))
+        class_alone.network.target = only
+        bound = denoiser.given(label=torch.full((len(z),), k))
+        wanted = sampler(class_alone.given(label=torch.zeros(len(z), dtype=torch.int64)), shape, generators())
+        assert worst(sampler(bound, shape, generators()), wanted) < 1e-4
+        assert worst(sampler(ClassifierFree(1.0)(bound), shape, generators()), wanted) < 1e-4
+    apart = sampler(ClassifierFree(3.0)(denoiser.given(label=label)), shape, generators())
+    assert worst(apart, sampler(denoiser.given(label=label), shape, generators())) > 0.05
+
+
+def test_recorded_steps_with_guidance_are_the_steps_as_written():
+    guided = ClassifierFree(2.0, (0.3, 3.0))(denoiser_of(PROCESSES["ddpm"]).given(label=points()[1]))
+    sampler, x = Sampler(DDIM(0.5), steps=20, precision="float64"), points(seed=5)[0]
+    seeded = [torch.Generator().manual_seed(2) for _ in range(2)]
+    *_, recorded = sampler.trajectory(guided, x, seeded[0])
+    assert worst(recorded.x, sampler.as_written(guided, x, seeded[1])) < 1e-12
+
+
+def test_every_call_of_a_network_is_counted_in_the_denoiser_itself():
+    process, steps = PROCESSES["ddpm"], 20
+    denoiser, weak = denoiser_of(process), denoiser_of(process)
+    bound, (x, _) = denoiser.given(label=points()[1]), points()
+    sampler = Sampler(DDIM(), steps=steps, precision="float64")
+    ratio = (lambda alpha, sigma: sigma / alpha)(*process.scales(sampler.timesteps(denoiser)))
+    inside = int(((ratio >= 0.3) & (ratio <= 3)).sum())
+    assert 0 < inside < steps
+    for guidance, calls in (
+        (ClassifierFree(1.0), steps),
+        (ClassifierFree(0.0), steps),
+        (ClassifierFree(2.0), 2 * steps),
+        (ClassifierFree(2.0, (0.3, 3.0)), steps + inside),
+        (Autoguidance(weak, 2.0), 2 * steps),
+    ):
+        denoiser.nfe = 0
+        sampler(guidance(bound), x.shape, torch.Generator().manual_seed(0))
+        assert denoiser.nfe == bound.nfe == calls, guidance
+    assert weak.nfe == 0
+    bound.nfe = 5
+    assert denoiser.nfe == 5
+
+
+def test_the_interval_is_of_sigma_over_alpha_and_each_sample_has_its_own_time():
+    process, low, high = PROCESSES["vp"], 0.2, 4.0
+    denoiser, (x, label) = denoiser_of(process), points()
+    bound = denoiser.given(label=label)
+    t = torch.linspace(0.02, 0.98, len(x), dtype=torch.float64)
+    alpha, sigma = process.scales(t)
+    on = (sigma / alpha >= low) & (sigma / alpha <= high)
+    assert on.any() and not on.all()
+    got, plain, full = (
+        d(x, t).score for d in (ClassifierFree(3.0, (low, high))(bound), bound, ClassifierFree(3.0)(bound))
+    )
+    assert torch.equal(got[~on], plain[~on]) or worst(got[~on], plain[~on]) < 1e-12
+    assert worst(got[on], full[on]) < 1e-12 and worst(full[on], plain[on]) > 1e-2
+
+
+def test_autoguidance_draws_away_from_the_weaker_model_at_the_same_label():
+    process = PROCESSES["ve"]
+    wide = analytic.Mixture(TARGET.w, TARGET.m, TARGET.c * 4, (2, 1, 1))
+    denoiser, weak, (x, label) = denoiser_of(process), denoiser_of(process, target=wide), points()
+    bound, t = denoiser.given(label=label), torch.tensor(0.4, dtype=torch.float64)
+    guided = Autoguidance(lambda: weak, 2.0)(bound)
+    own, other = bound(x, t).score, weak.given(label=label)(x, t).score
+    assert worst(guided(x, t).score, other + 2 * (own - other)) < 1e-12
+    weak.classes = weak.null = None  # an unconditional one is asked without a label
+    weak.network.__class__ = type("Marginal", (ClassScores,), {
+        "__call__": lambda self, seen, told: ClassScores.__call__(self, seen, told, torch.full((len(seen),), CLASSES)),
+    })  # fmt: skip
+    marginal = wide.score(x, *process.scales(t))
+    assert worst(Autoguidance(weak, 2.0)(bound)(x, t).score, marginal + 2 * (own - marginal)) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "weak, what",
+    [
+        (denoiser_of(PROCESSES["subvp"]), "noise process"),
+        (denoiser_of(PROCESSES["ddpm"]), "noise process"),
+        (denoiser_of(PROCESSES["vp"], "v"), "parameterization"),
+    ],
+)
+def test_autoguidance_refuses_a_weaker_model_of_another_kind(weak, what):
+    with pytest.raises(ValueError, match=f"another {what}"):
+        Autoguidance(weak)(denoiser_of(PROCESSES["vp"]))
+    weak = denoiser_of(PROCESSES["vp"])
+    weak.classes = 7
+    with pytest.raises(ValueError, match="another classes"):
+        Autoguidance(weak)(denoiser_of(PROCESSES["vp"]))
+
+
+@pytest.mark.parametrize("scale, interval", [(-1, None), (float("nan"), None), (2, [1]), (2, [3, 1]), (2, [-1, 1])])
+def test_numbers_that_make_no_sense_are_refused(scale, interval):
+    with pytest.raises(ValueError, match="guidance.(scale|interval)="):
+        ClassifierFree(scale, interval)
+
+
+def test_guidance_needs_a_model_that_has_learned_to_do_without_a_label():
+    denoiser = denoiser_of(PROCESSES["vp"])
+    denoiser.null = None
+    with pytest.raises(ValueError, match="label_dropout=0: leave out"):
+        ClassifierFree()(denoiser)
+    denoiser.classes = None
+    with pytest.raises(ValueError, match="trained without labels: leave out"):
+        ClassifierFree()(denoiser)
+
+
+def test_the_density_of_a_guided_field_is_no_likelihood_unless_it_is_asked_for_by_name():
+    process, (x, label) = PROCESSES["ddpm"], points(3)
+    bound = denoiser_of(process).given(label=label)
+    guided = ClassifierFree(2.0)(bound)
+    for likelihood in (FlowLikelihood, lambda **of: VariationalBound(terms=2, clip=False, **of)):
+        with pytest.raises(ValueError, match="guided_field=true"):
+            likelihood()(guided, x, None, torch.Generator().manual_seed(0))
+        named, own = (
+            likelihood(guided_field=flag)(d, x, None, torch.Generator().manual_seed(0)).log_likelihood
+            for flag, d in ((True, guided), (False, bound))
+        )
+        assert (named - own).abs().max() > 1e-2
+    with pytest.raises(ValueError, match="bind the condition first"):
+        guided.given(label=label)
+    assert isinstance(guided, Guided)
+
+
+def test_the_likelihood_of_a_bound_denoiser_is_that_of_the_class():
+    process, (x, label) = PROCESSES["vp"], points(6)
+    x = TARGET.m[label].reshape(x.shape) + 0.2 * x
+    likelihood = FlowLikelihood(rtol=1e-7, atol=1e-7, probe="exact", precision="float64")
+    found = likelihood(denoiser_of(process).given(label=label), x, None).log_likelihood
+    for k in range(CLASSES):
+        only = analytic.Mixture([1.0], TARGET.m[k : k + 1], TARGET.c[k : k + 1], (2, 1, 1))
+        assert (found - only.logpdf(x))[label == k].abs().max() < 2e-2
+    marginal = likelihood(denoiser_of(process).given(), x, None).log_likelihood
+    assert (marginal - TARGET.logpdf(x)).abs().max() < 2e-2 and (found - marginal).abs().max() > 0.1
