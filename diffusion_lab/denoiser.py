@@ -166,8 +166,8 @@ class Denoiser(nn.Module):
 
     def told(self, t: Tensor, like: Tensor) -> Tensor:
         """What the network is told at t, of its shape, on the device of `like`."""
-        # What the network is told keeps its precision: bfloat16 cannot tell level 998 from 999.
-        precision = torch.promote_types(like.dtype, torch.float32)
+        # In the network's precision, but float32 at least: bfloat16 cannot tell level 998 from 999.
+        precision = torch.promote_types(self.network_dtype or like.dtype, torch.float32)
         return self.parameterization.conditioning(self.process, t).to(like.device, precision)
 
     @property

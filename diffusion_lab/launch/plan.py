@@ -55,7 +55,8 @@ def tell_plan(
     words += [f"about {in_words(times[0])}"] if times else []
     words += [f"{bytes_in_words(room)} in {os.path.relpath(place)}"]
     say(", ".join(words) + (f"; {wanted - missing} of {wanted} are there already" if missing < wanted else ""))
-    for said in dict.fromkeys(one.sampler.caution(model.denoiser) for one in series):
+    cautious = [one.sampler for one in series if hasattr(one.sampler, "caution")]
+    for said in dict.fromkeys(sampler.caution(model.denoiser) for sampler in cautious):
         if said:
             say(said)
     if evaluator is not None:

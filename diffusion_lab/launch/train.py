@@ -206,7 +206,7 @@ def announce(
 ) -> None:
     """Say what is about to be trained, and leave the configuration and the schedule's picture beside the run."""
     keep_configuration(run_dir / CONFIG, settings, step)
-    if said := model.sampler.caution(model.denoiser):
+    if hasattr(model.sampler, "caution") and (said := model.sampler.caution(model.denoiser)):
         say(said)
     process = model.denoiser.process
     times = process.grid(None).flip(0)
