@@ -89,7 +89,7 @@ def trained(monkeypatch):
             global_step=first, max_steps=max_steps, is_global_zero=rank == 0, world_size=1, callbacks=callbacks
         )
         callback = progress.Progress()
-        callback.on_train_start(trainer, None)
+        callback.on_train_start(trainer, SimpleNamespace(shape=(1, 8, 8)))
         for batch in range(steps * accumulate):
             trainer.global_step = first + (batch + 1) // accumulate
             now[0] += (slow if batch < 10 * accumulate else 1 / rate) / accumulate

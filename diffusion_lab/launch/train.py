@@ -120,7 +120,7 @@ def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, 
         model = instantiate(settings["model"], "model")
         model.check_asked()
         model.config = settings
-        if settings["init_from"] and not settings["ckpt_path"]:
+        if settings.get("init_from") and not settings["ckpt_path"]:
             initialise(model, settings)
         built = instantiate(settings["callback"], "callback").values()
         callbacks = [callback for callback in built if callback is not None]
@@ -170,7 +170,7 @@ def prepare_evaluation(
         "revision": revision(),
     }
     prepare_features(settings, evaluation, data, model, trainer)
-    evaluator, place = evaluation.evaluator, Path(settings["paths"]["run_dir"])
+    evaluator, place = evaluation.evaluator, Path(evaluation.run_dir)
     samples = evaluator.samples * evaluator.repeats * evaluator.judges_samples(data)
     check_room(size_on_disk(model, samples, evaluator), place, f"the {samples:,} samples of an evaluation")
     if trainer.is_global_zero:
