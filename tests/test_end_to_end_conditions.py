@@ -147,7 +147,7 @@ def test_a_conditional_run_goes_on_and_two_ranks_draw_what_one_does(digits, tmp_
     for devices in (1, 2):
         run(
             "sample.py", f"ckpt_path={folder}", "num_samples=10", "batch_size=5", "guidance=classifier_free",
-            f"trainer.devices={devices}", f"out={tmp_path / str(devices)}", cwd=tmp_path,
+            "trainer.accelerator=cpu", f"trainer.devices={devices}", f"out={tmp_path / str(devices)}", cwd=tmp_path,
         )  # fmt: skip
     one, two = (np.load(tmp_path / str(devices) / "samples.npz") for devices in (1, 2))
     assert np.array_equal(one["arr_0"], two["arr_0"]) and np.array_equal(one["arr_1"], two["arr_1"])

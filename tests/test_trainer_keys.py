@@ -55,7 +55,7 @@ def test_seeds_may_come_from_a_clock(key, seed):
         ({"devices": "2", "accelerator": "auto"}, 0, "no GPU was found"),
         ({"devices": -1, "accelerator": "auto"}, 0, "set trainer.devices=1"),
         ({"devices": [0, 1], "accelerator": "auto"}, 0, "set trainer.devices=1"),
-        ({"devices": 1, "accelerator": "gpu"}, 0, "set trainer.accelerator=cpu"),
+        ({"devices": 1, "accelerator": "gpu"}, 0, "use trainer.accelerator=cpu"),
         ({"devices": 8, "accelerator": "auto"}, 8, ""),
         ({"devices": -1, "accelerator": "gpu"}, 1, ""),
         ({"devices": "auto", "accelerator": "auto"}, 0, ""),

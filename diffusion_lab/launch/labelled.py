@@ -8,7 +8,7 @@ from typing import Any
 
 def labels_exist(config: Mapping[str, Any]) -> str | None:
     """A complaint about labels that are asked for and not there, or None; of sample.py the checkpoint decides."""
-    if not config.get("model"):
+    if not (config.get("model") and config.get("data")):  # of a command that takes no part in labels
         return None
     data, guidance, dropout = (config.get(key) for key in ("data", "guidance", "label_dropout"))
     conditional = data.get("conditional")

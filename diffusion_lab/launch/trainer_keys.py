@@ -89,7 +89,7 @@ def compare_devices(trainer: Mapping[str, Any], gpus: int, cores: int) -> str | 
             "ranks, or set trainer.devices=1"
         )
     if not gpus and accelerator in ("gpu", "cuda", "mps"):
-        raise ConfigError(f"trainer.accelerator={accelerator}, but no GPU was found: set trainer.accelerator=cpu")
+        raise ConfigError(f"trainer.accelerator={accelerator}, but no GPU was found: use trainer.accelerator=cpu")
     if accelerator == "cpu" and ranks > cores:
         return f"beware   {ranks} CPU ranks share {cores} cores: fewer, up to trainer.devices={cores}, are as fast"
     return None
