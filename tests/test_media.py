@@ -74,6 +74,8 @@ def test_wandb_has_the_very_files(keyed, tmp_path):
 class Drawn(pl.LightningModule):
     """Trains nothing; draws the same samples as ever, of images or of points."""
 
+    labels = label = None
+
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.shape, self.w, self.whole = shape, torch.nn.Parameter(torch.zeros(1)), nullcontext
@@ -84,7 +86,7 @@ class Drawn(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    def sample(self, count: int, seed: int, first: int) -> torch.Tensor:
+    def sample(self, count: int, label: None, seed: int, first: int) -> torch.Tensor:
         assert first == 0
         return torch.rand(count, *self.shape, generator=torch.Generator().manual_seed(seed))
 
@@ -100,12 +102,12 @@ def test_samples_strip_and_film_are_shown_at_their_steps(tmp_path, monkeypatch, 
         if images:
             Image.new("L", (4, 4)).save(path.with_suffix(".gif"))
 
-    def drawn(model, values, path, data):
+    def drawn(model, values, path, data, labels):
         assert values.shape == (6, *shape)
         Image.new("L", (4, 4)).save(path)
 
     frames = torch.zeros(12, 8, *shape)
-    monkeypatch.setattr(samples, "filmed", lambda model, count, seed: frames)
+    monkeypatch.setattr(samples, "filmed", lambda model, count, seed, label: frames)
     monkeypatch.setattr(samples, "draw_trajectory", trajectory)
     monkeypatch.setattr(samples, "draw_samples", drawn)
     shown = Shown()

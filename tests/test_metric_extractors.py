@@ -64,7 +64,7 @@ def test_every_extractor_has_what_its_users_ask_for(extractor):
 
 @pytest.mark.parametrize(("option", "extractor"), EXTRACTORS.items())
 def test_configuration_lists_every_parameter_with_its_default(option, extractor):
-    config = OmegaConf.to_container(OmegaConf.load(CONF / f"{option}.yaml"))["features"]
+    config = OmegaConf.to_container(OmegaConf.load(CONF / f"{option}.yaml").features, resolve=True)
     given = {"network": {"_target_": "???"}, "name": "???"} if extractor is NetworkFeatures else {}
     defaults = {name: p.default for name, p in inspect.signature(extractor).parameters.items()}
     lists = {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}

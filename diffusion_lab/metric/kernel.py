@@ -68,19 +68,23 @@ def kernel_distance(
         chosen = [np.sort(source.choice(len(rows), subset_size, replace=False)) for rows in (x, y)]
         distances.append(_unbiased(read(x, chosen[0], device), read(y, chosen[1], device)))
     chosen_variance = np.var(distances, ddof=1) / len(distances) if len(distances) > 1 else 0.0
-    error = math.sqrt(finite_sets_variance(x, y, device) + chosen_variance)
+    error = math.sqrt(finite_sets_variance(x, y, device, subset_size) + chosen_variance)
     return KernelDistance(float(np.mean(distances)), float(np.std(distances)), error, subsets, subset_size)
 
 
-def finite_sets_variance(x: Rows, y: Rows, device: torch.device | str = "cpu") -> float:
+def finite_sets_variance(x: Rows, y: Rows, device: torch.device | str = "cpu", block: int = 1000) -> float:
     """The variance of the distance of all N and M rows, from what single rows contribute (infinitesimal jackknife):
 
         4 var_i(mean_j k(x_i, x_j) - mean_j k(x_i, y_j)) / N + 4 var_i(mean_j k(y_i, y_j) - mean_j k(y_i, x_j)) / M
 
     (the first-order variance of a U-statistic: Hoeffding 1948; Gretton et al. 2012, Section 4).  It is asymptotically
-    exact for unequal distributions, and up to twice too large or so for equal ones.  At most `_ROWS` of each are seen.
+    exact for unequal distributions, and up to twice too large or so for equal ones.  At most `_ROWS` of each are seen,
+    read `block` at a time.
     """
-    parts = [read(rows, slice(0, _ROWS), device) for rows in (x, y)]
+    parts = [
+        torch.cat([read(rows, slice(i, min(i + block, _ROWS)), device) for i in range(0, min(len(rows), _ROWS), block)])
+        for rows in (x, y)
+    ]
     variance = 0.0
     for own, other, size in ((*parts, len(x)), (*parts[::-1], len(y))):
         mine = (_row_sums(own, own) - (own.square().sum(1) / own.shape[1] + 1).pow(3)) / (len(own) - 1)
