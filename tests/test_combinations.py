@@ -13,6 +13,7 @@ from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.launch.compose import CONF, check, composed, options, plain
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.launch.validation import validate
+from diffusion_lab.sampler.scalar_process import ScalarProcess
 
 MODELS = [*(m for m in options("model") if m != "score_sde"), *(f"score_sde sde={sde}" for sde in options("sde"))]
 SAMPLERS = [name for name in options("sampler") if name not in ("trained", "custom")]
@@ -89,8 +90,8 @@ def test_plain_langevin_steps_are_a_tenth_of_the_variance_at_any_noise():
             settings("data=toy2d", *f"model={model}".split(), "sampler=langevin")["sampler"], "sampler"
         )
         process, times = denoiser(model, "toy2d").process, sampler.check(denoiser(model, "toy2d"))
-        (root,) = sampler.corrector.roots(process, times).tolist()
-        assert root**2 == pytest.approx(0.1 * process.sigma(times).item() ** 2, rel=0.03)
+        size = sampler.corrector.size(ScalarProcess(process, times), times.item())
+        assert size == pytest.approx(0.1 * process.sigma(times).item() ** 2, rel=0.03)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
