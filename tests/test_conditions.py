@@ -361,7 +361,7 @@ def test_a_run_from_before_there_were_labels_goes_on():
 
 
 REFUSED = [
-    ("data=lsun data.conditional=true", "data.conditional is not a key"),
+    ("data=lsun data.conditional=true", "data.category=bedroom is one: leave it false"),
     ("data=huggingface data.name=x data.conditional=true", r"data.label_column=null gives none"),
     ("data=celeba data.conditional=true", r"data.attribute=null gives none"),
     ("label_dropout=0.2", "set data.conditional=true"),

@@ -15,6 +15,8 @@ def labels_exist(config: Mapping[str, Any]) -> str | None:
     lacking = next((key for key in ("label_column", "attribute") if data.get(key, "") is None), None)
     if conditional and lacking:
         return f"data.conditional=true needs labels, and data.{lacking}=null gives none: name one, or leave it false"
+    if conditional and data.get("category"):
+        return f"data.conditional=true needs classes, and data.category={data['category']} is one: leave it false"
     if dropout is not None and not conditional:
         return f"label_dropout={dropout} drops the labels of a conditional model: set data.conditional=true"
     if not guidance:
