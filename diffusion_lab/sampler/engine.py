@@ -98,11 +98,14 @@ class Written(Engine):
         return std * self.stream() if std else 0.0
 
     def denoise(self, x: Tensor, t: float) -> Prediction:
-        output = self.denoiser.read(x, reading := self.reading(t))
-        if self.thresholded:
-            by_x, by_output = reading.x0
-            output = self.threshold((x * by_x).addcmul_(output, by_output))
+        read = self.bounded if self.thresholded else self.denoiser.read
+        output = read(x, self.reading(t))
         return self.predicted(t, x, output if output.dtype is x.dtype else output.to(x.dtype))
+
+    def bounded(self, x: Tensor, reading: Reading) -> Tensor:
+        """The prediction of x_0 at x after the sampler's threshold."""
+        by_x, by_output = reading.x0
+        return self.threshold((x * by_x).addcmul_(self.denoiser.read(x, reading), by_output))
 
     def reading(self, t: float) -> Reading:
         """How the network is called at t; for the whole grid at once."""

@@ -72,7 +72,7 @@ class Plan:
         registers[0] = x
         dtype, noise = x.dtype, stream(x.shape, generator, x.dtype, x.device)
         self.written.start(noise)
-        read = self.written.denoiser.read
+        read, bounded = self.written.denoiser.read, self.written.bounded
         for operation in self.operations:
             kind = type(operation)
             if kind is Sum:
@@ -80,7 +80,7 @@ class Plan:
                 registers[register] = combined(registers, first, scale, terms, std and (noise, std))
             elif kind is Call:
                 register, source, reading, thresholded, copied = operation
-                output = (self.thresholded if thresholded else read)(registers[source], reading)
+                output = (bounded if thresholded else read)(registers[source], reading)
                 output = output if output.dtype is dtype else output.to(dtype)
                 registers[register] = output.clone() if copied else output
             elif kind is State:
@@ -92,11 +92,6 @@ class Plan:
             else:
                 register, source, method, step, times = operation
                 registers[register] = method(step, registers[source], *times)
-
-    def thresholded(self, x: Tensor, reading: Reading) -> Tensor:
-        """The prediction of x_0 at x after the sampler's threshold."""
-        by_x, by_output = reading.x0
-        return self.written.threshold((x * by_x).addcmul_(self.written.denoiser.read(x, reading), by_output))
 
 
 def combined(
