@@ -24,7 +24,7 @@ def main() -> None:
     tolerant()
     name, *words = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        listed = "\n".join(f"  diffusion-lab {name:<8} {told}" for name, (_, told) in COMMANDS.items())
+        listed = "\n".join(f"  diffusion-lab {name:<8} {message}" for name, (_, message) in COMMANDS.items())
         print(f"{listed}\n\nEach tells more by --help.")
     elif name in COMMANDS:
         sys.argv = [name, *words]

@@ -39,7 +39,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Preconditioning:
     """How a denoiser reads its network at one time: all that is the same for every x, computed once.
 
         seen = scale x + offset,   x_0 = x0[0] x + x0[1] output,   score = score[0] x + score[1] output
@@ -50,7 +50,7 @@ class Reading:
     """
 
     t: float
-    told: Tensor
+    c_noise: Tensor
     dtype: torch.dtype | None
     scale: Tensor | None
     offset: Tensor | None
@@ -124,14 +124,14 @@ class Denoiser(nn.Module):
         seen = row.network_input(x, alpha, sigma).to(self.network_dtype or x.dtype)
         self.nfe += 1
         # Contiguous: a compiled network would be translated once more for a stride of its own.
-        told = self.told(t, x).expand(len(x)).contiguous()
-        output = self.network(seen, told, **(condition or self.condition_of(x)))
+        c_noise = self.c_noise(t, x).expand(len(x)).contiguous()
+        output = self.network(seen, c_noise, **(condition or self.condition_of(x)))
         return Estimate(x, alpha, sigma, row.eps(output.to(x.dtype), x, alpha, sigma))
 
-    def views(self, times: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def coefficients(self, times: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """((p, q), (u, w)) of x_0 = p x + q output and score = u x + w output at `times` (S,); each (S,), float64."""
         t = times.double()
-        (alpha, sigma), one, zero = self.process.scales(t), torch.ones_like(t), torch.zeros_like(t)
+        (alpha, sigma), one, zero = self.process.alpha_sigma(t), torch.ones_like(t), torch.zeros_like(t)
         # An estimate is linear in x and the output, so its values at (1, 0) and (0, 1) say all of it.
         by_x, by_output = (
             Estimate(x, alpha, sigma, self.parameterization.eps(output, x, alpha, sigma))
@@ -139,7 +139,7 @@ class Denoiser(nn.Module):
         )
         return (by_x.x0, by_output.x0), (by_x.score, by_output.score)
 
-    def readings(self, times: Tensor, like: Tensor) -> list[Reading]:
+    def preconditionings(self, times: Tensor, like: Tensor) -> list[Preconditioning]:
         """How to `read` arrays like `like` (B, ...) at each of `times` (S,); computed in float64."""
         t, count = times.double(), len(times)
         one = torch.ones(count, *(1,) * (like.dim() - 1), dtype=torch.float64)
@@ -147,24 +147,26 @@ class Denoiser(nn.Module):
         scale, offset = at_1 - at_0, at_0  # what is seen is affine in x
         as_it_is = bool((scale == 1).all() and (offset == 0).all())
         seen = [[None] * count if as_it_is else k.flatten().to(like).unbind() for k in (scale, offset)]
-        x0, (by_x, by_output) = self.views(t)
+        x0, (by_x, by_output) = self.coefficients(t)
         by_x = by_x.to(like).unbind() if (by_x != 0).any() else [None] * count
         x0 = zip(*(k.to(like).unbind() for k in x0), strict=True)
         score = zip(by_x, by_output.to(like).unbind(), strict=True)
-        told = self.told(t, like)[:, None].expand(-1, len(like)).contiguous().unbind()
+        c_noise = self.c_noise(t, like)[:, None].expand(-1, len(like)).contiguous().unbind()
         dtype = None if self.network_dtype in (None, like.dtype) else self.network_dtype
-        each = zip(t.tolist(), told, [dtype] * count, *seen, x0, score, strict=True)
-        return [Reading(*one) for one in each]
+        each = zip(t.tolist(), c_noise, [dtype] * count, *seen, x0, score, strict=True)
+        return [Preconditioning(*one) for one in each]
 
-    def read(self, x: Tensor, reading: Reading) -> Tensor:
+    def network_output(self, x: Tensor, preconditioning: Preconditioning) -> Tensor:
         """The network's output at x (B, ...), as `forward` calls it at the time of the reading."""
-        seen = x if reading.scale is None else (x * reading.scale).add_(reading.offset)
-        if reading.dtype is not None:
-            seen = seen.to(reading.dtype)
+        seen = x if preconditioning.scale is None else (x * preconditioning.scale).add_(preconditioning.offset)
+        if preconditioning.dtype is not None:
+            seen = seen.to(preconditioning.dtype)
         self.calls[0] += 1
-        return self.network(seen, reading.told, **(self.condition if self.null is None else self.condition_of(x)))
+        return self.network(
+            seen, preconditioning.c_noise, **(self.condition if self.null is None else self.condition_of(x))
+        )
 
-    def told(self, t: Tensor, like: Tensor) -> Tensor:
+    def c_noise(self, t: Tensor, like: Tensor) -> Tensor:
         """What the network is told at t, of its shape, on the device of `like`."""
         # In the network's precision, but float32 at least: bfloat16 cannot tell level 998 from 999.
         precision = torch.promote_types(self.network_dtype or like.dtype, torch.float32)

@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffusion_lab.denoiser import Denoiser, Reading
+from diffusion_lab.denoiser import Denoiser, Preconditioning
 from diffusion_lab.noise import Generators, draw
 from diffusion_lab.process import NoiseProcess
-from diffusion_lab.runge_kutta import Method, Slope, Stuck, integrate
+from diffusion_lab.runge_kutta import Method, Slope, SolverError, integrate
 
 Probe = Literal["rademacher", "gaussian", "exact"]
 """How the divergence is taken: Hutchinson's estimate from random signs or normals, or the trace itself."""
@@ -51,7 +51,7 @@ class Clock:
 
     def of(self, t: Tensor) -> Tensor:
         """u at t, of its shape."""
-        alpha, sigma = self.process.scales(t)
+        alpha, sigma = self.process.alpha_sigma(t)
         return (sigma / alpha).asinh()
 
     def at(self, angle: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class Clock:
         part = (u - self.values[right - 1]) / (self.values[right] - self.values[right - 1])
         t = self.at(torch.lerp(self.angles[right - 1], self.angles[right], part))
         for _ in range(4):
-            alpha, sigma = self.process.scales(t)
+            alpha, sigma = self.process.alpha_sigma(t)
             rate = self.process.g(t) ** 2 / (2 * sigma * (alpha**2 + sigma**2).sqrt())
             t = (t + (u - (sigma / alpha).asinh()) / rate).clamp(self.low, self.high)
         return t
@@ -91,31 +91,33 @@ class Velocity:
 
     def scale(self, t: Tensor) -> Tensor:
         """r at t, of its shape."""
-        alpha, sigma = self.denoiser.process.scales(t)
+        alpha, sigma = self.denoiser.process.alpha_sigma(t)
         return (alpha**2 + sigma**2).sqrt()
 
     def __call__(self, clocks: list[float]) -> list[Slope]:
         """An `Equation`: the slope of (z,), or of (z, log |det dz|), at each value of the clock."""
         t = self.clock.time(torch.tensor(clocks, dtype=torch.float64))
-        (alpha, sigma), (_, (by_x, by_output)) = self.denoiser.process.scales(t), self.denoiser.views(t)
+        (alpha, sigma), (_, (by_x, by_output)) = self.denoiser.process.alpha_sigma(t), self.denoiser.coefficients(t)
         scale = (alpha**2 + sigma**2).sqrt()
         # eps = -sigma score is linear in x and in what the network puts out.
         numbers = torch.stack([scale, -sigma * (by_x * scale + 1 / scale), -sigma * by_output]).T.tolist()
-        readings = self.denoiser.readings(t, self.like)
-        return [self.slope(reading, *each) for reading, each in zip(readings, numbers, strict=True)]
+        preconditionings = self.denoiser.preconditionings(t, self.like)
+        return [
+            self.slope(preconditioning, *each) for preconditioning, each in zip(preconditionings, numbers, strict=True)
+        ]
 
-    def slope(self, reading: Reading, scale: float, by_z: float, by_output: float) -> Slope:
+    def slope(self, preconditioning: Preconditioning, scale: float, by_z: float, by_output: float) -> Slope:
         """dz/du = by_z z + by_output output at x = scale z."""
 
-        def at(z: Tensor, whole: bool) -> tuple[Tensor | None, ...]:
-            differentiated = whole and self.vectors is not None
+        def at(z: Tensor, integrals: bool) -> tuple[Tensor | None, ...]:
+            differentiated = integrals and self.vectors is not None
             with torch.set_grad_enabled(differentiated):
                 z = z.detach().requires_grad_(differentiated)
-                output = self.denoiser.read(z * scale, reading).to(z.dtype)
+                output = self.denoiser.network_output(z * scale, preconditioning).to(z.dtype)
                 speed = torch.add(by_z * z, output, alpha=by_output)
             if self.vectors is None:
                 return (speed,)
-            return speed.detach(), divergence(speed, z, self.vectors) if whole else None
+            return speed.detach(), divergence(speed, z, self.vectors) if integrals else None
 
         return at
 
@@ -155,7 +157,7 @@ def solve(
     start = (x / scales[0],) if vectors is None else (x / scales[0], x.new_zeros(len(x)))
     try:
         solved = integrate(flow, start, flow.clock.of(stops).tolist(), rtol, atol, method)
-    except Stuck as stuck:
+    except SolverError as stuck:
         t = flow.clock.time(torch.tensor([stuck.at], dtype=torch.float64)).item()
         raise RuntimeError(
             f"the ODE solver ({method}, rtol={rtol:g}, atol={atol:g}) is stuck near t = {t:.6g}: {stuck.why}; "

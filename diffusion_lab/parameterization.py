@@ -17,7 +17,7 @@ from torch import Tensor
 from diffusion_lab.process import NoiseProcess
 
 Output = Literal["eps", "x0", "v", "score", "scaled_score"]
-Told = Literal["level", "level_from_top", "time_999", "log_sigma", "nothing"]
+NoiseConditioning = Literal["level", "level_from_top", "time_999", "log_sigma", "nothing"]
 
 TO_EPS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "eps": lambda out, x, alpha, sigma: out,
@@ -59,14 +59,14 @@ class Parameterization:
     """
 
     output: Output = "eps"
-    told: Told = "level"
+    c_noise: NoiseConditioning = "level"
     low: float = -1.0
     high: float = 1.0
     unit_input: bool = False
     bounded: bool = True
 
     def __post_init__(self) -> None:
-        for key, value, table in (("output", self.output, TO_EPS), ("told", self.told, CONDITIONING)):
+        for key, value, table in (("output", self.output, TO_EPS), ("c_noise", self.c_noise, CONDITIONING)):
             if value not in table:
                 raise ValueError(f"parameterization {key}={value!r} is unknown; allowed: {', '.join(table)}")
         if not self.low < self.high:
@@ -90,4 +90,4 @@ class Parameterization:
 
     def conditioning(self, process: NoiseProcess, t: Tensor) -> Tensor:
         """The number the network is told at t, of the shape of t."""
-        return CONDITIONING[self.told](process, t)
+        return CONDITIONING[self.c_noise](process, t)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion_lab.data.plane import PlaneDistribution, nearest_mode
+from diffusion_lab.data.toy2d_density import Toy2dDensity, nearest_mode
 from diffusion_lab.picture import (
     BLUE,
     cell_centres,
@@ -42,7 +42,7 @@ class ScoreError(NamedTuple):
 @torch.no_grad()
 def score_error_plot(
     points: Tensor,
-    target: PlaneDistribution,
+    target: Toy2dDensity,
     score: Callable[[Tensor], Tensor],
     path: str | Path,
     *,
@@ -107,7 +107,7 @@ def _score_error(
 
 def mode_weights_plot(
     samples: Mapping[str, Tensor],
-    target: PlaneDistribution,
+    target: Toy2dDensity,
     path: str | Path,
     *,
     limits: tuple[float, float] | None = None,

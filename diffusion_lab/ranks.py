@@ -40,7 +40,7 @@ def from_first(value: T) -> T:
     return values[0]
 
 
-def own(items: Sequence[T]) -> Sequence[T]:
+def shard(items: Sequence[T]) -> Sequence[T]:
     """This rank's share: item k falls to rank k modulo the number of ranks."""
     rank, world = rank_and_world()
     return items[rank::world]
@@ -53,7 +53,7 @@ def share_of(count: int) -> range:
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def synchronized() -> Iterator[None]:
     """No rank goes on before all have left this block, and a failure of one is raised by all, instead of a wait.
 
     Raises:
@@ -67,15 +67,15 @@ def together() -> Iterator[None]:
     failures = gather(None if failure is None else f"{type(failure).__name__}: {failure}")
     if failure is not None:
         raise failure
-    for rank, told in enumerate(failures):
-        if told is not None:
-            raise RankFailed(f"rank {rank} failed: {told}")
+    for rank, message in enumerate(failures):
+        if message is not None:
+            raise RankFailed(f"rank {rank} failed: {message}")
 
 
 def on_first(work: Callable[[], T]) -> T:
     """What `work` gives on rank 0, on every rank."""
     found: Any = None
-    with together():
+    with synchronized():
         if rank_and_world()[0] == 0:
             found = work()
     return from_first(found)

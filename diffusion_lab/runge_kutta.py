@@ -24,7 +24,7 @@ Equation = Callable[[list[float]], Sequence[Slope]]
 """Values of u -> the slope at each: what depends on u alone is computed for all stages of a step at once."""
 
 
-class Stuck(Exception):
+class SolverError(Exception):
     """The solver cannot go on from u = `at`, and why."""
 
     def __init__(self, at: float, why: str) -> None:
@@ -33,7 +33,7 @@ class Stuck(Exception):
 
 
 @dataclass(frozen=True)
-class Pair:
+class ButcherTableau:
     """An explicit Runge-Kutta method with an embedded one, whose difference is the error of a step.
 
     Args:
@@ -53,18 +53,18 @@ class Pair:
         return tuple(round(math.fsum(row), 15) for row in self.rows)  # exactly 1 at the end
 
     @cached_property
-    def whole(self) -> tuple[bool, ...]:
+    def integrals(self) -> tuple[bool, ...]:
         """Which of the stages after the first matter to an integral; others lead only to the next places."""
         return tuple(bool(w or e) for w, e in zip((*self.rows[-1][1:], 1), self.error[1:], strict=True))
 
 
-def embedded(order: int, rows: tuple[tuple[float, ...], ...], other: tuple[float, ...]) -> Pair:
+def embedded(order: int, rows: tuple[tuple[float, ...], ...], other: tuple[float, ...]) -> ButcherTableau:
     """The pair whose embedded solution has weights `other`."""
     best = (*rows[-1], *(0.0,) * (len(other) - len(rows[-1])))
-    return Pair(order, rows, tuple(b - o for b, o in zip(best, other, strict=True)))
+    return ButcherTableau(order, rows, tuple(b - o for b, o in zip(best, other, strict=True)))
 
 
-PAIRS: dict[str, Pair] = {
+TABLEAUS: dict[str, ButcherTableau] = {
     # Bogacki & Shampine 1989
     "bosh3": embedded(3, ((1 / 2,), (0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)), (7 / 24, 1 / 4, 1 / 3, 1 / 8)),
     # Dormand & Prince 1980, Table 2: RK5(4)7M
@@ -132,10 +132,10 @@ def integrate(
     Raises:
         Stuck: if the steps shrink to nothing or more than `max_steps` lie between two stops.
     """
-    pair, u = PAIRS[method], stops[0]
+    tableau, u = TABLEAUS[method], stops[0]
     span = stops[-1] - u
     rates = equation([u])[0](state[0], True)
-    length = first_length(equation, state[0], rates[0], u, span, rtol, atol, pair.order)
+    length = first_length(equation, state[0], rates[0], u, span, rtol, atol, tableau.order)
     solved, growth = [], 10.0
     for stop in stops[1:]:
         tried = 0
@@ -143,12 +143,12 @@ def integrate(
             # A step may be a tenth longer than seems best, rather than leave a rest for another.
             end = stop if abs(stop - u) <= 1.1 * length else u + math.copysign(length, span)
             if abs(end - u) < 1e-14 * abs(span) and end != stop:
-                raise Stuck(u, "the steps shrink to nothing")
+                raise SolverError(u, "the steps shrink to nothing")
             if (tried := tried + 1) > max_steps:
-                raise Stuck(u, f"max_steps={max_steps} exceeded")
-            there, slopes = attempt(pair, equation, u, end, state, rates)
-            error = worst(advance(None, end - u, pair.error, slopes), state, there, rtol, atol)
-            factor = 0.9 * error ** (-1 / pair.order) if 0 < error < math.inf else 10 * (error == 0)
+                raise SolverError(u, f"max_steps={max_steps} exceeded")
+            there, slopes = attempt(tableau, equation, u, end, state, rates)
+            error = error_norm(advance(None, end - u, tableau.error, slopes), state, there, rtol, atol)
+            factor = 0.9 * error ** (-1 / tableau.order) if 0 < error < math.inf else 10 * (error == 0)
             taken, factor = abs(end - u), min(max(factor, 0.2), growth)
             if error <= 1:  # a step cut short by a stop is no reason for a shorter one after it
                 length = max(factor * taken, length * (taken < length))
@@ -160,15 +160,15 @@ def integrate(
 
 
 def attempt(
-    pair: Pair, equation: Equation, u: float, end: float, state: State, rates: State
+    tableau: ButcherTableau, equation: Equation, u: float, end: float, state: State, rates: State
 ) -> tuple[State, list[tuple[Tensor | None, ...]]]:
     """The state at `end` from that at u, whose slope is `rates`; and the slopes of all stages."""
     h, slopes = end - u, [rates]
-    at = equation([u + c * h if c < 1 else end for c in pair.nodes])
-    for row, slope, whole in zip(pair.rows, at, pair.whole, strict=True):
+    at = equation([u + c * h if c < 1 else end for c in tableau.nodes])
+    for row, slope, integrals in zip(tableau.rows, at, tableau.integrals, strict=True):
         x = advance(state, h, row, [each[:1] for each in slopes])[0]
-        slopes.append(slope(x, whole))
-    return (x, *advance(state[1:], h, pair.rows[-1], [each[1:] for each in slopes[:-1]])), slopes
+        slopes.append(slope(x, integrals))
+    return (x, *advance(state[1:], h, tableau.rows[-1], [each[1:] for each in slopes[:-1]])), slopes
 
 
 def advance(
@@ -184,7 +184,7 @@ def advance(
     return tuple(ends)
 
 
-def worst(difference: State, before: State, after: State, rtol: float, atol: float) -> float:
+def error_norm(difference: State, before: State, after: State, rtol: float, atol: float) -> float:
     """The largest root mean square over the samples, each over all its parts, of difference / tolerance."""
     squares, count = 0.0, 0
     for d, b, a in zip(difference, before, after, strict=True):
@@ -201,13 +201,13 @@ def first_length(
     Raises:
         Stuck: if the slope is not finite.
     """
-    value, slope = worst((x,), (x,), (x,), rtol, atol), worst((rate,), (x,), (x,), rtol, atol)
+    value, slope = error_norm((x,), (x,), (x,), rtol, atol), error_norm((rate,), (x,), (x,), rtol, atol)
     if not math.isfinite(slope):
-        raise Stuck(u, f"the slope is {slope}")
+        raise SolverError(u, f"the slope is {slope}")
     trial = min(0.01 * value / slope if value > 1e-5 and slope > 1e-5 else 1e-6 * abs(span), abs(span))
     h = math.copysign(trial, span)
     bend = equation([u + h])[0](x + h * rate, False)[0] - rate
-    change = worst((bend,), (x,), (x,), rtol, atol) / trial
+    change = error_norm((bend,), (x,), (x,), rtol, atol) / trial
     steepest = max(slope, change if math.isfinite(change) else 0.0)  # it may have gone far too far
     length = (0.01 / steepest) ** (1 / order) if steepest > 1e-15 else 1e-3 * abs(span)
     return min(100 * trial, length, abs(span))

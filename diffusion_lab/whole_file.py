@@ -61,7 +61,7 @@ def whole_file(path: Path, size: int | None = None) -> Iterator[BinaryIO]:
         refusal = refused(error)
         if refusal is None:
             raise
-        raise NotWritten(refusal.errno, told(path, refusal, size), str(path)) from error
+        raise NotWritten(refusal.errno, describe(path, refusal, size), str(path)) from error
     except BaseException:
         if partial is not None:
             partial.unlink(missing_ok=True)
@@ -108,7 +108,7 @@ def refused(error: BaseException | None) -> OSError | None:
     return None
 
 
-def told(path: Path, refusal: OSError, size: int | None = None) -> str:
+def describe(path: Path, refusal: OSError, size: int | None = None) -> str:
     """One line on a file that could not be written."""
     words = [f"{path} cannot be written: {os.strerror(refusal.errno)}"]
     words += [] if size is None else [f"it needs {amount(size)}"]
@@ -141,7 +141,7 @@ def room_for_a_file(folder: Path) -> None:
         with whole_file(path) as file:
             file.write(bytes(1 << 16))
     except NotWritten as error:
-        raise NotWritten(error.errno, told(folder, error)) from error
+        raise NotWritten(error.errno, describe(folder, error)) from error
     path.unlink(missing_ok=True)
 
 

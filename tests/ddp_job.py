@@ -133,8 +133,8 @@ def trained(folder: Path, world: int, *more: pl.Callback, resume: Path | None = 
     try:
         run.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
         stopped = None
-    except Stopped as told:
-        stopped = str(told)
+    except Stopped as c_noise:
+        stopped = str(c_noise)
     ema = next(c for c in run.callbacks if isinstance(c, EMA)).weights
     return {"weights": model.network.state_dict(), "ema": ema, "noise": model.loss.seen, "stopped": stopped}
 

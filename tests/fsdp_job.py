@@ -68,7 +68,7 @@ class OfItem(DenoisingLoss):
 
     def __call__(self, denoiser: Denoiser, x0: Tensor, generator: Any = None) -> Tensor:
         where = torch.sin(x0.flatten(1) @ torch.linspace(1, 9, x0[0].numel())).square()
-        t = denoiser.process.grid(None).sort().values[(999 * where).long()]
+        t = denoiser.process.timesteps(None).sort().values[(999 * where).long()]
         return self.at(denoiser, x0, t, torch.sin(1e3 * x0 + 1))
 
 

@@ -15,14 +15,14 @@ from diffusion_lab.bench.race import Absent
 from diffusion_lab.checkpoint import AtomicCheckpointIO
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.noise import image_generators
-from diffusion_lab.process import Geometric, Ladder, Linear
+from diffusion_lab.process import DiscreteProcess, Geometric, Linear
 from diffusion_lab.sampler import Ancestral, DPMSolver, Sampler
 
 SHAPE = (1, 8, 8)
 
 
 def model(process=None):
-    denoiser = exact_denoiser(analytic.diag64(), process or Ladder(Linear(), 1000))
+    denoiser = exact_denoiser(analytic.diag64(), process or DiscreteProcess(Linear(), 1000))
     return SimpleNamespace(denoiser=denoiser, shape=SHAPE)
 
 
@@ -59,7 +59,7 @@ def test_every_peer_samples():
 def test_diffusers_needs_betas():
     pytest.importorskip("diffusers")
     with pytest.raises(Absent, match="betas"):
-        few_steps.steps_for(few_steps.theirs("DDIM"), 5, model(Ladder(Geometric(0.01, 20.0), 50)))
+        few_steps.steps_for(few_steps.theirs("DDIM"), 5, model(DiscreteProcess(Geometric(0.01, 20.0), 50)))
 
 
 @pytest.mark.parametrize(
@@ -83,8 +83,8 @@ def test_words_reach_the_sampler():
     sampler = few_steps.ours("dpm_solver_sde spacing=karras rho=3", None).make(9)
     assert (sampler.steps, sampler.spacing, sampler.rho, sampler.predictor.stochastic) == (9, "karras", 3, True)
     assert few_steps.ours("ancestral", "fixed_small").make(5).predictor.variance == "fixed_small"
-    for words, told in (("hein", "heun"), ("ddim spacin=karras", "spacin"), ("ode", "no number of steps")):
-        with pytest.raises(ConfigError, match=told):
+    for words, c_noise in (("hein", "heun"), ("ddim spacin=karras", "spacin"), ("ode", "no number of steps")):
+        with pytest.raises(ConfigError, match=c_noise):
             few_steps.ours(words, None)
 
 

@@ -19,11 +19,11 @@ def result():
 
 
 def test_everybody_agrees_with_the_reference(result):
-    told = re.findall(r"  (\S.*): (\d+) \+ (\d+), (\S+)", result.note)
-    assert [name for name, *_ in told] == list(result.measured)[:-1]
-    for name, forwards, backwards, error in told:
+    c_noise = re.findall(r"  (\S.*): (\d+) \+ (\d+), (\S+)", result.note)
+    assert [name for name, *_ in c_noise] == list(result.measured)[:-1]
+    for name, forwards, backwards, error in c_noise:
         assert float(error) < 5e-3, name
-    (_, forwards, backwards, error), *others = told
+    (_, forwards, backwards, error), *others = c_noise
     assert float(error) < 1e-4 and all(int(f) > int(forwards) and int(b) > int(backwards) for _, f, b, _ in others[1:])
 
 
@@ -34,7 +34,7 @@ def test_only_the_official_program_is_missing(result):
 
 def test_calls_are_counted():
     network = likelihood.Counted(torch.nn.Linear(2, 2))
-    network.network.forward = lambda x, told: x**2
+    network.network.forward = lambda x, c_noise: x**2
     x = torch.ones(1, 2, requires_grad=True)
     torch.autograd.grad(network(x, x).sum(), x)
     with torch.no_grad():

@@ -30,12 +30,14 @@ def contestants(log):
     }
 
 
-def told(work, device):
+def c_noise(work, device):
     return (seconds := work()), seconds
 
 
 def result(unit, per=1, log=None):
-    race = Race("work", contestants([] if log is None else log), unit, per, told, lambda last: f"last {sorted(last)}")
+    race = Race(
+        "work", contestants([] if log is None else log), unit, per, c_noise, lambda last: f"last {sorted(last)}"
+    )
     return run(race, Setting(rounds=3))
 
 

@@ -21,9 +21,9 @@ class Counting(sampling.Ready):
 
     calls = 0
 
-    def __call__(self, x, *told):
+    def __call__(self, x, *c_noise):
         self.calls += 1
-        return super().__call__(x, *told)
+        return super().__call__(x, *c_noise)
 
 
 @pytest.mark.parametrize("name", sampling.METHODS)

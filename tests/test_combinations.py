@@ -34,7 +34,7 @@ def denoiser(model: str, data: str) -> Denoiser:
     found = settings(f"data={data}", *f"model={model}".split())["model"] | {"network": {}, "loss": {}, "optimizer": {}}
     kept = {k: v for k, v in found.items() if k not in ("sampler", "likelihood")}
     built = instantiate(kept | {"_partial_": True}, "model")(sampler=None)
-    built.denoiser.network = lambda x, told: x
+    built.denoiser.network = lambda x, c_noise: x
     return built.denoiser
 
 

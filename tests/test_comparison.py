@@ -262,18 +262,18 @@ def test_files_that_do_not_tell_are_not_taken_for_seeds(tmp_path):
         ([("m", "a", []), ("m", "a", []), ("n", "a", [])], ["m (0)", "m (1)", "n"]),
     ],
 )
-def test_names_say_what_differs_and_no_more(run, told, expected):
-    runs = [run(f"{i}", {}, words, model=model, sampler=sampler) for i, (model, sampler, words) in enumerate(told)]
+def test_names_say_what_differs_and_no_more(run, c_noise, expected):
+    runs = [run(f"{i}", {}, words, model=model, sampler=sampler) for i, (model, sampler, words) in enumerate(c_noise)]
     assert names(runs) == expected
 
 
 def test_no_fact_is_named_that_others_make_needless():
     """a splits nine runs best at first, yet b and c do it alone."""
     a = [[0, 0, 1], [0, 0, 2], [3, 3, 3]]
-    told = [{"a": str(a[b][c]), "b": str(b), "c": str(c)} for b in range(3) for c in range(3)]
-    assert comparison.distinguishing(told) == ["b", "c"] and comparison.distinguishing(told[:1]) == []
-    told = [{"a": "0", "b": "0", "c": "0"}, {"a": "0", "b": "1", "c": "1"}, {"a": "1", "b": "0", "c": "2"}]
-    assert comparison.distinguishing(told) == ["c"]  # one fact rather than two earlier ones
+    c_noise = [{"a": str(a[b][c]), "b": str(b), "c": str(c)} for b in range(3) for c in range(3)]
+    assert comparison.distinguishing(c_noise) == ["b", "c"] and comparison.distinguishing(c_noise[:1]) == []
+    c_noise = [{"a": "0", "b": "0", "c": "0"}, {"a": "0", "b": "1", "c": "1"}, {"a": "1", "b": "0", "c": "2"}]
+    assert comparison.distinguishing(c_noise) == ["c"]  # one fact rather than two earlier ones
 
 
 def test_names_of_one_run_of_several_steps_and_of_several_checkpoints(run):

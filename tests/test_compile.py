@@ -22,7 +22,7 @@ from diffusion_lab.loss import DenoisingLoss
 from diffusion_lab.model import DDPM
 from diffusion_lab.network import MLP
 from diffusion_lab.parameterization import Parameterization
-from diffusion_lab.process import Ladder, Linear
+from diffusion_lab.process import DiscreteProcess, Linear
 from diffusion_lab.sampler import DDIM, Sampler
 
 
@@ -94,7 +94,7 @@ def test_training_validation_sampling_and_likelihood_are_translated_once_each(tm
 def test_training_and_sampling_tell_the_network_the_time_in_one_kind_of_tensor():
     kinds = set()
     nothing = lambda x, t: kinds.add((t.dtype, t.stride())) or x  # noqa: E731
-    denoiser = Denoiser(nothing, Ladder(Linear(), 10), Parameterization("eps", "level", -1.0, 1.0))
+    denoiser = Denoiser(nothing, DiscreteProcess(Linear(), 10), Parameterization("eps", "level", -1.0, 1.0))
     for t in (torch.tensor(0.5), torch.full((3,), 0.5), torch.tensor(0.5, dtype=torch.float64)):
         denoiser(torch.zeros(3, 2), t)
     assert kinds == {(torch.float32, (1,))}
@@ -148,9 +148,9 @@ def test_the_key_compiles_the_network_that_is_sampled_from(tmp_path, monkeypatch
         raise Compiled(*arguments, replay)
 
     monkeypatch.setattr(sample, "compile_network", noted)
-    with pytest.raises(Compiled) as told:
+    with pytest.raises(Compiled) as c_noise:
         sample.sample(config)
-    made, device, replay = told.value.args
+    made, device, replay = c_noise.value.args
     assert isinstance(made, MLP) and device.type == "cpu" and replay
 
 

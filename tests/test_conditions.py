@@ -16,7 +16,7 @@ from diffusion_lab.data.classes import class_counts
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.evaluation.agreement import agreement, agreement_names
 from diffusion_lab.evaluation.likelihood import score_likelihood
-from diffusion_lab.evaluation.series import Series
+from diffusion_lab.evaluation.sample_store import SampleStore
 from diffusion_lab.guidance import ClassifierFree
 from diffusion_lab.launch.changes import changes
 from diffusion_lab.launch.compose import check
@@ -27,7 +27,7 @@ from diffusion_lab.loss import DenoisingLoss, ImplicitScoreMatching
 from diffusion_lab.model import DDPM, Labels
 from diffusion_lab.network import MLP, Energy, NCSNpp, RefineNet, UNet
 from diffusion_lab.parameterization import Parameterization
-from diffusion_lab.process import Ladder, Linear
+from diffusion_lab.process import DiscreteProcess, Linear
 from diffusion_lab.sampler import DDIM, Sampler
 
 UNET = {
@@ -93,9 +93,9 @@ def test_without_classes_a_network_is_what_it_was_and_refuses_labels(name):
     plain, (x, t) = NETWORKS[name](), seen(name)
     torch.manual_seed(0)
     again = NETWORKS[name](classes=None)
-    told = NETWORKS[name](classes=3)
+    c_noise = NETWORKS[name](classes=3)
     assert [*plain.state_dict()] == [*again.state_dict()] and not any("labels" in key for key in plain.state_dict())
-    added = {k: v for k, v in told.state_dict().items() if k not in plain.state_dict()}
+    added = {k: v for k, v in c_noise.state_dict().items() if k not in plain.state_dict()}
     tables = {k: v for k, v in added.items() if "labels.weight" in k}
     assert tables and all(len(table) == 4 for table in tables.values())
     assert tables.keys() == added.keys() or name == "ncsnpp not told t"  # whose blocks were told nothing
@@ -103,14 +103,14 @@ def test_without_classes_a_network_is_what_it_was_and_refuses_labels(name):
     with pytest.raises(ValueError, match="without classes: give it no label"):
         plain(x, t, label=torch.zeros(4, dtype=torch.int64))
     with pytest.raises(ValueError, match="3 classes: give each image a label"):
-        told(x, t)
+        c_noise(x, t)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_label_is_learned_by_every_loss_and_validated_where_gradients_are_off(name):
     network, (x, _) = stirred(NETWORKS[name](classes=3)), seen(name)
     row = Parameterization("scaled_score", "level")
-    denoiser = Denoiser(network, Ladder(Linear(), 5), row)
+    denoiser = Denoiser(network, DiscreteProcess(Linear(), 5), row)
     for loss in [DenoisingLoss()] + [ImplicitScoreMatching()] * (x.dim() == 2):
         network.zero_grad()
         loss(denoiser.given(label=torch.tensor([0, 1, 3, 1])), x, torch.Generator().manual_seed(1)).sum().backward()
@@ -279,7 +279,7 @@ def test_agreement_is_the_share_of_samples_of_the_class_asked_for(tmp_path):
             for i, k in enumerate(model.labels_of(range(first, first + count), seed).tolist(), first)
         ]
     ]
-    series = Series(tmp_path, model, seed=2, batch_size=60)
+    series = SampleStore(tmp_path, model, seed=2, batch_size=60)
     series.complete(120)
     (name,) = agreement_names(model, None, data, 60)
     record = agreement(series, None, data, 60, 2)[name]
@@ -297,7 +297,7 @@ def test_the_classifier_of_the_features_tells_the_classes_if_it_knows_as_many(tm
     extractor.prepare(data.images("train"), data.labels("train"))
     model = SimpleNamespace(labels=Labels([1] * 10), shape=(1, 8, 8), grey_levels=17, device="cpu", sampler=None)
     model.labels_of = lambda span, seed: data.labels("held_out", len(span), span.start)
-    series = Series(tmp_path, model, batch_size=100)
+    series = SampleStore(tmp_path, model, batch_size=100)
     for chunk in series.samples.ranges(200):
         images = data.images("held_out", len(chunk), chunk.start)
         series.features(extractor).write(chunk, extractor(images))
@@ -331,7 +331,7 @@ def test_the_likelihood_of_a_conditional_model_is_given_each_items_label(tmp_pat
 # --------------------------------------------------------------------------- configurations
 
 
-def told(network, counts=(3, 4), names=None, **settings):
+def c_noise(network, counts=(3, 4), names=None, **settings):
     settings = {"model": {"network": network}, **settings}
     tell_labels(settings, SimpleNamespace(conditional=True, class_counts=lambda: list(counts), class_names=names))
     return settings["model"]
@@ -339,16 +339,16 @@ def told(network, counts=(3, 4), names=None, **settings):
 
 def test_the_settings_of_a_conditional_model_hold_its_classes():
     inner = {"_target_": "diffusion_lab.network.MLP", "width": 8, "classes": None}
-    model = told({"_target_": "diffusion_lab.network.Energy", "network": inner}, names=("a", "b"))
+    model = c_noise({"_target_": "diffusion_lab.network.Energy", "network": inner}, names=("a", "b"))
     assert inner["classes"] == 2 and "classes" not in model["network"]
     labels = instantiate(model["labels"])
     assert (labels.counts, labels.names, labels.dropout, labels.null) == ([3, 4], ["a", "b"], 0.1, 2)
-    assert told(inner, label_dropout=0.0)["labels"]["dropout"] == 0.0
+    assert c_noise(inner, label_dropout=0.0)["labels"]["dropout"] == 0.0
     untouched = {"model": {"network": {"_target_": "os.system"}}}
     tell_labels(untouched, SimpleNamespace(conditional=False))
     assert untouched == {"model": {"network": {"_target_": "os.system"}}}
     with pytest.raises(ConfigError, match="Linear.forward takes no label; give it forward"):
-        told({"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 2})
+        c_noise({"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 2})
 
 
 def test_a_run_from_before_there_were_labels_goes_on():

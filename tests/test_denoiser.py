@@ -12,9 +12,9 @@ from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.network.embedding import FourierWaves
 from diffusion_lab.noise import draw, image_generators, stream
 from diffusion_lab.parameterization import CONDITIONING, TO_EPS, Parameterization
-from diffusion_lab.process import VE, VP, Geometric, Ladder, Linear, SubVP
+from diffusion_lab.process import VE, VP, DiscreteProcess, Geometric, Linear, SubVP
 
-PROCESSES = (Ladder(Linear(), 50), SubVP(Linear()), VE(Geometric(0.05, 20.0)))
+PROCESSES = (DiscreteProcess(Linear(), 50), SubVP(Linear()), VE(Geometric(0.05, 20.0)))
 GUESS = {
     "eps": lambda x, out, alpha, sigma: (x - sigma * out) / alpha,
     "x0": lambda x, out, alpha, sigma: out,
@@ -28,8 +28,8 @@ GUESS = {
 class Asked:
     """A network that is not linear and notes what it was asked."""
 
-    def __call__(self, x, told):
-        self.seen, self.told = x, told
+    def __call__(self, x, c_noise):
+        self.seen, self.c_noise = x, c_noise
         return (1.3 * x + 0.1).sin()
 
 
@@ -50,27 +50,29 @@ def test_a_reading_is_what_forward_does_at_its_time(output, shape, dtype, tolera
     times = torch.tensor([1.0, 0.04], dtype=torch.float64)
     z = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     rows = product(PROCESSES, CONDITIONING, ((-1.0, 1.0), (0.0, 1.0), (-0.5, 2.0)), (False, True))
-    for process, told, (low, high), unit_input in rows:
-        if "level" in told and not process.levels:
+    for process, c_noise, (low, high), unit_input in rows:
+        if "level" in c_noise and not process.levels:
             continue
         network = Asked()
-        denoiser = Denoiser(network, process, Parameterization(output, told, low, high, unit_input))
-        for t, reading in zip(times, denoiser.readings(times, z.to(dtype)), strict=True):
+        denoiser = Denoiser(network, process, Parameterization(output, c_noise, low, high, unit_input))
+        for t, preconditioning in zip(times, denoiser.preconditionings(times, z.to(dtype)), strict=True):
             alpha, sigma = process.alpha(t), process.sigma(t)
             x = ((alpha**2 + sigma**2).sqrt() * z).to(dtype)
             estimate = denoiser(x, t)
-            seen, told_there = network.seen, network.told
-            out = denoiser.read(x, reading)
+            seen, told_there = network.seen, network.c_noise
+            out = denoiser.network_output(x, preconditioning)
             close(network.seen, seen, tolerance)
-            assert torch.equal(network.told, told_there) and network.told.stride() == (1,) and reading.t == t
-            by_x, by_output = reading.score
-            score = out * by_output if by_x is None else combine(reading.score, x, (out,))
+            assert (
+                torch.equal(network.c_noise, told_there) and network.c_noise.stride() == (1,) and preconditioning.t == t
+            )
+            by_x, by_output = preconditioning.score
+            score = out * by_output if by_x is None else combine(preconditioning.score, x, (out,))
             if dtype == torch.float64:  # in float32 forward itself is further off where alpha is small
-                close(combine(reading.x0, x, (out,)), estimate.x0, tolerance)
+                close(combine(preconditioning.x0, x, (out,)), estimate.x0, tolerance)
                 close(score, estimate.score, tolerance)
             exact, x = out.double(), x.double()
             guess = GUESS[output](x, exact, alpha, sigma)
-            close(combine(reading.x0, x.to(dtype), (out,)), guess.to(dtype), tolerance)
+            close(combine(preconditioning.x0, x.to(dtype), (out,)), guess.to(dtype), tolerance)
             close(score, ((alpha * guess - x) / sigma**2).to(dtype), tolerance)
 
 
@@ -84,10 +86,10 @@ def test_what_is_read_is_counted_and_asked_in_the_networks_precision():
 
     half, full = torch.bfloat16, torch.float32
     for network, dtype in ((Network(2, 2), full), (Network(2, 2).to(half), half)):
-        denoiser = Denoiser(network, VP(Linear()), Parameterization(told="time_999"))
-        reading, _ = denoiser.readings(torch.tensor([1.0, 0.5]), torch.zeros(3, 2))
+        denoiser = Denoiser(network, VP(Linear()), Parameterization(c_noise="time_999"))
+        preconditioning, _ = denoiser.preconditionings(torch.tensor([1.0, 0.5]), torch.zeros(3, 2))
         for count in (1, 2):
-            denoiser.read(torch.zeros(3, 2), reading)
+            denoiser.network_output(torch.zeros(3, 2), preconditioning)
             assert denoiser.nfe == count and asked[-1] == (dtype, full)
 
 

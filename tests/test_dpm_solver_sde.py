@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from diffusion_lab.process import VE, VP, Geometric, Ladder, Linear, SubVP
+from diffusion_lab.process import VE, VP, DiscreteProcess, Geometric, Linear, SubVP
 from diffusion_lab.sampler import DDIM, DPMSolver
 from diffusion_lab.sampler.prediction import Prediction, coefficients
 from diffusion_lab.sampler.record import Form
@@ -38,7 +38,7 @@ def weights(step, process, times):
     return found
 
 
-PROCESSES = [Ladder(Linear(), 1000), VP(Linear()), SubVP(Linear()), VE(Geometric(0.01, 20.0))]
+PROCESSES = [DiscreteProcess(Linear(), 1000), VP(Linear()), SubVP(Linear()), VE(Geometric(0.01, 20.0))]
 MEAN, STD = 0.3, 0.5  # of the data
 
 
@@ -46,7 +46,7 @@ MEAN, STD = 0.3, 0.5  # of the data
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_a_constant_prediction_gives_the_exact_transition(process, order):
     """Then x_s given x_t is q(x_s | x_t, x_0), which DDIM draws from at eta = 1, whatever the order."""
-    times = process.grid(8, "log_snr")
+    times = process.timesteps(8, "log_snr")
     for i, (found, exact) in enumerate(
         zip(weights(DPMSolver(order, stochastic=True), process, times), weights(DDIM(1.0), process, times), strict=True)
     ):
@@ -57,7 +57,7 @@ def test_a_constant_prediction_gives_the_exact_transition(process, order):
 def test_order_three_is_exact_for_predictions_linear_in_lambda():
     """The mean is (sigma_s / sigma_t) e^-h x_t + 2 alpha_s int e^(-2 (lambda_s - lambda)) x0_hat(lambda) dlambda."""
     process = VP(Linear())
-    times = process.grid(7, "karras")
+    times = process.timesteps(7, "karras")
     lam = (process.log_snr(times) / 2).tolist()
     for i, move in enumerate(weights(DPMSolver(3, stochastic=True), process, times)):
         h, alpha_s = lam[i + 1] - lam[i], process.alpha(times[i + 1]).item()
@@ -68,7 +68,7 @@ def test_order_three_is_exact_for_predictions_linear_in_lambda():
 
 def test_order_two_weighs_predictions_as_published():
     process = VP(Linear())
-    times = process.grid(6, "karras")
+    times = process.timesteps(6, "karras")
     lam = (process.log_snr(times) / 2).tolist()
     for i, move in enumerate(weights(DPMSolver(2, stochastic=True), process, times)):
         h, alpha_s = lam[i + 1] - lam[i], process.alpha(times[i + 1]).item()
@@ -79,7 +79,7 @@ def test_order_two_weighs_predictions_as_published():
 def error(predictor: DPMSolver, steps: int) -> float:
     """How far the standard deviation is from that of Gaussian data, by exact guesses, at the last time."""
     process = VP(Linear())
-    times = process.grid(steps, "log_snr")
+    times = process.timesteps(steps, "log_snr")
     x, past = torch.zeros(steps + 1).double(), []  # the mean, then a column for each independent noise
     x[1] = process.prior_std
     for i, (t, move) in enumerate(zip(times, weights(predictor, process, times))):

@@ -13,10 +13,10 @@ from PIL import Image
 from test_end_to_end import python, run
 
 from diffusion_lab.data import Digits
-from diffusion_lab.evaluation import Series
-from diffusion_lab.launch.request import folder, request
+from diffusion_lab.evaluation import SampleStore
 from diffusion_lab.launch.sample import with_earlier
 from diffusion_lab.launch.sample_files import join, write_pngs
+from diffusion_lab.launch.sample_spec import folder, request
 from diffusion_lab.launch.stats import Whole
 from diffusion_lab.metric import Statistics
 
@@ -133,7 +133,7 @@ def test_every_part_of_a_request_has_a_directory_of_its_own(tmp_path):
 
 
 def test_all_samples_join_in_one_file_and_in_pictures(tmp_path):
-    series = Series(tmp_path, tiny_model(), batch_size=5)
+    series = SampleStore(tmp_path, tiny_model(), batch_size=5)
     series.complete(12)
     rows = series.rows(range(12))[:].numpy()
     join(series, 12, tmp_path / "samples.npz")

@@ -15,8 +15,8 @@ from diffusion_lab.data import DataModule, Digits
 from diffusion_lab.data.base import Splits
 from diffusion_lab.evaluation import MEASURES, Evaluator, reference
 from diffusion_lab.evaluation.likelihood import likelihood_name, score_likelihood, summary
-from diffusion_lab.evaluation.plane import point_names, score_points
-from diffusion_lab.evaluation.quality import Features, Judge, Reference, chart_name, repeated, with_real
+from diffusion_lab.evaluation.scorer import Features, Reference, Scorer, chart_name, repeated, with_real
+from diffusion_lab.evaluation.toy2d import point_names, score_points
 from diffusion_lab.likelihood import VariationalBound, bits_per_dim
 from diffusion_lab.metric import Statistics, kernel_distance, moments, neighbour_scores
 from diffusion_lab.noise import image_generators
@@ -104,7 +104,7 @@ def test_a_file_of_another_program_serves_what_it_can(tmp_path):
     np.savez(tmp_path / "cifar10-stats.v2.npz", mu=np.array([0.3, 0.1]), sigma=np.eye(2))
     found = reference.load(tmp_path / "cifar10-stats.v2.npz", Means())
     assert found.word == "cifar10_stats_v2" and found.protocol["reference_protocol"] == "not recorded"
-    judge = Judge(Means(), found, ("frechet", "kernel", "inception_score", "neighbours"))
+    judge = Scorer(Means(), found, ("frechet", "kernel", "inception_score", "neighbours"))
     records = judge(Features.of(torch.randn(40, 2, generator=torch.Generator().manual_seed(0)).double()))
     assert list(records) == ["fd_means_cifar10_stats_v2_40", "inception_score_means_40"] == judge.names(40)
     asked = Evaluator(Means(), samples=40, reference=str(tmp_path / "cifar10-stats.v2.npz"), measures=MEASURES)
@@ -132,7 +132,7 @@ def test_references_and_measures_that_do_not_exist_are_refused():
 def test_every_measure_of_equal_sets_is_that_of_equal_sets():
     rows = (torch.randn(60, 2, generator=torch.Generator().manual_seed(1)) * 0.1 + 0.25).double()
     against = Reference("train", Statistics(moments(rows), rows), {"reference": "itself"})
-    records = Judge(Means(), against, ("frechet", "kernel", "inception_score", "neighbours"))(Features.of(rows))
+    records = Scorer(Means(), against, ("frechet", "kernel", "inception_score", "neighbours"))(Features.of(rows))
     values = {name: record["value"] for name, record in records.items()}
     assert values["fd_means_train_60"] == pytest.approx(0, abs=1e-9)
     # One subset of all rows on both sides: minus twice the mean of k(x, x) - k(x, y) over the diagonal.
@@ -153,14 +153,14 @@ def test_measures_are_taken_as_their_protocol_says():
     draw = torch.Generator().manual_seed(2)
     real, fake = (torch.rand(n, 2, generator=draw) * 0.3 + shift for n, shift in ((50, 0.0), (40, 0.1)))
     against = Reference("train", Statistics(moments(real), real), {})
-    records = Judge(Means(), against, ("kernel", "neighbours"), neighbours=30)(Features.of(fake))
+    records = Scorer(Means(), against, ("kernel", "neighbours"), neighbours=30)(Features.of(fake))
     near = neighbour_scores(fake[:30], real[:30], 3, 5)
     wanted = {f"{k}_means_train_30": getattr(near, k) for k in ("precision", "recall", "density", "coverage")}
     wanted = {"kd_means_train_40": kernel_distance(fake, real, 100, 40).value, **wanted}
     assert {name: record["value"] for name, record in records.items()} == wanted
     assert [record["better"] for record in records.values()] == ["lower"] + ["higher"] * 4
     few = Reference("train", Statistics(moments(real), real[:20]), {})
-    (record,) = Judge(Means(), few, ("kernel",))(Features.of(fake)).values()
+    (record,) = Scorer(Means(), few, ("kernel",))(Features.of(fake)).values()
     assert record["protocol"]["subset_size"] == 20 and Features.of(fake.repeat(60, 1)).moments.count == 2400
 
 
@@ -300,7 +300,7 @@ def test_a_training_set_of_one_and_a_held_out_set_of_none_are_no_obstacle(tmp_pa
 def test_a_file_with_few_rows_of_features_serves_what_needs_none(tmp_path):
     rows = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)).double()
     Statistics(moments(rows), rows[:4], {}).save(tmp_path / "few.npz")
-    judge = Judge(Means(), reference.load(tmp_path / "few.npz", Means()), ("frechet", "neighbours"))
+    judge = Scorer(Means(), reference.load(tmp_path / "few.npz", Means()), ("frechet", "neighbours"))
     assert judge.lacks("neighbours", 40) == "neighbours needs features of 6 reference images, there are 4"
     assert list(judge(Features.of(rows + 1))) == ["fd_means_few_50"]
 
@@ -308,8 +308,8 @@ def test_a_file_with_few_rows_of_features_serves_what_needs_none(tmp_path):
 def test_few_samples_for_many_dimensions_are_told(tmp_path):
     judge = evaluator(tmp_path, samples=40)
     judge.prepare(small(100, 30), torch.device("cpu"))
-    told = judge.cautions(small(100, 30))
-    assert [line.partition(":")[0] for line in told] == [
+    c_noise = judge.cautions(small(100, 30))
+    assert [line.partition(":")[0] for line in c_noise] == [
         "40 samples for 64 dimensions",
         "30 reference images for 64 dimensions",
     ]

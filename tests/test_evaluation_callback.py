@@ -16,7 +16,7 @@ import diffusion_lab.evaluation.estimate as estimation
 from diffusion_lab.callback import EMA, Checkpoint, Evaluation
 from diffusion_lab.callback.interrupt import Stopped
 from diffusion_lab.data import Digits
-from diffusion_lab.evaluation import Chunks, Evaluator
+from diffusion_lab.evaluation import ChunkedArray, Evaluator
 from diffusion_lab.evaluation.estimate import Estimate, estimate, network_calls
 from diffusion_lab.likelihood import FlowLikelihood
 from diffusion_lab.metric import ClassifierFeatures
@@ -74,7 +74,9 @@ def test_evaluates_both_weights_every_so_many_steps_and_at_the_end(tmp_path, cap
     assert [step for step in rows if "eval/fd_digits_held_out_12" in rows[step]] == [6]
     for step, name in ((2, "fd_digits_held_out_8"), (6, "fd_digits_held_out_12"), (6, "raw_fd_digits_held_out_12")):
         chart = "raw_fd" if name.startswith("raw") else "fd"
-        assert rows[step][f"eval/{chart}"] == rows[step][f"eval/{name}"], "a chart for all counts, beside the exact name"
+        assert rows[step][f"eval/{chart}"] == rows[step][f"eval/{name}"], (
+            "a chart for all counts, beside the exact name"
+        )
     for row in rows.values():
         averaged, raw = (row.get(f"eval/{prefix}bound_bits_per_dim") for prefix in ("", "raw_"))
         assert (averaged is None) == (raw is None) and (averaged is None or averaged != raw)
@@ -138,7 +140,7 @@ def test_an_evaluation_that_was_cut_short_is_made_by_the_run_that_goes_on(tmp_pa
 
 
 def test_without_an_average_the_numbers_are_the_raw_ones(tmp_path):
-    stale = Chunks(tmp_path / "run/evaluation/step_00000002_raw/samples", 5)  # of an earlier run of these steps
+    stale = ChunkedArray(tmp_path / "run/evaluation/step_00000002_raw/samples", 5)  # of an earlier run of these steps
     for chunk in stale.ranges(12):
         stale.write(chunk, torch.zeros(len(chunk), 8, 8, 1, dtype=torch.uint8))
     evaluation, rows, model = fitted(tmp_path, steps=2, ema=False, weights="both")
@@ -245,9 +247,9 @@ def test_an_estimate_grows_with_the_work_and_says_it_in_words(tmp_path, monkeypa
     model = tiny_model()
     del model.likelihood["flow"]
     judge = evaluator(tmp_path, samples=1000, repeats=1, likelihood_samples=100, likelihood_repeats=1)
-    told = estimate(model, judge, Digits())
-    assert told.samples == pytest.approx(0.01 * 1000 * 3)  # three calls for each sample
-    assert told.likelihood == pytest.approx(0.01 * 100 * 3)  # three terms for each item
+    c_noise = estimate(model, judge, Digits())
+    assert c_noise.samples == pytest.approx(0.01 * 1000 * 3)  # three calls for each sample
+    assert c_noise.likelihood == pytest.approx(0.01 * 100 * 3)  # three terms for each item
     model.likelihood["flow"] = FlowLikelihood()
     judge.likelihood_samples = 0
     assert estimate(model, judge, Digits()).likelihood == 0
@@ -260,4 +262,4 @@ def test_an_estimate_grows_with_the_work_and_says_it_in_words(tmp_path, monkeypa
     model.likelihood["bound"].terms = None
     assert module.likelihood_calls(model, "bound") == 1000  # every level
     assert str(Estimate(4000, 4000)) == "2.2 h"
-    assert str(told) == "33 s" and str(Estimate(600, 0)) == "10 min" and str(Estimate(36_000, 0)) == "10.0 h"
+    assert str(c_noise) == "33 s" and str(Estimate(600, 0)) == "10 min" and str(Estimate(36_000, 0)) == "10.0 h"

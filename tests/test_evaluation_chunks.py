@@ -12,23 +12,23 @@ from evaluation_job import tiny_model
 
 from diffusion_lab import ranks
 from diffusion_lab.data import Toy2D
-from diffusion_lab.evaluation import Chunks, Evaluator, Rows, Series, share
-from diffusion_lab.evaluation.plane import point_names, score_points
+from diffusion_lab.evaluation import ChunkedArray, Evaluator, Rows, SampleStore, share
+from diffusion_lab.evaluation.toy2d import point_names, score_points
 from diffusion_lab.finite import NonFinite
 from diffusion_lab.metric import sliced_wasserstein, to_uint8
 from diffusion_lab.sampler import DDIM, Sampler
 
 
-def filled(folder, count: int = 23, size: int = 5) -> tuple[Chunks, torch.Tensor]:
+def filled(folder, count: int = 23, size: int = 5) -> tuple[ChunkedArray, torch.Tensor]:
     values = torch.arange(count * 3, dtype=torch.float32).reshape(count, 3)
-    chunks = Chunks(folder, size)
+    chunks = ChunkedArray(folder, size)
     for chunk in chunks.ranges(count):
         chunks.write(chunk, values[chunk.start : chunk.stop])
     return chunks, values
 
 
 def test_chunks_cover_every_row_once_and_depend_on_the_size_alone(tmp_path):
-    chunks = Chunks(tmp_path, 5)
+    chunks = ChunkedArray(tmp_path, 5)
     assert [i for chunk in chunks.ranges(23) for i in chunk] == list(range(23))
     assert chunks.ranges(40)[:4] == chunks.ranges(23)[:4]
     assert [chunks.path(c).name for c in chunks.ranges(11)] == ["00000000.npy", "00000005.npy", "00000010.npy"]
@@ -49,7 +49,7 @@ def test_what_is_there_comes_back_and_what_is_not_is_missing(tmp_path):
 
 def test_files_of_another_size_and_damaged_ones_are_never_taken_for_others(tmp_path):
     chunks, values = filled(tmp_path, 23, size=10)  # files at 0, 10, 20
-    smaller = Chunks(tmp_path, 5)
+    smaller = ChunkedArray(tmp_path, 5)
     assert smaller.missing(23) == [range(5, 10), range(15, 20)]
     assert torch.equal(smaller.read(range(10, 15)), values[10:15])
     for content in (b"", b"cut", chunks.path(range(0, 10)).read_bytes()[:-40]):
@@ -58,7 +58,7 @@ def test_files_of_another_size_and_damaged_ones_are_never_taken_for_others(tmp_p
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
-    chunks = Chunks(tmp_path / "new", 5)
+    chunks = ChunkedArray(tmp_path / "new", 5)
 
     def cut(file, rows):
         file.write(b"half a file")
@@ -102,12 +102,12 @@ def test_sharing_fills_what_lacks_and_nothing_else(tmp_path):
 
 def test_a_series_is_what_the_model_draws_by_seed_and_index(tmp_path):
     model, sampler = tiny_model(), Sampler(DDIM(eta=1.0), steps=2)
-    series = Series(tmp_path, model, sampler, seed=3, batch_size=5)
+    series = SampleStore(tmp_path, model, sampler, seed=3, batch_size=5)
     direct = model.sample(12, seed=3, sampler=sampler, batch_size=5)
     series.complete(12)
     assert torch.equal(series.rows(range(12))[:].permute(0, 3, 1, 2), to_uint8(direct))
     torch.testing.assert_close(series.chunk(range(5, 10)), to_uint8(direct[5:10]) / 255)
-    assert series.cost(12)[0] == 2 and Series(tmp_path, model).sampler is model.sampler
+    assert series.cost(12)[0] == 2 and SampleStore(tmp_path, model).sampler is model.sampler
     for first, calls, seconds, drawn in ((0, 10, 6.0, 5), (5, 20, 12.0, 5), (10, 30, 6.0, 2)):
         series.costs.write(range(first, first + 1), torch.tensor([[calls, seconds, drawn]], dtype=torch.float64))
     assert series.cost(12) == ((5 * 10 + 5 * 20 + 2 * 30) / 12, 12 / 24)
@@ -115,7 +115,7 @@ def test_a_series_is_what_the_model_draws_by_seed_and_index(tmp_path):
 
 
 def test_samples_that_are_not_finite_and_samples_without_cost_are_not_kept(tmp_path, monkeypatch):
-    series = Series(tmp_path, tiny_model(), batch_size=5)
+    series = SampleStore(tmp_path, tiny_model(), batch_size=5)
     with monkeypatch.context() as patch:
         patch.setattr(series, "sampler", lambda *_: torch.full((5, 1, 8, 8), torch.nan))
         patch.setattr(series.model, "trajectory", lambda *_, **__: iter(()))
@@ -137,15 +137,15 @@ def test_samples_that_are_not_finite_and_samples_without_cost_are_not_kept(tmp_p
 
 
 def test_ranks_share_evenly_and_fail_together(monkeypatch):
-    told = []
+    c_noise = []
     monkeypatch.setattr(ranks, "rank_and_world", lambda: (1, 3))
-    monkeypatch.setattr(ranks, "gather", lambda value: told.append(value) or [value, None, None])
-    assert ranks.own(range(8)) == range(1, 8, 3)
-    with pytest.raises(ValueError, match="mine"), ranks.together():
+    monkeypatch.setattr(ranks, "gather", lambda value: c_noise.append(value) or [value, None, None])
+    assert ranks.shard(range(8)) == range(1, 8, 3)
+    with pytest.raises(ValueError, match="mine"), ranks.synchronized():
         raise ValueError("mine")
-    assert told == ["ValueError: mine"], "the others hear of it"
+    assert c_noise == ["ValueError: mine"], "the others hear of it"
     monkeypatch.setattr(ranks, "gather", lambda value: [None, value, "OSError: disk full"])
-    with pytest.raises(RuntimeError, match="rank 2 failed: OSError: disk full"), ranks.together():
+    with pytest.raises(RuntimeError, match="rank 2 failed: OSError: disk full"), ranks.synchronized():
         pass
 
 
@@ -179,7 +179,7 @@ def test_points_stand_beside_as_many_real_ones(tmp_path):
     lesser = drawn[drawn[:, 0] < 0][:100]  # the mode of weight 1/5
     assert score_points(lesser, data)["mode_weight_error_100"]["value"] == pytest.approx(0.8)
     model = SimpleNamespace(shape=(2,), grey_levels=None, sampler=None, labels=None, guidance=None)
-    series = Series(tmp_path, model, batch_size=300)
+    series = SampleStore(tmp_path, model, batch_size=300)
     series.complete, series.cost = lambda count: None, lambda count: (1, 2)
     for chunk in series.samples.ranges(1400):
         series.samples.write(chunk, drawn[chunk.start : chunk.stop])

@@ -141,11 +141,11 @@ def test_a_checkpoint_that_is_too_large_ends_the_training_in_one_line(tmp_path):
     unlimited = file_size_limit(resource.getrlimit(resource.RLIMIT_FSIZE)[0])
     with unlimited, pytest.raises(Failure) as failure, explained(tmp_path, {}, "train"):
         trainer.fit(model, datamodule=points())
-    told = str(failure.value)
+    c_noise = str(failure.value)
     path = tmp_path / "checkpoints" / "step_00000003.ckpt"
-    assert told.startswith(f"{path} cannot be written: File too large, it needs ") and failure.value.status == 1
-    needed = float(told.partition("needs ")[2].split()[0]) * 1e3
-    assert needed == pytest.approx(size, rel=0.2) and f"{size // 2 / 1e3:,.1f} kB here (ulimit -f)" in told
+    assert c_noise.startswith(f"{path} cannot be written: File too large, it needs ") and failure.value.status == 1
+    needed = float(c_noise.partition("needs ")[2].split()[0]) * 1e3
+    assert needed == pytest.approx(size, rel=0.2) and f"{size // 2 / 1e3:,.1f} kB here (ulimit -f)" in c_noise
     assert failure.value.then.startswith(f"the last checkpoint is of step 2; go on:  {command('train', tmp_path)}")
     assert sorted(p.name for p in path.parent.iterdir()) == ["step_00000001.ckpt", "step_00000002.ckpt"]
     assert torch.load(checkpoint.find(tmp_path), weights_only=True)["global_step"] == 2
@@ -216,17 +216,17 @@ def test_pictures_and_results_that_cannot_be_written_end_nothing_and_are_said_on
     more = [Samples(str(tmp_path), every_n_steps=1, count=4), Evaluation(Evaluator(samples=4), str(tmp_path))]
     trainer = trainer_of(tmp_path, steps=3, more=more)
     trainer.fit(model, datamodule=points())
-    told = [line for line in capsys.readouterr().out.splitlines() if "left out, training goes on" in line]
-    assert trainer.global_step == 3 and len(told) == 2
-    assert told[0].startswith(f"{tmp_path}/samples/step_00000001.png") and f"{tmp_path}/results.json" in told[1]
+    c_noise = [line for line in capsys.readouterr().out.splitlines() if "left out, training goes on" in line]
+    assert trainer.global_step == 3 and len(c_noise) == 2
+    assert c_noise[0].startswith(f"{tmp_path}/samples/step_00000001.png") and f"{tmp_path}/results.json" in c_noise[1]
     assert (tmp_path / "samples.png").exists(), "what can be written is"
 
 
 def test_only_refusals_of_the_disk_are_explained(tmp_path):
     assert explain(OSError(errno.ENOENT, "No such file"), tmp_path, {}) is None
     assert explain(KeyError("a"), tmp_path, {}) is None
-    told = explain(OSError(errno.EROFS, "", str(tmp_path / "x")), tmp_path, {})
-    assert told == f"{tmp_path}/x cannot be written: Read-only file system"
+    c_noise = explain(OSError(errno.EROFS, "", str(tmp_path / "x")), tmp_path, {})
+    assert c_noise == f"{tmp_path}/x cannot be written: Read-only file system"
     with pytest.raises(ZeroDivisionError), whole_file.whole_file(tmp_path / "a"):
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())

@@ -22,9 +22,9 @@ CUDA = (
 
 def advised(*words: str, **settings) -> list[str]:
     """The command-line words that are advised where a device has no memory left."""
-    told = memory(torch.OutOfMemoryError(CUDA), {**composed(*words), **settings})
-    assert told.startswith(f"the device has no memory left ({CUDA}); try ") and "\n" not in told
-    return told.partition("; try ")[2].split(" or ")
+    c_noise = memory(torch.OutOfMemoryError(CUDA), {**composed(*words), **settings})
+    assert c_noise.startswith(f"the device has no memory left ({CUDA}); try ") and "\n" not in c_noise
+    return c_noise.partition("; try ")[2].split(" or ")
 
 
 def test_the_advice_keeps_what_a_step_computes():
@@ -51,8 +51,8 @@ def test_what_is_advised_is_a_command():
 
 def test_sampling_is_told_of_its_own_settings(tmp_path):
     settings = {"num_samples": 64, "batch_size": 500, "trainer": {"precision": "32-true"}}
-    told = explain(torch.OutOfMemoryError(CUDA), tmp_path, settings)
-    assert told.endswith("; try batch_size=250 or trainer.precision=bf16-mixed")
+    c_noise = explain(torch.OutOfMemoryError(CUDA), tmp_path, settings)
+    assert c_noise.endswith("; try batch_size=250 or trainer.precision=bf16-mixed")
 
 
 def test_the_errors_of_libraries_are_known_by_their_words():
@@ -103,7 +103,7 @@ def test_a_training_that_this_machine_has_no_memory_for_says_so(tmp_path):
         finally:
             os._exit(0)
     os.waitpid(child, 0)
-    told = (tmp_path / "told").read_text()
-    assert told.startswith("1 this machine has no memory left (") and "allocate" in told and "\n" not in told
-    assert "; try data.batch_size=500000 trainer.accumulate_grad_batches=2 (still 1000000 images a step)" in told
-    assert told.endswith("; there is no checkpoint yet") and not (tmp_path / "checkpoints").exists()
+    c_noise = (tmp_path / "told").read_text()
+    assert c_noise.startswith("1 this machine has no memory left (") and "allocate" in c_noise and "\n" not in c_noise
+    assert "; try data.batch_size=500000 trainer.accumulate_grad_batches=2 (still 1000000 images a step)" in c_noise
+    assert c_noise.endswith("; there is no checkpoint yet") and not (tmp_path / "checkpoints").exists()

@@ -14,18 +14,18 @@ from diffusion_lab.flow import Clock, Velocity, directions, divergence, solve
 from diffusion_lab.likelihood import FlowLikelihood, bits_per_dim, dequantize
 from diffusion_lab.noise import draw, image_generators
 from diffusion_lab.parameterization import Parameterization
-from diffusion_lab.process import VE, VP, Cosine, Geometric, Ladder, Linear, Sigmoid, SingleLevel, SubVP
+from diffusion_lab.process import VE, VP, Cosine, DiscreteProcess, Geometric, Linear, Sigmoid, SingleLevel, SubVP
 from diffusion_lab.sampler.ode import ProbabilityFlow
 
 PROCESSES = {
     "ve": VE(Geometric(0.01, 50.0)),
     "vp": VP(Linear()),
     "subvp": SubVP(Linear()),
-    "ladder": Ladder(Linear(), 1000),
+    "ladder": DiscreteProcess(Linear(), 1000),
 }
 SDES = ["ve", "vp", "subvp"]
-CLOCKS = [*PROCESSES.values(), VP(Cosine()), VP(Sigmoid()), SubVP(Cosine()), Ladder(Geometric(0.01, 50.0), 10)]
-CLOCKS += [Ladder(Cosine(), 4000), Ladder(Sigmoid(), 1000)]  # of which u doubles in the last level
+CLOCKS = [*PROCESSES.values(), VP(Cosine()), VP(Sigmoid()), SubVP(Cosine()), DiscreteProcess(Geometric(0.01, 50.0), 10)]
+CLOCKS += [DiscreteProcess(Cosine(), 4000), DiscreteProcess(Sigmoid(), 1000)]  # of which u doubles in the last level
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,9 +57,9 @@ def told_otherwise(denoiser, row):
     """The same estimate by a network that puts out something else."""
     meaning, process = Parameterization(**{**vars(denoiser.parameterization), **row}), denoiser.process
 
-    def network(seen, told):
-        eps = denoiser.network(seen, told)
-        t = ((told.double() + 1) / process.levels if process.levels else told.double() / 999)[:, None, None, None]
+    def network(seen, c_noise):
+        eps = denoiser.network(seen, c_noise)
+        t = ((c_noise.double() + 1) / process.levels if process.levels else c_noise.double() / 999)[:, None, None, None]
         alpha, sigma = process.alpha(t), process.sigma(t)
         x0 = (seen - sigma * eps) / alpha
         return {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0, "score": -eps / sigma}[meaning.output]
@@ -178,10 +178,13 @@ def test_probes_of_an_image_are_its_own():
 def test_a_flow_that_cannot_be_solved_says_where_and_what_to_do():
     process = PROCESSES["vp"]
     for network, why in (
-        (lambda x, told: x * math.nan, r"near t = 1e-05: the slope is nan; loosen .* or look for nan in the network"),
-        (lambda x, told: torch.where(told < 200, x, math.nan)[..., :2], r"near t = 0\.200\d*: the steps shrink"),
+        (
+            lambda x, c_noise: x * math.nan,
+            r"near t = 1e-05: the slope is nan; loosen .* or look for nan in the network",
+        ),
+        (lambda x, c_noise: torch.where(c_noise < 200, x, math.nan)[..., :2], r"near t = 0\.200\d*: the steps shrink"),
     ):
-        denoiser = Denoiser(network, process, Parameterization(told="time_999"))
+        denoiser = Denoiser(network, process, Parameterization(c_noise="time_999"))
         with pytest.raises(RuntimeError, match=r"the ODE solver \(dopri5, rtol=1e-05, atol=1e-05\) is stuck " + why):
             FlowLikelihood(precision="float64")(denoiser, torch.ones(2, 2), None, seeded(0))
 
@@ -254,10 +257,10 @@ def ranged(target, process, low, high):
     """The exact denoiser of images in [low, high], whose network sees them in [-1, 1]."""
     exact = ExactNetwork(target, process)
 
-    def network(seen, told):
-        return exact(low + (high - low) * (seen + 1) / 2, told)
+    def network(seen, c_noise):
+        return exact(low + (high - low) * (seen + 1) / 2, c_noise)
 
-    return Denoiser(network, process, Parameterization(told="time_999", low=low, high=high))
+    return Denoiser(network, process, Parameterization(c_noise="time_999", low=low, high=high))
 
 
 @pytest.mark.parametrize(
@@ -319,7 +322,7 @@ class Scaled(torch.nn.Module):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.tensor(0.5, dtype=dtype))
 
-    def forward(self, x, told):
+    def forward(self, x, c_noise):
         assert x.dtype == self.weight.dtype
         return self.weight * x
 
@@ -330,7 +333,7 @@ class Scaled(torch.nn.Module):
 def test_network_with_weights_of_its_own_precision_in_any_gradient_mode(dtype, precision, mode):
     """VE with eps_hat = x/2: d log x / dt = (log sigma)' sigma / 2, so x grows by exp((sigma_1 - sigma_0) / 2)."""
     process = VE(Geometric(0.01, 2.0))
-    denoiser = Denoiser(Scaled(dtype), process, Parameterization(told="time_999"))
+    denoiser = Denoiser(Scaled(dtype), process, Parameterization(c_noise="time_999"))
     with mode():
         x0 = torch.randn(4, 1, 2, 2, generator=seeded(0))
         tolerance = {torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
@@ -356,7 +359,7 @@ def test_sensible_numbers():
     for wrong in ({"probes": 0}, {"probe": "exact", "probes": 2}):
         with pytest.raises(ValueError, match="probes must be at least 1, and 1 with probe=exact"):
             FlowLikelihood(**wrong)
-    still = Denoiser(lambda x, told: x, SingleLevel(0.1), Parameterization(told="nothing"))
+    still = Denoiser(lambda x, c_noise: x, SingleLevel(0.1), Parameterization(c_noise="nothing"))
     for refused in (
         lambda: FlowLikelihood()(still, torch.zeros(1, 2), None),
         lambda: ProbabilityFlow()(still, (1, 2)),

@@ -34,8 +34,8 @@ def run(*words: str) -> None:
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
     with subprocess.Popen([sys.executable, *words], cwd=REPOSITORY, env=environment, **options) as process:
         try:
-            told = process.communicate(timeout=90)[0]
-            assert process.returncode == 0, told[-3000:]
+            c_noise = process.communicate(timeout=90)[0]
+            assert process.returncode == 0, c_noise[-3000:]
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -150,7 +150,7 @@ def test_the_configuration_means_it():
     (["network=energy_small"], "Energy twice: use trainer=default"),
     (["trainer=default", "trainer.strategy=fsdp"], "use trainer=fsdp"),
 ])  # fmt: skip
-def test_what_cannot_be_is_refused_in_a_line(words, told):
-    with pytest.raises(ConfigError, match=told) as refused:
+def test_what_cannot_be_is_refused_in_a_line(words, c_noise):
+    with pytest.raises(ConfigError, match=c_noise) as refused:
         check("train", ["trainer=fsdp", *words])
     assert "\n" not in str(refused.value)

@@ -143,13 +143,13 @@ def test_a_name_with_spaces_and_quotes_stays_one():
         (["seed=(((", "ckpt_path=a"], "mismatched input"),
     ],
 )
-def test_what_would_write_over_a_run_or_means_none_is_refused(words, told):
+def test_what_would_write_over_a_run_or_means_none_is_refused(words, c_noise):
     run_directory(Path("a"), steps=(10, 20))
     run_directory(Path("b"))
     run_directory(Path("c"), steps=())  # killed before its first checkpoint
     with pytest.raises(ConfigError) as error:
         go_on(words)
-    assert told in str(error.value) and "\n" not in str(error.value)
+    assert c_noise in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_run_that_is_being_trained_is_left_alone():
@@ -191,10 +191,10 @@ def changed(**values):
 def test_what_changes_what_is_trained_is_refused_and_the_rest_is_told(key, value, harmless):
     now, word = changed(**{key: value}), key.replace("__", ".")
     training, aside = changes(SETTINGS, now)
-    (told,) = aside if harmless else training
-    assert not (training if harmless else aside) and told.startswith(f"{word}={value} (was ")
+    (c_noise,) = aside if harmless else training
+    assert not (training if harmless else aside) and c_noise.startswith(f"{word}={value} (was ")
     if harmless:
-        assert refuse_changes(SETTINGS, now, 1, 1) == f"; changed: {told}"
+        assert refuse_changes(SETTINGS, now, 1, 1) == f"; changed: {c_noise}"
     else:
         with pytest.raises(ConfigError, match=f"this changes what is trained: {word}=.*allow_changes=true"):
             refuse_changes(SETTINGS, now, 1, 1)
@@ -251,7 +251,10 @@ def train(*words: str, code: int = 0) -> str:
 
 def numbers(run: Path) -> list[dict[str, str]]:
     with (run / "metrics.csv").open() as file:
-        return [{k: v for k, v in row.items() if "per_second" not in k and "memory" not in k} for row in csv.DictReader(file)]
+        return [
+            {k: v for k, v in row.items() if "per_second" not in k and "memory" not in k}
+            for row in csv.DictReader(file)
+        ]
 
 
 def test_a_killed_run_ends_as_an_unbroken_one_did_numbers_and_all():

@@ -10,7 +10,7 @@ from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.guidance import Autoguidance, ClassifierFree, Guided
 from diffusion_lab.likelihood import FlowLikelihood, VariationalBound
 from diffusion_lab.parameterization import TO_EPS, Parameterization
-from diffusion_lab.process import VE, VP, Cosine, Geometric, Ladder, Linear, SubVP
+from diffusion_lab.process import VE, VP, Cosine, DiscreteProcess, Geometric, Linear, SubVP
 from diffusion_lab.sampler import DDIM, Sampler
 from diffusion_lab.sampler.ode import ProbabilityFlow
 
@@ -19,8 +19,8 @@ PROCESSES = {
     "vp": VP(Linear()),
     "subvp": SubVP(Cosine()),
     "ve": VE(Geometric(0.01, 20.0)),
-    "ddpm": Ladder(Linear(), 1000),
-    "ncsn": Ladder(Geometric(0.01, 20.0), 12),
+    "ddpm": DiscreteProcess(Linear(), 1000),
+    "ncsn": DiscreteProcess(Geometric(0.01, 20.0), 12),
 }
 CLASSES = 3
 
@@ -31,11 +31,11 @@ class ClassScores:
     def __init__(self, process, row, target=TARGET):
         self.process, self.row, self.target, self.labels = process, row, target, []
 
-    def __call__(self, seen, told, label):
+    def __call__(self, seen, c_noise, label):
         self.labels.append(label)
-        level = (told.double() + 1) / (self.process.levels or 1)
-        t = level if self.process.levels else told.double() / 999
-        alpha, sigma = (k.double()[:, None, None, None] for k in self.process.scales(t))
+        level = (c_noise.double() + 1) / (self.process.levels or 1)
+        t = level if self.process.levels else c_noise.double() / 999
+        alpha, sigma = (k.double()[:, None, None, None] for k in self.process.alpha_sigma(t))
         score = self.target.score(seen, alpha, sigma)
         own = score + self.target.class_grad(seen, label.clamp(max=CLASSES - 1), alpha, sigma)
         eps = -sigma * torch.where((label < CLASSES)[:, None, None, None], own, score)
@@ -45,7 +45,7 @@ class ClassScores:
 
 
 def denoiser_of(process, output="eps", target=TARGET):
-    row = Parameterization(output=output, told="level" if process.levels else "time_999")
+    row = Parameterization(output=output, c_noise="level" if process.levels else "time_999")
     denoiser = Denoiser(ClassScores(process, row, target), process, row)
     denoiser.classes = denoiser.null = CLASSES
     return denoiser
@@ -58,7 +58,7 @@ def points(count=12, seed=0):
 
 
 def times_of(process):
-    return process.grid(7 if process.levels is None else min(7, process.levels))
+    return process.timesteps(7 if process.levels is None else min(7, process.levels))
 
 
 def worst(a, b):
@@ -69,7 +69,7 @@ def worst(a, b):
 def test_the_marginal_score_is_the_posterior_mean_of_class_scores_at_every_time(process):
     denoiser, (z, _) = denoiser_of(process), points()
     for t in times_of(process):
-        alpha, sigma = process.scales(t)
+        alpha, sigma = process.alpha_sigma(t)
         x = (alpha**2 + sigma**2).sqrt() * z
         shares = TARGET.posterior(x, alpha, sigma)
         own = [denoiser.given(label=torch.full((len(x),), k))(x, t).score for k in range(CLASSES)]
@@ -85,14 +85,16 @@ def test_a_guided_field_is_its_closed_form_at_every_time(process, output):
     times = times_of(process)
     for scale in (0.0, 1.0, 2.5):
         guided = ClassifierFree(scale)(denoiser.given(label=label))
-        each = zip(times, guided.readings(times, z), zip(*guided.views(times)[1], strict=True), strict=True)
-        for t, reading, (by_x, by_output) in each:
-            alpha, sigma = process.scales(t)
+        each = zip(
+            times, guided.preconditionings(times, z), zip(*guided.coefficients(times)[1], strict=True), strict=True
+        )
+        for t, preconditioning, (by_x, by_output) in each:
+            alpha, sigma = process.alpha_sigma(t)
             x = (alpha**2 + sigma**2).sqrt() * z
             marginal = TARGET.score(x, alpha, sigma)
             truth = marginal + scale * TARGET.class_grad(x, label, alpha, sigma)
             assert worst(guided(x, t).score, truth) < 1e-8  # sub-VP has sigma = 1e-4 at the end
-            assert worst(by_x * x + by_output * guided.read(x, reading), truth) < 1e-8
+            assert worst(by_x * x + by_output * guided.read(x, preconditioning), truth) < 1e-8
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,7 @@ def test_every_call_of_a_network_is_counted_in_the_denoiser_itself():
     denoiser, weak = denoiser_of(process), denoiser_of(process)
     bound, (x, _) = denoiser.given(label=points()[1]), points()
     sampler = Sampler(DDIM(), steps=steps, precision="float64")
-    ratio = (lambda alpha, sigma: sigma / alpha)(*process.scales(sampler.timesteps(denoiser)))
+    ratio = (lambda alpha, sigma: sigma / alpha)(*process.alpha_sigma(sampler.timesteps(denoiser)))
     inside = int(((ratio >= 0.3) & (ratio <= 3)).sum())
     assert 0 < inside < steps
     for guidance, calls in (
@@ -151,7 +153,7 @@ def test_the_interval_is_of_sigma_over_alpha_and_each_sample_has_its_own_time():
     denoiser, (x, label) = denoiser_of(process), points()
     bound = denoiser.given(label=label)
     t = torch.linspace(0.02, 0.98, len(x), dtype=torch.float64)
-    alpha, sigma = process.scales(t)
+    alpha, sigma = process.alpha_sigma(t)
     on = (sigma / alpha >= low) & (sigma / alpha <= high)
     assert on.any() and not on.all()
     got, plain, full = (
@@ -171,9 +173,9 @@ def test_autoguidance_draws_away_from_the_weaker_model_at_the_same_label():
     assert worst(guided(x, t).score, other + 2 * (own - other)) < 1e-12
     weak.classes = weak.null = None  # an unconditional one is asked without a label
     weak.network.__class__ = type("Marginal", (ClassScores,), {
-        "__call__": lambda self, seen, told: ClassScores.__call__(self, seen, told, torch.full((len(seen),), CLASSES)),
+        "__call__": lambda self, seen, c_noise: ClassScores.__call__(self, seen, c_noise, torch.full((len(seen),), CLASSES)),
     })  # fmt: skip
-    marginal = wide.score(x, *process.scales(t))
+    marginal = wide.score(x, *process.alpha_sigma(t))
     assert worst(Autoguidance(weak, 2.0)(bound)(x, t).score, marginal + 2 * (own - marginal)) < 1e-9
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from test_interop import MODELS, SMALL, listed, official
 
 from diffusion_lab.interop import files
-from diffusion_lab.launch import adopt, initial, resume
+from diffusion_lab.launch import import_checkpoint, initial, resume
 from diffusion_lab.launch.init_source import fetched, nowhere
 from diffusion_lab.launch.instantiate import ConfigError
 from diffusion_lab.network import MLP, UNet
@@ -84,9 +84,9 @@ def test_such_a_run_goes_on_as_any_other_although_the_file_is_gone(trained):
         (["init_from=first", "network.width=24"], "init_strict=false leaves them out"),
     ],
 )
-def test_what_cannot_be_begun_with_is_refused_in_one_line(trained, words, told):
+def test_what_cannot_be_begun_with_is_refused_in_one_line(trained, words, c_noise):
     said = train(*TINY, *words, "hydra.run.dir=refused", cwd=trained, code=2)
-    assert told in said and said.count("error: ") == 1 and "Traceback" not in said
+    assert c_noise in said and said.count("error: ") == 1 and "Traceback" not in said
     assert not (trained / "refused/checkpoints").exists()
 
 
@@ -139,15 +139,18 @@ def test_weights_of_another_program_are_read_as_an_import_reads_them(recorded, t
     file = tmp_path / "ckpt.pth"
     listed(file, record, raw, average)
     overrides = [*MODELS["ddim"][0], *SMALL]
-    imported, kept = adopt.build(given := adopt.composed(overrides)), files.find(files.read(file))
-    _, averaged = adopt.fill(imported, kept, file, given)
+    imported, kept = (
+        import_checkpoint.build(given := import_checkpoint.composed(overrides)),
+        files.find(files.read(file)),
+    )
+    _, averaged = import_checkpoint.fill(imported, kept, file, given)
     for which, wanted in (("raw", dict(imported.network.named_parameters())), ("ema", averaged)):
-        begun = adopt.build(given)
+        begun = import_checkpoint.build(given)
         initial.initialise(begun, {**given, "init_from": str(file), "init_weights": which})
         for name, parameter in begun.network.named_parameters():
             torch.testing.assert_close(parameter, wanted[name], rtol=0, atol=0, check_stride=False)
     assert "begins with the ema weights (a checkpoint of NCSNv2 or DDIM) of" in capsys.readouterr().out
-    small = adopt.build({**given, **adopt.composed([*overrides, "network.channels=64"])})
+    small = import_checkpoint.build({**given, **import_checkpoint.composed([*overrides, "network.channels=64"])})
     with pytest.raises(ConfigError, match="does not fit this network.*import it first with its own settings"):
         initial.initialise(small, {**given, "init_from": str(file)})
 

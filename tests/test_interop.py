@@ -31,9 +31,9 @@ from diffusion_lab.interop.__main__ import main
 from diffusion_lab.interop.diffusers import check_settings
 from diffusion_lab.interop.files import NUMPY, find, read
 from diffusion_lab.launch import compose, origin
-from diffusion_lab.launch.adopt import noise_differs
+from diffusion_lab.launch.import_checkpoint import noise_differs
 from diffusion_lab.network import UNet
-from diffusion_lab.process import VE, VP, Geometric, Ladder, Linear, NoiseProcess
+from diffusion_lab.process import VE, VP, DiscreteProcess, Geometric, Linear, NoiseProcess
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["data=patches", "data.shape=[3,16,16]", "metric=digits"]
@@ -426,15 +426,20 @@ def test_nothing_is_left_half_written_nor_overwritten(recorded, tmp_path, capsys
 
 
 @pytest.mark.parametrize("high, levels, told", [(90, 232, "from 90 to 0.01 in 232"), (50, 9, "from 50 to 0.01 in 9")])
-def test_a_ladder_of_other_sigmas_is_remarked_upon(recorded, high, levels, told):
+def test_a_ladder_of_other_sigmas_is_remarked_upon(recorded, high, levels, c_noise):
     sigmas = official(recorded("net_ncsnv2_small"))["sigmas"].float()
 
     def remark(process: NoiseProcess) -> str | None:
         return noise_differs(SimpleNamespace(denoiser=SimpleNamespace(process=process)), sigmas)
 
-    assert remark(Ladder(Geometric(0.01, 50), 232)) is remark(VE(Geometric(0.01, 50))) is remark(VP(Linear())) is None
-    assert f"from 50 to 0.01 in 232 levels, this configuration's {told} levels" in remark(
-        Ladder(Geometric(0.01, high), levels)
+    assert (
+        remark(DiscreteProcess(Geometric(0.01, 50), 232))
+        is remark(VE(Geometric(0.01, 50)))
+        is remark(VP(Linear()))
+        is None
+    )
+    assert f"from 50 to 0.01 in 232 levels, this configuration's {c_noise} levels" in remark(
+        DiscreteProcess(Geometric(0.01, high), levels)
     )
 
 

@@ -150,7 +150,7 @@ def test_a_job_started_by_nohup_goes_on_without_its_terminal(tmp_path):
 
 
 @pytest.mark.parametrize("number, told", [(signal.SIGTERM, [1, 0]), (signal.SIGINT, [1, 1])])
-def test_a_signal_reaches_a_job_as_without_a_sweep_and_its_status_comes_back(tmp_path, number, told):
+def test_a_signal_reaches_a_job_as_without_a_sweep_and_its_status_comes_back(tmp_path, number, c_noise):
     text = (
         "import os, signal, subprocess, sys, time; n, rank = [], sys.argv[1:]\n"
         f"signal.signal({int(number)}, lambda *_: n.append(1))\n"
@@ -171,6 +171,6 @@ def test_a_signal_reaches_a_job_as_without_a_sweep_and_its_status_comes_back(tmp
     threading.Thread(target=send).start()
     words = [sys.executable, str(tmp_path / "first.py")]
     assert process.run(words, dict(os.environ), str(tmp_path)) == (41, number)
-    assert [int((tmp_path / f"told{rank}").read_text()) for rank in (0, 1)] == told
+    assert [int((tmp_path / f"told{rank}").read_text()) for rank in (0, 1)] == c_noise
     assert signal.getsignal(number) is before
     assert process.run(script("import os; os.kill(os.getpid(), 9)"), dict(os.environ), str(tmp_path)) == (137, None)

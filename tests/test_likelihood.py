@@ -13,7 +13,7 @@ from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.likelihood import VariationalBound, bits_per_dim, log_mass_of_level
 from diffusion_lab.noise import image_generators
 from diffusion_lab.parameterization import Parameterization
-from diffusion_lab.process import VP, Cosine, Geometric, Ladder, Linear
+from diffusion_lab.process import VP, Cosine, DiscreteProcess, Geometric, Linear
 
 
 def expected_bound(target, process, variance):
@@ -41,7 +41,7 @@ def expected_bound(target, process, variance):
 @pytest.mark.parametrize("schedule", [Linear(), Cosine(), Geometric(0.02, 20.0)], ids=lambda s: type(s).__name__)
 def test_bound_is_the_analytic_one_on_gaussian_data(schedule, variance):
     target = analytic.gauss64()
-    process = Ladder(schedule, 100)
+    process = DiscreteProcess(schedule, 100)
     denoiser = exact_denoiser(target, process)
     x0, _ = target.sample(1500, 1)
     bound = VariationalBound(variance, clip=False)(denoiser, x0, None, torch.Generator().manual_seed(0))
@@ -58,7 +58,7 @@ def test_bound_is_the_analytic_one_on_gaussian_data(schedule, variance):
 
 
 def test_some_terms_estimate_all_of_them_without_bias():
-    target, process = analytic.diag64(), Ladder(Linear(), 200)
+    target, process = analytic.diag64(), DiscreteProcess(Linear(), 200)
     denoiser = exact_denoiser(target, process)
     x0, _ = target.sample(3000, 2)
     few = VariationalBound("fixed_large", clip=False, terms=40)(denoiser, x0, None, torch.Generator().manual_seed(1))
@@ -92,7 +92,7 @@ def test_decoder_mass_is_exact_in_the_far_tail():
 
 
 def test_bound_of_an_image_does_not_depend_on_its_batch():
-    target, process = analytic.gauss64(), Ladder(Linear(), 20)
+    target, process = analytic.gauss64(), DiscreteProcess(Linear(), 20)
     x0, _ = target.sample(6, 0)
     x0 = x0.clamp(-1, 1)
 
@@ -118,7 +118,7 @@ def test_the_bound_clips_no_points_and_clips_images():
     """Points and what is not bounded lie where they lie: a guess outside [-1, 1] is as good as one inside."""
     for shape, bounded, clipped in (((2,), True, False), ((1, 2, 2), False, False), ((1, 2, 2), True, True)):
         row = Parameterization("eps", "level", -1.0, 1.0, bounded=bounded)
-        denoiser = Denoiser(lambda x, t: torch.zeros_like(x), Ladder(Linear(), 20), row)
+        denoiser = Denoiser(lambda x, t: torch.zeros_like(x), DiscreteProcess(Linear(), 20), row)
         x0 = 3 + torch.randn(3, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         values = [
             VariationalBound(clip=clip)(denoiser, x0, None, torch.Generator().manual_seed(1)).log_likelihood

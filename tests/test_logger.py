@@ -249,7 +249,14 @@ def test_yaml_choices(name, wandb, tensorboard):
 def test_a_run_is_named_by_what_was_chosen():
     config = {
         "choices": {"model": "ddpm", "data": "digits", "sampler": "ancestral"},
-        "overrides": ["model=ddpm", "optimizer.lr=1e-3", "seed=2", "logger=wandb", "paths.log_dir=/x", "+a=" + 90 * "b"],
+        "overrides": [
+            "model=ddpm",
+            "optimizer.lr=1e-3",
+            "seed=2",
+            "logger=wandb",
+            "paths.log_dir=/x",
+            "+a=" + 90 * "b",
+        ],
     }
     found = named(WandbOptions(), config)
     assert found.name.startswith("ddpm digits optimizer.lr=1e-3 seed=2 +a=bbb") and len(found.name) == 120

@@ -10,11 +10,11 @@ from exact import exact_denoiser
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.loss import WEIGHTS, DenoisingLoss
 from diffusion_lab.parameterization import Parameterization
-from diffusion_lab.process import VE, VP, Cosine, Geometric, Ladder, Linear, SubVP
+from diffusion_lab.process import VE, VP, Cosine, DiscreteProcess, Geometric, Linear, SubVP
 
 OFFICIAL = {  # process, parameterization, what the official program calls its network with
-    "ddpm": (lambda: Ladder(Linear()), Parameterization("eps", "level"), lambda c: c),
-    "smld": (lambda: Ladder(Geometric(0.01, 50.0)), Parameterization("score", "level"), lambda c: 999 - c),
+    "ddpm": (lambda: DiscreteProcess(Linear()), Parameterization("eps", "level"), lambda c: c),
+    "smld": (lambda: DiscreteProcess(Geometric(0.01, 50.0)), Parameterization("score", "level"), lambda c: 999 - c),
     "cont.vp": (lambda: VP(Linear()), Parameterization("scaled_score", "time_999"), lambda c: c),
     "cont.subvp": (lambda: SubVP(Linear()), Parameterization("scaled_score", "time_999"), lambda c: c),
     "cont.ve": (lambda: VE(Geometric(0.01, 50.0)), Parameterization("score", "log_sigma"), torch.exp),
@@ -22,11 +22,11 @@ OFFICIAL = {  # process, parameterization, what the official program calls its n
 
 
 def losses(official, name, weights, reduction, theta, dtype):
-    build, row, told = OFFICIAL[name]
+    build, row, c_noise = OFFICIAL[name]
     process = build()
     # In the VP models of score_sde the network's output is -sigma * score, i.e. eps.
     sign = -1.0 if row.output == "scaled_score" else 1.0
-    denoiser = Denoiser(lambda x, c: sign * analytic.toy_net(x, told(c), theta), process, row)
+    denoiser = Denoiser(lambda x, c: sign * analytic.toy_net(x, c_noise(c), theta), process, row)
     if name == "ddpm":
         t = (official["labels"].double() + 1) / 1000
     elif name == "smld":
@@ -56,7 +56,7 @@ def test_losses_and_gradients_are_the_official_ones(recorded, name, rm, reductio
 
 
 @pytest.mark.parametrize("output", ["eps", "x0", "v", "score", "scaled_score"])
-@pytest.mark.parametrize("process", [Ladder(Linear()), Ladder(Geometric()), VP(Cosine())])
+@pytest.mark.parametrize("process", [DiscreteProcess(Linear()), DiscreteProcess(Geometric()), VP(Cosine())])
 def test_every_output_describes_the_same_guess(output, process):
     """A network of each kind that says the same thing gives the same four views."""
     generator = torch.Generator().manual_seed(0)
@@ -67,13 +67,13 @@ def test_every_output_describes_the_same_guess(output, process):
     said = {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0, "score": -eps / sigma, "scaled_score": -eps}[output]
     estimate = Denoiser(lambda x, c: said, process, Parameterization(output, "log_sigma"))(x, t)
     torch.testing.assert_close(estimate.eps, eps, rtol=1e-7, atol=1e-7)
-    torch.testing.assert_close(estimate.x0, x0, rtol=1e-6, atol=1e-4 if isinstance(process, Ladder) else 1e-6)
+    torch.testing.assert_close(estimate.x0, x0, rtol=1e-6, atol=1e-4 if isinstance(process, DiscreteProcess) else 1e-6)
     torch.testing.assert_close(estimate.v, alpha * eps - sigma * x0, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(estimate.score, -eps / sigma)
 
 
 @pytest.mark.parametrize("weighting, output", [("x0", "x0"), ("v", "v"), ("simple", "eps")])
-@pytest.mark.parametrize("process", [Ladder(Linear()), SubVP(Linear()), Ladder(Geometric(0.01, 5.0))])
+@pytest.mark.parametrize("process", [DiscreteProcess(Linear()), SubVP(Linear()), DiscreteProcess(Geometric(0.01, 5.0))])
 def test_weightings_make_the_named_residual_even(weighting, output, process):
     """With weighting=x0 the loss is the plain mean squared error of x_0, and so on."""
     x0, eps, guess = (torch.randn(6, 3, 2, 2, dtype=torch.float64) for _ in range(3))
@@ -86,7 +86,7 @@ def test_weightings_make_the_named_residual_even(weighting, output, process):
 
 
 def test_min_snr_is_the_published_clamp():
-    process = Ladder(Linear())
+    process = DiscreteProcess(Linear())
     t = torch.arange(1, 1001, dtype=torch.float64) / 1000
     snr = process.log_snr(t).exp()
     torch.testing.assert_close(WEIGHTS["min_snr"](process, t, 5.0), torch.minimum(snr, torch.tensor(5.0)) / snr)
@@ -95,7 +95,7 @@ def test_min_snr_is_the_published_clamp():
 def test_variational_weight_is_ho_equation_12():
     betas = Linear().betas(1000)
     abar = torch.cumprod(1 - betas, 0)
-    process, t = Ladder(Linear()), torch.arange(2, 1001, dtype=torch.float64) / 1000
+    process, t = DiscreteProcess(Linear()), torch.arange(2, 1001, dtype=torch.float64) / 1000
     want = 1000 * betas**2 / (2 * betas * (1 - betas) * (1 - abar))  # sigma_t^2 = beta_t
     torch.testing.assert_close(process.vlb_weight(t, "fixed_large"), want[1:], rtol=1e-8, atol=0)
     small = betas[1:] * (1 - abar[:-1]) / (1 - abar[1:])
@@ -131,12 +131,12 @@ def test_likelihood_weighting_is_twice_the_variational_one_and_importance_keeps_
 
 def test_discrete_variational_weight_tends_to_the_continuous_one():
     t = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
-    fine = Ladder(Linear(), 100_000).vlb_weight(t, "fixed_small")
+    fine = DiscreteProcess(Linear(), 100_000).vlb_weight(t, "fixed_small")
     torch.testing.assert_close(fine, VP(Linear()).vlb_weight(t, "fixed_small"), rtol=1e-3, atol=0)
 
 
 def test_weights_mix():
-    process, t = Ladder(Linear()), torch.tensor([0.1, 0.9])
+    process, t = DiscreteProcess(Linear()), torch.tensor([0.1, 0.9])
     both = DenoisingLoss(simple_weight=0.5, vlb_weight=0.1).weight(process, t)
     torch.testing.assert_close(both, 0.5 + 0.1 * process.vlb_weight(t, "fixed_large").float())
     small = DenoisingLoss(simple_weight=0.0, vlb_weight=1.0, variance="fixed_small").weight(process, t)
@@ -170,11 +170,11 @@ def test_a_network_in_bfloat16_is_told_the_level_exactly():
             super().__init__()
             self.weight = torch.nn.Parameter(torch.ones((), dtype=torch.bfloat16))
 
-        def forward(self, x, told):
-            seen.update(x=x, told=told)
+        def forward(self, x, c_noise):
+            seen.update(x=x, c_noise=c_noise)
             return self.weight * x
 
-    estimate = Denoiser(Half(), Ladder(Linear()), Parameterization())(torch.randn(3, 2), torch.tensor(0.999))
+    estimate = Denoiser(Half(), DiscreteProcess(Linear()), Parameterization())(torch.randn(3, 2), torch.tensor(0.999))
     assert seen["x"].dtype == torch.bfloat16 and estimate.eps.dtype == estimate.x0.dtype == torch.float32
     assert seen["told"].tolist() == [998.0] * 3
 
@@ -182,7 +182,7 @@ def test_a_network_in_bfloat16_is_told_the_level_exactly():
 def test_eps_mse_floor_of_the_correlated_gaussian():
     """The exact denoiser reaches the known floor (reference/README), and nothing could be below it."""
     target = analytic.gauss64()
-    denoiser = exact_denoiser(target, Ladder(Linear()))
+    denoiser = exact_denoiser(target, DiscreteProcess(Linear()))
     x0, _ = target.sample(8192, 0)
     loss = DenoisingLoss()(denoiser, x0, torch.Generator().manual_seed(0))
     assert loss.mean().item() == pytest.approx(0.089134, abs=4 * loss.std().item() / 8192**0.5)

@@ -193,8 +193,8 @@ class TestWeights:
         own = convolutions().state_dict()
         for name in ("other", "0.bias"):
             torch.save(own | {name: torch.ones(5)}, path)
-            told = f"not of Sequential: 1 names or shapes differ, the first is {name}"
-            with pytest.raises(ValueError, match=told) as error:
+            c_noise = f"not of Sequential: 1 names or shapes differ, the first is {name}"
+            with pytest.raises(ValueError, match=c_noise) as error:
                 ready(convolutions(), weights=str(path))
             assert "\n" not in str(error.value)
         path.write_bytes(pickle.dumps({"0.weight": Hostile(trap)}, protocol=2))

@@ -12,7 +12,7 @@ from diffusion_lab.model import DDPM, NCSN, NCSNv2, ScoreMatching, ScoreSDE
 from diffusion_lab.network import MLP, UNet
 from diffusion_lab.noise import draw, image_generators
 from diffusion_lab.parameterization import Parameterization
-from diffusion_lab.process import VP, Geometric, Ladder, Linear
+from diffusion_lab.process import VP, DiscreteProcess, Geometric, Linear
 from diffusion_lab.sampler import DDIM, Sampler
 
 
@@ -92,7 +92,7 @@ def test_dequantised_images_fill_their_grey_levels_and_validation_repeats_its_no
 @pytest.mark.parametrize("loss", [
     DenoisingLoss(), DenoisingLoss("likelihood", times="importance"), ImplicitScoreMatching(), SlicedScoreMatching(2),
 ])  # fmt: skip
-@pytest.mark.parametrize("process", [VP(Linear()), Ladder(Linear(), 10)], ids=["continuous", "levels"])
+@pytest.mark.parametrize("process", [VP(Linear()), DiscreteProcess(Linear(), 10)], ids=["continuous", "levels"])
 def test_a_loss_draws_for_each_item_what_its_own_generator_gives(loss, process):
     torch.manual_seed(0)
     network, x0 = MLP(width=8, depth=1), torch.randn(5, 2)
@@ -136,10 +136,10 @@ def test_every_method_has_the_row_of_its_paper():
     single = ScoreMatching(sigma=0.3, prior_std=4.0, **parts).denoiser.process
     assert single.prior_std == 4 and single.sigma(torch.ones(())).item() == pytest.approx(0.3)
     # NCSN counts its levels from the largest sigma, t = 1.
-    told = NCSN(schedule=sigmas, **parts).denoiser.parameterization.conditioning(
-        Ladder(sigmas, 10), torch.tensor([1.0, 0.1])
+    c_noise = NCSN(schedule=sigmas, **parts).denoiser.parameterization.conditioning(
+        DiscreteProcess(sigmas, 10), torch.tensor([1.0, 0.1])
     )
-    assert told.tolist() == [0, 9]
+    assert c_noise.tolist() == [0, 9]
 
 
 def test_gradient_norm_is_the_global_one_and_clipped():

@@ -138,12 +138,12 @@ def test_ranks_from_outside_must_come_to_the_same_jobs(monkeypatch, starter, env
         monkeypatch.delenv(key, raising=False)
     optuna, joblib = {"_target_": "x.OptunaSweeper"}, {"_target_": "x.JoblibLauncher"}
     shuffled = {"task": ["a=shuffle(1,2)"], "hydra": []}
-    assert process.outside() == ("", 0, 1)
+    assert process.cluster_ranks() == ("", 0, 1)
     for changes in ({}, {"launcher": joblib}, {"overrides": shuffled}):
         multirun.check(hydra(**changes), None)
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
-    assert process.outside() == (starter, 1, 2)
+    assert process.cluster_ranks() == (starter, 1, 2)
     multirun.check(hydra(), None)
     for changes in ({"sweeper": optuna}, {"launcher": joblib}, {"overrides": shuffled}):
         with pytest.raises(ConfigError, match=f"under {starter}.*other jobs on each of the 2 ranks"):

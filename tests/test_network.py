@@ -178,7 +178,9 @@ def test_dropout_stands_before_the_second_convolution():
     block = ResidualBlock(8, 8, None, groups=2, dropout=0.5, init_scale=1.0).train()
     seen = {}
     for name in ("norm2", "conv2"):
-        getattr(block, name).register_forward_hook(lambda _, given, out, name=name: seen.update({name: (given[0], out)}))
+        getattr(block, name).register_forward_hook(
+            lambda _, given, out, name=name: seen.update({name: (given[0], out)})
+        )
     x = torch.randn(4, 8, 6, 6, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         y = block(x, None)

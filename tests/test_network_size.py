@@ -30,9 +30,9 @@ def test_a_size_that_does_not_fit_is_told_with_settings_that_do(command, way):
     words = command.split()
     with pytest.raises(ConfigError) as refusal:
         validate(composed(*words))
-    told = str(refusal.value)
-    assert "\n" not in told and way in told
-    for overrides in told.split(": use ")[1].split(", or "):
+    c_noise = str(refusal.value)
+    assert "\n" not in c_noise and way in c_noise
+    for overrides in c_noise.split(": use ")[1].split(", or "):
         config = composed(*words, *overrides.split())
         validate(config)
         shape = config["data"]["shape"]

@@ -123,14 +123,14 @@ def test_a_record_that_was_changed_is_not_believed(tmp_path, monkeypatch):
     ],
 )
 @pytest.mark.parametrize("form", ["--config-dir", "hydra.searchpath"])
-def test_the_options_of_a_further_directory_are_checked_like_our_own(trained, monkeypatch, words, told, form):
+def test_the_options_of_a_further_directory_are_checked_like_our_own(trained, monkeypatch, words, c_noise, form):
     monkeypatch.chdir(trained[0])
     monkeypatch.setenv(FURTHER, "my_nets")
     given = ["--config-dir", "my conf"] if form == "--config-dir" else ["hydra.searchpath=['file://my conf']"]
     settled = process.settled([*given, *words.split()])
     with pytest.raises(ConfigError) as error:
         check("train", settled)
-    assert told in str(error.value) and "\n" not in str(error.value)
+    assert c_noise in str(error.value) and "\n" not in str(error.value)
     check("train", process.settled([*given, "sampler=other", "experiment=mine", "data=toy2d"]))
 
 

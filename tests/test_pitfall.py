@@ -9,7 +9,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from diffusion_lab.data.plane import moons, two_modes
+from diffusion_lab.data.toy2d_density import moons, two_modes
 from diffusion_lab.pitfall import mode_weights_plot, score_error_plot
 
 

@@ -10,7 +10,7 @@ import torch
 from scipy.integrate import quad
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from diffusion_lab.data.plane import TARGETS
+from diffusion_lab.data.toy2d_density import TARGETS
 
 NAMES = list(TARGETS)
 LEVELS = [(1.0, 0.0), (0.8, 0.3), (0.05, 0.6)]

@@ -19,7 +19,7 @@ from diffusion_lab.launch.instantiate import ConfigError
 from diffusion_lab.loss import DenoisingLoss
 from diffusion_lab.network import NCSNpp
 from diffusion_lab.parameterization import Parameterization
-from diffusion_lab.process import Cosine, Ladder, Linear
+from diffusion_lab.process import Cosine, DiscreteProcess, Linear
 
 FULL, HALF, DOUBLE = torch.float32, torch.bfloat16, torch.float64
 
@@ -65,7 +65,7 @@ def test_every_precision_trains(tmp_path, precision, weights, training, judging)
     assert {average.dtype for average in ema.weights.values()} == {full}
     start, now, average = before[0].to(weights), next(model.network.parameters()), next(iter(ema.weights.values()))
     assert not torch.equal(now, start) and not torch.equal(average, start.to(full)), "nothing was learned"
-    fresh = Ladder(Linear(), 1000)
+    fresh = DiscreteProcess(Linear(), 1000)
     assert torch.equal(process.alpha(times), fresh.alpha(times)) and process.alpha(times.double()).dtype == DOUBLE
     assert torch.equal(process.sigma(times), fresh.sigma(times)), "a table was rounded"
 
@@ -93,7 +93,7 @@ def test_the_gradient_is_the_same_up_to_the_precision(gradients):
 def test_under_autocast_the_loss_is_computed_in_full(weighting):
     model = build(ByItem())
     denoiser, loss = (
-        Denoiser(model.network, Ladder(Cosine(), 1000), Parameterization("v", "level", -1.0, 1.0)),
+        Denoiser(model.network, DiscreteProcess(Cosine(), 1000), Parameterization("v", "level", -1.0, 1.0)),
         DenoisingLoss(weighting),
     )
     generator, outputs = torch.Generator().manual_seed(0), []
@@ -120,7 +120,7 @@ def test_fourier_frequencies_stay_in_full_beside_a_network_in_half():
     torch.manual_seed(0)
     network = NCSNpp(1, 8, channels=8, multipliers=(1,), blocks=1, attention=(), groups=2).to(HALF)
     assert network(torch.randn(2, 1, 8, 8, dtype=HALF), torch.tensor([0.1, 3.0])).dtype == HALF
-    denoiser = Denoiser(network, Ladder(Linear(), 1000), Parameterization("eps", "level", -1.0, 1.0))
+    denoiser = Denoiser(network, DiscreteProcess(Linear(), 1000), Parameterization("eps", "level", -1.0, 1.0))
     assert denoiser(torch.randn(2, 1, 8, 8), torch.tensor(0.5)).eps.dtype == FULL
 
 

@@ -7,7 +7,18 @@ import math
 import pytest
 import torch
 
-from diffusion_lab.process import VE, VP, Cosine, Geometric, Ladder, Linear, NoiseProcess, Sigmoid, SingleLevel, SubVP
+from diffusion_lab.process import (
+    VE,
+    VP,
+    Cosine,
+    DiscreteProcess,
+    Geometric,
+    Linear,
+    NoiseProcess,
+    Sigmoid,
+    SingleLevel,
+    SubVP,
+)
 
 SDES = {"ve": lambda: VE(Geometric(0.01, 50.0)), "vp": lambda: VP(Linear()), "subvp": lambda: SubVP(Linear())}
 BETA_SCHEDULES = [Linear(), Cosine(), Sigmoid(), Sigmoid(tau=0.3), Linear(0.05, 12.0)]
@@ -53,17 +64,19 @@ def test_linear_ladder_matches_official_tables(recorded, levels):
     official = recorded("sde_schedules")
     assert relative(Linear().betas(levels), official[f"vp.N{levels}.discrete_betas.f64"]) < 1e-9
     t = torch.arange(1, levels + 1, dtype=torch.float64) / levels
-    ladder = Ladder(Linear(), levels)
+    ladder = DiscreteProcess(Linear(), levels)
     assert relative(ladder.alpha(t) ** 2, official[f"vp.N{levels}.alphas_cumprod.f64"]) < 1e-9
     assert relative(ladder.alpha(t) ** 2 + ladder.sigma(t) ** 2, torch.ones_like(t)) < 1e-12
-    sigmas = Ladder(Geometric(0.01, 50.0), levels).sigma(t)
+    sigmas = DiscreteProcess(Geometric(0.01, 50.0), levels).sigma(t)
     assert relative(sigmas, official[f"ve.N{levels}.discrete_sigmas.f64"]) < 1e-9
 
 
 def test_ddpm_published_betas():
     betas = Linear().betas(1000)
     assert betas[0].item() == pytest.approx(1e-4, rel=1e-12) and betas[-1].item() == pytest.approx(0.02, rel=1e-12)
-    assert Ladder(Linear()).alpha(torch.ones((), dtype=torch.float64)).item() ** 2 == pytest.approx(4.04e-5, rel=2e-3)
+    assert DiscreteProcess(Linear()).alpha(torch.ones((), dtype=torch.float64)).item() ** 2 == pytest.approx(
+        4.04e-5, rel=2e-3
+    )
 
 
 def test_cosine_betas_as_published():
@@ -101,7 +114,7 @@ def test_cosine_and_sigmoid_closed_forms():
     torch.testing.assert_close(Sigmoid(tau=0.7).log_abar(t).exp(), jabri)
 
 
-LADDERS = [Ladder(Linear()), Ladder(Geometric(), 10), Ladder(Cosine(), 200)]
+LADDERS = [DiscreteProcess(Linear()), DiscreteProcess(Geometric(), 10), DiscreteProcess(Cosine(), 200)]
 
 
 @pytest.mark.parametrize(
@@ -128,22 +141,24 @@ def test_between_levels_the_ladder_is_smooth_monotone_and_of_its_family(ladder):
 
 
 def test_slopes_are_harmonic_means_and_flat_where_a_side_is():
-    from diffusion_lab.process.ladder import monotone_slopes
+    from diffusion_lab.process.discrete import monotone_slopes
 
     slopes = monotone_slopes(torch.tensor([0.0, 1.0, 4.0, 4.0, 6.0]).double())
     torch.testing.assert_close(slopes, torch.tensor([1, 1.5, 0, 0, 2]).double())
 
 
-@pytest.mark.parametrize("process", [VP(Linear()), VE(Geometric()), Ladder(Linear(), 10), Ladder(Geometric(), 10)])
+@pytest.mark.parametrize(
+    "process", [VP(Linear()), VE(Geometric()), DiscreteProcess(Linear(), 10), DiscreteProcess(Geometric(), 10)]
+)
 def test_grids_of_the_clock(process):
     """Evenly from 1 to t_min, which is 1e-3 for VP and 1e-5 for VE (score_sde's run_lib), and the first level."""
-    lowest = {VP: 1e-3, VE: 1e-5, Ladder: 0.1}[type(process)]
+    lowest = {VP: 1e-3, VE: 1e-5, DiscreteProcess: 0.1}[type(process)]
     even = 1 + (lowest - 1) * torch.arange(5).double() / 4
-    torch.testing.assert_close(process.grid(5, "linear"), even, rtol=1e-9, atol=0)
+    torch.testing.assert_close(process.timesteps(5, "linear"), even, rtol=1e-9, atol=0)
     if process.levels is None:
-        torch.testing.assert_close(process.grid(5), even, rtol=1e-9, atol=0)
+        torch.testing.assert_close(process.timesteps(5), even, rtol=1e-9, atol=0)
         squares = (1 + (lowest**0.5 - 1) * torch.arange(5).double() / 4) ** 2  # DPM-Solver's time_quadratic
-        torch.testing.assert_close(process.grid(5, "quadratic"), squares, rtol=1e-9, atol=0)
+        torch.testing.assert_close(process.timesteps(5, "quadratic"), squares, rtol=1e-9, atol=0)
         times = process.sample_times(100_000, torch.device("cpu"), torch.Generator().manual_seed(0))
         assert 1e-5 <= times.min() < 1e-4 and times.max() <= 1
 
@@ -151,13 +166,13 @@ def test_grids_of_the_clock(process):
 def test_single_level_stands_at_one():
     process = SingleLevel(0.3, 2.5)
     assert process.sigma(process.sample_times(3, torch.device("cpu"))).tolist() == pytest.approx([0.3] * 3)
-    assert process.grid(None).tolist() == process.grid(1).tolist() == [1] and process.prior_std == 2.5
+    assert process.timesteps(None).tolist() == process.timesteps(1).tolist() == [1] and process.prior_std == 2.5
     with pytest.raises(ValueError, match="a single noise level has one sampler step, got 5"):
-        process.grid(5)
+        process.timesteps(5)
 
 
 def test_geometric_levels_are_geometric_between_too():
-    ladder, t = Ladder(Geometric(0.01, 1.0), 10), torch.tensor([0.25, 0.77], dtype=torch.float64)
+    ladder, t = DiscreteProcess(Geometric(0.01, 1.0), 10), torch.tensor([0.25, 0.77], dtype=torch.float64)
     torch.testing.assert_close(ladder.sigma(t), 0.01 * 100 ** ((10 * t - 1) / 9), rtol=1e-12, atol=0)
 
 
@@ -165,7 +180,7 @@ def test_geometric_levels_are_geometric_between_too():
 def test_time_inverts_log_snr_and_grids_are_even_in_what_they_say(process):
     t = torch.linspace(0.002, 1, 50, dtype=torch.float64)
     torch.testing.assert_close(process.time(process.log_snr(t)), t, rtol=1e-9, atol=1e-12)
-    even, karras = process.grid(9, "log_snr"), process.grid(9, "karras", rho=3.0)
+    even, karras = process.timesteps(9, "log_snr"), process.timesteps(9, "karras", rho=3.0)
     for grid in (even, karras):
         assert len(grid) == 9 and grid[0] == 1 and grid[-1] == pytest.approx(process.t_min)
     steps = process.log_snr(even).diff()
@@ -173,7 +188,7 @@ def test_time_inverts_log_snr_and_grids_are_even_in_what_they_say(process):
     steps = ((-process.log_snr(karras) / 2).exp() ** (1 / 3)).diff()
     torch.testing.assert_close(steps, steps.mean().expand(8), rtol=1e-6, atol=0)
     with pytest.raises(ValueError, match="at least 2 sampler steps, got 1"):
-        process.grid(1, "karras")
+        process.timesteps(1, "karras")
 
 
 @pytest.mark.parametrize("ladder", LADDERS)
@@ -189,16 +204,16 @@ def test_importance_levels_of_a_ladder_are_whole_and_correct_for_it(ladder):
 def test_a_single_level_has_one_time_whatever_asks_for_it():
     process = SingleLevel(0.1)
     assert all((x == 1).all() for x in process.importance_times(5, torch.device("cpu")))
-    assert process.grid(1, "karras").tolist() == [1.0]
+    assert process.timesteps(1, "karras").tolist() == [1.0]
     with pytest.raises(ValueError, match="one sampler step, got 5"):
-        process.grid(5, "log_snr")
+        process.timesteps(5, "log_snr")
 
 
 def test_times_keep_float32_under_another_default_dtype():
     """Lightning's bf16-true makes bfloat16 the default, which cannot tell level 999 from 1000."""
     torch.set_default_dtype(torch.bfloat16)
     try:
-        for process in (Ladder(Linear()), VP(Linear()), SingleLevel()):
+        for process in (DiscreteProcess(Linear()), VP(Linear()), SingleLevel()):
             assert process.sample_times(4, torch.device("cpu")).dtype == torch.float32
             assert process.importance_times(4, torch.device("cpu"))[0].dtype == torch.float32
     finally:
@@ -207,8 +222,8 @@ def test_times_keep_float32_under_another_default_dtype():
 
 def test_shortened_sigma_ladders_start_at_the_largest_noise():
     for steps in (3, 7, 10):
-        assert Ladder(Geometric(0.01, 50), 10).grid(steps)[0] == 1
-    assert Ladder(Geometric(0.01, 50), 10).grid(1)[0] == 0.1  # plain Langevin dynamics at the lowest
+        assert DiscreteProcess(Geometric(0.01, 50), 10).grid(steps)[0] == 1
+    assert DiscreteProcess(Geometric(0.01, 50), 10).grid(1)[0] == 0.1  # plain Langevin dynamics at the lowest
 
 
 @pytest.mark.parametrize("process", [build() for build in SDES.values()])
@@ -224,7 +239,7 @@ def test_importance_times_are_even_in_log_snr_and_correct_for_it(process):
 
 
 @pytest.mark.parametrize(
-    "process", [Ladder(Linear()), Ladder(Geometric()), VP(Cosine()), SubVP(Linear()), VE(Geometric())]
+    "process", [DiscreteProcess(Linear()), DiscreteProcess(Geometric()), VP(Cosine()), SubVP(Linear()), VE(Geometric())]
 )
 def test_transitions_compose_and_posterior_is_bayes(process):
     s, t = torch.tensor([0.3], dtype=torch.float64), torch.tensor([0.7], dtype=torch.float64)
@@ -240,7 +255,7 @@ def test_transitions_compose_and_posterior_is_bayes(process):
 
 
 def test_reverse_variances_are_ddpms(recorded):
-    ladder, betas = Ladder(Linear()), Linear().betas(1000)
+    ladder, betas = DiscreteProcess(Linear()), Linear().betas(1000)
     t = torch.arange(2, 1001, dtype=torch.float64) / 1000
     s = t - 1 / 1000
     abar = torch.cumprod(1 - betas, 0)
@@ -251,7 +266,7 @@ def test_reverse_variances_are_ddpms(recorded):
 
 
 def test_level_zero_is_clean_and_levels_round_trip():
-    ladder = Ladder(Cosine(), 1000)
+    ladder = DiscreteProcess(Cosine(), 1000)
     zero = torch.zeros(())
     assert ladder.alpha(zero) == 1 and ladder.sigma(zero) == 0
     level = torch.arange(1001)
@@ -261,29 +276,29 @@ def test_level_zero_is_clean_and_levels_round_trip():
 
 @pytest.mark.parametrize("steps", [10, 20, 50])
 def test_grids_are_ddims_sequences(recorded, steps):
-    official, ladder = recorded("ddim"), Ladder(Linear())
+    official, ladder = recorded("ddim"), DiscreteProcess(Linear())
     for spacing, name in (("uniform", "uniform"), ("quadratic", "quad")):
         grid = ladder.grid(steps, spacing)
         assert torch.equal(ladder.level(grid.flip(0)) - 1, official[f"seq.{name}.N{steps}"].double())
 
 
 def test_full_grid_visits_every_level_and_too_many_steps_are_refused():
-    ladder = Ladder(Linear(), 30)
+    ladder = DiscreteProcess(Linear(), 30)
     assert torch.equal(ladder.level(ladder.grid(None)), torch.arange(30.0, 0, -1).double())
     with pytest.raises(ValueError, match="between 1 and the model's 30 levels, got 31"):
         ladder.grid(31)
 
 
 def test_training_times_cover_all_levels_evenly():
-    ladder = Ladder(Linear(), 10)
+    ladder = DiscreteProcess(Linear(), 10)
     levels = ladder.level(ladder.sample_times(20_000, torch.device("cpu"), torch.Generator().manual_seed(0)))
     counts = torch.bincount(levels.long(), minlength=11)
     assert counts[0] == 0 and counts[1:].min() > 1800 and counts[1:].max() < 2200
 
 
 def test_tables_survive_half_precision_and_stay_float64():
-    ladder = Ladder(Linear()).half()
-    assert ladder.alpha(torch.ones((), dtype=torch.float64)) == Ladder(Linear()).alpha(
+    ladder = DiscreteProcess(Linear()).half()
+    assert ladder.alpha(torch.ones((), dtype=torch.float64)) == DiscreteProcess(Linear()).alpha(
         torch.ones((), dtype=torch.float64)
     )
 
@@ -295,7 +310,7 @@ def test_tables_survive_half_precision_and_stay_float64():
         (lambda: Cosine(s=0.0), "s > 0"),
         (lambda: Sigmoid(start=3.0, end=-3.0), "start < end"),
         (lambda: Geometric(50.0, 0.01), "0 < sigma_min < sigma_max"),
-        (lambda: Ladder(Linear(), 1), "at least 2"),
+        (lambda: DiscreteProcess(Linear(), 1), "at least 2"),
         (lambda: VP(Geometric()), "VP needs schedule=linear, cosine or sigmoid"),
         (lambda: VE(Linear()), "VE needs schedule=geometric"),
     ],

@@ -63,10 +63,10 @@ HYDRAS = ("Could not", "defaults list", "full_key", "object_type", "Hydra", "Int
         ("sample", "compare=[ddim] compare_steps=[5,0]", "compare_steps=[5, 0] is out of range"),
     ],
 )  # fmt: skip
-def test_one_line_of_ours(task, words, told):
+def test_one_line_of_ours(task, words, c_noise):
     with pytest.raises(ConfigError) as error:
         check(task, [w for w in words.split() if w != "-m"] + ["ckpt_path=x"] * (task == "sample"), sweep="-m" in words)
-    assert told in str(error.value) and "\n" not in str(error.value), error.value
+    assert c_noise in str(error.value) and "\n" not in str(error.value), error.value
     assert not any(word in str(error.value) for word in HYDRAS)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from zygote import ROOT, run
 
-from diffusion_lab.callback import EMA, Guard
+from diffusion_lab.callback import EMA, NonFiniteGuard
 from diffusion_lab.data import DataModule
 from diffusion_lab.data.base import Splits
 from diffusion_lab.denoiser import Denoiser
@@ -25,7 +25,7 @@ from diffusion_lab.model import DDPM, Model, rehearse
 from diffusion_lab.network import UNet
 from diffusion_lab.noise import draw, draw_each
 from diffusion_lab.parameterization import Parameterization
-from diffusion_lab.process import VE, VP, Geometric, Ladder, Linear
+from diffusion_lab.process import VE, VP, DiscreteProcess, Geometric, Linear
 from diffusion_lab.sampler import DDIM, Ancestral, ProbabilityFlow, Sampler
 
 SHAPE = (3, 8, 8)
@@ -138,7 +138,7 @@ def model_of(
     torch.manual_seed(0)
     row = Parameterization("eps", "time_999", -1.0, 1.0)
     return cls(
-        Denoiser(network or Net(), process or Ladder(Linear(), 20), row), loss or OwnLoss(),
+        Denoiser(network or Net(), process or DiscreteProcess(Linear(), 20), row), loss or OwnLoss(),
         sampler or Sampler(DDIM(), steps=3), likelihood, lambda p: torch.optim.Adam(p, lr=1e-3), shape, grey_levels,
     )  # fmt: skip
 
@@ -252,7 +252,7 @@ NOTES = {
 
 @pytest.mark.parametrize("network, note", NOTES.values(), ids=list(NOTES))
 def test_what_a_network_may_do_but_should_know_is_told(network, note, tmp_path):
-    assert [note in told for told in rehearse(model_of(network()), items())] == [True]
+    assert [note in c_noise for c_noise in rehearse(model_of(network()), items())] == [True]
     with pytest.warns(UserWarning, match=note):
         trainer_of(tmp_path).fit(model_of(network()), DataLoader(TensorDataset(items()), batch_size=2))
 
@@ -339,7 +339,7 @@ def test_a_training_is_bit_equal_with_and_without_it(network, tmp_path):
         model = model_of(network(), DenoisingLoss())
         model.rehearsal = rehearsal
         data = Counting(shape=SHAPE, batch_size=4, flip=True)
-        trainer = trainer_of(tmp_path, callbacks=[Guard(), EMA(0.9)], use_distributed_sampler=False)
+        trainer = trainer_of(tmp_path, callbacks=[NonFiniteGuard(), EMA(0.9)], use_distributed_sampler=False)
         trainer.fit(model, datamodule=data)
         weights.append([*model.state_dict().values(), torch.get_rng_state()])
     assert all(map(torch.equal, *weights))

@@ -134,7 +134,9 @@ def test_a_signal_saves_the_step_and_the_resumed_run_is_bit_equal(tmp_path, sign
     before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
     with pytest.raises(Stopped, match=f"{signal.Signals(signum).name} at step {last}"):
         train(tmp_path / "part", 9, save=100, more=[Signalled(5, inside, signum)])
-    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)] == before, "handlers are put back"
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)] == before, (
+        "handlers are put back"
+    )
     assert [p.name for p in (tmp_path / "part/checkpoints").iterdir()] == [f"step_{last:08d}.ckpt"]
     resumed = train(tmp_path / "rest", 9, tmp_path / f"part/checkpoints/step_{last:08d}.ckpt")
     assert_bit_equal({k: whole[k] for k in STATE}, {k: resumed[k] for k in STATE})
@@ -143,7 +145,10 @@ def test_a_signal_saves_the_step_and_the_resumed_run_is_bit_equal(tmp_path, sign
 def test_a_hangup_that_nohup_has_had_ignored_stops_nothing(tmp_path):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        whole, part = train(tmp_path / "whole", 3), train(tmp_path / "part", 3, more=[Signalled(2, True, signal.SIGHUP)])
+        whole, part = (
+            train(tmp_path / "whole", 3),
+            train(tmp_path / "part", 3, more=[Signalled(2, True, signal.SIGHUP)]),
+        )
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)

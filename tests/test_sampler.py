@@ -16,7 +16,7 @@ from exact import exact_denoiser
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.noise import draw, image_generators
 from diffusion_lab.parameterization import Parameterization
-from diffusion_lab.process import VE, VP, Cosine, Geometric, Ladder, Linear, SubVP
+from diffusion_lab.process import VE, VP, Cosine, DiscreteProcess, Geometric, Linear, SubVP
 from diffusion_lab.sampler import (
     DDIM,
     EDM,
@@ -36,9 +36,9 @@ from diffusion_lab.sampler.record import Form, Recorder
 from diffusion_lab.sampler.scalar_process import ScalarProcess
 
 PROCESSES = {
-    "linear": lambda: Ladder(Linear(), 1000),
-    "cosine": lambda: Ladder(Cosine(), 200),
-    "geometric": lambda: Ladder(Geometric(0.01, 20.0), 200),
+    "linear": lambda: DiscreteProcess(Linear(), 1000),
+    "cosine": lambda: DiscreteProcess(Cosine(), 200),
+    "geometric": lambda: DiscreteProcess(Geometric(0.01, 20.0), 200),
     "vp": lambda: VP(Linear()),
     "subvp": lambda: SubVP(Linear()),
     "ve": lambda: VE(Geometric(0.01, 20.0)),
@@ -52,16 +52,16 @@ class Straight:
         self.process, target = process, analytic.diag64()
         self.mean, self.variance = target.m[0].reshape(8, 8), target.c[0].diag().reshape(8, 8)
 
-    def __call__(self, x, told):
-        t = told[:1].double()
+    def __call__(self, x, c_noise):
+        t = c_noise[:1].double()
         t = (t + 1) / self.process.levels if self.process.levels else t / 999
         alpha, sigma = self.process.alpha(t), self.process.sigma(t)
         return (x - (alpha * self.mean).to(x)) * (sigma / (alpha**2 * self.variance + sigma**2)).to(x)
 
 
 def straight_denoiser(process):
-    told = "level" if process.levels else "time_999"
-    return Denoiser(Straight(process), process, Parameterization(output="eps", told=told))
+    c_noise = "level" if process.levels else "time_999"
+    return Denoiser(Straight(process), process, Parameterization(output="eps", c_noise=c_noise))
 
 
 class Replay:
@@ -83,7 +83,7 @@ def test_ddim_matches_the_official_program(recorded, monkeypatch, target, spacin
     x = torch.as_tensor(np.random.RandomState(91).randn(*official.shape), dtype=torch.float32)
     noise = np.random.RandomState(92).randn(steps, *official.shape).astype(np.float32)
     # The official program draws at every step; ours not where there is nothing to add.
-    denoiser = exact_denoiser(analytic.TARGETS[target](), Ladder(Linear()))
+    denoiser = exact_denoiser(analytic.TARGETS[target](), DiscreteProcess(Linear()))
     sampler = Sampler(DDIM(eta), steps=steps, spacing=spacing)
     times = sampler.check(denoiser)
     used = eta * denoiser.process.posterior(times[1:], times[:-1])[2] > 0
@@ -99,13 +99,13 @@ def test_clipped_fixed_large_ancestral_matches_the_official_program(recorded, mo
     x = torch.as_tensor(np.random.RandomState(91).randn(*official.shape), dtype=torch.float32)
     noise = np.random.RandomState(92).randn(steps, *official.shape).astype(np.float32)
     monkeypatch.setattr("diffusion_lab.sampler.plan.stream", Replay(noise))
-    denoiser = exact_denoiser(analytic.TARGETS[target](), Ladder(Linear()))
+    denoiser = exact_denoiser(analytic.TARGETS[target](), DiscreteProcess(Linear()))
     *_, last = Sampler(Ancestral("fixed_large"), steps=steps, clip=True).trajectory(denoiser, x)
     assert (last.x - official).abs().max() / official.abs().max() < 1e-4
 
 
 def test_ddim_with_eta_one_is_ddpm_fixed_small_exactly():
-    denoiser = exact_denoiser(analytic.gmm2d(), Ladder(Linear(), 60))
+    denoiser = exact_denoiser(analytic.gmm2d(), DiscreteProcess(Linear(), 60))
     for steps in (None, 13):
         samples = [
             Sampler(predictor, steps=steps, precision="float64")(
@@ -290,7 +290,7 @@ def test_dpm_solver_3m_has_the_published_derivatives():
 @pytest.mark.parametrize("solver", [DPMSolver(3), UniPC(3)])
 def test_multistep_solvers_warm_up_by_one_order_a_step(solver):
     denoiser = Denoiser(None, VP(Linear()), Parameterization("x0", "time_999"))
-    p = ScalarProcess(denoiser.process, denoiser.process.grid(6, "log_snr"))
+    p = ScalarProcess(denoiser.process, denoiser.process.timesteps(6, "log_snr"))
     recorder = Recorder(denoiser, p, thresholded=False)
     x, used = Form({0: 1.0}), []
     for t, s in itertools.pairwise(p.times):
@@ -307,10 +307,12 @@ def test_unipc_of_one_place_is_half_of_b(variant, bound):
 
 
 def test_settings_of_the_sampler_reach_the_grid_and_the_step_size():
-    process, t = Ladder(Linear()), torch.tensor(0.5, dtype=torch.float64)
+    process, t = DiscreteProcess(Linear()), torch.tensor(0.5, dtype=torch.float64)
     denoiser = straight_denoiser(process)
     times = Sampler(DDIM(), steps=9, spacing="karras", rho=3.0).check(denoiser)
-    assert torch.equal(times, process.grid(9, "karras", rho=3.0)) and not torch.equal(times, process.grid(9, "karras"))
+    assert torch.equal(times, process.timesteps(9, "karras", rho=3.0)) and not torch.equal(
+        times, process.timesteps(9, "karras")
+    )
     beta = Linear().betas(1000)[499].item()
     size = AnnealedLangevin(snr=0.2).size(ScalarProcess(process, times), 0.5)
     assert size == pytest.approx(2 * (1 - beta) * (0.2 * process.sigma(t).item()) ** 2, rel=1e-9)
@@ -351,7 +353,7 @@ def test_long_steps_of_the_vp_discretisation_are_refused():
 
 
 def test_uniform_start():
-    denoiser = Denoiser(None, Ladder(Geometric(0.01, 3.0), 10), Parameterization(low=0.0))
+    denoiser = Denoiser(None, DiscreteProcess(Geometric(0.01, 3.0), 10), Parameterization(low=0.0))
     sampler = Sampler(DDIM(), start="uniform")
     images = sampler.prior(denoiser, (1, 1, 300, 300), torch.Generator().manual_seed(0))
     points = sampler.prior(denoiser, (50_000, 2), torch.Generator().manual_seed(0))
@@ -361,7 +363,7 @@ def test_uniform_start():
 
 
 def test_each_image_has_its_own_noise():
-    denoiser = exact_denoiser(analytic.gmm2d(), Ladder(Linear(), 50))
+    denoiser = exact_denoiser(analytic.gmm2d(), DiscreteProcess(Linear(), 50))
     sampler = Sampler(Ancestral())
 
     def sample(indices):
@@ -376,14 +378,14 @@ def test_each_image_has_its_own_noise():
 
 
 def test_clip_bounds_the_estimates():
-    denoiser = exact_denoiser(analytic.gauss64(), Ladder(Linear()))
+    denoiser = exact_denoiser(analytic.gauss64(), DiscreteProcess(Linear()))
     wide = list(Sampler(DDIM(), steps=5).trajectory(denoiser, 3 * torch.randn(4, 1, 8, 8)))
     clipped = list(Sampler(DDIM(), steps=5, clip=True).trajectory(denoiser, 3 * torch.randn(4, 1, 8, 8)))
     assert max(s.x0.abs().max() for s in wide) > 1.2 and max(s.x0.abs().max() for s in clipped) <= 1
 
 
 def test_clip_is_to_the_models_own_range_and_leaves_points_alone():
-    denoiser = Denoiser(lambda x, c: torch.zeros_like(x), VE(Geometric()), Parameterization(told="nothing", low=0.0))
+    denoiser = Denoiser(lambda x, c: torch.zeros_like(x), VE(Geometric()), Parameterization(c_noise="nothing", low=0.0))
     images, sampler = torch.tensor([-2.0, 0.3, 2.0]).reshape(1, 1, 1, 3), Sampler(DDIM(), steps=2, clip=True)
     for x, want in ((images, images.clamp(0, 1)), (images.reshape(3, 1), images.reshape(3, 1))):
         assert torch.equal(next(sampler.trajectory(denoiser, x)).x0, want)
@@ -391,7 +393,7 @@ def test_clip_is_to_the_models_own_range_and_leaves_points_alone():
 
 def test_churn_is_added_between_s_min_and_s_max_only_and_is_that_of_algorithm_2():
     process = VE(Geometric(0.01, 20.0))
-    p = ScalarProcess(process, process.grid(9, "karras"))
+    p = ScalarProcess(process, process.timesteps(9, "karras"))
     n = [p.noise_to_signal(t) for t in p.times]
     for churn, gamma in ((0.9, 0.1), (90.0, math.sqrt(2) - 1)):
         for i, t in enumerate(p.times):
@@ -404,7 +406,9 @@ def test_churn_is_added_between_s_min_and_s_max_only_and_is_that_of_algorithm_2(
             assert x == pytest.approx(1.1 * (raised**2 - n[i] ** 2) ** 0.5, rel=1e-9)
     _, first = EDM(1, 90.0).churned(p, 0.0, p.times[0], lambda std: std)
     assert first > 1 and p.noise_to_signal(first) == pytest.approx(math.sqrt(2) * n[0], rel=1e-9)
-    discrete = Ladder(Geometric(0.01, 20.0), 50)  # whose largest level bounds the noise, as NVlabs' round_sigma does
+    discrete = DiscreteProcess(
+        Geometric(0.01, 20.0), 50
+    )  # whose largest level bounds the noise, as NVlabs' round_sigma does
     p = ScalarProcess(discrete, discrete.grid(9, "karras"))
     assert EDM(1, 90.0).churned(p, 0.0, 1.0, lambda std: std) == (0.0, 1.0)
 
@@ -437,7 +441,7 @@ def test_heun_with_churn_is_the_published_program(process, churn, s_min, s_max, 
     denoiser = straight_denoiser(PROCESSES[process]())
     process, target = denoiser.process, analytic.diag64()
     mean, variance = target.m[0].reshape(8, 8), target.c[0].diag().reshape(8, 8)
-    times, shape = process.grid(steps, "karras"), (4, 1, 8, 8)
+    times, shape = process.timesteps(steps, "karras"), (4, 1, 8, 8)
     z = torch.randn(steps + 1, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     want = edm_sampler(
         lambda x, sigma: mean + (x - mean) * variance / (variance + sigma**2),
@@ -461,7 +465,7 @@ def test_a_trajectory_tells_where_it_is(predictor, corrector):
     if predictor is None and corrector is None:
         return
     process = VE(Geometric(0.1, 1.0))
-    denoiser = Denoiser(lambda x, c: torch.zeros_like(x), process, Parameterization(told="nothing"))
+    denoiser = Denoiser(lambda x, c: torch.zeros_like(x), process, Parameterization(c_noise="nothing"))
     sampler = Sampler(predictor, corrector, 5, denoise=False)
     states = list(sampler.trajectory(denoiser, torch.ones(2, 2), torch.Generator().manual_seed(0)))
     times = sampler.check(denoiser).tolist()
@@ -489,7 +493,7 @@ def test_langevin_of_each_image_does_not_depend_on_its_batch_unless_norms_are_av
 
 
 def test_float64_on_request_agrees_with_float32():
-    denoiser = exact_denoiser(analytic.gmm2d(), Ladder(Linear()))
+    denoiser = exact_denoiser(analytic.gmm2d(), DiscreteProcess(Linear()))
     x = torch.randn(4, 2, 1, 1)
     outs = []
     for precision in ("float32", "float64"):
@@ -522,11 +526,11 @@ def test_senseless_samplers_are_refused(build, message):
 @pytest.mark.parametrize("predictor", [DPMSolver(2), UniPC(2), EDM(2)], ids=lambda p: type(p).__name__)
 def test_grids_that_repeat_levels_are_refused_where_steps_need_a_length(predictor):
     with pytest.raises(ValueError, match="repeats levels"):
-        Sampler(predictor, None, 30, "quadratic").check(exact_denoiser(analytic.gmm2d(), Ladder(Linear(), 50)))
+        Sampler(predictor, None, 30, "quadratic").check(exact_denoiser(analytic.gmm2d(), DiscreteProcess(Linear(), 50)))
 
 
 def test_a_corrector_alone_shows_the_guesses_it_made():
-    denoiser = exact_denoiser(analytic.gmm2d(), Ladder(Geometric(0.01, 3.0), 5))
+    denoiser = exact_denoiser(analytic.gmm2d(), DiscreteProcess(Geometric(0.01, 3.0), 5))
     x = torch.randn(3, 2, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     sampler = Sampler(None, AnnealedLangevin(snr=0.1, steps=1), denoise=False, precision="float64")
     for state in sampler.trajectory(denoiser, x, torch.Generator().manual_seed(1)):
@@ -540,9 +544,9 @@ def test_a_corrector_alone_shows_the_guesses_it_made():
 def test_drawing_ends_where_the_trajectory_does(process, name):
     """Drawing writes moves by one guess with the network's output, a trajectory with the guesses that it shows."""
     (predictor, corrector), process = SAMPLERS[name], PROCESSES[process]()
-    output, told = ("v", "level") if process.levels else ("x0", "time_999")
+    output, c_noise = ("v", "level") if process.levels else ("x0", "time_999")
     network = lambda x, t: (x + t.to(x)[:, None] / 2000).sin()  # noqa: E731
-    denoiser = Denoiser(network, process, Parameterization(output, told))
+    denoiser = Denoiser(network, process, Parameterization(output, c_noise))
     steps, spacing = (22, "uniform") if name in STEPS else (6, "karras")
     for denoise in (True, False):
         sampler = Sampler(predictor, corrector, steps, spacing, denoise=denoise, precision="float64")
@@ -556,7 +560,7 @@ def test_drawing_ends_where_the_trajectory_does(process, name):
 
 
 def test_a_step_of_one_evaluation_is_two_operations_and_no_prediction_is_made_that_is_not_needed():
-    denoiser = Denoiser(lambda x, t: x, Ladder(Linear(), 50), Parameterization())
+    denoiser = Denoiser(lambda x, t: x, DiscreteProcess(Linear(), 50), Parameterization())
     image, points = torch.zeros(2, 1, 2, 2), torch.zeros(2, 2)
     for predictor, x, clip, shown, want in (
         (DDIM(), image, False, False, (5, 5)), (DDIM(), image, True, False, (5, 4)), (DDIM(), points, True, False, (5, 5)),
@@ -570,7 +574,7 @@ def test_a_step_of_one_evaluation_is_two_operations_and_no_prediction_is_made_th
 def test_settings_that_are_changed_in_place_change_the_next_samples():
     """There is no hidden cache: a plan is made when it is asked for."""
     network = torch.nn.Linear(2, 2).double()
-    denoiser = Denoiser(lambda x, t: network(x), VP(Linear()), Parameterization(told="time_999"))
+    denoiser = Denoiser(lambda x, t: network(x), VP(Linear()), Parameterization(c_noise="time_999"))
     sampler = Sampler(DDIM(), AnnealedLangevin(snr=0.1, steps=1), steps=5, precision="float64")
     seen = [sampler(denoiser, (2, 2), torch.Generator().manual_seed(0))]
 
@@ -588,7 +592,7 @@ def test_settings_that_are_changed_in_place_change_the_next_samples():
     changed(sampler, "corrector", None)
     changed(denoiser.process, "schedule", Cosine())
     changed(denoiser.process.schedule, "s", 0.1)
-    changed(denoiser, "parameterization", Parameterization("v", told="time_999"))
+    changed(denoiser, "parameterization", Parameterization("v", c_noise="time_999"))
     changed(denoiser, "process", SubVP(Linear()))
     for part, key in ((DDIM(), "eta"), (Langevin(), "snr")):  # a step is a value: it cannot be changed in place
         with pytest.raises(dataclasses.FrozenInstanceError):

@@ -17,16 +17,27 @@ from diffusion_lab.launch.compose import CONF, composed, options, plain
 from diffusion_lab.launch.instantiate import instantiate
 from diffusion_lab.noise import image_generators
 from diffusion_lab.parameterization import Parameterization
-from diffusion_lab.process import VE, VP, Cosine, Geometric, Ladder, Linear, Sigmoid, SingleLevel, Spacing, SubVP
+from diffusion_lab.process import (
+    VE,
+    VP,
+    Cosine,
+    DiscreteProcess,
+    Geometric,
+    Linear,
+    Sigmoid,
+    SingleLevel,
+    Spacing,
+    SubVP,
+)
 from diffusion_lab.sampler import DDIM, EDM, AnnealedLangevin, ProbabilityFlow, Sampler
 
 PROCESSES = {
-    "linear": lambda: Ladder(Linear(), 1000),
-    "cosine": lambda: Ladder(Cosine(), 200),
-    "sigmoid": lambda: Ladder(Sigmoid(), 300),
-    "ncsn": lambda: Ladder(Geometric(0.01, 1.0), 10),
-    "ncsnv2": lambda: Ladder(Geometric(0.01, 50.0), 232),
-    "ve_discrete": lambda: Ladder(Geometric(0.01, 50.0), 1000),
+    "linear": lambda: DiscreteProcess(Linear(), 1000),
+    "cosine": lambda: DiscreteProcess(Cosine(), 200),
+    "sigmoid": lambda: DiscreteProcess(Sigmoid(), 300),
+    "ncsn": lambda: DiscreteProcess(Geometric(0.01, 1.0), 10),
+    "ncsnv2": lambda: DiscreteProcess(Geometric(0.01, 50.0), 232),
+    "ve_discrete": lambda: DiscreteProcess(Geometric(0.01, 50.0), 1000),
     "vp": lambda: VP(Linear()),
     "vp cosine": lambda: VP(Cosine()),
     "subvp": lambda: SubVP(Linear()),
@@ -35,15 +46,15 @@ PROCESSES = {
 STEPS = (1, 2, 3, 7, 10, 50, 200, None)
 
 
-def told(process):
-    return Parameterization(told="level" if process.levels else "time_999")
+def c_noise(process):
+    return Parameterization(c_noise="level" if process.levels else "time_999")
 
 
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("spacing", get_args(Spacing))
 def test_the_first_time_of_every_grid_has_the_noise_of_the_prior(process, spacing):
     """Or the grid is refused; where a beta schedule leaves out its last levels, the user is told what signal is left."""
-    denoiser = Denoiser(None, PROCESSES[process](), told(PROCESSES[process]()))
+    denoiser = Denoiser(None, PROCESSES[process](), c_noise(PROCESSES[process]()))
     process, taken = denoiser.process, 0
     for steps in STEPS:
         sampler = Sampler(DDIM(), None, steps, spacing)
@@ -56,7 +67,7 @@ def test_the_first_time_of_every_grid_has_the_noise_of_the_prior(process, spacin
                 raise AssertionError(f"{steps} steps are refused") from error
             continue
         taken += 1
-        alpha, sigma = (k.item() for k in process.scales(times[0]))
+        alpha, sigma = (k.item() for k in process.alpha_sigma(times[0]))
         assert (times.diff() <= 0).all() and times[0] <= 1 and times[-1] >= process.t_min * (1 - 1e-12)
         assert steps is None or len(times) == steps
         if process.keeps_signal or spacing not in ("uniform", "quadratic", "leading") or process.levels is None:
@@ -79,7 +90,7 @@ def test_ddim_keeps_the_variance_of_gaussian_data_for_every_spacing(process, spa
             sigma = process.sigma((t + 1) / process.levels if process.levels else t / 999)
             return x * (sigma / (s**2 + sigma**2)).to(x)
 
-    denoiser = Denoiser(Exact(), process, told(process))
+    denoiser = Denoiser(Exact(), process, c_noise(process))
     sampler = Sampler(DDIM(), None, steps, spacing, precision="float64")
     x = sampler(denoiser, (20_000, 2), torch.Generator().manual_seed(0))
     # Starting without the data's own variance, and steps of some length, cost this much; the wrong start cost 28 times.
@@ -88,7 +99,7 @@ def test_ddim_keeps_the_variance_of_gaussian_data_for_every_spacing(process, spa
 
 def test_the_spacings_of_discrete_levels_are_those_of_lin_et_al_table_2():
     """Ten of a thousand levels, one-based as there."""
-    ladder = Ladder(Linear())
+    ladder = DiscreteProcess(Linear())
     want = {
         "leading": [1, 101, 201, 301, 401, 501, 601, 701, 801, 901],
         "linspace": [1, 112, 223, 334, 445, 556, 667, 778, 889, 1000],
@@ -99,7 +110,7 @@ def test_the_spacings_of_discrete_levels_are_those_of_lin_et_al_table_2():
     assert ladder.level(ladder.grid(7, "leading")).flip(0).tolist() == [1 + 142 * i for i in range(7)]
     assert VP(Linear()).grid(4, "trailing").tolist() == pytest.approx([1 - i * 0.999 / 4 for i in range(4)])
     with pytest.raises(ValueError, match="leading starts below the largest noise"):
-        Ladder(Geometric(), 10).grid(5, "leading")
+        DiscreteProcess(Geometric(), 10).grid(5, "leading")
     with pytest.raises(ValueError, match="this process has none"):
         VP(Linear()).grid(5, "leading")
 
@@ -108,16 +119,16 @@ def test_the_continuous_quadratic_grid_is_dpm_solvers():
     """torch.linspace(t_T ** 0.5, t_0 ** 0.5, N + 1).pow(2) of the official program."""
     for process in (VP(Linear()), VE(Geometric())):
         want = torch.linspace(1, process.t_min**0.5, 12, dtype=torch.float64).pow(2)
-        torch.testing.assert_close(process.grid(12, "quadratic"), want, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(process.timesteps(12, "quadratic"), want, rtol=1e-9, atol=1e-12)
 
 
 def test_few_steps_on_a_cosine_say_how_much_signal_is_left_and_trailing_helps():
-    denoiser = Denoiser(None, Ladder(Cosine()), Parameterization())
+    denoiser = Denoiser(None, DiscreteProcess(Cosine()), Parameterization())
     said = Sampler(DDIM(), steps=10).caution(denoiser)
     assert "keeps alpha = 0.15 of the signal" in said and "sampler.spacing=trailing" in said and "\n" not in said
     for settings in ({"steps": 10, "spacing": "trailing"}, {"steps": None}, {"steps": 10, "start": "uniform"}):
         assert Sampler(DDIM(), **settings).caution(denoiser) is None
-    weak = Denoiser(None, Ladder(Linear(0.1, 2.0)), Parameterization())
+    weak = Denoiser(None, DiscreteProcess(Linear(0.1, 2.0)), Parameterization())
     assert "the schedule has no more noise" in Sampler(DDIM(), steps=5, spacing="trailing").caution(weak)
 
 
@@ -127,7 +138,7 @@ def test_a_sampler_starts_and_ends_where_it_is_told(process, spacing):
     process = PROCESSES[process]()
     start, end = (0.9, 0.2) if process.levels == 10 else (0.75, 0.1)
     try:
-        times = process.grid(5, spacing, t_start=start, t_end=end)
+        times = process.timesteps(5, spacing, t_start=start, t_end=end)
     except ValueError:
         assert spacing == "leading"
         return
@@ -143,17 +154,17 @@ def test_a_sampler_starts_and_ends_where_it_is_told(process, spacing):
 
 def test_noise_starts_with_the_share_that_t_start_has():
     process = VE(Geometric(0.01, 50.0))
-    denoiser, t = Denoiser(None, process, told(process)), torch.tensor(0.6, dtype=torch.float64)
+    denoiser, t = Denoiser(None, process, c_noise(process)), torch.tensor(0.6, dtype=torch.float64)
     for sampler in (Sampler(DDIM(), steps=5, t_start=0.6), ProbabilityFlow(t_start=0.6)):
         x = sampler.prior(denoiser, (20_000, 2), torch.Generator().manual_seed(0))
         assert x.std().item() == pytest.approx(process.sigma(t).item(), rel=0.02)
         assert sampler.check(denoiser)[0] == 0.6
 
 
-@pytest.mark.parametrize("process", [VP(Linear()), VE(Geometric()), Ladder(Linear(), 50)])
+@pytest.mark.parametrize("process", [VP(Linear()), VE(Geometric()), DiscreteProcess(Linear(), 50)])
 @pytest.mark.parametrize("ends", [(1.1, None), (None, 0.0), (0.3, 0.5), (0.3, 0.3)])
 def test_times_out_of_range_are_refused(process, ends):
-    denoiser = Denoiser(None, process, told(process))
+    denoiser = Denoiser(None, process, c_noise(process))
     for sampler in (
         Sampler(DDIM(), steps=5, t_start=ends[0], t_end=ends[1]),
         ProbabilityFlow(t_start=ends[0], t_end=ends[1]),
@@ -170,7 +181,7 @@ def test_the_last_time_may_be_earlier_than_the_process_has_by_default():
 
 
 def test_a_single_level_is_for_langevin_dynamics():
-    denoiser = Denoiser(None, SingleLevel(0.1, 2.0), Parameterization(told="nothing"))
+    denoiser = Denoiser(None, SingleLevel(0.1, 2.0), Parameterization(c_noise="nothing"))
     for predictor in (DDIM(), EDM(2)):
         with pytest.raises(ValueError, match="use sampler=langevin"):
             Sampler(predictor).check(denoiser)

@@ -11,7 +11,7 @@ from test_sampler import Replay
 
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.parameterization import Parameterization
-from diffusion_lab.process import VE, VP, Geometric, Ladder, Linear, SubVP
+from diffusion_lab.process import VE, VP, DiscreteProcess, Geometric, Linear, SubVP
 from diffusion_lab.sampler import (
     Ancestral,
     AnnealedLangevin,
@@ -33,22 +33,22 @@ def relative(got, want):
 
 def exact(target, process):
     """A denoiser that knows the score at any time: it is told the time itself."""
-    told = []
+    c_noise = []
 
     def network(x, _):
-        t = told[-1]
+        t = c_noise[-1]
         return analytic.TARGETS[target]().eps(x, process.alpha(t), process.sigma(t))
 
-    class Told(Denoiser):
+    class NoiseConditioning(Denoiser):
         def forward(self, x, t):
-            told.append(t.double())
+            c_noise.append(t.double())
             return super().forward(x, t)
 
         def read(self, x, reading):
-            told.append(torch.as_tensor(reading.t, dtype=torch.float64))
+            c_noise.append(torch.as_tensor(reading.t, dtype=torch.float64))
             return super().read(x, reading)
 
-    return Told(network, process, Parameterization(told="nothing"))
+    return NoiseConditioning(network, process, Parameterization(c_noise="nothing"))
 
 
 def step_ends(name, predictor, t):
@@ -60,7 +60,7 @@ def step_ends(name, predictor, t):
     if name == "subvp" or predictor == "euler_maruyama":
         return SDES[name](), t.double(), t.double() - 1 / 1000
     if name == "vp" and predictor == "ancestral_sampling":
-        return Ladder(Linear()), (index + 1) / 1000, index / 1000
+        return DiscreteProcess(Linear()), (index + 1) / 1000, index / 1000
     if name == "vp":
         return SDES[name](), index / 999, index / 999 - 1 / 1000
     return SDES[name](), index / 999, (index - 1) / 999
@@ -127,12 +127,12 @@ def test_signal_kept_is_the_official_alpha():
     """1 - beta_i on VP and on its ladder, 1 on VE; on sub-VP, where the official program crashes, close to VP's."""
     kept = lambda process, t: ScalarProcess(process, [1.0]).signal_kept(float(t))  # noqa: E731
     betas = Linear().betas(1000)
-    short = Ladder(Linear(), 50)  # one of its own levels, not a thousandth
+    short = DiscreteProcess(Linear(), 50)  # one of its own levels, not a thousandth
     for i in (1, 25, 50):
         assert kept(short, i / 50) == pytest.approx(1 - Linear().betas(50)[i - 1].item())
     for i in (0, 500, 999):
         t = torch.tensor((i + 1) / 1000, dtype=torch.float64)
-        assert kept(Ladder(Linear()), t) == pytest.approx(1 - betas[i].item(), abs=1e-12)
+        assert kept(DiscreteProcess(Linear()), t) == pytest.approx(1 - betas[i].item(), abs=1e-12)
         u = torch.tensor(i / 999, dtype=torch.float64)
         assert kept(VP(Linear()), u.clamp(min=1e-3)) == pytest.approx(1 - betas[max(i, 1)].item(), abs=2e-5)
         assert kept(SubVP(Linear()), u.clamp(min=1e-3)) == pytest.approx(1 - betas[max(i, 1)].item(), abs=2e-4)
@@ -144,7 +144,7 @@ def test_signal_kept_is_the_official_alpha():
 @pytest.mark.parametrize("denoise", [False, True])
 def test_annealed_langevin_is_ncsns(recorded, monkeypatch, target, denoise, dtype, tolerance):
     official = recorded("ncsn")
-    process = Ladder(Geometric(0.01, 1.0), 6)
+    process = DiscreteProcess(Geometric(0.01, 1.0), 6)
     name = {torch.float32: "float32", torch.float64: "float64"}[dtype]
     sampler = Sampler(None, AnnealedLangevin(step_size=2e-5, steps=3), denoise=denoise, precision=name)
     monkeypatch.setattr("diffusion_lab.sampler.plan.stream", Replay(official[f"{target}.noise"].numpy()))
@@ -163,6 +163,6 @@ def test_annealed_langevin_is_ncsns(recorded, monkeypatch, target, denoise, dtyp
 )
 def test_published_ladders(recorded, name, levels, top):
     sigmas = recorded("ncsn")[f"sigmas.{name}"]
-    ladder = Ladder(Geometric(0.01, top), levels)
+    ladder = DiscreteProcess(Geometric(0.01, top), levels)
     t = torch.arange(levels, 0, -1, dtype=torch.float64) / levels
     assert ((ladder.sigma(t) - sigmas) / sigmas).abs().max() < 2e-6  # recorded in float32

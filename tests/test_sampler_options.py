@@ -7,7 +7,7 @@ import torch
 
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.parameterization import Parameterization
-from diffusion_lab.process import VE, VP, Geometric, Ladder, Linear
+from diffusion_lab.process import VE, VP, DiscreteProcess, Geometric, Linear
 from diffusion_lab.sampler import DDIM, Sampler
 
 
@@ -19,7 +19,7 @@ def denoiser_of(process, network=None):
     "process, unit, times, want",
     [
         (VP(Linear()), "t", [1.0, 0.5, 0.01], [1.0, 0.5, 0.01]),
-        (Ladder(Linear(), 50), "level", [50, 20, 1], [1.0, 0.4, 0.02]),
+        (DiscreteProcess(Linear(), 50), "level", [50, 20, 1], [1.0, 0.4, 0.02]),
         (VE(Geometric(0.01, 50.0)), "sigma", [50.0, 0.01**0.5 * 50**0.5, 0.02], [1.0, 0.5, None]),
     ],
 )

@@ -15,7 +15,7 @@ import pytest
 import torch
 from exact import exact_denoiser
 
-from diffusion_lab.process import VE, VP, Cosine, Geometric, Ladder, Linear, SubVP
+from diffusion_lab.process import VE, VP, Cosine, DiscreteProcess, Geometric, Linear, SubVP
 from diffusion_lab.sampler import (
     DDIM,
     EDM,
@@ -155,7 +155,7 @@ SINGLESTEP = {
     "dpmsolver.1": DPMSolverSingle(1), "dpmsolver.2": DPMSolverSingle(2),
     "dpmsolver++.1": DPMSolver(1), "dpmsolver++.2": DPMSolver2S(),
 }  # fmt: skip
-PROCESSES = {"linear": Ladder(Linear(), 1000), "cosine": Ladder(Cosine(), 1000)}
+PROCESSES = {"linear": DiscreteProcess(Linear(), 1000), "cosine": DiscreteProcess(Cosine(), 1000)}
 
 
 @pytest.mark.parametrize("key", DIFFUSERS)
@@ -164,7 +164,7 @@ def test_diffusers(recorded_noise, key):
     step, to_data, to_level_1 = diffusers_case(key)
     times = [level / 1000 for level in dict.fromkeys([*D_META["levels"][key], *([1] if to_level_1 else [])])]
     if "lu_" in key:
-        times = process.grid(7 if key.endswith("2") else 13, "log_snr")
+        times = process.timesteps(7 if key.endswith("2") else 13, "log_snr")
     sampler = At(step, times, denoise=to_data)
     for end in ends(sampler, exact_denoiser(TARGET, process), x_1()):
         assert error(end, DIFFUSERS[key]) < 1e-9

@@ -11,7 +11,7 @@ import torch
 from exact import exact_denoiser
 from test_sampler import straight_denoiser
 
-from diffusion_lab.process import VE, VP, Geometric, Ladder, Linear, SubVP
+from diffusion_lab.process import VE, VP, DiscreteProcess, Geometric, Linear, SubVP
 from diffusion_lab.sampler import (
     DDIM,
     EDM,
@@ -38,7 +38,7 @@ from diffusion_lab.sampler.scalar_process import ScalarProcess
 
 PROCESSES = {
     "vp": VP(Linear()), "subvp": SubVP(Linear()), "ve": VE(Geometric(0.01, 20.0)),
-    "ddpm": Ladder(Linear()), "ncsn": Ladder(Geometric(0.01, 20.0), 200),
+    "ddpm": DiscreteProcess(Linear()), "ncsn": DiscreteProcess(Geometric(0.01, 20.0), 200),
 }  # fmt: skip
 STEPS = [
     Ancestral("fixed_small"), Ancestral("fixed_large"), DDIM(), DDIM(0.5), EulerAncestral(), EulerAncestral(0.5, 1.1),

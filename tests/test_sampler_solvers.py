@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_sampler import AffineLaw, exact_flow, straight_denoiser
 
-from diffusion_lab.process import VE, VP, Cosine, Geometric, Ladder, Linear, SubVP
+from diffusion_lab.process import VE, VP, Cosine, DiscreteProcess, Geometric, Linear, SubVP
 from diffusion_lab.sampler import (
     DDIM,
     EDM,
@@ -29,7 +29,7 @@ from diffusion_lab.sampler import (
 from diffusion_lab.sampler.scalar_process import ScalarProcess
 
 PROCESSES = {
-    "vp": VP(Linear()), "subvp": SubVP(Linear()), "ve": VE(Geometric(0.01, 20.0)), "ddpm": Ladder(Linear()),
+    "vp": VP(Linear()), "subvp": SubVP(Linear()), "ve": VE(Geometric(0.01, 20.0)), "ddpm": DiscreteProcess(Linear()),
 }  # fmt: skip
 
 ORDERS = {
@@ -80,7 +80,7 @@ def test_order_of_convergence(name, process):
 @pytest.mark.parametrize("variable", ["sigma", "t", "log_sigma"])
 def test_adams_bashforth_integrates_its_polynomials_exactly(variable, schedule):
     """Weights times u^k are int u^k dn, on discrete levels too; order 1 is the length of the step in n."""
-    p = ScalarProcess(Ladder(schedule()), [0.9, 0.8, 0.6, 0.5, 0.3])
+    p = ScalarProcess(DiscreteProcess(schedule()), [0.9, 0.8, 0.6, 0.5, 0.3])
     value = {"sigma": p.noise_to_signal, "t": lambda t: t, "log_sigma": lambda t: -p.lambda_(t)}[variable]
     t, s, nodes = 0.5, 0.3, [0.5, 0.6, 0.8]
     n = torch.linspace(p.noise_to_signal(t), p.noise_to_signal(s), 2_001, dtype=torch.float64)

@@ -11,7 +11,7 @@ import torch
 from evaluation_job import evaluator, tiny_model
 
 from diffusion_lab.data import Digits
-from diffusion_lab.evaluation import Chunks, Series
+from diffusion_lab.evaluation import ChunkedArray, SampleStore
 from diffusion_lab.launch import plan
 from diffusion_lab.launch.instantiate import ConfigError
 from diffusion_lab.launch.sample_files import join, left_behind
@@ -43,7 +43,7 @@ def seconds(monkeypatch):
 
 
 def tell(tmp_path, count, judge=None, **changes):
-    series = Series(tmp_path / "out", tiny_model(), batch_size=5)
+    series = SampleStore(tmp_path / "out", tiny_model(), batch_size=5)
     plan.tell_plan(config(**changes), FABRIC, [series], count, "step 7", judge, Digits() if judge else None)
     return series
 
@@ -95,8 +95,8 @@ def test_an_evaluation_says_what_it_does(tmp_path, free, seconds, capsys):
     judge = evaluator(tmp_path, samples=500, repeats=2, likelihood_repeats=3)
     judge.prepare(Digits(), torch.device("cpu"))
     tell(tmp_path, 1000, judge)
-    told = capsys.readouterr().out.splitlines()[-1]
-    assert told == (
+    c_noise = capsys.readouterr().out.splitlines()[-1]
+    assert c_noise == (
         "evaluation: 2 x 500 samples against held_out (frechet, kernel, inception_score, neighbours); likelihood "
         "(bound, flow) of 7 held-out items, 3 times, about 3 s more; writes results.json"
     )
@@ -111,7 +111,7 @@ def test_pictures_of_points_are_refused_before_they_are_drawn(tmp_path):
 
 
 def test_the_missing_chunks_are_found_by_one_look_into_the_folder(tmp_path, monkeypatch):
-    store, asked = Chunks(tmp_path, 2), []
+    store, asked = ChunkedArray(tmp_path, 2), []
     for start in (4, 8):
         store.write(range(start, start + 2), torch.zeros(2, 3))
     monkeypatch.setattr(store, "has", lambda chunk: asked.append(chunk.start) or chunk.start == 4)
@@ -121,12 +121,12 @@ def test_the_missing_chunks_are_found_by_one_look_into_the_folder(tmp_path, monk
 @pytest.mark.parametrize(
     "size, told", [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1.28e12, "1.28 TB"), (9e18, "9e+03 PB")]
 )
-def test_sizes_in_words(size, told):
-    assert plan.bytes_in_words(size) == told
+def test_sizes_in_words(size, c_noise):
+    assert plan.bytes_in_words(size) == c_noise
 
 
 def test_one_file_of_all_samples_is_what_other_programs_read(tmp_path):
-    series = Series(tmp_path, tiny_model(), batch_size=5)
+    series = SampleStore(tmp_path, tiny_model(), batch_size=5)
     series.complete(12)
     join(series, 12, tmp_path / "samples.npz")
     with np.load(tmp_path / "samples.npz") as file:  # as guided-diffusion's evaluator and `np.savez(file, images)` do

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion_lab.data.plane import GaussianMixture
+from diffusion_lab.data.toy2d_density import GaussianMixture
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.launch.instantiate import instantiate
 from diffusion_lab.launch.schema import parameters
@@ -19,9 +19,9 @@ from diffusion_lab.loss import DenoisingLoss, ImplicitScoreMatching, SlicedScore
 from diffusion_lab.network import MLP, Energy
 from diffusion_lab.network.blocks import AttentionBlock
 from diffusion_lab.parameterization import Parameterization
-from diffusion_lab.process import VP, Cosine, Geometric, Ladder, SingleLevel
+from diffusion_lab.process import VP, Cosine, DiscreteProcess, Geometric, SingleLevel
 
-SCORE = Parameterization(output="score", told="nothing")
+SCORE = Parameterization(output="score", c_noise="nothing")
 
 
 def random_mlp(dimensions: int = 2, seed: int = 0) -> MLP:
@@ -135,8 +135,8 @@ def test_one_projection_is_the_formula():
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-6)])
 def test_annealed_sliced_loss_is_the_official_one(recorded, dtype, tolerance):
     official = recorded("ncsn")
-    process = Ladder(Geometric(0.01, 1.0), 10)
-    denoiser = Denoiser(analytic.toy_net, process, Parameterization(output="score", told="level_from_top"))
+    process = DiscreteProcess(Geometric(0.01, 1.0), 10)
+    denoiser = Denoiser(analytic.toy_net, process, Parameterization(output="score", c_noise="level_from_top"))
     t = (10 - official["loss.labels"]).to(dtype) / 10
     x0, eps, v = (official[f"loss.{key}"].to(dtype) for key in ("x0", "z", "v"))
     loss = SlicedScoreMatching(probe="gaussian").at(denoiser, x0, t, eps, v[None]).mean()
@@ -157,7 +157,7 @@ def test_denoising_at_one_level_is_vincents_loss():
 def test_projections_follow_their_law_and_the_generator(monkeypatch, probe, fourth):
     seen = []
     monkeypatch.setattr(SlicedScoreMatching, "at", lambda self, d, x0, t, eps, v: seen.append((t, eps, v)) or t)
-    process, x0 = Ladder(Geometric(0.01, 1.0), 10), torch.zeros(20_000, 2)
+    process, x0 = DiscreteProcess(Geometric(0.01, 1.0), 10), torch.zeros(20_000, 2)
     for _ in range(2):
         loss = SlicedScoreMatching(projections=3, probe=probe)
         loss(Denoiser(None, process, SCORE), x0, torch.Generator().manual_seed(5))

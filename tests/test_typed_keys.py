@@ -77,10 +77,10 @@ def test_what_loses_nothing_is_converted(task, word, path, value):
         ("sample", "compare_steps=[a]", "compare_steps=['a'] must be"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_the_key_that_was_typed(task, word, told):
+def test_what_does_not_fit_is_refused_by_the_key_that_was_typed(task, word, c_noise):
     with pytest.raises(ConfigError) as error:
         check(task, [word, *(["ckpt_path=last"] if task == "sample" else [])])
-    assert str(error.value).startswith(told), error.value
+    assert str(error.value).startswith(c_noise), error.value
     assert "\n" not in str(error.value)
 
 

@@ -32,10 +32,10 @@ from diffusion_lab.launch.instantiate import ConfigError
         ("train", "likelihood=flow likelihood.bound.terms=5", "there is no likelihood.bound"),
     ],
 )  # fmt: skip
-def test_what_changes_nothing_is_refused(task, words, told):
+def test_what_changes_nothing_is_refused(task, words, c_noise):
     with pytest.raises(ConfigError) as error:
         check(task, [*words.split(), *(["ckpt_path=x"] if task == "sample" else [])])
-    assert "has no effect" in str(error.value) and told in str(error.value), error.value
+    assert "has no effect" in str(error.value) and c_noise in str(error.value), error.value
 
 
 @pytest.mark.parametrize(

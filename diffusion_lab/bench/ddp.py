@@ -77,8 +77,8 @@ def turn(team: Team, steps: int) -> tuple[float, Tensor]:
     """Let a team take some steps: the seconds of its slowest process, and the gradient it ended with."""
     for _, line in team:
         line.send(steps)
-    told = [line.recv() for _, line in team]
-    return max(seconds for seconds, _ in told), told[0][1]
+    found = [line.recv() for _, line in team]
+    return max(seconds for seconds, _ in found), found[0][1]
 
 
 def compare(options: argparse.Namespace) -> str:

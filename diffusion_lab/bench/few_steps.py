@@ -26,8 +26,8 @@ from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.evaluation import Evaluator
 from diffusion_lab.launch.compare import sampler_settings, series_of
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
-from diffusion_lab.launch.request import Request, request
 from diffusion_lab.launch.resume import CheckpointError
+from diffusion_lab.launch.sample_spec import SampleSpec, sample_spec
 from diffusion_lab.model import Model
 from diffusion_lab.noise import Generators, draw
 from diffusion_lab.output import tolerant
@@ -130,7 +130,7 @@ def steps_for(contestant: Contestant, nfe: int, model: Model) -> int | None:
 
     None where the sampler cannot make that many steps.
     """
-    silent = Denoiser(lambda x, told: torch.zeros_like(x), model.denoiser.process, model.denoiser.parameterization)
+    silent = Denoiser(lambda x, message: torch.zeros_like(x), model.denoiser.process, model.denoiser.parameterization)
 
     def calls(steps: int) -> float:
         silent.nfe = 0
@@ -145,17 +145,17 @@ def steps_for(contestant: Contestant, nfe: int, model: Model) -> int | None:
 
 
 @dataclass(frozen=True)
-class Judge:
+class Scorer:
     """Draws and scores: the model, what its samples are held against, and what decides them beside the sampler."""
 
     model: Model
     data: DataModule
     evaluator: Evaluator
-    wanted: Request
+    wanted: SampleSpec
     log_dir: Path
 
     @classmethod
-    def of(cls, run: str, samples: int, seeds: int, batch_size: int, log_dir: Path) -> Judge:
+    def of(cls, run: str, samples: int, seeds: int, batch_size: int, log_dir: Path) -> Scorer:
         """For the newest checkpoint of a run, with the metric that its run was judged by."""
         contents = checkpoint.read(checkpoint.find(run))
         model, config = checkpoint.build(contents), contents["config"]
@@ -166,7 +166,7 @@ class Judge:
         settings = config["callback"]["evaluation"]["evaluator"]
         evaluator = instantiate({**settings, **own, "cache": str(log_dir / "statistics")}, "evaluator")
         evaluator.prepare(data, model.device)
-        wanted = request(contents, model, "ema", {}, "32-true", seed=0, batch_size=batch_size, device="cpu")
+        wanted = sample_spec(contents, model, "ema", {}, "32-true", seed=0, batch_size=batch_size, device="cpu")
         return cls(model, data, evaluator, wanted, log_dir)
 
     def __call__(self, contestant: Contestant, nfe: int) -> dict[str, Any] | None:
@@ -220,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     try:
-        judge = Judge.of(options.run, options.samples, options.seeds, options.batch_size, options.logs)
+        judge = Scorer.of(options.run, options.samples, options.seeds, options.batch_size, options.logs)
     except CheckpointError as error:
         parser.error(str(error))
     variance = (judge.model.config or {}).get("variance")
@@ -235,8 +235,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         if row:
             records[contestant.name] = row
-            told = (f"{nfe}: {record['value']:.3f}" for nfe, record in row.items())
-            print(contestant.name, *told, sep="  ", flush=True)
+            message = (f"{nfe}: {record['value']:.3f}" for nfe, record in row.items())
+            print(contestant.name, *message, sep="  ", flush=True)
     every = [record for row in records.values() for record in row.values()]
     print(f"\n{table({name: {n: r['value'] for n, r in row.items()} for name, row in records.items()}, options.nfe)}\n")
     print(

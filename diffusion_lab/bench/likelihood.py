@@ -30,9 +30,9 @@ class Counted(nn.Module):
         super().__init__()
         self.network, self.forwards, self.backwards = network, 0, 0
 
-    def forward(self, x: Tensor, told: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         self.forwards += 1
-        output = self.network(x, told)
+        output = self.network(x, c_noise)
         if output.requires_grad and torch.is_grad_enabled():
             output.register_hook(self.passed)
         return output
@@ -52,8 +52,8 @@ class ThreeLayers(nn.Module):
         self.middle = nn.Conv2d(channels, channels, 3, padding=1)
         self.leave = nn.Conv2d(channels, 3, 3, padding=1)
 
-    def forward(self, x: Tensor, told: Tensor) -> Tensor:
-        t = told[:, None].to(self.leave.weight) / 999
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        t = c_noise[:, None].to(self.leave.weight) / 999
         shift, by_pass = self.time(torch.cat([t, t.sqrt()], dim=1))[..., None, None].split([len(self.enter.bias), 1], 1)
         h = F.silu(self.enter(x) + shift)
         return by_pass * x + self.leave(F.silu(self.middle(h)))
@@ -108,7 +108,7 @@ def ours(course: Course, precision: str = "float32") -> Work:
 
     def turn() -> Value:
         network = course.counted()
-        denoiser = Denoiser(network, VP(Linear()), Parameterization(told="time_999"))
+        denoiser = Denoiser(network, VP(Linear()), Parameterization(c_noise="time_999"))
         x = course.x.to(likelihood.dtype)
         return in_bits(-sum(likelihood.density(denoiser, x, course.signs.to(x)[None])), x), network
 
@@ -178,14 +178,14 @@ def by_torchdiffeq(course: Course, together: bool, method: str = "dopri5") -> Wo
 def bare(course: Course) -> Work:
     """The calls of the network that `ours` makes, and nothing else."""
     _, asked = ours(course)()
-    told = torch.full((len(course.x),), 500.0, device=course.x.device)
+    c_noise = torch.full((len(course.x),), 500.0, device=course.x.device)
 
     def turn() -> Value:
         network = course.counted()
         for k in range(asked.forwards):
             with torch.set_grad_enabled(k < asked.backwards):
                 x = course.x.clone().requires_grad_(k < asked.backwards)
-                output = network(x, told)
+                output = network(x, c_noise)
             if output.requires_grad:
                 torch.autograd.grad(output, x, course.signs)
         return None, network

@@ -33,7 +33,7 @@ class Pair:
     official: Callable[[Setting, int], nn.Module]
     weights: Callable[[Any, Mapping[str, Tensor]], dict[str, Tensor]]
     output: Output
-    told: Tensor
+    c_noise: Tensor
 
 
 def score_sde_ncsnpp(setting: Setting, channels: int) -> nn.Module:
@@ -126,17 +126,17 @@ def race(pair: Pair, setting: Setting) -> Race:
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(batch, 3, 32, 32, generator=generator).to(setting.device)
     direction = torch.randn(batch, 3, 32, 32, generator=generator).to(setting.device)
-    told = pair.told.repeat(batch)[:batch].to(setting.device)
+    c_noise = pair.c_noise.repeat(batch)[:batch].to(setting.device)
     own = pair.ours(channels).to(setting.device, memory_format=torch.channels_last)
 
     def ours() -> Work:
-        return Gradients(own, pair.output, x, told, direction)
+        return Gradients(own, pair.output, x, c_noise, direction)
 
     def theirs() -> Work:
         network = pair.official(setting, channels).to(setting.device)
         draw_weights(network, generator)
         own.load_state_dict(pair.weights(own, network.state_dict()))
-        return Gradients(network, lambda network, x, t: network(x, t), x, told, direction)
+        return Gradients(network, lambda network, x, t: network(x, t), x, c_noise, direction)
 
     title = f"output and gradients of {pair.title}, float32, 32x32, batch {batch}"
     return Race(title, {"ours": ours, pair.program: theirs}, note=agreement)
@@ -156,7 +156,7 @@ class Gradients:
     network: nn.Module
     output: Output
     x: Tensor
-    told: Tensor
+    c_noise: Tensor
     direction: Tensor
 
     def __call__(self) -> Gradients:
@@ -167,7 +167,7 @@ class Gradients:
         """The output and its gradient by x, with dropout in training."""
         self.network.train(training).zero_grad()
         x = self.x.clone().requires_grad_()
-        y = self.output(self.network, x, self.told)
+        y = self.output(self.network, x, self.c_noise)
         y.backward(self.direction)
         return y.detach(), x.grad
 

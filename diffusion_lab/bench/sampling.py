@@ -15,7 +15,7 @@ from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.network import UNet
 from diffusion_lab.noise import image_generators
 from diffusion_lab.parameterization import Parameterization
-from diffusion_lab.process import VE, Geometric, Ladder, Linear
+from diffusion_lab.process import VE, DiscreteProcess, Geometric, Linear
 from diffusion_lab.sampler import DDIM, EDM, Ancestral, Langevin, ReverseDiffusion, Sampler
 
 SNR = 0.16
@@ -28,7 +28,7 @@ class Ready(nn.Module):
         super().__init__()
         self.answer = answer
 
-    def __call__(self, x: Tensor, *told: Any) -> Tensor:
+    def __call__(self, x: Tensor, *c_noise: Any) -> Tensor:
         return self.answer
 
 
@@ -51,7 +51,7 @@ class Floor:
         self.network, self.steps, self.device = network, steps, setting.device
         self.generator = torch.Generator(setting.device)
         self.x, self.other, self.z = (torch.empty(shape, device=setting.device) for _ in range(3))
-        self.told = torch.rand(2 * steps, shape[0], device=setting.device).unbind()
+        self.c_noise = torch.rand(2 * steps, shape[0], device=setting.device).unbind()
 
     def start(self, std: float = 1.0) -> Tensor:
         """Fresh noise."""
@@ -75,10 +75,10 @@ class Floor:
         @torch.no_grad()
         def run() -> Tensor:
             x, x0, z, network, generator = self.start(), self.other, self.z, self.network, self.generator
-            for told, (p, q, a, b, c) in zip(self.told, rows, strict=False):
-                torch.mul(x, p, out=x0).addcmul_(network(x, told), q).clamp_(-1, 1)
+            for c_noise, (p, q, a, b, c) in zip(self.c_noise, rows, strict=False):
+                torch.mul(x, p, out=x0).addcmul_(network(x, c_noise), q).clamp_(-1, 1)
                 x.mul_(a).addcmul_(x0, b).addcmul_(z.normal_(generator=generator), c)
-            return (x * p_last).addcmul_(network(x, self.told[-1]), q_last).clamp_(-1, 1)
+            return (x * p_last).addcmul_(network(x, self.c_noise[-1]), q_last).clamp_(-1, 1)
 
         return run
 
@@ -91,8 +91,8 @@ class Floor:
         @torch.no_grad()
         def run() -> Tensor:
             x, network = self.start(), self.network
-            for told, (a, b) in zip(self.told, rows, strict=False):
-                output = network(x, told)
+            for c_noise, (a, b) in zip(self.c_noise, rows, strict=False):
+                output = network(x, c_noise)
                 x.mul_(a).addcmul_(output, b)
             return x.clone()
 
@@ -111,10 +111,10 @@ class Floor:
         @torch.no_grad()
         def run() -> Tensor:
             x, first, network = self.start(80.0), self.other, self.network
-            for told, late, (a, b, e, f, g) in zip(self.told, self.told[1:], rows, strict=False):
-                torch.mul(x, a, out=first).addcmul_(network(x, told), b)
+            for c_noise, late, (a, b, e, f, g) in zip(self.c_noise, self.c_noise[1:], rows, strict=False):
+                torch.mul(x, a, out=first).addcmul_(network(x, c_noise), b)
                 x.mul_(e).addcmul_(first, f).addcmul_(network(first, late), g)
-            return network(x, self.told[-1]).clone()
+            return network(x, self.c_noise[-1]).clone()
 
         return run
 
@@ -131,20 +131,20 @@ class Floor:
         @torch.no_grad()
         def run() -> Tensor:
             x, z, network, generator = self.start(50.0), self.z, self.network, self.generator
-            for told, row in zip(self.told, rows, strict=False):
-                score = network(x, told)
+            for c_noise, row in zip(self.c_noise, rows, strict=False):
+                score = network(x, c_noise)
                 z.normal_(generator=generator)
                 r = norm(z, dim=inside).mean().div_(norm(score, dim=inside).mean()).mul_(root)
                 x.addcmul_(score, r.square()).addcmul_(z, r, value=2**0.5)
                 if row is not None:
                     v, std = row
-                    x.addcmul_(network(x, told), v).addcmul_(z.normal_(generator=generator), std)
-            return x.addcmul(network(x, told), last)
+                    x.addcmul_(network(x, c_noise), v).addcmul_(z.normal_(generator=generator), std)
+            return x.addcmul(network(x, c_noise), last)
 
         return run
 
 
-LADDER = Denoiser(None, Ladder(Linear(), 1000), Parameterization())
+LADDER = Denoiser(None, DiscreteProcess(Linear(), 1000), Parameterization())
 OF_X0 = Denoiser(None, VE(Geometric(0.002, 80.0)), Parameterization("x0", "log_sigma"))
 OF_SCORE = Denoiser(None, VE(Geometric(0.01, 50.0)), Parameterization("score", "log_sigma"))
 
@@ -168,7 +168,7 @@ STEPS = {"ddpm": (1000, 20), "ddim": (100, 100), "heun": (18, 18), "corrected": 
 class Bent(Ready):
     """A network whose answer depends on x: what makes a difference of two samplers seen."""
 
-    def __call__(self, x: Tensor, *told: Any) -> Tensor:
+    def __call__(self, x: Tensor, *c_noise: Any) -> Tensor:
         return self.answer + x.sin()
 
 
@@ -208,9 +208,9 @@ def whole(setting: Setting) -> Race:
 
     @torch.no_grad()
     def calls() -> Tensor:
-        x, told = torch.zeros(shape, device=setting.device), torch.full((batch,), 500.0, device=setting.device)
+        x, c_noise = torch.zeros(shape, device=setting.device), torch.full((batch,), 500.0, device=setting.device)
         for _ in range(steps):
-            x = network(x, told)
+            x = network(x, c_noise)
         return x
 
     what = f"DDIM, {steps} steps, by a U-Net of {channels} channels, {batch} images of 32x32x3"

@@ -152,10 +152,10 @@ def difference(trained: Mapping[str, Training], steps: int) -> str:
     of = {name: one.seconds[1:] or one.seconds for name, one in trained.items()}  # without the warm-up
     first, second = list(of)[:2]
     more = [1e6 * (a - b) / steps for a, b in zip(of[first], of[second], strict=True)]
-    told = f"{first} less {second}: {statistics.median(more):.0f} us a step ({min(more):.0f} to {max(more):.0f})"
+    message = f"{first} less {second}: {statistics.median(more):.0f} us a step ({min(more):.0f} to {max(more):.0f})"
     reference = trained[first].weights
     other = [name for name, one in trained.items() if not torch.equal(one.weights, reference)]
-    return f"{told}; {f'other weights: {other}' if other else 'all come to the same weights, bit for bit'}"
+    return f"{message}; {f'other weights: {other}' if other else 'all come to the same weights, bit for bit'}"
 
 
 def races(setting: Setting) -> Iterator[Race]:

@@ -39,17 +39,17 @@ def races(setting: Setting) -> Iterator[Race]:
 
     title = f"training step of DDPM's U-Net, 32x32, batch {batch}"
     floor = {FLOOR: partial(products, setting, channels, batch, torch.float32)}
-    yield Race(f"{title}, float32", all_of(timed, PROGRAMS, batch) | floor, note=told)
+    yield Race(f"{title}, float32", all_of(timed, PROGRAMS, batch) | floor, note=message)
     floor = {FLOOR: partial(products, setting, channels, batch, torch.bfloat16 if bf16(setting) else torch.float32)}
     name = f"{title}, as recommended here: {', '.join(words(setting))}"
-    yield Race(name, all_of(timed, recommended(setting), batch) | floor, note=told)
+    yield Race(name, all_of(timed, recommended(setting), batch) | floor, note=message)
     batch = 8 if setting.small else 128
     yield Race(
         f"peak memory of the same, float32, batch {batch}: weights, gradients, Adam, average, activations",
         all_of(measured, {**PROGRAMS, "ours, checkpoint=true": partial(unets.ours, checkpoint=True)}, batch),
         unit="MiB",
         meter=memory,
-        note=told,
+        note=message,
         warmups=0,
         rounds=1,
     )
@@ -119,7 +119,7 @@ def products(setting: Setting, channels: int, batch: int, dtype: torch.dtype) ->
     return turn
 
 
-def told(last: Mapping[str, Any]) -> str:
+def message(last: Mapping[str, Any]) -> str:
     """Sizes of the networks."""
     steps = {name: turn for name, turn in last.items() if name != FLOOR}
     return "parameters: " + ", ".join(f"{name} {parameters:,}" for name, (parameters, _) in steps.items())

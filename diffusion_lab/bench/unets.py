@@ -18,7 +18,7 @@ from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.loss import DenoisingLoss
 from diffusion_lab.network import UNet
 from diffusion_lab.parameterization import Parameterization
-from diffusion_lab.process import Ladder, Linear
+from diffusion_lab.process import DiscreteProcess, Linear
 
 RATE, DECAY, DROPOUT = 2e-4, 0.9999, 0.1
 ML_COLLECTIONS = {"ml_collections": ModuleType("ml_collections")}
@@ -46,8 +46,8 @@ def ours(setting: Setting, channels: int, bf16: bool = False, compiled: bool = F
     """Ours as the trainer runs it: channels_last, fused Adam, the callback's average."""
     network = UNet(3, 32, channels=channels, dropout=DROPOUT, **form).to(setting.device)
     network.to(memory_format=torch.channels_last)
-    row = Parameterization(output="eps", told="level", low=-1.0, high=1.0, unit_input=True)
-    denoiser = Denoiser(network, Ladder(Linear(), 1000), row)
+    row = Parameterization(output="eps", c_noise="level", low=-1.0, high=1.0, unit_input=True)
+    denoiser = Denoiser(network, DiscreteProcess(Linear(), 1000), row)
     optimizer = torch.optim.Adam(network.parameters(), lr=RATE, fused=True)
     loss, average = DenoisingLoss(), EMA(DECAY)
     average.start(network)

@@ -3,9 +3,9 @@
 from diffusion_lab.callback.checkpoint import Checkpoint
 from diffusion_lab.callback.ema import EMA
 from diffusion_lab.callback.evaluation import Evaluation
-from diffusion_lab.callback.guard import Guard
 from diffusion_lab.callback.interrupt import Interrupt
 from diffusion_lab.callback.monitor import Monitor
+from diffusion_lab.callback.non_finite_guard import NonFiniteGuard
 from diffusion_lab.callback.pitfall import ModeWeights, ScoreError
 from diffusion_lab.callback.progress import Progress
 from diffusion_lab.callback.samples import Samples
@@ -15,7 +15,7 @@ __all__ = [
     "EMA",
     "Checkpoint",
     "Evaluation",
-    "Guard",
+    "NonFiniteGuard",
     "Interrupt",
     "ModeWeights",
     "Monitor",

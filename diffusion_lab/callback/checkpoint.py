@@ -9,13 +9,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from diffusion_lab.callback.lean import Lean
+from diffusion_lab.callback.hooks import OptionalHooks
 from diffusion_lab.data import DataModule
 from diffusion_lab.model import Model
 from diffusion_lab.whole_file import NotWritten, amount, room, room_for_a_file
 
 
-class Checkpoint(Lean):
+class Checkpoint(OptionalHooks):
     """Saves `<run_dir>/checkpoints/step_XXXXXXXX.ckpt` every so many optimiser steps and at the end of training.
 
     A run that goes on from one validates first, if that was due at its step and had not been done.
@@ -40,17 +40,19 @@ class Checkpoint(Lean):
         room_for_a_file(self.folder.parent)
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
         if 0 <= limit < size:
-            told = f"a checkpoint needs about {amount(size)}, but a file may have {amount(limit)} here: raise ulimit -f"
-            raise NotWritten(errno.EFBIG, f"{self.folder}: {told}")
+            message = (
+                f"a checkpoint needs about {amount(size)}, but a file may have {amount(limit)} here: raise ulimit -f"
+            )
+            raise NotWritten(errno.EFBIG, f"{self.folder}: {message}")
         count = 1 + (self.keep or 0)
         free = room(self.folder)
         if free is None:
             return
         free += sum(old.stat().st_size for old in self.folder.glob("step_*.ckpt"))
         if free < count * size:
-            told = f"{count} checkpoints need about {amount(count * size)}, {amount(free)} are free"
+            message = f"{count} checkpoints need about {amount(count * size)}, {amount(free)} are free"
             remedy = "callback.checkpoint.keep=1 keeps fewer, hydra.run.dir=DIR puts the run elsewhere"
-            raise NotWritten(errno.ENOSPC, f"{self.folder}: {told}: {remedy}")
+            raise NotWritten(errno.ENOSPC, f"{self.folder}: {message}: {remedy}")
 
     def on_train_start(self, trainer: pl.Trainer, model: Model) -> None:
         self._step = trainer.global_step

@@ -10,12 +10,12 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from diffusion_lab.callback.lean import Lean
+from diffusion_lab.callback.hooks import OptionalHooks
 from diffusion_lab.model import Model
-from diffusion_lab.model.sharding import collect, deal
+from diffusion_lab.model.sharding import distribute, gathered
 
 
-class EMA(Lean):
+class EMA(OptionalHooks):
     """ema <- decay_n ema + (1 - decay_n) parameters after the n-th optimiser step, n = 1, 2, ...
 
     Plain (Ho et al. 2020): decay_n = decay.  With `warmup` (Song et al. 2021, models/ema.py): decay_n = min(decay, (1
@@ -60,7 +60,7 @@ class EMA(Lean):
         named = network.named_parameters()
         own = {name: p.detach().to(torch.promote_types(p.dtype, torch.float32)) for name, p in named}
         kept = self.weights or {name: value.clone() for name, value in own.items()}
-        self.weights = {name: deal(kept[name], own[name]) for name in own}
+        self.weights = {name: distribute(kept[name], own[name]) for name in own}
         self._parameters = list(network.parameters())
 
     @torch.no_grad()
@@ -115,13 +115,13 @@ class EMA(Lean):
     def on_save_checkpoint(self, trainer: pl.Trainer, model: Model, checkpoint: dict[str, Any]) -> None:
         if self.swapped:
             names = [f"denoiser.network.{name}" for name in self.weights]
-            own = dict(zip(names, collect([value for _, value in self._training_weights]), strict=True))
+            own = dict(zip(names, gathered([value for _, value in self._training_weights]), strict=True))
             checkpoint["state_dict"] = {k: own.get(k, v) for k, v in checkpoint["state_dict"].items()}
         checkpoint["ema"] = {
             "decay": self.decay,
             "warmup": self.warmup,
             "updates": self.updates,
-            "weights": collect(self.weights),
+            "weights": gathered(self.weights),
         }
 
     def on_load_checkpoint(self, trainer: pl.Trainer, model: Model, checkpoint: dict[str, Any]) -> None:
@@ -138,5 +138,5 @@ def averaged(trainer: pl.Trainer, model: Model) -> Iterator[None]:
     No rank waits for another in it.  All enter together.
     """
     ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)
-    with nullcontext() if ema is None else ema.averaged(model.network), model.whole():
+    with nullcontext() if ema is None else ema.averaged(model.network), model.unsharded():
         yield

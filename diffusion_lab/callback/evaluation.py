@@ -16,8 +16,8 @@ import pytorch_lightning as pl
 from diffusion_lab import ranks
 from diffusion_lab.callback.checkpoint import Checkpoint
 from diffusion_lab.callback.ema import EMA, averaged
-from diffusion_lab.callback.lean import Lean
-from diffusion_lab.callback.media import spare
+from diffusion_lab.callback.hooks import OptionalHooks
+from diffusion_lab.callback.media import best_effort
 from diffusion_lab.data import DataModule
 from diffusion_lab.evaluation import Evaluator, Record, chart_name
 from diffusion_lab.evaluation.estimate import estimate, fit
@@ -28,7 +28,7 @@ LONG = 10_000
 """Steps of a training worth telling beforehand how long the evaluation at its end will take."""
 
 
-class Evaluation(Lean):
+class Evaluation(OptionalHooks):
     """Runs an `Evaluator` every so many steps and when training ends, and writes `<run_dir>/results.json`.
 
     Every rank draws its share, so none waits for another.  Before training it says how long an evaluation will take;
@@ -113,9 +113,9 @@ class Evaluation(Lean):
         if self.every_n_steps:
             if self._sizes is not None:  # a resumed run goes on with the numbers that it has
                 self.during.samples, self.during.likelihood_samples = self._sizes
-                told = estimate(model, self.during, data, passes)
+                message = estimate(model, self.during, data, passes)
             else:
-                told = fit(self.during, model, data, self.max_seconds, passes)
+                message = fit(self.during, model, data, self.max_seconds, passes)
             self._sizes = self.during.samples, self.during.likelihood_samples
             name = self.best_now(self.names(model, data))
             if name != self.best_name:
@@ -123,11 +123,11 @@ class Evaluation(Lean):
             times = (trainer.max_steps - trainer.global_step) // self.every_n_steps
             if trainer.is_global_zero:
                 every = f"every {self.every_n_steps} steps"
-                print(f"evaluation {every}, about {told} each, {times} in this run", flush=True)
+                print(f"evaluation {every}, about {message} each, {times} in this run", flush=True)
         if self.at_end and trainer.max_steps >= LONG:
-            told = estimate(model, self.evaluator, data, passes)
+            message = estimate(model, self.evaluator, data, passes)
             if trainer.is_global_zero:
-                print(f"evaluation at the end: about {told}", flush=True)
+                print(f"evaluation at the end: about {message}", flush=True)
         if trainer.global_step:
             self.evaluate_in_time(trainer, model)  # the one in which the run was stopped
 
@@ -208,23 +208,23 @@ class Evaluation(Lean):
             }
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=trainer.global_step)
-            with spare(self.run_dir / "results.json"):
+            with best_effort(self.run_dir / "results.json"):
                 write_results(self.run_dir / "results.json", self.results)
         self._since = time.perf_counter()
         self.keep_best(trainer, metrics)
 
     def tell(self, trainer: pl.Trainer, model: Model) -> None:
         """Say what the evaluation at the end does, how long it takes and what it writes."""
-        told = estimate(model, self.evaluator, trainer.datamodule, 2 if self.weights == "both" else 1)
+        message = estimate(model, self.evaluator, trainer.datamodule, 2 if self.weights == "both" else 1)
         if trainer.is_global_zero:
             plan = self.evaluator.plan(model, trainer.datamodule)
-            print(f"evaluation: {plan}, about {told}; writes results.json", flush=True)
+            print(f"evaluation: {plan}, about {message}; writes results.json", flush=True)
 
     def measure(self, trainer: pl.Trainer, model: Model, evaluator: Evaluator, weights: str) -> dict[str, Record]:
         """Records of the weights that the model has now; the samples drawn for them do not stay."""
         folder = self.run_dir / "evaluation" / f"step_{trainer.global_step:08d}_{weights}"
         self.remove(folder)  # what an earlier run of these steps has left is of other weights
-        with model.whole():
+        with model.unsharded():
             records = evaluator(model, trainer.datamodule, folder)
         self.remove(folder)
         return {name: {**record, "weights": weights} for name, record in records.items()}

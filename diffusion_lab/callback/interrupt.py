@@ -14,7 +14,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from diffusion_lab.callback.checkpoint import Checkpoint
-from diffusion_lab.callback.lean import Lean
+from diffusion_lab.callback.hooks import OptionalHooks
 from diffusion_lab.model import Model
 
 HANGUP = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
@@ -55,7 +55,7 @@ class Stopped(BaseException):
         super().__init__(f"stopped by {signal.Signals(signum).name} at step {step}")
 
 
-class Interrupt(Lean):
+class Interrupt(OptionalHooks):
     """Answers a signal by a checkpoint of the current step, and `Stopped`; a second signal stops at once.
 
     Signals are SIGTERM, SIGINT and, unless nohup has had it ignored, SIGHUP, which a closed terminal sends.

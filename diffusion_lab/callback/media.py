@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 
-from diffusion_lab.whole_file import refused, told
+from diffusion_lab.whole_file import describe, refused
 
 
 @runtime_checkable
@@ -21,7 +21,7 @@ class ShowsPictures(Protocol):
 
 
 @contextmanager
-def spare(path: Path) -> Iterator[None]:
+def best_effort(path: Path) -> Iterator[None]:
     """Within, a file that cannot be made or written is left out, and a training goes on.
 
     It is said once for each folder and cause, with the first such file.
@@ -32,7 +32,11 @@ def spare(path: Path) -> Iterator[None]:
         refusal = refused(error)
         cause = (path.parent, refusal.errno if refusal else type(error))
         if rank_zero_only.rank == 0 and cause not in _said:
-            why = told(path, refusal) if refusal else f"{path}: {' '.join(str(error).split()) or type(error).__name__}"
+            why = (
+                describe(path, refusal)
+                if refusal
+                else f"{path}: {' '.join(str(error).split()) or type(error).__name__}"
+            )
             print(f"{why}; left out, training goes on", flush=True)
         _said.add(cause)
 

@@ -11,7 +11,7 @@ import torch
 
 from diffusion_lab import ranks
 from diffusion_lab.callback.ema import EMA
-from diffusion_lab.callback.lean import Lean
+from diffusion_lab.callback.hooks import OptionalHooks
 from diffusion_lab.model import Model
 
 try:
@@ -31,7 +31,7 @@ def peak_memory(device: torch.device) -> dict[str, float]:
     return found
 
 
-class Monitor(Lean):
+class Monitor(OptionalHooks):
     """Writes one row of metrics to every logger each `trainer.log_every_n_steps` optimiser steps.
 
     The loss is the mean since the last row, over all ranks; it stays on the device until then, so that no step waits.

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 
 from diffusion_lab.callback.ema import averaged
-from diffusion_lab.callback.media import log_pictures, spare
+from diffusion_lab.callback.media import best_effort, log_pictures
 from diffusion_lab.data import DataModule
 from diffusion_lab.model import Model
 from diffusion_lab.pitfall import mode_weights_plot, score_error_plot
@@ -40,7 +40,7 @@ class ScoreError(pl.Callback):
         def learned(x: torch.Tensor) -> torch.Tensor:
             return model.denoiser(x.to(model.device, torch.float32), t).score.to(x)
 
-        with spare(self.run_dir / "score_error.png"), averaged(trainer, model), model.evaluating():
+        with best_effort(self.run_dir / "score_error.png"), averaged(trainer, model), model.evaluating():
             error = score_error_plot(
                 data.images("train", 5000),
                 data.target,
@@ -50,8 +50,8 @@ class ScoreError(pl.Callback):
                 limits=(-2.0, 2.0),
             )
             log_pictures(trainer.loggers, {"score_error": self.run_dir / "score_error.png"}, trainer.global_step)
-            told = f"{error.with_data:.2g} where there are data, {error.without_data:.2g} elsewhere"
-            print(f"score    median error {told}")
+            message = f"{error.with_data:.2g} where there are data, {error.without_data:.2g} elsewhere"
+            print(f"score    median error {message}")
 
 
 class ModeWeights(pl.Callback):
@@ -77,7 +77,7 @@ class ModeWeights(pl.Callback):
         if not trainer.is_global_zero:
             return
         data, path = trainer.datamodule, self.run_dir / "mode_weights.png"
-        with spare(path), averaged(trainer, model):
+        with best_effort(path), averaged(trainer, model):
             drawn = {
                 name: model.sample(self.count, seed=self.seed, batch_size=self.count, sampler=sampler)
                 for name, sampler in self.samplers.items()

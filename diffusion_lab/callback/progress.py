@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar, Timer
 from tqdm import tqdm
 
-from diffusion_lab.callback.lean import Lean
+from diffusion_lab.callback.hooks import OptionalHooks
 from diffusion_lab.model import Model
 
 MEASURED = (10, 100)
@@ -20,7 +20,7 @@ LONG = 300.0
 """Seconds from which on a run is worth an estimate."""
 
 
-class Progress(Lean, ProgressBar):
+class Progress(OptionalHooks, ProgressBar):
     """Optimiser steps done, time left, loss and images/s, on one line (or one line now and then if it is no terminal).
 
     Args:

@@ -10,14 +10,14 @@ import torch
 
 from diffusion_lab import picture, ranks
 from diffusion_lab.callback.ema import averaged
-from diffusion_lab.callback.lean import Lean
-from diffusion_lab.callback.media import log_pictures, spare
+from diffusion_lab.callback.hooks import OptionalHooks
+from diffusion_lab.callback.media import best_effort, log_pictures
 from diffusion_lab.data import DataModule
 from diffusion_lab.model import Label, Model
 from diffusion_lab.model.labels import EACH
 
 
-class Samples(Lean):
+class Samples(OptionalHooks):
     """Draws `count` samples every so many steps: `<run_dir>/samples/step_XXXXXXXX.png`, the same noise every time.
 
     When training ends it also draws the denoising trajectory of a few (`trajectory.png`, `trajectory.gif`) and the
@@ -58,11 +58,11 @@ class Samples(Lean):
 
     def draw(self, trainer: pl.Trainer, model: Model, path: Path, film: bool = False) -> None:
         """Draw, each rank its share; write the picture, and the film of it on request; show both in the logs."""
-        with spare(path), averaged(trainer, model):
+        with best_effort(path), averaged(trainer, model):
             own, label = ranks.share_of(self.count), None
             if model.labels is not None and model.label is None and model.labels.classes <= self.count:
                 label = EACH
-            with ranks.together():
+            with ranks.synchronized():
                 samples = [model.sample(len(own), label=label, seed=self.seed, first=own.start)] if own else []
             samples = torch.cat([drawn for rank in ranks.gather(samples) for drawn in rank])
             frames = filmed(model, self.frames, self.seed, label) if film else None
@@ -114,14 +114,14 @@ def draw_samples(
 
 def quiet_time(model: Model, sigma: float = 0.1) -> torch.Tensor:
     """The time at which the noise is about `sigma`: small beside the data, yet the score there was learned."""
-    times = model.denoiser.process.grid(None)
+    times = model.denoiser.process.timesteps(None)
     return times[(model.denoiser.process.sigma(times) - sigma).abs().argmin()]
 
 
 def filmed(model: Model, frames: int, seed: int, label: Label = None) -> torch.Tensor:
     """Frames (T, N, ...) of a few samples on their way from noise to data, clean at the end; a rank has its share."""
     own = ranks.share_of(8 if len(model.shape) == 3 else 2000)
-    with ranks.together():
+    with ranks.synchronized():
         parts = [chosen_frames(model, own, frames, seed, label)] if own else []
     film = torch.cat([part for rank in ranks.gather(parts) for part in rank], 1)
     return picture.in_grey(film) if film.ndim == 5 and model.grey_levels is None else film

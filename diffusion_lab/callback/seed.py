@@ -9,11 +9,11 @@ import pytorch_lightning as pl
 import torch
 
 from diffusion_lab import ranks
-from diffusion_lab.callback.lean import Lean
+from diffusion_lab.callback.hooks import OptionalHooks
 from diffusion_lab.model import Model
 
 
-class RankSeed(Lean):
+class RankSeed(OptionalHooks):
     """Seeds torch with (seed, rank, step) when training starts, or goes on with the generators' states of a checkpoint.
 
     One seed on all ranks would give all of them the same times and noise.  A checkpoint holds the states of every rank

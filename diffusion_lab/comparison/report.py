@@ -133,8 +133,8 @@ def markdown(comparison: Comparison) -> str:
 
 
 def _origin(name: str, run: Run) -> str:
-    told = [f"{key} {run.results[key]}" for key in ORIGIN if run.results.get(key) is not None]
-    return f"{name}: `{run.place}`" + "".join(f", {word}" for word in told)
+    message = [f"{key} {run.results[key]}" for key in ORIGIN if run.results.get(key) is not None]
+    return f"{name}: `{run.place}`" + "".join(f", {word}" for word in message)
 
 
 def _list(lines: Sequence[str]) -> str:

@@ -120,20 +120,22 @@ def _overrides(path: Path) -> dict[str, str]:
 
 def facts(run: Run) -> dict[str, str]:
     """What was chosen for a run: model, data, sampler and its options, the command line's words, seed."""
-    told = {key: str(run.results[key]) for key in ("model", "data", "network", "weights", "seed") if key in run.results}
+    found = {
+        key: str(run.results[key]) for key in ("model", "data", "network", "weights", "seed") if key in run.results
+    }
     sampler, _, options = str(run.results.get("sampler", "")).partition(" (")
-    first = {key: told[key] for key in ("model", "data") if key in told} | ({"sampler": sampler} if sampler else {})
+    first = {key: found[key] for key in ("model", "data") if key in found} | ({"sampler": sampler} if sampler else {})
     chosen = {f"sampler.{key}": value for key, value in re.findall(r"([\w.]+)=([^,)]*)", options)}
     # The file's words come last: they win over those of the command line, which may since have been replaced.
-    return {**first, **{k: v for k, v in run.overrides.items() if k != "seed"}, **chosen, **told, **first}
+    return {**first, **{k: v for k, v in run.overrides.items() if k != "seed"}, **chosen, **found, **first}
 
 
-def distinguishing(told: Sequence[Mapping[str, str]]) -> list[str]:
+def distinguishing(found: Sequence[Mapping[str, str]]) -> list[str]:
     """A small set of keys whose values tell the mappings apart as far as all of their keys do, earlier keys first."""
-    keys = list(dict.fromkeys(key for one in told for key in one))
+    keys = list(dict.fromkeys(key for one in found for key in one))
 
     def parts(chosen: Iterable[str]) -> int:
-        return len({tuple(one.get(key) for key in chosen) for one in told})
+        return len({tuple(one.get(key) for key in chosen) for one in found})
 
     chosen: list[str] = []
     while parts(chosen) < parts(keys):
@@ -146,19 +148,19 @@ def distinguishing(told: Sequence[Mapping[str, str]]) -> list[str]:
 
 def names(runs: Sequence[Run], leave_out: Sequence[str] = ()) -> list[str]:
     """The shortest names that tell runs apart: what was chosen differently, else step, checkpoint or directory."""
-    told = [{k: v for k, v in facts(run).items() if k not in leave_out} for run in runs]
+    found = [{k: v for k, v in facts(run).items() if k not in leave_out} for run in runs]
     # An older file may not tell its model: that is no difference.  A word that a command line lacks is one.
-    partly = {key for key in (*CLEAR_ALONE, "seed") if not all(key in one for one in told)}
-    told = [{k: v for k, v in one.items() if not {k, k.partition(".")[0]} & partly} for one in told]
-    keys = distinguishing(told)
-    if any(key.startswith("sampler.") for key in keys) and len({one["sampler"] for one in told}) > 1:
-        keys = [key for key in dict.fromkeys(k for one in told for k in one) if key in {*keys, "sampler"}]
+    partly = {key for key in (*CLEAR_ALONE, "seed") if not all(key in one for one in found)}
+    found = [{k: v for k, v in one.items() if not {k, k.partition(".")[0]} & partly} for one in found]
+    keys = distinguishing(found)
+    if any(key.startswith("sampler.") for key in keys) and len({one["sampler"] for one in found}) > 1:
+        keys = [key for key in dict.fromkeys(k for one in found for k in one) if key in {*keys, "sampler"}]
     short = [key.rpartition(".")[2] for key in keys]
     label = {key: end if short.count(end) == 1 else key for key, end in zip(keys, short, strict=True)}
     named = [
         " ".join(one[key] if key in CLEAR_ALONE else f"{label[key]}={one[key]}" for key in keys if key in one)
         or "default" * bool(keys)
-        for one in told
+        for one in found
     ]
     for name in {name for name in named if named.count(name) > 1 or not name}:
         alike = [index for index, other in enumerate(named) if other == name]

@@ -107,8 +107,8 @@ def over_seeds(runs: Sequence[Run], whole: Sequence[Column]) -> list[Seeds]:
 def _identity(run: Run) -> str:
     """Equal for runs that differ only in their seed; without a seed, or without a model, no file tells that."""
     words = {key: value for key, value in run.overrides.items() if key != "seed"}
-    told = run.number("seed") is not None and "model" in {*run.results, *words}
-    alone = None if told else str(run.path)
+    message = run.number("seed") is not None and "model" in {*run.results, *words}
+    alone = None if message else str(run.path)
     return json.dumps([alone, [run.results.get(key) for key in IDENTITY], words], sort_keys=True)
 
 

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from diffusion_lab.data.batches import TrainBatches, generator
 from diffusion_lab.data.classes import class_counts
+from diffusion_lab.data.contract import check_fields, check_shape, check_values
 from diffusion_lab.data.plain import in_two, sample, with_protocol
-from diffusion_lab.data.promise import check_fields, check_shape, check_values
 
 Batch = tuple[Tensor, Tensor]
 Split = Literal["train", "held_out"]

@@ -21,7 +21,7 @@ from diffusion_lab.data.base import DataModule, Splits, require_positive
 from diffusion_lab.data.batches import InMemory
 from diffusion_lab.data.framing import Framing, Resampling
 from diffusion_lab.data.image_file import MAX_PIXELS, MODES
-from diffusion_lab.data.survey import Survey, remembered, telling
+from diffusion_lab.data.scan import Survey, remembered, telling
 
 Result = TypeVar("Result")
 

@@ -77,7 +77,7 @@ class ImageFolder(EncodedImages):
         left_out = found.left_out + Counter({
             f"outside {' and '.join(names)}": len(found.paths) - len(train) - len(held_out)
         })  # fmt: skip
-        return train, held_out, how, told(left_out)
+        return train, held_out, how, described(left_out)
 
 
 @dataclass
@@ -116,7 +116,7 @@ def find(root: Path) -> Found:
             found.paths.append(path)
     found.paths.sort()
     if not found.paths:
-        others = "".join(f" ({line})" for line in told(found.left_out))
+        others = "".join(f" ({line})" for line in described(found.left_out))
         raise FileNotFoundError(f"data.root: no image that Pillow reads in {root}{others}; set data.root")
     return found
 
@@ -135,7 +135,7 @@ def walk(folder: str, left_out: Counter[str], above: tuple[str, ...]) -> Iterato
                 yield from walk(entry.path, left_out, (*above, real))
 
 
-def told(left_out: Counter[str]) -> list[str]:
+def described(left_out: Counter[str]) -> list[str]:
     """ "30 files left out: .txt 20, .xyz 10", if there is anything to tell."""
     reasons = [(why, count) for why, count in left_out.most_common() if count]
     words = ", ".join(f"{why} {count}" for why, count in reasons)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusion_lab.data.base import DataModule, Splits, require_positive
 from diffusion_lab.data.batches import InMemory, generator
-from diffusion_lab.data.plane import TARGETS, PlaneDistribution, nearest_mode
+from diffusion_lab.data.toy2d_density import TARGETS, Toy2dDensity, nearest_mode
 
 
 @dataclass(kw_only=True, eq=False)
@@ -34,7 +34,7 @@ class Toy2D(DataModule):
         if self.name not in TARGETS:
             raise ValueError(f"data.name={self.name} does not exist: choose one of {', '.join(TARGETS)}")
         require_positive({"train_size": self.train_size, "held_out_size": self.held_out_size})
-        self.target: PlaneDistribution = TARGETS[self.name]()
+        self.target: Toy2dDensity = TARGETS[self.name]()
 
     def load(self) -> Splits:
         train, held_out = (

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.data import DataModule
-from diffusion_lab.data.plane import nearest_mode
-from diffusion_lab.evaluation.chunks import Rows
-from diffusion_lab.evaluation.quality import BLOCK, Record, repeated, with_real
-from diffusion_lab.evaluation.series import Series
+from diffusion_lab.data.toy2d_density import nearest_mode
+from diffusion_lab.evaluation.chunked_array import Rows
+from diffusion_lab.evaluation.sample_store import SampleStore
+from diffusion_lab.evaluation.scorer import BLOCK, Record, repeated, with_real
 from diffusion_lab.metric import Extractor, sample_count
 from diffusion_lab.model import Model
 
@@ -51,7 +51,7 @@ def agreement_names(model: Model, extractor: Extractor | None, data: DataModule,
 
 
 def agreement(
-    series: Series, extractor: Extractor | None, data: DataModule, count: int, repeats: int
+    series: SampleStore, extractor: Extractor | None, data: DataModule, count: int, repeats: int
 ) -> dict[str, Record]:
     """The share of `count` samples that are of the class asked for; nothing where nobody can tell.
 

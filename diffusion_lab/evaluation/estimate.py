@@ -104,12 +104,12 @@ def seconds_per_call(model: Model, batch: int) -> float:
 
 def fit(evaluator: Evaluator, model: Model, data: DataModule, max_seconds: float | None, passes: int = 1) -> Estimate:
     """Make an evaluator small enough for a bound on its time, in whole batches; what it will then take."""
-    told = estimate(model, evaluator, data, passes)
-    if max_seconds is None or told.seconds <= max_seconds:
-        return told
-    share, items = max_seconds / told.seconds, evaluator.likelihood_items(data)
+    message = estimate(model, evaluator, data, passes)
+    if max_seconds is None or message.seconds <= max_seconds:
+        return message
+    share, items = max_seconds / message.seconds, evaluator.likelihood_items(data)
     evaluator.samples = whole(evaluator.samples * share, evaluator.batch_size, evaluator.samples)
-    if told.likelihood > 0:
+    if message.likelihood > 0:
         evaluator.likelihood_samples = whole(items * share, evaluator.likelihood_batch_size, items)
     return estimate(model, evaluator, data, passes)
 

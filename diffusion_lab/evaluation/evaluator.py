@@ -14,12 +14,12 @@ from diffusion_lab import ranks
 from diffusion_lab.data import DataModule
 from diffusion_lab.evaluation import reference as references
 from diffusion_lab.evaluation.agreement import agreement, agreement_names
-from diffusion_lab.evaluation.chunks import Chunks, Rows
+from diffusion_lab.evaluation.chunked_array import ChunkedArray, Rows
 from diffusion_lab.evaluation.likelihood import likelihood_name, score_likelihood
-from diffusion_lab.evaluation.plane import point_names, score_points
-from diffusion_lab.evaluation.quality import MEASURES, Features, Judge, Measure, Record, repeated, with_real
 from diffusion_lab.evaluation.reference import Reference
-from diffusion_lab.evaluation.series import Series, share
+from diffusion_lab.evaluation.sample_store import SampleStore, share
+from diffusion_lab.evaluation.scorer import MEASURES, Features, Measure, Record, Scorer, repeated, with_real
+from diffusion_lab.evaluation.toy2d import point_names, score_points
 from diffusion_lab.metric import Extractor
 from diffusion_lab.model import Model
 
@@ -101,10 +101,10 @@ class Evaluator:
 
     def __call__(self, model: Model, data: DataModule, folder: Path) -> dict[str, Record]:
         """All metrics, name -> record; what is drawn and measured on the way is kept under `folder`."""
-        series = Series(folder, model, seed=self.seed, batch_size=self.batch_size)
+        series = SampleStore(folder, model, seed=self.seed, batch_size=self.batch_size)
         return {**self.quality(series, data), **self.likelihood(model, data, folder)}
 
-    def quality(self, series: Series, data: DataModule) -> dict[str, Record]:
+    def quality(self, series: SampleStore, data: DataModule) -> dict[str, Record]:
         """Metrics of the first `samples` x `repeats` samples of a series, drawn now if they are not there."""
         total = self.samples * self.repeats
         if not self.judges_samples(data):
@@ -118,7 +118,7 @@ class Evaluator:
         self.cost = ranks.on_first(lambda: series.cost(total))
         return series.noted({name: {**record, "nfe": self.cost[0]} for name, record in records.items()})
 
-    def image_quality(self, series: Series, data: DataModule, total: int) -> dict[str, Record]:
+    def image_quality(self, series: SampleStore, data: DataModule, total: int) -> dict[str, Record]:
         """Every measure of the samples' features against the reference's, beside that of real images."""
         extractor, device = self.features, series.model.device
         store = series.features(extractor)
@@ -137,13 +137,13 @@ class Evaluator:
             judge = self.judge_to_be(data)  # that of a set too small for any measure is all that is known of it
             if paths or self.reference not in SPLITS:
                 against = self.loaded(paths.get("reference", self.reference), self.word)
-                judge = Judge(extractor, against, self.measures, self.neighbours, device)
+                judge = Scorer(extractor, against, self.measures, self.neighbours, device)
             records = repeated([judge(Features.of(rows)) for rows in self.spans(store)])
             return self.beside_real(records, judge, tuple(paths.values())) if "real" in paths else records
 
         return ranks.on_first(judge)
 
-    def points(self, series: Series) -> Iterator[Tensor]:
+    def points(self, series: SampleStore) -> Iterator[Tensor]:
         """The samples of each repeat as the data are: images of many channels in [0, 1]."""
         for rows in self.spans(series.samples):
             yield rows[:].permute(0, 3, 1, 2).float() / 255 if series.images else rows[:]
@@ -159,7 +159,7 @@ class Evaluator:
         """The reference's word in names; None takes that of its file."""
         return self.reference if self.reference in SPLITS else None
 
-    def beside_real(self, records: dict[str, Record], judge: Judge, paths: tuple[Path, ...]) -> dict[str, Record]:
+    def beside_real(self, records: dict[str, Record], judge: Scorer, paths: tuple[Path, ...]) -> dict[str, Record]:
         """Records beside what real images of the other split score, against the same reference, measured once."""
         if paths not in self._real:
             statistics = self.loaded(paths[1]).statistics
@@ -168,7 +168,7 @@ class Evaluator:
             self._real[paths] = real(Features(statistics.moments, statistics.features))
         return with_real(records, self._real[paths])
 
-    def spans(self, store: Chunks) -> list[Rows]:
+    def spans(self, store: ChunkedArray) -> list[Rows]:
         """The rows of each repeat."""
         return [Rows(store, range(i * self.samples, (i + 1) * self.samples)) for i in range(self.repeats)]
 
@@ -234,7 +234,7 @@ class Evaluator:
             if count is not None and 2 <= count <= self.features.dimensions
         ]
 
-    def judge_to_be(self, data: DataModule) -> Judge:
+    def judge_to_be(self, data: DataModule) -> Scorer:
         """The judge as far as it is known before anything is measured."""
         if self.reference in SPLITS:
             size = data.size(self.reference)
@@ -243,7 +243,7 @@ class Evaluator:
             against = Reference(self.reference, found, {})
         else:
             against = self.loaded(self.reference)
-        return Judge(self.features, against, self.measures, self.neighbours)
+        return Scorer(self.features, against, self.measures, self.neighbours)
 
     def plan(self, model: Model, data: DataModule, with_likelihood: bool = True) -> str:
         """What is measured, in one line."""

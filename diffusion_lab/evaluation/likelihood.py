@@ -12,10 +12,10 @@ from torch import Tensor
 
 from diffusion_lab import ranks
 from diffusion_lab.data import DataModule
-from diffusion_lab.evaluation.chunks import Chunks, Rows
-from diffusion_lab.evaluation.quality import Record
+from diffusion_lab.evaluation.chunked_array import ChunkedArray, Rows
 from diffusion_lab.evaluation.reference import content
-from diffusion_lab.evaluation.series import share
+from diffusion_lab.evaluation.sample_store import share
+from diffusion_lab.evaluation.scorer import Record
 from diffusion_lab.finite import NonFinite, bad_items, shown
 from diffusion_lab.likelihood import bits_per_dim
 from diffusion_lab.model import Model
@@ -55,7 +55,7 @@ def score_likelihood(
         **({"guidance": str(model.guidance)} if of_guided_field(model, name) else {}),
     }
     digest = hashlib.sha256(json.dumps([protocol, seed], sort_keys=True).encode()).hexdigest()[:8]
-    store = Chunks(folder / f"likelihood_{name}_{digest}", batch_size)
+    store = ChunkedArray(folder / f"likelihood_{name}_{digest}", batch_size)
 
     def work(chunk: range) -> None:
         # Row r is item r modulo count: a chunk may cross from one repeat to the next.

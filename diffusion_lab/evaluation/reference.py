@@ -15,9 +15,9 @@ import torch
 
 from diffusion_lab import ranks
 from diffusion_lab.data import DataModule
-from diffusion_lab.evaluation.chunks import Chunks, Rows
-from diffusion_lab.evaluation.quality import Features, Reference
-from diffusion_lab.evaluation.series import share
+from diffusion_lab.evaluation.chunked_array import ChunkedArray, Rows
+from diffusion_lab.evaluation.sample_store import share
+from diffusion_lab.evaluation.scorer import Features, Reference
 from diffusion_lab.file_lock import lock
 from diffusion_lab.metric import Extractor, Statistics
 
@@ -75,7 +75,7 @@ def measure(
     digest = hashlib.sha256(json.dumps([protocol, KEPT], sort_keys=True).encode()).hexdigest()[:12]
     words = f"{protocol['reference'].replace(' ', '_')}_{count}_{extractor.name}"
     path = Path(cache) / f"{words}_{digest}.npz"
-    store = Chunks(path.with_name(f".{path.stem}"), batch_size)
+    store = ChunkedArray(path.with_name(f".{path.stem}"), batch_size)
 
     def work(chunk: range) -> None:
         images = data.images(split, len(chunk), first=chunk.start)

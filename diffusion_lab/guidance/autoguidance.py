@@ -48,7 +48,7 @@ class Autoguidance(Guidance):
 def check_pair(strong: Denoiser, weak: Denoiser) -> None:
     """Raise ValueError for denoisers of another noise, another meaning of the output, or other classes."""
     t = torch.linspace(max(strong.process.t_min, weak.process.t_min), 1, 50, dtype=torch.float64)
-    noises = [torch.stack(d.process.scales(t)) for d in (strong, weak)]
+    noises = [torch.stack(d.process.alpha_sigma(t)) for d in (strong, weak)]
     for what, same in (
         ("noise process", strong.process.levels == weak.process.levels and torch.allclose(*noises, rtol=1e-6)),
         ("parameterization", strong.parameterization == weak.parameterization),

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion_lab.denoiser import Denoiser, Estimate, Reading
+from diffusion_lab.denoiser import Denoiser, Estimate, Preconditioning
 
 
 @dataclass(frozen=True)
-class GuidedReading(Reading):
+class GuidedPreconditioning(Preconditioning):
     """A `Reading` of the stronger denoiser, with that of the weaker one and the scale at this time."""
 
-    weak: Reading
+    weak: Preconditioning
     guidance_scale: float
 
 
@@ -62,7 +62,7 @@ class Guided(Denoiser):
         scale = torch.full_like(t, self.scale)
         if self.interval is None:
             return scale
-        alpha, sigma = self.process.scales(t)
+        alpha, sigma = self.process.alpha_sigma(t)
         low, high = self.interval
         return torch.where((sigma / alpha >= low) & (sigma / alpha <= high), scale, 1.0)
 
@@ -79,22 +79,27 @@ class Guided(Denoiser):
         strong, scale = self.strong(x, t), scale.reshape(scale.shape + (1,) * (x.dim() - 1 if scale.dim() else 0))
         return Estimate(x, weak.alpha, weak.sigma, weak.eps + scale * (strong.eps - weak.eps))
 
-    def readings(self, times: Tensor, like: Tensor) -> list[GuidedReading]:
+    def preconditionings(self, times: Tensor, like: Tensor) -> list[GuidedPreconditioning]:
         """How to `read` arrays like `like` (B, ...) at each of `times` (S,)."""
         each = zip(
-            self.strong.readings(times, like), self.weak.readings(times, like), self.scales(times).tolist(), strict=True
+            self.strong.preconditionings(times, like),
+            self.weak.preconditionings(times, like),
+            self.scales(times).tolist(),
+            strict=True,
         )
-        return [GuidedReading(**vars(strong), weak=weak, guidance_scale=scale) for strong, weak, scale in each]
+        return [GuidedPreconditioning(**vars(strong), weak=weak, guidance_scale=scale) for strong, weak, scale in each]
 
-    def read(self, x: Tensor, reading: GuidedReading) -> Tensor:
+    def network_output(self, x: Tensor, preconditioning: GuidedPreconditioning) -> Tensor:
         """The combined output at x (B, ...)."""
-        scale = reading.guidance_scale
+        scale = preconditioning.guidance_scale
         if scale == 1:
-            return self.strong.read(x, reading)
+            return self.strong.network_output(x, preconditioning)
         if scale == 0:
-            return self.weak.read(x, reading.weak)
+            return self.weak.network_output(x, preconditioning.weak)
         # Weighed before the next call, which may overwrite what the last one gave.
-        return (self.strong.read(x, reading) * scale).add_(self.weak.read(x, reading.weak), alpha=1 - scale)
+        return (self.strong.network_output(x, preconditioning) * scale).add_(
+            self.weak.network_output(x, preconditioning.weak), alpha=1 - scale
+        )
 
 
 class Guidance(ABC):

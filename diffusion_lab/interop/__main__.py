@@ -53,9 +53,9 @@ def main(arguments: Sequence[str]) -> None:
         check("train", overrides, used=USED)
         # Imported here: torch and Lightning take seconds, and a mistyped word must not wait for them.
         with quick_imports():
-            from diffusion_lab.launch.adopt import adopt
+            from diffusion_lab.launch.import_checkpoint import import_checkpoint
 
-        adopt(file, overrides, *out[-1:])
+        import_checkpoint(file, overrides, *out[-1:])
     except ConfigError as error:
         refuse(error)
 

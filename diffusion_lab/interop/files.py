@@ -55,8 +55,8 @@ def read(path: Path) -> Any:
         what = f"it asks for {asked[1]}" if asked else "it is no file of tensors"
         raise ValueError(f"{path} is refused, and nothing in it was executed: {what}") from error
     except Exception as error:  # foreign bytes fail in every way there is
-        told = str(error).split("\n")[0] or type(error).__name__
-        raise ValueError(f"{path} cannot be read, it is cut or of another kind: {told}") from error
+        message = str(error).split("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} cannot be read, it is cut or of another kind: {message}") from error
 
 
 def find(contents: Any) -> Found:

@@ -54,14 +54,14 @@ def convert(
     Raises ValueError, in one line, where others are missing or left over, or a shape is not the network's.
     """
     own = network.state_dict()
-    used, spare = [], set(unread)
+    used, unused = [], set(unread)
     for link in joined:
-        used.append(link) if link.ours in own else spare.add(link.theirs)
+        used.append(link) if link.ours in own else unused.add(link.theirs)
     missing = [link.theirs for link in used if link.theirs not in official]
-    left = sorted(official.keys() - {link.theirs for link in used} - spare)
+    left = sorted(official.keys() - {link.theirs for link in used} - unused)
     if missing or left:
-        told = [f"{word} {listed(names)}" for word, names in (("missing", missing), ("left over", left)) if names]
-        raise ValueError(f"these weights are not of this {type(network).__name__}: {'; '.join(told)}")
+        message = [f"{word} {listed(names)}" for word, names in (("missing", missing), ("left over", left)) if names]
+        raise ValueError(f"these weights are not of this {type(network).__name__}: {'; '.join(message)}")
     groups: dict[str, list[Link]] = {}
     for link in used:
         groups.setdefault(link.ours, []).append(link)

@@ -39,7 +39,7 @@ def main(task: Literal["train", "sample"]) -> None:
         os.environ.setdefault(PATH, os.getcwd())
     words = sys.argv[1:] = checked(task, sys.argv[1:])
     start = process.program(words)
-    if process.outside()[1] > 0:
+    if process.cluster_ranks()[1] > 0:
         sys.argv.append("hydra.output_subdir=null")  # the first rank writes it
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=task)
@@ -61,7 +61,7 @@ def main(task: Literal["train", "sample"]) -> None:
 
 def checked(task: Literal["train", "sample"], words: list[str]) -> list[str]:
     """The command line with all that it means told, once it is known to be right; refused otherwise."""
-    from diffusion_lab.launch import help, outside, process
+    from diffusion_lab.launch import cluster_ranks, help, process
     from diffusion_lab.launch.command_line import tidy
     from diffusion_lab.launch.compose import check
     from diffusion_lab.launch.job import JOB, witnessed
@@ -73,7 +73,7 @@ def checked(task: Literal["train", "sample"], words: list[str]) -> list[str]:
             print(help.tell(task, words))
             sys.exit()
         words = without_nulls(tidy(words))
-        outside.agree(words)
+        cluster_ranks.agree(words)
         # The first rank has checked for the others.
         informs = INFORMATION & {word.partition("=")[0] for word in words}
         if informs or process.of_another_rank():
@@ -88,7 +88,7 @@ def checked(task: Literal["train", "sample"], words: list[str]) -> list[str]:
             name, only = given.config_name or task, given.cfg is not None
             check(name, given.overrides, only_words=only, sweep=given.multirun, main=given.config_path)
     except ConfigError as error:
-        if process.outside()[1] > 0:  # the first rank says it, unless torchrun ends it because this one has ended
+        if process.cluster_ranks()[1] > 0:  # the first rank says it, unless torchrun ends it because this one has ended
             time.sleep(3)
             sys.exit(2)
         refuse(error)

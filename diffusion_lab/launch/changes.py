@@ -60,14 +60,14 @@ def changes(
     replaced = [path.removesuffix("_target_") for path in paths if path.endswith("._target_")]
     paths = [p for p in paths if p.endswith("._target_") or not any(p.startswith(node) for node in replaced)]
     equal_total = total(old) == total(new)
-    told: tuple[list[str], list[str]] = ([], [])
+    message: tuple[list[str], list[str]] = ([], [])
     for path in paths:
         if any(path.endswith(f".{other}") for other in paths):
             continue  # model.network.channels is network.channels
         divided = path in TOTAL and equal_total
         harmless = divided or (under(path, (*HARMLESS, *aside)) and not under(path, (*HARMFUL, *TOTAL)))
-        told[harmless].append(f"{path}={new.get(path)} (was {old.get(path)})")
-    return told
+        message[harmless].append(f"{path}={new.get(path)} (was {old.get(path)})")
+    return message
 
 
 def refuse_changes(
@@ -83,7 +83,7 @@ def refuse_changes(
         ConfigError: naming those keys.
     """
     training, harmless = changes(before, now, aside)
-    decay = next((told for told in training if told.startswith(("decay_steps=", "model.decay_steps="))), None)
+    decay = next((message for message in training if message.startswith(("decay_steps=", "model.decay_steps="))), None)
     if decay and any(word.startswith("decay_steps=") for word in now["overrides"]) and trains_longer(before, now):
         training.remove(decay)  # it was asked for by its name
         harmless.append(decay)
@@ -91,14 +91,14 @@ def refuse_changes(
     if ranks_before and ranks_before != ranks_now:
         harmless.append(f"{ranks_now} ranks (was {ranks_before}): the same batches, other noise from here on")
     if training and not now["allow_changes"]:
-        told = f"this changes what is trained: {listed(training)}; leave it as it was, or add allow_changes=true"
+        message = f"this changes what is trained: {listed(training)}; leave it as it was, or add allow_changes=true"
         old, new = (settings.get("model", {}).get("decay_steps") for settings in (before, now))
         if decay and old and new:
-            told += (
+            message += (
                 f"; the learning rate has reached 0 at step {old}; decay_steps={new} stretches it, decay_steps={old} "
                 "keeps it at 0"
             )
-        raise ConfigError(told)
+        raise ConfigError(message)
     return f"; changed: {listed([*training, *harmless])}" if training or harmless else ""
 
 

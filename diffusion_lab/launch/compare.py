@@ -11,33 +11,33 @@ from omegaconf import DictConfig
 
 from diffusion_lab import ranks
 from diffusion_lab.callback.evaluation import write_results
-from diffusion_lab.evaluation import Evaluator, Series
+from diffusion_lab.evaluation import Evaluator, SampleStore
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.launch.named_sampler import sampler_settings
 from diffusion_lab.launch.report import say
-from diffusion_lab.launch.request import Request, claim, folder
+from diffusion_lab.launch.sample_spec import SampleSpec, claim, folder
 from diffusion_lab.model import Model
 from diffusion_lab.plot import curves
 from diffusion_lab.sampler import Sampler
 
 
-def series_of(model: Model, sampler: Sampler, own: Request, name: str, log_dir: str | Path) -> Series:
+def series_of(model: Model, sampler: Sampler, own: SampleSpec, name: str, log_dir: str | Path) -> SampleStore:
     """The series of a request, in the directory that sampling with this sampler alone would use."""
     place = folder(own, name, log_dir, None)
     ranks.on_first(lambda: claim(place, own))
-    return Series(place, model, sampler, own["seed"], own["batch_size"])
+    return SampleStore(place, model, sampler, own["seed"], own["batch_size"])
 
 
 Point = tuple[str, int | None, dict[str, Any], Sampler]
 
 
-def all_series(config: DictConfig, wanted: Request, model: Model) -> list[Series]:
+def all_series(config: DictConfig, wanted: SampleSpec, model: Model) -> list[SampleStore]:
     """The series of every point, with nothing written yet."""
     places = [
         (folder({**wanted, "sampler": settings}, name, config.paths.log_dir, None), sampler)
         for name, _, settings, sampler in planned(config, model, quiet=True)
     ]
-    return [Series(place, model, sampler, wanted["seed"], wanted["batch_size"]) for place, sampler in places]
+    return [SampleStore(place, model, sampler, wanted["seed"], wanted["batch_size"]) for place, sampler in places]
 
 
 def planned(config: DictConfig, model: Model, quiet: bool = False) -> list[Point]:
@@ -67,7 +67,7 @@ def planned(config: DictConfig, model: Model, quiet: bool = False) -> list[Point
 
 
 def compare(
-    config: DictConfig, fabric: Fabric, wanted: Request, model: Model, evaluator: Evaluator, data: Any
+    config: DictConfig, fabric: Fabric, wanted: SampleSpec, model: Model, evaluator: Evaluator, data: Any
 ) -> tuple[dict[str, float], Path]:
     """Draw and score with every sampler from the same noise; write compare.json and compare.png, print the table.
 

@@ -12,7 +12,7 @@ from diffusion_lab.data import DataModule
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.guidance import Guidance
 from diffusion_lab.launch.instantiate import ConfigError, instantiate, resolve
-from diffusion_lab.launch.request import digest_of
+from diffusion_lab.launch.sample_spec import digest_of
 from diffusion_lab.launch.validation import nodes
 from diffusion_lab.model import Model
 

@@ -14,7 +14,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from diffusion_lab.launch.report import say
-from diffusion_lab.whole_file import told
+from diffusion_lab.whole_file import describe
 
 Rows = dict[int, dict[str, Any]]
 
@@ -73,7 +73,7 @@ class CSVLogger(Logger):
             self._forget()  # half a line may have been written
             self._saved = time.monotonic()
             if not self._told:
-                say(f"{told(self.path, error)}; its rows are kept in memory until it can, training goes on")
+                say(f"{describe(self.path, error)}; its rows are kept in memory until it can, training goes on")
             self._told = True
             return
         self._pending, self._saved, self._told = {}, time.monotonic(), False

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from diffusion_lab.finite import NonFinite
 from diffusion_lab.launch.instantiate import ConfigError
 from diffusion_lab.launch.notes import advice
-from diffusion_lab.whole_file import NotWritten, refused, room_for_a_file, told
+from diffusion_lab.whole_file import NotWritten, describe, refused, room_for_a_file
 
 NO_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "Unable to allocate", "bad_alloc")
 """What is said by libraries that have no error of their own for it."""
@@ -65,7 +65,7 @@ def disk(error: BaseException, run_dir: Path) -> str | None:
         return str(error)
     if not isinstance(error, OSError) or refused(error) is not error:
         return None
-    return told(Path(os.fsdecode(error.filename or run_dir)), error)
+    return describe(Path(os.fsdecode(error.filename or run_dir)), error)
 
 
 def memory(error: BaseException, settings: Mapping[str, Any]) -> str | None:

@@ -103,8 +103,8 @@ def listed(group: str, task: str) -> list[str]:
     ]
     if group in MANY[task]:
         folders = [f"{folder}/..." for folder in dict.fromkeys(n.split("/")[0] for n in names if "/" in n)]
-        told = ", ".join([n for n in names if "/" not in n] + folders)
-        return textwrap.wrap(told, WIDTH, initial_indent=f"{group + '=':<12}", subsequent_indent=" " * 12)
+        message = ", ".join([n for n in names if "/" not in n] + folders)
+        return textwrap.wrap(message, WIDTH, initial_indent=f"{group + '=':<12}", subsequent_indent=" " * 12)
     shown = [f"{name:<22}{summary(path(group, name))}".rstrip() for name in names]
     heads = [f"{group}=", *[""] * len(shown)]
     return [f"{head:<12}{text}" for head, text in zip(heads, shown, strict=False)]

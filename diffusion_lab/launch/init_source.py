@@ -40,5 +40,5 @@ def fetched(source: str) -> Path:
     try:
         return Path(hf_hub_download(f"{user}/{repository}", file))
     except Exception as error:  # of the network, of the hub, of the disk
-        told = " ".join(str(error).split())[:300]
-        raise ConfigError(f"init_from={source} cannot be fetched: {told}") from error
+        message = " ".join(str(error).split())[:300]
+        raise ConfigError(f"init_from={source} cannot be fetched: {message}") from error

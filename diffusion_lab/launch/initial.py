@@ -42,10 +42,10 @@ def initialise(model: Model, settings: dict[str, Any]) -> None:
     found = weights_of(settings["init_from"], model.network, settings["init_weights"], settings["paths"]["log_dir"])
     left = fill(model.network, found, settings["init_strict"])
     settings["init_from"] = str(found.file.resolve())
-    told = f"begins with {found.kind} of {found.file}, step 0"
-    told += f"; left out, and drawn anew: {listed(left)}" if left else ""
-    if process.outside()[1] == 0 and not process.of_another_rank():
-        say(told + differences(found.config, settings))
+    message = f"begins with {found.kind} of {found.file}, step 0"
+    message += f"; left out, and drawn anew: {listed(left)}" if left else ""
+    if process.cluster_ranks()[1] == 0 and not process.of_another_rank():
+        say(message + differences(found.config, settings))
 
 
 def weights_of(source: str, network: nn.Module, which: str, log_dir: str) -> Initial:
@@ -98,24 +98,32 @@ def fill(network: nn.Module, found: Initial, strict: bool) -> list[str]:
     own = network.state_dict()
     shapes = {name: (tuple(found.weights[name].shape) if name in found.weights else None) for name in own}
     left = [name for name, tensor in own.items() if shapes[name] != tuple(tensor.shape)]
-    spare = [name for name in found.weights if name not in own]
-    if (left or spare) and (strict or len(left) == len(own)):
-        told = [f"{name} is {shapes[name]} there and {tuple(own[name].shape)} here" for name in left if shapes[name]]
-        told += [f"{name} is not there" for name in left if not shapes[name]]
-        told += [f"{name} is not here" for name in spare]
-        more = f", and {len(told) - 3} more" if len(told) > 3 else ""
+    unused = [name for name in found.weights if name not in own]
+    if (left or unused) and (strict or len(left) == len(own)):
+        message = [f"{name} is {shapes[name]} there and {tuple(own[name].shape)} here" for name in left if shapes[name]]
+        message += [f"{name} is not there" for name in left if not shapes[name]]
+        message += [f"{name} is not here" for name in unused]
+        more = f", and {len(message) - 3} more" if len(message) > 3 else ""
         advice = "nothing fits: give the network the settings of these weights"
         if len(left) < len(own):
             advice = "init_strict=false leaves them out and draws them anew"
-        raise ConfigError(f"init_from={found.file} does not fit this network: {'; '.join(told[:3])}{more}; {advice}")
+        raise ConfigError(f"init_from={found.file} does not fit this network: {'; '.join(message[:3])}{more}; {advice}")
     network.load_state_dict({name: found.weights[name] for name in own if name not in left}, strict=False)
     return left
 
 
 def differences(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
     """What these weights were trained to mean, where it is something else now."""
-    meaning = ("model.process.", "model.output", "model.told", "model.levels", "model._target_", "schedule.", "sigma_")
+    meaning = (
+        "model.process.",
+        "model.output",
+        "model.c_noise",
+        "model.levels",
+        "model._target_",
+        "schedule.",
+        "sigma_",
+    )
     if before is None:
         return ""
-    told = [change for change in changes(before, now)[0] if change.startswith(meaning)]
-    return f"; they were trained with another noise or output: {', '.join(told[:4])}" if told else ""
+    message = [change for change in changes(before, now)[0] if change.startswith(meaning)]
+    return f"; they were trained with another noise or output: {', '.join(message[:4])}" if message else ""

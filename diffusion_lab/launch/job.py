@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.launch import process
 from diffusion_lab.launch.instantiate import ConfigError
-from diffusion_lab.launch.process import outside
+from diffusion_lab.launch.process import cluster_ranks
 from diffusion_lab.launch.report import say
 
 JOB = "DIFFUSION_LAB_JOB"  # `report.in_sweep` asks for it
@@ -90,9 +90,9 @@ def obstacle(directory: Path, before: Mapping[str, Any], job: Mapping[str, Any])
         words = directory / ".hydra" / "overrides.yaml"
         if words.is_file():  # Hydra has just written this job's over those of the other
             OmegaConf.save(OmegaConf.create(before["overrides"]), words)
-        told = " ".join(before["overrides"]) + " with other defaults" * (before["overrides"] == job["overrides"])
-        return f"{os.path.relpath(directory)} holds another job ({told}): remove it, or give another hydra.sweep.dir"
-    running = before.get("status") == "running" and before["host"] == job["host"] and outside()[1] == 0
+        message = " ".join(before["overrides"]) + " with other defaults" * (before["overrides"] == job["overrides"])
+        return f"{os.path.relpath(directory)} holds another job ({message}): remove it, or give another hydra.sweep.dir"
+    running = before.get("status") == "running" and before["host"] == job["host"] and cluster_ranks()[1] == 0
     if running and Path("/proc", str(before["pid"])).exists():
         return f"process {before['pid']} works on it already"
     return ""
@@ -100,9 +100,9 @@ def obstacle(directory: Path, before: Mapping[str, Any], job: Mapping[str, Any])
 
 def carry_out(words: Sequence[str], directory: Path, job: Mapping[str, Any], hydra: Any) -> dict[str, Any]:
     """Run a job's command to its end; what its record then says in addition."""
-    told = " ".join(job["overrides"])
-    if outside()[1] == 0:
-        say(f"job {job['number']}: {told}   -> {os.path.relpath(directory)}   {job['note']}".rstrip())
+    message = " ".join(job["overrides"])
+    if cluster_ranks()[1] == 0:
+        say(f"job {job['number']}: {message}   -> {os.path.relpath(directory)}   {job['note']}".rstrip())
         (directory / ERROR).unlink(missing_ok=True)
     record(directory, {**job, "status": "running"})
     code, stopped = process.run(words, environment(directory, job["number"]), hydra.runtime.cwd)
@@ -112,7 +112,7 @@ def carry_out(words: Sequence[str], directory: Path, job: Mapping[str, Any], hyd
     elif code:
         end |= {"status": "refused" if code == 2 else "failed", "note": reason(directory, code)}
         say(f"job {job['number']}: {end['status']}: {end['note']}")
-    elif outside()[1] == 0:
+    elif cluster_ranks()[1] == 0:
         values = [f"{name} {record['value']:.4g}" for name, record in list(metrics(directory).items())[:2]]
         say(f"job {job['number']}: finished in {end['seconds']:.0f} s{''.join(f', {value}' for value in values)}")
     record(directory, {**job, **end})
@@ -124,7 +124,9 @@ def environment(directory: Path, number: int) -> dict[str, str]:
     found = {**os.environ, JOB: str(directory)}
     if found.get("WANDB_RUN_ID") in taken(directory):
         del found["WANDB_RUN_ID"]
-    if outside()[2] > 1:  # a meeting point of the job's own: of the one before, not all ranks may have left theirs
+    if (
+        cluster_ranks()[2] > 1
+    ):  # a meeting point of the job's own: of the one before, not all ranks may have left theirs
         found["MASTER_PORT"] = str(int(found.get("MASTER_PORT", 29500)) + 1 + number)
         found["TORCHELASTIC_USE_AGENT_STORE"] = "False"
     return found
@@ -155,17 +157,17 @@ def witnessed() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        told = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+        message = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
         rank = next((f"rank {os.environ[k]}: " for k in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if k in os.environ), "")
-        witness(f"{rank}{' '.join(told.split())}", traceback.format_exc())
+        record_error(f"{rank}{' '.join(message.split())}", traceback.format_exc())
         raise
 
 
-def witness(told: str, trace: str = "") -> None:
+def record_error(message: str, trace: str = "") -> None:
     """Leave beside a sweep's job why it failed, if this process belongs to one."""
     if JOB in os.environ:
         with Path(os.environ[JOB], ERROR).open("a", encoding="utf-8") as file:
-            file.write(f"{told}\n\n{trace}\n")
+            file.write(f"{message}\n\n{trace}\n")
 
 
 def measured(metric: str | None, directory: Path, job: Mapping[str, Any]) -> float | None:
@@ -196,7 +198,7 @@ def read(directory: Path) -> dict[str, Any]:
 
 def record(directory: Path, job: Mapping[str, Any]) -> None:
     """Write beside a job what it is and how it stands; the first rank does."""
-    if outside()[1] == 0:
+    if cluster_ranks()[1] == 0:
         temporary = directory / f".{RECORD}.partial"
         temporary.write_text(json.dumps(job, indent=2), encoding="utf-8")
         temporary.replace(directory / RECORD)
@@ -204,6 +206,6 @@ def record(directory: Path, job: Mapping[str, Any]) -> None:
 
 def log(sweep: Path, job: Mapping[str, Any]) -> None:
     """Add a line to the sweep's log, from which its table is made; jobs may end at the same time."""
-    if outside()[1] == 0:
+    if cluster_ranks()[1] == 0:
         with (sweep / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(job) + "\n")

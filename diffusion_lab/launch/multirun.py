@@ -21,7 +21,7 @@ from diffusion_lab import output
 from diffusion_lab.launch.failure import check_directory, made_new
 from diffusion_lab.launch.instantiate import ConfigError
 from diffusion_lab.launch.job import LOG, metrics
-from diffusion_lab.launch.process import outside
+from diffusion_lab.launch.process import cluster_ranks
 from diffusion_lab.launch.report import say
 
 NAME = "DIFFUSION_LAB_SWEEP"
@@ -40,7 +40,11 @@ class Sweep(Callback):
         """Refuse a directory that cannot be written to, before Hydra fails on it; two runs never share a new one."""
         HydraConfig.instance().cfg = config  # which ${hydra:...} in the directory's name looks things up in
         try:
-            if named_by_the_clock(config.hydra.run) and outside()[2] == 1 and config.hydra.output_subdir is not None:
+            if (
+                named_by_the_clock(config.hydra.run)
+                and cluster_ranks()[2] == 1
+                and config.hydra.output_subdir is not None
+            ):
                 with read_write(config), open_dict(config):
                     config.hydra.run.dir = str(made_new(Path(config.hydra.run.dir)))
             check_directory(Path(config.hydra.run.dir))
@@ -56,7 +60,7 @@ class Sweep(Callback):
         except ConfigError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
-        if TIME.fullmatch(os.environ[NAME]) and named_by_the_clock(config.hydra.sweep) and outside()[2] == 1:
+        if TIME.fullmatch(os.environ[NAME]) and named_by_the_clock(config.hydra.sweep) and cluster_ranks()[2] == 1:
             os.environ[NAME] = made_new(Path(config.hydra.sweep.dir)).name
         _directory = Path(config.hydra.sweep.dir).resolve()
         if config.hydra.sweeper.get("max_failure_rate") == 0.0:
@@ -76,7 +80,7 @@ def check(hydra: Any, metric: str | None) -> None:
         ConfigError: in one line, for the user.
     """
     sweeper, launcher = (str(hydra[part]._target_).rpartition(".")[2] for part in ("sweeper", "launcher"))
-    starter, _, count = outside()
+    starter, _, count = cluster_ranks()
     random = sweeper != "BasicSweeper" or any("shuffle(" in word for word in hydra.overrides.task)
     if count > 1 and (random or launcher != "BasicLauncher"):
         what = "a shuffled sweep" if sweeper == "BasicSweeper" and random else f"{sweeper} with {launcher}"
@@ -106,7 +110,7 @@ def sweeping(words: Sequence[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        if _directory is not None and outside()[1] == 0:
+        if _directory is not None and cluster_ranks()[1] == 0:
             whole = conclude(_directory, since)
     if not whole:
         sys.exit(1)

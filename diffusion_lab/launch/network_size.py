@@ -32,8 +32,10 @@ def network_takes_size(config: Mapping[str, Any]) -> str | None:
             )
         exist = [height // 2**i for i in range(halvings + 1)]
         if lacking := [r for r in attention if r not in exist]:
-            told = f"{path}.attention={plain(attention)} asks for resolution {lacking[0]}, but there are only {exist}"
-            return f"{told}: use {path}.attention={plain(nearest(attention, exist))}"
+            message = (
+                f"{path}.attention={plain(attention)} asks for resolution {lacking[0]}, but there are only {exist}"
+            )
+            return f"{message}: use {path}.attention={plain(nearest(attention, exist))}"
     return None
 
 

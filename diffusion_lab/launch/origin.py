@@ -127,8 +127,8 @@ def spelled(text: str) -> str:
 def seal(record: Mapping[str, Any]) -> str | None:
     """What only this user can write under a record; None where no secret can be kept."""
     file = key_file()
-    told = json.dumps(record, sort_keys=True).encode()
-    return None if file is None else hmac.new(file.read_bytes(), told, hashlib.sha256).hexdigest()
+    message = json.dumps(record, sort_keys=True).encode()
+    return None if file is None else hmac.new(file.read_bytes(), message, hashlib.sha256).hexdigest()
 
 
 def key_file() -> Path | None:

@@ -12,7 +12,7 @@ from typing import Any
 from lightning_fabric import Fabric
 from omegaconf import DictConfig
 
-from diffusion_lab.evaluation import Evaluator, Series
+from diffusion_lab.evaluation import Evaluator, SampleStore
 from diffusion_lab.evaluation.estimate import in_words, likelihood_calls, network_calls, seconds_per_call
 from diffusion_lab.launch.instantiate import ConfigError
 from diffusion_lab.launch.report import say
@@ -26,7 +26,7 @@ WORTH = 50  # times the cost of that call, from which on the time is worth a gue
 def tell_plan(
     config: DictConfig,
     fabric: Fabric,
-    series: Sequence[Series],
+    series: Sequence[SampleStore],
     count: int,
     what: str,
     evaluator: Evaluator | None,
@@ -65,7 +65,7 @@ def tell_plan(
         say(f"evaluation: {evaluator.plan(model, data, with_likelihood=not config.compare)}{more}; writes {written}")
 
 
-def stored(series: Series) -> int:
+def stored(series: SampleStore) -> int:
     """About how many samples of a series are there, without looking into its files."""
     return sum(1 for _ in series.samples.folder.glob("*.npy")) * series.batch_size
 

@@ -42,7 +42,7 @@ PROC = Path("/proc")
 DEATH_SIGNAL, SUBREAPER = 1, 36  # of Linux' prctl
 
 
-def outside() -> tuple[str, int, int]:
+def cluster_ranks() -> tuple[str, int, int]:
     """(what started this process as one of several ranks, its rank, their number); ("", 0, 1) if nothing did."""
     for starter, (mark, rank, count) in OUTSIDE.items():
         if mark in os.environ and rank in os.environ and int(os.environ.get(count, 1)) > 1:
@@ -106,7 +106,7 @@ def program(words: Sequence[str]) -> list[str]:
 
 def of_another_rank() -> bool:
     """Whether this job's first rank on this machine has started this process, and has checked what it is to do."""
-    return outside()[2] == 1 and os.environ.get("LOCAL_RANK", "0") != "0"
+    return cluster_ranks()[2] == 1 and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def override(key: str, value: str) -> str:

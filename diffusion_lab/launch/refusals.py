@@ -113,11 +113,11 @@ def meant(key: str, keys: Collection[str], task: str) -> str:
 def first_line(error: Exception) -> str:
     """What Hydra or OmegaConf complains about, in one line of our words where they are known."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    for pattern, told in WORDS:
+    for pattern, message in WORDS:
         found = re.search(pattern, text)
         if found:
             at = re.search(r"full_key: (\S+)", text)
-            return told.format(*found.groups(), at=f"{at[1]}: " if at else "")
+            return message.format(*found.groups(), at=f"{at[1]}: " if at else "")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return " ".join(lines[:2]) if lines else type(error).__name__
 

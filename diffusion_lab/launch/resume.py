@@ -133,7 +133,7 @@ def go_on(words: Sequence[str]) -> list[str]:
     more = [] if wanted is None else [process.override("ckpt_path", str(find(run)) if run else wanted)]
     if run is not None and not sweep and PLACE not in own:
         more.append(process.override(PLACE, str(run)))
-        if process.outside()[1] == 0:
+        if process.cluster_ranks()[1] == 0:
             with locked(run):  # refused before Hydra writes into it
                 pass
     return [*options, *first, *(override.input_line for override in own.values()), *more]
@@ -195,7 +195,7 @@ def started(run: Path) -> list[Override]:
 
 def run_directory(own: Mapping[str, Override], wanted: str | None) -> Path | None:
     """Where these overrides put a run; None where it is new anyway, named after the time."""
-    if PLACE not in own and wanted != "auto" and process.outside()[2] == 1:
+    if PLACE not in own and wanted != "auto" and process.cluster_ranks()[2] == 1:
         return None
     before = HydraConfig.instance().cfg
     try:

@@ -17,8 +17,9 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from diffusion_lab import checkpoint
 from diffusion_lab.callback.evaluation import write_results
 from diffusion_lab.callback.media import log_pictures
-from diffusion_lab.evaluation import Evaluator, Series
+from diffusion_lab.evaluation import Evaluator, SampleStore
 from diffusion_lab.launch.choice import choose_likelihood, choose_sampler
+from diffusion_lab.launch.cluster import cluster, set_timeout
 from diffusion_lab.launch.compare import all_series, compare, planned
 from diffusion_lab.launch.compiled import compile_network
 from diffusion_lab.launch.compose import plain
@@ -28,14 +29,13 @@ from diffusion_lab.launch.failure import explained
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.launch.lock import locked
 from diffusion_lab.launch.logger import finish_loggers, reopen
-from diffusion_lab.launch.outside import cluster, set_timeout
 from diffusion_lab.launch.plan import tell_plan
 from diffusion_lab.launch.quiet import quieten
 from diffusion_lab.launch.rehearsal import rehearse_sampling
 from diffusion_lab.launch.report import in_sweep, say, say_limits, table
-from diffusion_lab.launch.request import claim, folder, request
 from diffusion_lab.launch.revision import revision
 from diffusion_lab.launch.sample_files import write_samples
+from diffusion_lab.launch.sample_spec import claim, folder, sample_spec
 from diffusion_lab.launch.train import describe_sampler
 from diffusion_lab.launch.trainer_keys import check_devices
 from diffusion_lab.model import Model
@@ -62,7 +62,7 @@ def sample(config: DictConfig) -> None:
     quieten()
     subject = load(config)
     fabric = build_fabric(config)
-    wanted = request(
+    wanted = sample_spec(
         subject.contents, subject.model, config.weights, subject.settings, config.trainer.precision,
         seed=config.seed, batch_size=config.batch_size, device=fabric.device.type,
         **({"compile": True} if config.compile else {}), **asked_for(subject.model),
@@ -92,7 +92,7 @@ def sample(config: DictConfig) -> None:
             publish(subject, values, {"sample/quality_vs_nfe": curves})
         return
     out = folder(wanted, subject.sampler, config.paths.log_dir, config.out)
-    series = Series(out, subject.model, seed=config.seed, batch_size=config.batch_size)
+    series = SampleStore(out, subject.model, seed=config.seed, batch_size=config.batch_size)
     count = config.num_samples if evaluator is None else max(config.num_samples, evaluator.samples * evaluator.repeats)
     if rank_zero_only.rank == 0:
         tell_plan(config, fabric, [series], count, what(config, subject), evaluator, data)
@@ -131,7 +131,7 @@ def draw_and_score(
     config: DictConfig,
     fabric: Fabric,
     subject: Subject,
-    series: Series,
+    series: SampleStore,
     count: int,
     evaluator: Evaluator | None,
     data: Any,
@@ -190,8 +190,8 @@ def build_fabric(config: DictConfig) -> Fabric:
         fabric = Fabric(**keys, plugins=cluster())
         set_timeout(fabric.strategy, timeout)
     except (MisconfigurationException, ValueError, RuntimeError) as error:
-        told = str(error).replace("\n", " ")
-        raise ConfigError(f"trainer: {told}; use trainer.accelerator=cpu, or devices that exist") from error
+        message = str(error).replace("\n", " ")
+        raise ConfigError(f"trainer: {message}; use trainer.accelerator=cpu, or devices that exist") from error
     if fabric._precision.precision != keys["precision"]:  # Lightning would warn and take another one
         raise ConfigError(f"trainer.precision={keys['precision']} needs a GPU: here, use bf16-mixed")
     return fabric

@@ -11,17 +11,17 @@ from omegaconf import DictConfig
 
 from diffusion_lab import picture, ranks
 from diffusion_lab.callback.samples import draw_samples, draw_trajectory, filmed
-from diffusion_lab.evaluation import Series
+from diffusion_lab.evaluation import SampleStore
 from diffusion_lab.launch.report import say
 from diffusion_lab.model.labels import EACH
 
 
-def write_samples(series: Series, count: int, out: Path, config: DictConfig, data: Any) -> None:
+def write_samples(series: SampleStore, count: int, out: Path, config: DictConfig, data: Any) -> None:
     """samples.png, and what else was asked for: samples.npz in one file, every image as a PNG, the trajectory."""
     if config.png:
         (out / "png").mkdir(exist_ok=True)
-        with ranks.together():
-            for chunk in ranks.own(series.samples.ranges(count)):
+        with ranks.synchronized():
+            for chunk in ranks.shard(series.samples.ranges(count)):
                 write_pngs(series, chunk, out / "png")
     frames = filmed(series.model, 12, config.seed) if config.trajectory else None
     if ranks.rank_and_world()[0] != 0:
@@ -53,7 +53,7 @@ def left_behind(out: Path, count: int, config: DictConfig) -> list[str]:
     return lines
 
 
-def write_pngs(series: Series, chunk: range, out: Path) -> None:
+def write_pngs(series: SampleStore, chunk: range, out: Path) -> None:
     """Every image of a chunk as `<index>.png`, those that are there already left alone."""
     for index, image in zip(chunk, series.samples.read(chunk).permute(0, 3, 1, 2), strict=True):
         path = out / f"{index:06d}.png"
@@ -61,7 +61,7 @@ def write_pngs(series: Series, chunk: range, out: Path) -> None:
             picture.save_png(image, path)
 
 
-def join(series: Series, count: int, path: Path) -> None:
+def join(series: SampleStore, count: int, path: Path) -> None:
     """One .npz of all samples, a chunk in memory at a time: images uint8 (N, H, W, C), or float32 (N, ...).
 
     They are arr_0, the key that numpy gives and the evaluator of Dhariwal & Nichol (2021) reads; labels int64 (N,) of a

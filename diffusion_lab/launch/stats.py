@@ -20,7 +20,7 @@ from torch import Tensor
 from diffusion_lab import ranks
 from diffusion_lab.data import DataModule
 from diffusion_lab.evaluation import reference
-from diffusion_lab.launch.adopt import composed
+from diffusion_lab.launch.import_checkpoint import composed
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.launch.origin import command, spelled
 from diffusion_lab.launch.report import say

@@ -21,6 +21,7 @@ from diffusion_lab.callback.media import log_pictures
 from diffusion_lab.data import DataModule
 from diffusion_lab.launch import origin
 from diffusion_lab.launch.changes import changes, refuse_changes, refuse_shapes
+from diffusion_lab.launch.cluster import cluster, set_timeout
 from diffusion_lab.launch.compiled import compile_network
 from diffusion_lab.launch.compose import plain
 from diffusion_lab.launch.conditioning import described, tell_labels
@@ -30,7 +31,6 @@ from diffusion_lab.launch.initial import initialise
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.launch.lock import locked
 from diffusion_lab.launch.logger import build_loggers, finish_loggers
-from diffusion_lab.launch.outside import cluster, set_timeout
 from diffusion_lab.launch.plan import check_room, size_on_disk
 from diffusion_lab.launch.quiet import quieten
 from diffusion_lab.launch.rehearsal import prepare_features, rehearse_training
@@ -209,7 +209,7 @@ def announce(
     if hasattr(model.sampler, "caution") and (said := model.sampler.caution(model.denoiser)):
         say(said)
     process = model.denoiser.process
-    times = process.grid(None).flip(0)
+    times = process.timesteps(None).flip(0)
     title = f"{type(process).__name__}, schedule {settings['choices']['schedule']}"
     plot.schedule_plot(times, process.alpha(times), process.sigma(times), run_dir / "schedule.png", title)
     count = sum(p.numel() for p in model.network.parameters())

@@ -65,7 +65,7 @@ def check_devices(trainer: Mapping[str, Any]) -> None:
         ConfigError: with the key that means ranks on the CPU.
     """
     remark = compare_devices(trainer, *machine())
-    if remark and not (process.of_another_rank() or process.outside()[1]):
+    if remark and not (process.of_another_rank() or process.cluster_ranks()[1]):
         say(remark)
 
 

@@ -71,5 +71,5 @@ def named_as_typed(raw: Mapping[str, Any], typed: Collection[str]) -> Iterator[N
         yield
     except ConfigError as error:
         names = {found[0]: typed_key(raw, found[0], whole=False) for found in KEY.finditer(str(error))}
-        told = KEY.sub(lambda found: names[found[0]] if names[found[0]] in typed else found[0], str(error))
-        raise ConfigError(told) from error
+        message = KEY.sub(lambda found: names[found[0]] if names[found[0]] in typed else found[0], str(error))
+        raise ConfigError(message) from error

@@ -52,15 +52,15 @@ def refuse_unused(jobs: Sequence[Mapping[str, str]]) -> None:
 
 def unused(overrides: Sequence[Override], raw: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
     """Overrides of a job that change nothing, and why, from its configuration, unresolved and plain."""
-    told = {}
+    message = {}
     for override in overrides:
         key = override.key_or_group.replace("/", ".")
         if override.is_delete() or override.value() in (None, False, "trained", "none") or key.startswith("hydra"):
             continue
         reason = next(iter(_reasons(key, raw, settings)), None)
         if reason is not None:
-            told[override.input_line] = reason
-    return told
+            message[override.input_line] = reason
+    return message
 
 
 def _reasons(key: str, raw: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
@@ -69,9 +69,9 @@ def _reasons(key: str, raw: Mapping[str, Any], settings: Mapping[str, Any]) -> I
     if _exists(raw, key) and parent and not _exists(settings, parent):
         yield f": there is no {parent}"
     if "num_samples" in settings:
-        for keys, met, told in OF_SAMPLING:
+        for keys, met, message in OF_SAMPLING:
             if root in keys and not met(settings):
-                yield f" {told}"
+                yield f" {message}"
     elif root in REFERRED and not _referred(root, raw) and not settings.get("compare"):
         yield f": nothing that is chosen here uses it{_users(root)}"
     if root in ("variance", "sampler_steps") and not _referred(root, raw) and not settings.get("compare"):

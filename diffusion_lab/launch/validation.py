@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from diffusion_lab.launch import declared, schema, trainer_keys
+from diffusion_lab.launch.cluster import disagreement
 from diffusion_lab.launch.init_source import nowhere
 from diffusion_lab.launch.instantiate import ConfigError, allowed, refused
 from diffusion_lab.launch.labelled import labels_exist
 from diffusion_lab.launch.network_size import network_takes_size
-from diffusion_lab.launch.outside import disagreement
 from diffusion_lab.launch.resolvers import BETWEEN_LEVELS
 
 POSITIVE, NOT_NEGATIVE, FRACTION = (0, math.inf, "()"), (0, math.inf, "[)"), (0, 1, "[)")

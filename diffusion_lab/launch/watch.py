@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_lab.launch import notes, process
+from diffusion_lab.launch.cluster import STARTER
 from diffusion_lab.launch.instantiate import ConfigError
-from diffusion_lab.launch.job import witness
+from diffusion_lab.launch.job import record_error
 from diffusion_lab.launch.notes import Notes, advice, chain, ended, first_of, is_lost, name, sentence
-from diffusion_lab.launch.outside import STARTER
 
 __all__ = ["advice", "born", "last_line", "watched"]
 
@@ -88,14 +88,17 @@ class Watch:
 
     def __init__(self, directory: Path, task: str) -> None:
         self.directory, self.task = directory, task
-        self.started, self.outside = process.of_another_rank() and RANKS in os.environ, process.outside()[2] > 1
-        self.rank = process.outside()[1] if self.outside else int(os.environ.get("LOCAL_RANK", 0))
+        self.started, self.cluster_ranks = (
+            process.of_another_rank() and RANKS in os.environ,
+            process.cluster_ranks()[2] > 1,
+        )
+        self.rank = process.cluster_ranks()[1] if self.cluster_ranks else int(os.environ.get("LOCAL_RANK", 0))
         self.children: list[subprocess.Popen[bytes]] = []
         self.over, self.lock, self.author, self.left, self.pipe = threading.Event(), threading.Lock(), False, False, -1
-        own = os.environ.get(STARTER, "") if self.outside else str(os.getpid())
+        own = os.environ.get(STARTER, "") if self.cluster_ranks else str(os.getpid())
         self.folder = Path(os.environ[RANKS]) if self.started else directory / f".ranks_{os.uname().nodename}_{own}"
         self.notes = Notes(self.folder)
-        if self.started or self.outside:
+        if self.started or self.cluster_ranks:
             self.begin()
 
     # --- beginning
@@ -133,19 +136,19 @@ class Watch:
             for rank, child in enumerate(self.children, 1):
                 if child.poll() not in STOPPED and rank not in out:
                     return self.claim(rank, child.pid, *ended(child.returncode))
-            for rank, pid in self.notes.of("rank").items() if self.outside else ():
+            for rank, pid in self.notes.of("rank").items() if self.cluster_ranks else ():
                 if not process.status(pid)[0] and (self.folder / f"rank_{rank}").exists():
                     return self.claim(rank, pid, "is gone (killed? out of memory?)", 1)
         return None
 
-    def claim(self, rank: int, pid: int, told: str, status: int) -> dict[str, Any]:
+    def claim(self, rank: int, pid: int, message: str, status: int) -> dict[str, Any]:
         """Say that this is the cause of all; what then is, for another may have been faster."""
-        own = {"rank": rank, "pid": pid, "told": told, "status": status}
+        own = {"rank": rank, "pid": pid, "told": message, "status": status}
         if not self.notes.write("cause", own):
             return self.notes.read("cause") or own
         self.author = True
         if pid != os.getpid():  # who fails by an error tells that himself
-            witness(f"{name(own)} {told}")
+            record_error(f"{name(own)} {message}")
         return own
 
     # --- ending
@@ -163,7 +166,7 @@ class Watch:
 
     def fail(self, error: Exception) -> None:
         """Find out whose failure an error is, and leave with that one's exit status if it is another's."""
-        if not (self.children or self.started or self.outside):
+        if not (self.children or self.started or self.cluster_ranks):
             return
         refused = isinstance(error, ConfigError)
         if is_lost(error):
@@ -191,9 +194,9 @@ class Watch:
         if not silent or not any("timed out" in str(e).lower() for e in chain(error)):
             return self.claim(self.rank, os.getpid(), f"lost contact with the others: {str(error).splitlines()[0]}", 1)
         ranks = ", ".join(f"rank {rank} (process {pid})" for rank, pid in silent.items())
-        told = f"did not answer within trainer.timeout{', it is stopped' if stopped else ''}"
+        message = f"did not answer within trainer.timeout{', it is stopped' if stopped else ''}"
         rank, pid = next(iter(silent.items()))
-        cause = self.claim(rank, pid, told if len(silent) == 1 else f"and others {told}: {ranks}", 1)
+        cause = self.claim(rank, pid, message if len(silent) == 1 else f"and others {message}: {ranks}", 1)
         for pid in silent.values():  # what is stopped answers to nothing else
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -223,7 +226,7 @@ class Watch:
     def stay(self) -> None:
         """Under torchrun or srun, which end all ranks as soon as one has: do not end before the first rank has."""
         begin, here = time.monotonic(), 0 in self.notes.of("rank")
-        while self.outside and self.rank and time.monotonic() < begin + (process.GRACE if here else SETTLING):
+        while self.cluster_ranks and self.rank and time.monotonic() < begin + (process.GRACE if here else SETTLING):
             if here and 0 not in self.notes.of("rank"):
                 return
             time.sleep(0.1)

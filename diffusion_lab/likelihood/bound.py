@@ -12,7 +12,7 @@ from torch import Tensor
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.likelihood.guided import check_guidance
 from diffusion_lab.noise import Generators, draw
-from diffusion_lab.process import Ladder, Variance
+from diffusion_lab.process import DiscreteProcess, Variance
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class VariationalBound:
         """The bound at x0 (B, ...) in the model's range, whose images have `grey_levels` values (None for points)."""
         process = denoiser.process
         check_guidance(denoiser, self.guided_field)
-        if not isinstance(process, Ladder):
+        if not isinstance(process, DiscreteProcess):
             raise ValueError("the variational bound needs a model with discrete levels")
         x0 = x0.double()
         return Bound(
@@ -87,14 +87,14 @@ class VariationalBound:
         """What decides the value beside model and data."""
         return {"method": "bound", "variance": self.variance, "clip": self.clip, "terms": self.terms}
 
-    def prior(self, process: Ladder, x0: Tensor) -> Tensor:
+    def prior(self, process: DiscreteProcess, x0: Tensor) -> Tensor:
         """L_T, exact."""
         end = torch.ones((), dtype=torch.float64)
         variance = (process.sigma(end) / process.prior_std) ** 2
         mean = process.alpha(end) * x0 / process.prior_std
         return 0.5 * (mean**2 + variance - 1 - variance.log()).flatten(1).sum(1)
 
-    def steps(self, denoiser: Denoiser, process: Ladder, x0: Tensor, generator: Generators) -> Tensor:
+    def steps(self, denoiser: Denoiser, process: DiscreteProcess, x0: Tensor, generator: Generators) -> Tensor:
         """The sum over t = 2..T of L_{t-1}, from `terms` of them."""
         steps = process.levels - 1
         terms = min(self.terms or steps, steps)
@@ -106,7 +106,7 @@ class VariationalBound:
             total += self.step(denoiser, process, x0, t.double(), draw(x0.shape, generator, x0.dtype, x0.device))
         return total * (steps / terms)
 
-    def step(self, denoiser: Denoiser, process: Ladder, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    def step(self, denoiser: Denoiser, process: DiscreteProcess, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """KL(q(x_s | x_t, x_0) || p(x_s | x_t)) of neighbouring levels, t of shape (B,)."""
         s = t - 1 / process.levels
         _, b, true = process.posterior(s, t)
@@ -116,7 +116,7 @@ class VariationalBound:
         return 0.5 * (dimensions * ((model / true).log() + true / model - 1) + b**2 * error / model)
 
     def decoder(
-        self, denoiser: Denoiser, process: Ladder, x0: Tensor, grey_levels: int | None, generator: Generators
+        self, denoiser: Denoiser, process: DiscreteProcess, x0: Tensor, grey_levels: int | None, generator: Generators
     ) -> Tensor:
         """L_0."""
         t = torch.full((len(x0),), 1 / process.levels, dtype=torch.float64, device=x0.device)
@@ -129,7 +129,7 @@ class VariationalBound:
             nats = -log_mass_of_level(x0, mean, std, row.low, row.high, grey_levels)
         return nats.flatten(1).sum(1)
 
-    def guess(self, denoiser: Denoiser, process: Ladder, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    def guess(self, denoiser: Denoiser, process: DiscreteProcess, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """x0_hat from x_t = alpha x_0 + sigma eps."""
         guess, bounds = denoiser(process.perturb(x0, t, eps), t).x0, denoiser.parameterization.range_of(x0.shape)
         return guess.clamp(*bounds) if self.clip and bounds else guess

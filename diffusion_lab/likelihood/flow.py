@@ -20,19 +20,19 @@ class Flow:
     """Terms of -log p(x_0) = prior + volume + bins, each (B,), in nats; and the evaluations of the network."""
 
     prior: Tensor
-    volume: Tensor
-    bins: Tensor
+    log_det: Tensor
+    dequantization: Tensor
     nfe: int
 
     @property
     def terms(self) -> dict[str, Tensor]:
         """The three terms by name."""
-        return {"prior": self.prior, "volume": self.volume, "bins": self.bins}
+        return {"prior": self.prior, "volume": self.log_det, "bins": self.dequantization}
 
     @property
     def log_likelihood(self) -> Tensor:
         """log p(x_0), (B,), in nats: of grey levels for images, of the density for points."""
-        return -(self.prior + self.volume + self.bins)
+        return -(self.prior + self.log_det + self.dequantization)
 
 
 class FlowLikelihood:
@@ -95,13 +95,13 @@ class FlowLikelihood:
         check_guidance(denoiser, self.guided_field)
         calls, dimensions = denoiser.nfe, x0[0].numel()
         x0 = x0.to(self.dtype)
-        bins = x0.new_zeros(len(x0))
+        dequantization = x0.new_zeros(len(x0))
         if grey_levels is not None:
             row = denoiser.parameterization
             x0 = dequantize(x0, row.low, row.high, grey_levels, generator)
-            bins -= dimensions * math.log((row.high - row.low) / grey_levels)
-        prior, volume = self.density(denoiser, x0, directions(x0, self.probe, self.probes, generator))
-        return Flow(prior, volume, bins, denoiser.nfe - calls)
+            dequantization -= dimensions * math.log((row.high - row.low) / grey_levels)
+        prior, log_det = self.density(denoiser, x0, directions(x0, self.probe, self.probes, generator))
+        return Flow(prior, log_det, dequantization, denoiser.nfe - calls)
 
     def protocol(self) -> dict[str, Any]:
         """What decides the value beside model and data."""

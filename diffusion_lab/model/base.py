@@ -247,7 +247,7 @@ class Model(Drawing, pl.LightningModule):
                 counts.update({key: value * now // before for key, value in counts.items()})
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
+    def unsharded(self) -> Iterator[None]:
         """Context in which no rank needs the others for a forward pass of a network that is dealt to them.
 
         All ranks enter together, unless they are within one already.

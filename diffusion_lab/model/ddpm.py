@@ -12,7 +12,7 @@ from diffusion_lab.model.base import Likelihood, Loss, Model
 from diffusion_lab.model.conditions import Guidance
 from diffusion_lab.model.labels import Labels
 from diffusion_lab.parameterization import Parameterization
-from diffusion_lab.process import Ladder, Schedule
+from diffusion_lab.process import DiscreteProcess, Schedule
 from diffusion_lab.sampler import Sampler
 
 
@@ -43,8 +43,8 @@ class DDPM(Model):
         guidance: Guidance | None = None,
     ) -> None:
         meaning = {"eps": "eps", "x0": "x0", "v": "v", "score": "scaled_score"}[output]
-        row = Parameterization(output=meaning, told="level", low=-1.0, high=1.0, unit_input=True)
-        denoiser = Denoiser(network, Ladder(schedule, levels), row)
+        row = Parameterization(output=meaning, c_noise="level", low=-1.0, high=1.0, unit_input=True)
+        denoiser = Denoiser(network, DiscreteProcess(schedule, levels), row)
         super().__init__(
             denoiser,
             loss,

@@ -227,7 +227,7 @@ class Drawing(Conditioned):
         was_training = self.training
         self.eval()
         try:
-            with self.whole():
+            with self.unsharded():
                 yield
         finally:
             self.train(was_training)

@@ -30,9 +30,9 @@ def title(part: Any) -> str:
 
 def one_line(error: Exception) -> str:
     """An error in one line."""
-    told, name = " ".join(str(error).split())[:400], type(error).__name__
+    message, name = " ".join(str(error).split())[:400], type(error).__name__
     # A ValueError is worded for the user; the others need their class, as in "KeyError: 'x'".
-    return told if told and isinstance(error, ValueError) else f"{name}{': ' * bool(told)}{told}"
+    return message if message and isinstance(error, ValueError) else f"{name}{': ' * bool(message)}{message}"
 
 
 @contextmanager
@@ -108,7 +108,7 @@ def check_process(model: Model) -> None:
 def check_scales(process: NoiseProcess, name: str, times: Tensor) -> None:
     """alpha and sigma are positive numbers at `times`, and of their shape."""
     with blamed(name):
-        pair = process.scales(times)
+        pair = process.alpha_sigma(times)
     for word, value in zip(("alpha", "sigma"), pair, strict=True):
         if value.shape != times.shape:
             raise Unfit(f"{name}: {word}(t) gives shape {tuple(value.shape)} for t {tuple(times.shape)}")

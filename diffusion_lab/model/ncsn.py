@@ -11,11 +11,11 @@ from diffusion_lab.model.base import Likelihood, Loss, Model
 from diffusion_lab.model.conditions import Guidance
 from diffusion_lab.model.labels import Labels
 from diffusion_lab.parameterization import Parameterization
-from diffusion_lab.process import Ladder, Schedule
+from diffusion_lab.process import DiscreteProcess, Schedule
 from diffusion_lab.sampler import Sampler
 
-FIRST = Parameterization(output="score", told="level_from_top", low=0.0, high=1.0)
-SECOND = Parameterization(output="scaled_score", told="nothing", low=0.0, high=1.0)
+FIRST = Parameterization(output="score", c_noise="level_from_top", low=0.0, high=1.0)
+SECOND = Parameterization(output="scaled_score", c_noise="nothing", low=0.0, high=1.0)
 
 
 class NCSN(Model):
@@ -46,7 +46,7 @@ class NCSN(Model):
         guidance: Guidance | None = None,
     ) -> None:
         super().__init__(
-            Denoiser(network, Ladder(schedule, levels), self.row),
+            Denoiser(network, DiscreteProcess(schedule, levels), self.row),
             loss,
             sampler,
             likelihood,

@@ -62,7 +62,7 @@ def rehearse(
         ValueError: in one line that names what is wrong and what is needed.
     """
     device = torch.device(device or model.device)
-    with random_state_kept(device), spare(model, device) as tried, warnings.catch_warnings():
+    with random_state_kept(device), copied(model, device) as tried, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tried = convert(tried)
         items = items.to(device)
@@ -108,7 +108,7 @@ def random_state_kept(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def spare(model: Model, device: torch.device) -> Iterator[Model]:
+def copied(model: Model, device: torch.device) -> Iterator[Model]:
     """A copy of the model on a device, never compiled; where it holds what cannot be copied, the model itself as it is,
     whose buffers, gradients and modes come back afterwards.
     """

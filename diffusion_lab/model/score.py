@@ -41,7 +41,7 @@ class ScoreMatching(Model):
         labels: Labels | None = None,
         guidance: Guidance | None = None,
     ) -> None:
-        row = Parameterization(output=output, told="nothing", low=0.0, high=1.0)
+        row = Parameterization(output=output, c_noise="nothing", low=0.0, high=1.0)
         super().__init__(
             Denoiser(network, SingleLevel(sigma, prior_std), row),
             loss,

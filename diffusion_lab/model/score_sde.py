@@ -10,7 +10,7 @@ from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.model.base import Likelihood, Loss, Model
 from diffusion_lab.model.conditions import Guidance
 from diffusion_lab.model.labels import Labels
-from diffusion_lab.parameterization import Output, Parameterization, Told
+from diffusion_lab.parameterization import NoiseConditioning, Output, Parameterization
 from diffusion_lab.process import NoiseProcess
 from diffusion_lab.sampler import Sampler
 
@@ -33,7 +33,7 @@ class ScoreSDE(Model):
         shape: Sequence[int] = (3, 32, 32),
         grey_levels: int | None = 256,
         output: Output = "eps",
-        told: Told = "time_999",
+        c_noise: NoiseConditioning = "time_999",
         low: float = -1.0,
         high: float = 1.0,
         unit_input: bool = False,
@@ -45,7 +45,7 @@ class ScoreSDE(Model):
         guidance: Guidance | None = None,
     ) -> None:
         super().__init__(
-            Denoiser(network, process, Parameterization(output, told, low, high, unit_input)),
+            Denoiser(network, process, Parameterization(output, c_noise, low, high, unit_input)),
             loss,
             sampler,
             likelihood,

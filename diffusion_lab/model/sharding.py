@@ -84,7 +84,7 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def collect(tree: Any) -> Any:
+def gathered(tree: Any) -> Any:
     """Nested containers with every tensor that is dealt put together, on the CPU of rank 0; None on the others.
 
     One at a time, so that no device has to hold them all.
@@ -98,7 +98,7 @@ def collect(tree: Any) -> Any:
     return tree_map_only(DTensor, collected, tree)
 
 
-def deal(tensor: Tensor, like: Tensor) -> Tensor:
+def distribute(tensor: Tensor, like: Tensor) -> Tensor:
     """A rank's part of a tensor that all have: on the device of `like`, dealt and laid out in memory as that is."""
     if isinstance(tensor, DTensor):
         return tensor
@@ -109,12 +109,12 @@ def deal(tensor: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
 
 
-def deal_states(states: Iterable[Mapping[str, Any]], parameters: Sequence[Tensor]) -> None:
+def distribute_states(states: Iterable[Mapping[str, Any]], parameters: Sequence[Tensor]) -> None:
     """Deal optimisers' states of a checkpoint as the parameters are; kernels for many tensors trust that it is so."""
     for of_all in (one["state"] for one in states):
         for of_one, p in ((of_all[i], p) for i, p in enumerate(parameters) if i in of_all):
             same = [key for key, value in of_one.items() if getattr(value, "shape", None) == p.shape]
-            of_one.update({key: deal(of_one[key], p) for key in same})
+            of_one.update({key: distribute(of_one[key], p) for key in same})
 
 
 class Sharded(ModelParallelStrategy):
@@ -130,17 +130,17 @@ class Sharded(ModelParallelStrategy):
         super().setup_environment()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        return collect(self.lightning_module.state_dict())
+        return gathered(self.lightning_module.state_dict())
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        return collect(Strategy.optimizer_state(self, optimizer))
+        return gathered(Strategy.optimizer_state(self, optimizer))
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         own = self.lightning_module.state_dict()
-        state = {k: deal(v, own[k]) if k in own else v for k, v in checkpoint["state_dict"].items()}
+        state = {k: distribute(v, own[k]) if k in own else v for k, v in checkpoint["state_dict"].items()}
         self.lightning_module.load_state_dict(state, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:

@@ -102,22 +102,24 @@ def check_network(denoiser: Denoiser, network: TrialNetwork, x0: Tensor) -> list
             t = process.sample_times(len(x0), x0.device)
             denoiser(process.perturb(x0, t, torch.randn_like(x0)), t)
     ends = torch.tensor([1.0, process.t_train_min], device=x0.device)
-    told = [denoiser.told(t, x0).expand(len(x0)).contiguous() for t in ends]
+    c_noise = [denoiser.c_noise(t, x0).expand(len(x0)).contiguous() for t in ends]
     x = torch.randn_like(x0).to(denoiser.network_dtype or x0.dtype).requires_grad_()
     with torch.enable_grad():
-        first = network.forward(x, told[0])
+        first = network.forward(x, c_noise[0])
         connected = first.requires_grad and torch.autograd.grad(first.sum(), x, allow_unused=True)[0] is not None
     if first.any() and torch.equal(first[0], first[1]) and not connected:
         raise Unfit(f"the output of the network {name} does not depend on its input")
     x = x.detach()
     with torch.no_grad():
-        again, later, alone = (network.forward(*of) for of in ((x, told[0]), (x, told[1]), (x[:1], told[0][:1])))
+        again, later, alone = (
+            network.forward(*of) for of in ((x, c_noise[0]), (x, c_noise[1]), (x[:1], c_noise[0][:1]))
+        )
     if not torch.allclose(first, again, rtol=1e-3, atol=1e-6):
         return [f"the network {name} is random in eval mode: a sample is not the same when it is drawn again"]
     notes = []
     if not connected:
         notes.append(f"the output of the network {name} has no gradient in its input: likelihood=flow would be wrong")
-    if again.any() and torch.equal(again, later) and not torch.equal(*told):
+    if again.any() and torch.equal(again, later) and not torch.equal(*c_noise):
         notes.append(f"the output of the network {name} does not depend on t")
     if not torch.allclose(again[:1], alone, rtol=1e-2, atol=1e-5):
         notes.append(f"the network {name} mixes the items of a batch: a sample depends on those drawn with it")

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_lab.network.block_config import CHOICES, INPUTS, OUTPUTS, BlockConfig
 from diffusion_lab.network.embedding import FourierWaves, LabelEmbedding, TimeEmbedding, embedded
-from diffusion_lab.network.kit import CHOICES, INPUTS, OUTPUTS, Kit
 from diffusion_lab.network.layers import conv3x3
 from diffusion_lab.network.sizes import check_choice, check_input, check_levels, check_resolutions
-from diffusion_lab.network.stage import Untold
+from diffusion_lab.network.stage import Unconditional
 
 
 class NCSNpp(nn.Module):
@@ -75,13 +75,13 @@ class NCSNpp(nn.Module):
             check_choice(option, value, allowed)
         check_levels(multipliers, blocks)
         check_resolutions(image_size, len(multipliers), attention)
-        if channels < Kit.least:
-            raise ValueError(f"channels={channels}: give at least {Kit.least}, one group of a norm")
+        if channels < BlockConfig.least:
+            raise ValueError(f"channels={channels}: give at least {BlockConfig.least}, one group of a norm")
         if progressive == "residual" and len(multipliers) < 2:
             raise ValueError("progressive='residual' sums over resolutions: give at least two multipliers")
         self.resblock_type, self.fir, self.embedding, self.conditional = resblock_type, fir, embedding, conditional
         self.progressive, self.progressive_input = progressive, progressive_input
-        kit = Kit(
+        config = BlockConfig(
             in_channels,
             out_channels or in_channels,
             4 * channels if conditional or classes else None,
@@ -101,45 +101,51 @@ class NCSNpp(nn.Module):
         self.labels = LabelEmbedding(classes, 4 * channels) if classes and not conditional else None
         widths = [channels * multiplier for multiplier in multipliers]
         attends = [image_size // 2**level in attention for level in range(len(widths))]
-        kept = self.build_down(kit, channels, widths, blocks, attends)
-        self.middle = nn.ModuleList([kit.stage(widths[-1], widths[-1], True), kit.stage(widths[-1], widths[-1])])
-        self.build_up(kit, kept, widths, blocks, attends)
+        kept = self.build_down(config, channels, widths, blocks, attends)
+        self.middle = nn.ModuleList([config.stage(widths[-1], widths[-1], True), config.stage(widths[-1], widths[-1])])
+        self.build_up(config, kept, widths, blocks, attends)
 
-    def build_down(self, kit: Kit, channels: int, widths: list[int], blocks: int, attends: list[bool]) -> list[int]:
+    def build_down(
+        self, config: BlockConfig, channels: int, widths: list[int], blocks: int, attends: list[bool]
+    ) -> list[int]:
         """Build the way down; return the channels of each output that is kept for the way up."""
-        self.enter = nn.ModuleList([Untold(conv3x3(kit.in_channels, channels))])
-        self.inputs = nn.ModuleList([INPUTS["none"](kit, kit.in_channels, channels)])
+        self.enter = nn.ModuleList([Unconditional(conv3x3(config.in_channels, channels))])
+        self.inputs = nn.ModuleList([INPUTS["none"](config, config.in_channels, channels)])
         self.down = nn.ModuleList()
-        wider = 2 if self.progressive_input == "input_skip" and kit.progressive_combine == "cat" else 1
-        kept, pyramid = [channels], kit.in_channels
+        wider = 2 if self.progressive_input == "input_skip" and config.progressive_combine == "cat" else 1
+        kept, pyramid = [channels], config.in_channels
         for level, width in enumerate(widths):
             if level > 0:
                 above = widths[level - 1]
-                self.enter.append(kit.change(above, kit.resampling.halve, kit.resampling.downsample))
-                self.inputs.append(INPUTS[self.progressive_input](kit, pyramid, above))
+                self.enter.append(config.change(above, config.resampling.halve, config.resampling.downsample))
+                self.inputs.append(INPUTS[self.progressive_input](config, pyramid, above))
                 kept.append(wider * above)
                 pyramid = above
             sources = [kept[-1]] + [width] * (blocks - 1)
-            self.down.append(nn.ModuleList(kit.stage(source, width, attends[level]) for source in sources))
+            self.down.append(nn.ModuleList(config.stage(source, width, attends[level]) for source in sources))
             kept += [width] * blocks
         return kept
 
-    def build_up(self, kit: Kit, kept: list[int], widths: list[int], blocks: int, attends: list[bool]) -> None:
+    def build_up(
+        self, config: BlockConfig, kept: list[int], widths: list[int], blocks: int, attends: list[bool]
+    ) -> None:
         """Build the way up."""
         self.up, self.outputs, self.leave = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         below = None
         for level, width in reversed(list(enumerate(widths))):
             sources = [below or width] + [width] * blocks
             last = [False] * blocks + [attends[level]]
-            stages = (kit.stage(h + kept.pop(), width, attend) for h, attend in zip(sources, last, strict=True))
+            stages = (config.stage(h + kept.pop(), width, attend) for h, attend in zip(sources, last, strict=True))
             self.up.append(nn.ModuleList(stages))
-            self.outputs.append(OUTPUTS[self.progressive](kit, below, width))
+            self.outputs.append(OUTPUTS[self.progressive](config, below, width))
             if level > 0:
-                self.leave.append(kit.change(width, kit.resampling.double, kit.resampling.upsample))
+                self.leave.append(config.change(width, config.resampling.double, config.resampling.upsample))
             below = width
-        self.leave.append(Untold() if self.progressive == "output_skip" else Untold(*kit.picture(widths[0])))
+        self.leave.append(
+            Unconditional() if self.progressive == "output_skip" else Unconditional(*config.picture(widths[0]))
+        )
 
-    def told(self, t: Tensor, label: Tensor | None) -> Tensor | None:
+    def embed(self, t: Tensor, label: Tensor | None) -> Tensor | None:
         """The conditioning vector (B, 4 channels) of noise level and label; None for a network that is told neither."""
         if self.conditional:
             return self.time(t, label)
@@ -148,7 +154,7 @@ class NCSNpp(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         check_input(x, self.enter[0][0].in_channels, len(self.down))
-        embedding = self.told(t, label)
+        embedding = self.embed(t, label)
         h, pyramid, kept = x, x, []
         for enter, feed, stages in zip(self.enter, self.inputs, self.down, strict=True):
             pyramid, h = feed(pyramid, enter(h, embedding))

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from diffusion_lab.network.blocks import join
 from diffusion_lab.network.layers import conv1x1
 
-Pair = tuple[Tensor | None, Tensor]
+PyramidState = tuple[Tensor | None, Tensor]
 
 
 class Bypass(nn.Module):
     """No pyramid: both as they were."""
 
-    def forward(self, pyramid: Tensor | None, h: Tensor) -> Pair:
+    def forward(self, pyramid: Tensor | None, h: Tensor) -> PyramidState:
         return pyramid, h
 
 
@@ -31,7 +31,7 @@ class InputSkip(nn.Module):
         self.conv = conv1x1(image_channels, channels)
         self.concatenate = concatenate
 
-    def forward(self, pyramid: Tensor, h: Tensor) -> Pair:
+    def forward(self, pyramid: Tensor, h: Tensor) -> PyramidState:
         pyramid = self.halve(pyramid)
         image = self.conv(pyramid)
         return pyramid, torch.cat([image, h], dim=1) if self.concatenate else image + h
@@ -45,7 +45,7 @@ class Residual(nn.Module):
         self.resample = resample
         self.skip_rescale = skip_rescale
 
-    def forward(self, pyramid: Tensor, h: Tensor) -> Pair:
+    def forward(self, pyramid: Tensor, h: Tensor) -> PyramidState:
         joined = join(self.resample(pyramid), h, self.skip_rescale)
         return joined, joined
 
@@ -57,7 +57,7 @@ class OutputStart(nn.Module):
         super().__init__()
         self.head = head
 
-    def forward(self, pyramid: None, h: Tensor) -> Pair:
+    def forward(self, pyramid: None, h: Tensor) -> PyramidState:
         return self.head(h), h
 
 
@@ -69,5 +69,5 @@ class OutputSkip(nn.Module):
         self.enlarge = enlarge
         self.head = head
 
-    def forward(self, pyramid: Tensor, h: Tensor) -> Pair:
+    def forward(self, pyramid: Tensor, h: Tensor) -> PyramidState:
         return self.enlarge(pyramid) + self.head(h), h

@@ -26,7 +26,7 @@ class Stage(nn.Module):
         return self.attention(self.residual(x, embedding))
 
 
-class Untold(nn.Sequential):
+class Unconditional(nn.Sequential):
     """Layers that are not told the noise level, in a place where others are."""
 
     def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:

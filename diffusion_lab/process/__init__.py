@@ -1,7 +1,7 @@
 """Noise processes: schedules, the continuous SDEs, the discrete ladder and a single level."""
 
 from diffusion_lab.process.base import NoiseProcess, Spacing, Variance
-from diffusion_lab.process.ladder import Ladder
+from diffusion_lab.process.discrete import DiscreteProcess
 from diffusion_lab.process.schedule import Cosine, Geometric, Linear, Schedule, Sigmoid
 from diffusion_lab.process.sde import SDE, VE, VP, SubVP
 from diffusion_lab.process.single import SingleLevel
@@ -12,7 +12,7 @@ __all__ = [
     "VP",
     "Cosine",
     "Geometric",
-    "Ladder",
+    "DiscreteProcess",
     "Linear",
     "NoiseProcess",
     "Schedule",

@@ -13,7 +13,7 @@ Even = Literal["uniform", "quadratic", "trailing", "leading", "linspace"]
 """Spacings by t or by sqrt(t); on a discrete process they choose among its levels."""
 
 Spacing = Literal["uniform", "quadratic", "trailing", "leading", "linspace", "linear", "log_snr", "karras"]
-"""How a sampler's times are spread; see `NoiseProcess.grid`."""
+"""How a sampler's times are spread; see `NoiseProcess.timesteps`."""
 
 Variance = Literal["fixed_small", "fixed_large"]
 """Variance of the reverse step: that of q(x_s | x_t, x_0), or that of q(x_t | x_s) (Ho et al. 2020, Section 3.2)."""
@@ -79,8 +79,8 @@ class NoiseProcess(nn.Module, ABC):
         return t.float(), factor.float()
 
     @abstractmethod
-    def even_grid(self, steps: int | None, spacing: Even, start: float, end: float) -> Tensor:
-        """`grid` between two times for a spacing that is even in t or in sqrt(t)."""
+    def even_timesteps(self, steps: int | None, spacing: Even, start: float, end: float) -> Tensor:
+        """`timesteps` between two times for a spacing that is even in t or in sqrt(t)."""
 
     @abstractmethod
     def vlb_weight(self, t: Tensor, variance: Variance) -> Tensor:
@@ -88,7 +88,7 @@ class NoiseProcess(nn.Module, ABC):
 
     def log_snr(self, t: Tensor) -> Tensor:
         """log(alpha^2 / sigma^2), decreasing in t."""
-        alpha, sigma = self.scales(t)
+        alpha, sigma = self.alpha_sigma(t)
         return 2 * (alpha.log() - sigma.log())
 
     def time(self, log_snr: Tensor, latest: float = 1.0) -> Tensor:
@@ -120,7 +120,7 @@ class NoiseProcess(nn.Module, ABC):
             )
         return start, end
 
-    def grid(
+    def timesteps(
         self,
         steps: int | None,
         spacing: Spacing = "uniform",
@@ -152,7 +152,7 @@ class NoiseProcess(nn.Module, ABC):
             raise ValueError(f"spacing={spacing!r} is unknown; allowed: {', '.join(get_args(Spacing))}")
         start, end = self.span(t_start, t_end)
         if spacing in get_args(Even) or self.levels == 1:
-            return self.even_grid(steps, spacing, start, end)
+            return self.even_timesteps(steps, spacing, start, end)
         steps = (self.levels or 1000) if steps is None else steps
         if steps < 2:
             raise ValueError(f"spacing={spacing} needs at least 2 sampler steps, got {steps}")
@@ -166,13 +166,13 @@ class NoiseProcess(nn.Module, ABC):
             value = -2 * rho * torch.lerp(*(-log_snr / (2 * rho)).exp(), u).log()
         return torch.cat([ends[:1], self.time(value[1:-1]), ends[1:]])
 
-    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) at t."""
         return self.alpha(t), self.sigma(t)
 
     def marginal(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) at t, shaped (B, 1, ..., 1) or (), with the device and dtype of `like`."""
-        alpha, sigma = self.scales(t)
+        alpha, sigma = self.alpha_sigma(t)
         return _broadcast(alpha, like), _broadcast(sigma, like)
 
     def perturb(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ class NoiseProcess(nn.Module, ABC):
 
         scale = alpha_t / alpha_s,   variance = sigma_t^2 - scale^2 sigma_s^2
         """
-        (alpha_s, sigma_s), (alpha_t, sigma_t) = self.scales(s), self.scales(t)
+        (alpha_s, sigma_s), (alpha_t, sigma_t) = self.alpha_sigma(s), self.alpha_sigma(t)
         scale = alpha_t / alpha_s
         return scale, (sigma_t**2 - (scale * sigma_s) ** 2).clamp(min=0)
 
@@ -200,7 +200,7 @@ class NoiseProcess(nn.Module, ABC):
 
         with (scale, v) = transition(s, t).
         """
-        (scale, v), (alpha_s, sigma_s), sigma_t = self.transition(s, t), self.scales(s), self.sigma(t)
+        (scale, v), (alpha_s, sigma_s), sigma_t = self.transition(s, t), self.alpha_sigma(s), self.sigma(t)
         kept = (sigma_s / sigma_t) ** 2
         return scale * kept, alpha_s * v / sigma_t**2, v * kept
 

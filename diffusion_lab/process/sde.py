@@ -18,7 +18,7 @@ class SDE(NoiseProcess):
         u = torch.rand(batch, device=device, dtype=torch.float32, generator=generator)
         return self.t_train_min + (1 - self.t_train_min) * u
 
-    def even_grid(self, steps: int | None, spacing: Even, start: float, end: float) -> Tensor:
+    def even_timesteps(self, steps: int | None, spacing: Even, start: float, end: float) -> Tensor:
         steps = 1000 if steps is None else steps
         if steps < 1:
             raise ValueError(f"a sampler needs at least 1 step, got {steps}")
@@ -27,9 +27,11 @@ class SDE(NoiseProcess):
         if spacing == "trailing":
             return torch.linspace(start, end, steps + 1, dtype=torch.float64)[:-1]
         power = 2 if spacing == "quadratic" else 1
-        grid = torch.linspace(end ** (1 / power), start ** (1 / power), steps, dtype=torch.float64).flip(0) ** power
-        grid[0], grid[-1] = start, end  # exactly; one step is the last time
-        return grid
+        timesteps = (
+            torch.linspace(end ** (1 / power), start ** (1 / power), steps, dtype=torch.float64).flip(0) ** power
+        )
+        timesteps[0], timesteps[-1] = start, end  # exactly; one step is the last time
+        return timesteps
 
     def vlb_weight(self, t: Tensor, variance: Variance) -> Tensor:
         """g^2 / (2 sigma^2), the continuous limit in which both variances agree (Song et al. 2021b, Theorem 1)."""

@@ -2,7 +2,7 @@
 
 1. The largest sigma is the largest distance between two data points: `largest_distance`.
 2. The levels are geometric, with a ratio that lets neighbours overlap by one half: `ratio`, `number_of_levels`.
-3. The network is not told the level; its output is divided by sigma: the row output="scaled_score", told="nothing" of
+3. The network is not told the level; its output is divided by sigma: the row output="scaled_score", c_noise="nothing" of
    diffusion_lab/parameterization.py.
 4. The step size of annealed Langevin dynamics keeps each level's variance through the next: `step_size`.
 5. Sampling uses a moving average of the weights: diffusion_lab/callback/ema.py.

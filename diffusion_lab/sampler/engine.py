@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_lab.denoiser import Denoiser, Reading
+from diffusion_lab.denoiser import Denoiser, Preconditioning
 from diffusion_lab.sampler.prediction import Coefficients, Prediction, coefficients
 from diffusion_lab.sampler.scalar_process import ScalarProcess
 
@@ -87,7 +87,7 @@ class Written(Engine):
     def __init__(self, denoiser: Denoiser, p: ScalarProcess, like: Tensor, threshold: Threshold | None) -> None:
         super().__init__(denoiser, p, threshold is not None)
         self.like, self.threshold, self.stream = like, threshold, None
-        self._readings: dict[float, Reading] = {}
+        self._readings: dict[float, Preconditioning] = {}
 
     def start(self, stream: Callable[[], Tensor]) -> None:
         """Begin with a batch whose noise `stream` gives."""
@@ -98,19 +98,19 @@ class Written(Engine):
         return std * self.stream() if std else 0.0
 
     def denoise(self, x: Tensor, t: float) -> Prediction:
-        read = self.bounded if self.thresholded else self.denoiser.read
-        output = read(x, self.reading(t))
+        read = self.bounded if self.thresholded else self.denoiser.network_output
+        output = read(x, self.preconditioning(t))
         return self.predicted(t, x, output if output.dtype is x.dtype else output.to(x.dtype))
 
-    def bounded(self, x: Tensor, reading: Reading) -> Tensor:
+    def bounded(self, x: Tensor, preconditioning: Preconditioning) -> Tensor:
         """The prediction of x_0 at x after the sampler's threshold."""
-        by_x, by_output = reading.x0
-        return self.threshold((x * by_x).addcmul_(self.denoiser.read(x, reading), by_output))
+        by_x, by_output = preconditioning.x0
+        return self.threshold((x * by_x).addcmul_(self.denoiser.network_output(x, preconditioning), by_output))
 
-    def reading(self, t: float) -> Reading:
+    def preconditioning(self, t: float) -> Preconditioning:
         """How the network is called at t; for the whole grid at once."""
         if t not in self._readings:
             times = [t] if self._readings or t not in self.p.times else list(dict.fromkeys(self.p.times))
-            each = self.denoiser.readings(torch.tensor(times, dtype=torch.float64), self.like)
+            each = self.denoiser.preconditionings(torch.tensor(times, dtype=torch.float64), self.like)
             self._readings.update(zip(times, each, strict=True))
         return self._readings[t]

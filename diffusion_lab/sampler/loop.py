@@ -103,7 +103,7 @@ class Sampler:
             raise ValueError("a single noise level leaves a predictor no step to make: use sampler=langevin")
         if self.times is not None:
             return explicit(process, self.times, self.unit)
-        times = process.grid(self.steps, self.spacing, self.rho, self.t_start, self.t_end)
+        times = process.timesteps(self.steps, self.spacing, self.rho, self.t_start, self.t_end)
         std, sigma = self.prior_std(process), process.sigma(times[0]).item()
         if self.predictor is not None and self.start == "prior" and sigma < std / 2:
             raise ValueError(
@@ -115,7 +115,7 @@ class Sampler:
     def caution(self, denoiser: Denoiser) -> str | None:
         """What a user should know of a grid that starts where some signal is left, although x starts without any."""
         process, times = denoiser.process, self.timesteps(denoiser)
-        alpha, sigma = (k.item() for k in process.scales(times[0]))
+        alpha, sigma = (k.item() for k in process.alpha_sigma(times[0]))
         if self.predictor is None or self.start != "prior" or process.keeps_signal or alpha < 0.05 * sigma:
             return None
         later = self.times is None and times[0].item() < process.span(self.t_start, self.t_end)[0]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffusion_lab.denoiser import Reading
+from diffusion_lab.denoiser import Preconditioning
 from diffusion_lab.noise import Generators, stream
 from diffusion_lab.sampler.engine import Written
 from diffusion_lab.sampler.record import Combine, Draw, Evaluate, Instruction, Run
@@ -29,7 +29,7 @@ class Call(NamedTuple):
 
     register: int
     source: int
-    reading: Reading
+    preconditioning: Preconditioning
     thresholded: bool
     copied: bool
 
@@ -72,15 +72,15 @@ class Plan:
         registers[0] = x
         dtype, noise = x.dtype, stream(x.shape, generator, x.dtype, x.device)
         self.written.start(noise)
-        read, bounded = self.written.denoiser.read, self.written.bounded
+        read, bounded = self.written.denoiser.network_output, self.written.bounded
         for operation in self.operations:
             kind = type(operation)
             if kind is Sum:
                 register, first, scale, terms, std = operation
                 registers[register] = combined(registers, first, scale, terms, std and (noise, std))
             elif kind is Call:
-                register, source, reading, thresholded, copied = operation
-                output = (bounded if thresholded else read)(registers[source], reading)
+                register, source, preconditioning, thresholded, copied = operation
+                output = (bounded if thresholded else read)(registers[source], preconditioning)
                 output = output if output.dtype is dtype else output.to(dtype)
                 registers[register] = output.clone() if copied else output
             elif kind is State:
@@ -113,7 +113,7 @@ def combined(
 def operations(instructions: Sequence[Instruction], written: Written) -> list[Any]:
     """The instructions, with arrays in registers and numbers as scalars of the dtype and device of `written.like`."""
     last, inline = lifetimes(instructions), drawn_where_used(instructions)
-    readings = iter(called(instructions, written))
+    preconditionings = iter(called(instructions, written))
     weights = iter(scalars([w for i in instructions if type(i) is Combine for w in i.terms.values()], written.like))
     outputs = {i.array for i in instructions if type(i) is Evaluate}
     shared = outputs_are_shared(written)
@@ -140,7 +140,7 @@ def operations(instructions: Sequence[Instruction], written: Written) -> list[An
                 type(other) is Evaluate for other in instructions[position + 1 : last.get(instruction.array, 0)]
             )
             target = place(instruction.array, position, [instruction.source])
-            made.append(Call(target, source, next(readings), instruction.thresholded, copied))
+            made.append(Call(target, source, next(preconditionings), instruction.thresholded, copied))
         elif kind is Combine:
             each = {array: (number, next(weights)) for array, number in instruction.terms.items()}
             noise = next((array for array in each if array in inline), None)
@@ -187,14 +187,14 @@ def drawn_where_used(instructions: Sequence[Instruction]) -> set[int]:
     return found
 
 
-def called(instructions: Sequence[Instruction], written: Written) -> list[Reading]:
+def called(instructions: Sequence[Instruction], written: Written) -> list[Preconditioning]:
     """How the network is called, for every `Evaluate`; computed for all of their times at once."""
     times = [one.t for one in instructions if type(one) is Evaluate]
     distinct = list(dict.fromkeys(times))
     if not distinct:
         return []
-    readings = written.denoiser.readings(torch.tensor(distinct, dtype=torch.float64), written.like)
-    at = dict(zip(distinct, readings, strict=True))
+    preconditionings = written.denoiser.preconditionings(torch.tensor(distinct, dtype=torch.float64), written.like)
+    at = dict(zip(distinct, preconditionings, strict=True))
     return [at[t] for t in times]
 
 

@@ -43,7 +43,7 @@ class ScalarProcess:
 
     def alpha_sigma(self, t: float) -> Pair:
         """(alpha, sigma)."""
-        return self._known(self._alpha_sigma, t, lambda times: self.process.scales(times))
+        return self._known(self._alpha_sigma, t, lambda times: self.process.alpha_sigma(times))
 
     def alpha(self, t: float) -> float:
         """Signal scale."""

@@ -28,7 +28,9 @@ def explicit(process: NoiseProcess, times: Sequence[float], unit: Unit) -> Tenso
     if given.numel() == 0 or not (given.diff() < 0).all() or not (given > 0).all():
         raise ValueError(f"sampler.times must be positive and strictly decreasing, got {list(times)}")
     if unit == "sigma":
-        lowest, highest = (process.scales(torch.tensor(t, dtype=torch.float64)) for t in (process.t_train_min, 1.0))
+        lowest, highest = (
+            process.alpha_sigma(torch.tensor(t, dtype=torch.float64)) for t in (process.t_train_min, 1.0)
+        )
         lowest, highest = ((sigma / alpha).item() for alpha, sigma in (lowest, highest))
         if given[0] > highest * (1 + 1e-9) or given[-1] < lowest * (1 - 1e-9):
             raise ValueError(

@@ -56,7 +56,7 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Judge:
+class Scorer:
     """Applies measures to features.
 
     Args:
@@ -175,27 +175,27 @@ NEIGHBOURS = {"precision": 3, "recall": 3, "density": 5, "coverage": 5}
 class _Kind:
     """A measure: its names for a number of samples, its records, what it needs beside moments, of how many images."""
 
-    names: Callable[[Judge, int], list[str]]
-    records: Callable[[Judge, Features], list[Record]]
+    names: Callable[[Scorer, int], list[str]]
+    records: Callable[[Scorer, Features], list[Record]]
     needs: Literal["moments", "classes", "features"]
     least: int = 2
     reference: int = 2
 
 
 MEASURES: dict[str, _Kind] = {
-    "frechet": _Kind(lambda j, n: [j.name(j.extractor.short, n)], Judge.frechet, "moments"),
+    "frechet": _Kind(lambda j, n: [j.name(j.extractor.short, n)], Scorer.frechet, "moments"),
     "frechet_infinity": _Kind(
-        lambda j, n: [j.name(j.extractor.short, "infinity")], Judge.frechet_infinity, "moments", 1000
+        lambda j, n: [j.name(j.extractor.short, "infinity")], Scorer.frechet_infinity, "moments", 1000
     ),
-    "kernel": _Kind(lambda j, n: [j.name({"fid": "kid"}.get(j.extractor.short, "kd"), n)], Judge.kernel, "features"),
+    "kernel": _Kind(lambda j, n: [j.name({"fid": "kid"}.get(j.extractor.short, "kd"), n)], Scorer.kernel, "features"),
     "inception_score": _Kind(
         lambda j, n: [f"inception_score_{j.extractor.name}_{sample_count(n)}"],
-        Judge.inception_score,
+        Scorer.inception_score,
         "classes",
         reference=0,
     ),
     "neighbours": _Kind(
-        lambda j, n: [j.name(word, min(n, j.neighbours)) for word in NEIGHBOURS], Judge.near, "features", 6, 6
+        lambda j, n: [j.name(word, min(n, j.neighbours)) for word in NEIGHBOURS], Scorer.near, "features", 6, 6
     ),
 }
 

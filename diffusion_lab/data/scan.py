@@ -74,7 +74,7 @@ def telling(look: Look, count: int, every: float = 30.0) -> Look:
     """The same, with a line on standard error now and then."""
     begun, last, done = time.monotonic(), [time.monotonic()], [0]
 
-    def told(index: int) -> set[str] | str:
+    def entry(index: int) -> set[str] | str:
         answer = look(index)
         done[0] += 1  # threads may lose a few
         now = time.monotonic()
@@ -85,4 +85,4 @@ def telling(look: Look, count: int, every: float = 30.0) -> Look:
                   file=sys.stderr, flush=True)  # fmt: skip
         return answer
 
-    return told
+    return entry

@@ -9,7 +9,7 @@ from diffusion_lab.process.base import Even, NoiseProcess, Variance
 from diffusion_lab.process.schedule import Schedule
 
 
-class Ladder(NoiseProcess):
+class DiscreteProcess(NoiseProcess):
     """Levels 1..N at t = i/N; level 0 is clean data (alpha = 1, sigma = 0).
 
     On a beta schedule these are the N steps of Ho et al. 2020 (their zero-based index is i - 1); on a sigma schedule
@@ -61,16 +61,16 @@ class Ladder(NoiseProcess):
         (_, b, c, d), ratio = cubic.unbind(), self._ratio(*curve)
         return ratio, self.levels * torch.where(level < 1, b / level, b + u * (2 * c + 3 * u * d)) * ratio
 
-    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         ratio = self._ratio(*self._curve(t))
         alpha = self.schedule.alpha_of(ratio)
         return alpha.to(t.dtype), (alpha * ratio.sqrt()).to(t.dtype)
 
     def alpha(self, t: Tensor) -> Tensor:
-        return self.scales(t)[0]
+        return self.alpha_sigma(t)[0]
 
     def sigma(self, t: Tensor) -> Tensor:
-        return self.scales(t)[1]
+        return self.alpha_sigma(t)[1]
 
     def f(self, t: Tensor) -> Tensor:
         ratio, rate = self._ratio_and_rate(t)
@@ -95,7 +95,7 @@ class Ladder(NoiseProcess):
         level = torch.multinomial(share, batch, replacement=True, generator=generator)
         return (level.float() + 1) / self.levels, 1 / (self.levels * share[level])
 
-    def even_grid(self, steps: int | None, spacing: Even, start: float, end: float) -> Tensor:
+    def even_timesteps(self, steps: int | None, spacing: Even, start: float, end: float) -> Tensor:
         """Times of S of the N levels from `end` to `start`, all of them if steps is None.
 
         With zero-based indices i: "uniform" = floor(i N / S) and "quadratic" = floor(0.8 N (i / (S - 1))^2) are the

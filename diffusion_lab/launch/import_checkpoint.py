@@ -27,7 +27,7 @@ SIZES = ("channels", "multipliers", "dilations", "blocks", "attention", "levels"
 """Settings that decide on names and shapes of a network's weights."""
 
 
-def adopt(file: str, overrides: Sequence[str], out: str | None = None) -> Path:
+def import_checkpoint(file: str, overrides: Sequence[str], out: str | None = None) -> Path:
     """Import a checkpoint of another program; the run directory it becomes.
 
     Args:
@@ -64,8 +64,8 @@ def composed(overrides: Sequence[str]) -> dict[str, Any]:
     try:
         return training(overrides)
     except HydraException as error:
-        told = str(error).split("\n")[0]
-        raise ConfigError(f"one model at a time: {told}") from error
+        message = str(error).split("\n")[0]
+        raise ConfigError(f"one model at a time: {message}") from error
     except OmegaConfBaseException as error:
         raise ConfigError(first_line(error)) from error
 
@@ -139,5 +139,5 @@ def noise_differs(model: Model, sigmas: Tensor | None) -> str | None:
     levels = process.levels or len(sigmas)
     if levels == len(sigmas) and torch.allclose(theirs, own, rtol=1e-3):
         return None
-    told = [f"{high:g} to {low:g} in {n} levels" for (high, low), n in ((theirs, len(sigmas)), (own, levels))]
-    return f"the file's noise goes from {told[0]}, this configuration's from {told[1]}: set sigma_max=... or the levels"
+    message = [f"{high:g} to {low:g} in {n} levels" for (high, low), n in ((theirs, len(sigmas)), (own, levels))]
+    return f"the file's noise goes from {message[0]}, this configuration's from {message[1]}: set sigma_max=... or the levels"

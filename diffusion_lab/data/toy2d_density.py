@@ -24,7 +24,7 @@ class Modes(NamedTuple):
     weights: Tensor
 
 
-class PlaneDistribution(ABC):
+class Toy2dDensity(ABC):
     """A distribution of points (n, 2); `modes` is None where there are none, as on a curve."""
 
     modes: Modes | None
@@ -55,7 +55,7 @@ def nearest_mode(points: Tensor, modes: Modes) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class GaussianMixture(PlaneDistribution):
+class GaussianMixture(Toy2dDensity):
     """sum_k w_k N(m_k, std^2 I); noised, it is sum_k w_k N(alpha m_k, (alpha^2 std^2 + sigma^2) I).
 
     A curve blurred by N(0, std^2 I) is the same formula with the m_k as quadrature nodes along the curve
@@ -95,7 +95,7 @@ class GaussianMixture(PlaneDistribution):
 
 
 @dataclass(frozen=True, eq=False)
-class SquareMixture(PlaneDistribution):
+class SquareMixture(Toy2dDensity):
     """Uniform on K squares with lower corners c_k and side h; noised, (1 / K) sum_k prod_d q_kd with
 
     q_kd = [Phi((x_d - alpha c_kd) / sigma) - Phi((x_d - alpha (c_kd + h)) / sigma)] / (alpha h).
@@ -198,6 +198,6 @@ def checkerboard() -> SquareMixture:
     return SquareMixture(0.75 * board[board.sum(1) % 2 == 0].double() - 1.5, 0.75)
 
 
-TARGETS: dict[str, Callable[[], PlaneDistribution]] = {
+TARGETS: dict[str, Callable[[], Toy2dDensity]] = {
     build.__name__: build for build in (eight_gaussians, moons, checkerboard, swiss_roll, two_modes)
 }

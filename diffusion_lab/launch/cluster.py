@@ -28,7 +28,7 @@ def agree(words: Sequence[str]) -> None:
     Raises:
         ConfigError: for torchrun on several nodes, which have nothing in common but what they are told.
     """
-    starter, _, count = process.outside()
+    starter, _, count = process.cluster_ranks()
     if count == 1 or STARTER in os.environ:
         return
     parent = os.getppid()
@@ -55,7 +55,7 @@ def began(pid: int) -> str:
 
 def disagreement(config: Mapping[str, Any]) -> str | None:
     """Why a configuration does not fit the number of processes that were started from outside; None if it does."""
-    starter, _, count = process.outside()
+    starter, _, count = process.cluster_ranks()
     trainer = config.get("trainer") or {}
     devices, nodes = trainer.get("devices"), trainer.get("num_nodes") or 1
     asked = len(devices) if isinstance(devices, list) else devices
@@ -74,7 +74,7 @@ def cluster() -> list[Any]:
     """
     from lightning_fabric.plugins.environments import SLURMEnvironment
 
-    return [SLURMEnvironment(auto_requeue=False)] if process.outside()[0] == "srun" else []
+    return [SLURMEnvironment(auto_requeue=False)] if process.cluster_ranks()[0] == "srun" else []
 
 
 def set_timeout(strategy: Any, seconds: float) -> None:

@@ -21,12 +21,12 @@ WRITTEN = ("samples", "samples.npz", "samples.png", "png", "trajectory.png", "re
 NOT_THE_MODEL = ("sampler", "likelihood", "guidance", "optimizer", "loss", "warmup_steps", "decay_steps")
 """Settings of a model that samples do not depend on, or that a request names itself."""
 
-Request = dict[str, Any]
+SampleSpec = dict[str, Any]
 
 
-def request(
+def sample_spec(
     contents: dict[str, Any], model: nn.Module, weights: str, sampler: dict[str, Any], precision: str, **more: Any
-) -> Request:
+) -> SampleSpec:
     """Everything that an image depends on; two equal requests give the same files.
 
     `more`: seed, batch_size (images drawn at once: arithmetic in another shape rounds differently) and device type.
@@ -57,7 +57,7 @@ def digest_of(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def folder(wanted: Request, name: str, log_dir: str | Path, out: str | None) -> Path:
+def folder(wanted: SampleSpec, name: str, log_dir: str | Path, out: str | None) -> Path:
     """Where the samples of a request live: `out`, or a directory named after the request.
 
     So the same command goes on where it was stopped, and more samples of a series join those that are there.
@@ -68,7 +68,7 @@ def folder(wanted: Request, name: str, log_dir: str | Path, out: str | None) -> 
     return Path(out) if out else Path(log_dir) / "sample" / place
 
 
-def claim(path: Path, wanted: Request) -> None:
+def claim(path: Path, wanted: SampleSpec) -> None:
     """Make the directory of a request, with what decides its samples and the code's revision written down in it.
 
     Raises:
@@ -80,8 +80,8 @@ def claim(path: Path, wanted: Request) -> None:
         found = {k: v for k, v in json.loads(file.read_text()).items() if k != "revision"}
         different = [k for k in {**found, **wanted} if found.get(k) != wanted.get(k)]
         if different:
-            told = "; ".join(f"{k} {found.get(k)} there, {wanted.get(k)} asked for" for k in different)
-            raise ConfigError(f"{path} holds samples of another request ({told}): choose another out=...")
+            message = "; ".join(f"{k} {found.get(k)} there, {wanted.get(k)} asked for" for k in different)
+            raise ConfigError(f"{path} holds samples of another request ({message}): choose another out=...")
     else:
         if foreign := [name for name in WRITTEN if (path / name).exists()]:
             raise ConfigError(

@@ -13,7 +13,7 @@ from torch import Tensor
 from diffusion_lab.whole_file import whole_file
 
 
-class Chunks:
+class ChunkedArray:
     """Rows of an array: each file holds `size` consecutive ones and is named after the first, `<folder>/00000500.npy`.
 
     Which rows share a file depends on `size` alone, not on how many processes write.  A file appears under its name
@@ -61,7 +61,7 @@ class Rows:
         span: which rows of it.
     """
 
-    def __init__(self, chunks: Chunks, span: range) -> None:
+    def __init__(self, chunks: ChunkedArray, span: range) -> None:
         self.chunks, self.span = chunks, span
         start = span.start // chunks.size * chunks.size
         first = np.load(chunks.path(range(start, start + 1)), mmap_mode="r")

@@ -10,18 +10,18 @@ from torch import nn
 from diffusion_lab.network.blocks import AttentionBlock, ResidualBlock, head
 from diffusion_lab.network.pyramid import Bypass, InputSkip, OutputSkip, OutputStart, Residual
 from diffusion_lab.network.resample import FIR, MEAN, Resampling
-from diffusion_lab.network.stage import Stage, Untold
+from diffusion_lab.network.stage import Stage, Unconditional
 
 Widths = Callable[[int, int], nn.Module]
 
 
 @dataclass(frozen=True)
-class Kit:
+class BlockConfig:
     """Settings of every part; names and meaning as in `NCSNpp`, and `told`: numbers of the embedding, None for none."""
 
     in_channels: int
     out_channels: int
-    told: int | None
+    embedding_width: int | None
     dropout: float
     groups: int
     resblock_type: str
@@ -46,7 +46,14 @@ class Kit:
         last = {"init_scale": self.init_scale, "skip_rescale": self.skip_rescale}
         shortcut = {"biggan": 1.0, "ddpm": self.small}[self.resblock_type]
         residual = ResidualBlock(
-            source, width, self.told, dropout=self.dropout, pointwise_scale=shortcut, resample=resample, **norm, **last
+            source,
+            width,
+            self.embedding_width,
+            dropout=self.dropout,
+            pointwise_scale=shortcut,
+            resample=resample,
+            **norm,
+            **last,
         )
         attention = AttentionBlock(width, pointwise_scale=self.small, **norm, **last) if attends else None
         return Stage(residual, attention, self.checkpoint)
@@ -55,7 +62,7 @@ class Kit:
         """A step to another resolution: inside of a residual block, or by a convolution or none."""
         if self.resblock_type == "biggan":
             return self.stage(width, width, resample=resample())
-        return Untold(convolve(width, width) if self.resamp_with_conv else resample())
+        return Unconditional(convolve(width, width) if self.resamp_with_conv else resample())
 
     def head(self, width: int, out_channels: int, scale: float) -> nn.Sequential:
         return head(width, out_channels, self.groups, self.least, scale)
@@ -65,26 +72,26 @@ class Kit:
         return self.head(width, self.out_channels, self.init_scale)
 
 
-def input_skip(kit: Kit, before: int, width: int) -> nn.Module:
-    return InputSkip(kit.resampling.halve(), kit.in_channels, width, kit.progressive_combine == "cat")
+def input_skip(config: BlockConfig, before: int, width: int) -> nn.Module:
+    return InputSkip(config.resampling.halve(), config.in_channels, width, config.progressive_combine == "cat")
 
 
-def input_residual(kit: Kit, before: int, width: int) -> nn.Module:
-    return Residual(kit.resampling.downsample(before, width), kit.skip_rescale)
+def input_residual(config: BlockConfig, before: int, width: int) -> nn.Module:
+    return Residual(config.resampling.downsample(before, width), config.skip_rescale)
 
 
-def output_skip(kit: Kit, below: int | None, width: int) -> nn.Module:
-    picture = kit.picture(width)
-    return OutputSkip(kit.resampling.double(), picture) if below else OutputStart(picture)
+def output_skip(config: BlockConfig, below: int | None, width: int) -> nn.Module:
+    picture = config.picture(width)
+    return OutputSkip(config.resampling.double(), picture) if below else OutputStart(picture)
 
 
-def output_residual(kit: Kit, below: int | None, width: int) -> nn.Module:
+def output_residual(config: BlockConfig, below: int | None, width: int) -> nn.Module:
     if below is None:
-        return OutputStart(kit.head(width, width, scale=1.0))
-    return Residual(kit.resampling.upsample(below, width), kit.skip_rescale)
+        return OutputStart(config.head(width, width, scale=1.0))
+    return Residual(config.resampling.upsample(below, width), config.skip_rescale)
 
 
-def bypass(kit: Kit, before: int | None, width: int) -> nn.Module:
+def bypass(config: BlockConfig, before: int | None, width: int) -> nn.Module:
     return Bypass()
 
 

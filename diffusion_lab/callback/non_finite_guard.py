@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from diffusion_lab import ranks
-from diffusion_lab.callback.lean import Lean
+from diffusion_lab.callback.hooks import OptionalHooks
 from diffusion_lab.finite import NonFinite, bad_items, shown
 from diffusion_lab.model import Model
 
@@ -34,10 +34,10 @@ class Pending:
     step: int
     seen: list[Seen]
     bad: Tensor
-    told: torch.cuda.Event | None
+    checked: torch.cuda.Event | None
 
 
-class Guard(Lean):
+class NonFiniteGuard(OptionalHooks):
     """Ends training by `NonFinite` at the step whose loss or gradient is not finite, and saves no such weights.
 
     On the CPU it looks before the optimiser steps.  To look so early at a device the host would have to wait for it in
@@ -103,8 +103,8 @@ class Guard(Lean):
         pending, self._pending = self._pending, None
         if pending is None:
             return
-        if pending.told is not None:
-            pending.told.synchronize()
+        if pending.checked is not None:
+            pending.checked.synchronize()
         if pending.bad:
             late = trainer.global_step >= pending.step  # the optimiser has spoilt the weights meanwhile
             raise NonFinite(f"step {pending.step}: {trouble(pending.seen, trainer, model, late)}; {advice(trainer)}")
@@ -113,8 +113,8 @@ class Guard(Lean):
         self.read(trainer, model)
         found = ranks.gather(bad_parameters(model))
         if names := next(filter(None, found), None):
-            told = f"{enormous(names)}: they are not saved"
-            raise NonFinite(f"step {trainer.global_step}: {told}; {advice(trainer)}")
+            checked = f"{enormous(names)}: they are not saved"
+            raise NonFinite(f"step {trainer.global_step}: {checked}; {advice(trainer)}")
 
     def on_validation_start(self, trainer: pl.Trainer, model: Model) -> None:
         self.read(trainer, model)
@@ -135,17 +135,17 @@ def beside(bad: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     """A number on the host: at once, or from a CUDA device once the event has happened."""
     if bad.device.type != "cuda":
         return bad.cpu(), None
-    told = torch.cuda.Event()
+    checked = torch.cuda.Event()
     copy = torch.empty((), pin_memory=True).copy_(bad, non_blocking=True)
-    told.record()
-    return copy, told
+    checked.record()
+    return copy, checked
 
 
 def trouble(seen: list[Seen], trainer: pl.Trainer, model: Model, late: bool) -> str:
     """What is not finite in a step: what the first rank with a bad loss says of it, or the gradient of all ranks."""
-    with model.whole():  # the one whose loss it is runs the network once more, alone
+    with model.unsharded():  # the one whose loss it is runs the network once more, alone
         found = ranks.gather(in_loss(seen, trainer, model, late))
-    rank = next((rank for rank, told in enumerate(found) if told), None)
+    rank = next((rank for rank, checked in enumerate(found) if checked), None)
     if rank is None:
         return "the gradient is not finite, though the loss is" if late else in_gradient(model)
     return f"on rank {rank} " * (len(found) > 1) + found[rank]
@@ -160,8 +160,8 @@ def in_loss(seen: list[Seen], trainer: pl.Trainer, model: Model, late: bool) -> 
     if not images:
         return f"the sum of the losses, each of which is finite, overflows (the largest is {one.losses.max():.3g})"
     times = one.t.expand(len(one.losses))[images].double()
-    told = zip(images, times.tolist(), model.denoiser.process.sigma(times).tolist(), strict=True)
-    where = shown([f"image {i} at t={t:.4g} (sigma {sigma:.3g})" for i, t, sigma in told])
+    checked = zip(images, times.tolist(), model.denoiser.process.sigma(times).tolist(), strict=True)
+    where = shown([f"image {i} at t={t:.4g} (sigma {sigma:.3g})" for i, t, sigma in checked])
     count = f"{len(images)} of {len(one.losses)} images of the batch"
     return f"the loss is not finite for {count}, {where}: {cause(one, images, trainer, model, late)}"
 

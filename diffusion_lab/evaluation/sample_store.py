@@ -13,13 +13,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_lab import ranks
-from diffusion_lab.evaluation.chunks import Chunks, Rows
+from diffusion_lab.evaluation.chunked_array import ChunkedArray, Rows
 from diffusion_lab.metric import Extractor, to_uint8
 from diffusion_lab.model import Model
 from diffusion_lab.sampler import Sampler
 
 
-class Series:
+class SampleStore:
     """Samples 0, 1, 2, ... of a model and a sampler, drawn once each and kept under `folder`.
 
     Sample i is a function of (seed, i); samples are drawn in fixed chunks of `batch_size`, because arithmetic in
@@ -43,7 +43,7 @@ class Series:
     ) -> None:
         self.folder, self.model, self.sampler = Path(folder), model, sampler or model.sampler
         self.seed, self.batch_size = seed, batch_size
-        self.samples, self.costs = Chunks(folder / "samples", batch_size), Chunks(folder / "cost", 1)
+        self.samples, self.costs = ChunkedArray(folder / "samples", batch_size), ChunkedArray(folder / "cost", 1)
 
     @property
     def images(self) -> bool:
@@ -79,9 +79,9 @@ class Series:
         """Stored samples as one array."""
         return Rows(self.samples, span)
 
-    def features(self, extractor: Extractor) -> Chunks:
+    def features(self, extractor: Extractor) -> ChunkedArray:
         """Where the samples' features are kept."""
-        return Chunks(self.folder / f"features_{extractor.digest[:8]}", self.batch_size)
+        return ChunkedArray(self.folder / f"features_{extractor.digest[:8]}", self.batch_size)
 
     def labels(self, span: range) -> Tensor | None:
         """The class (n,) that each sample was asked to be; None for a model without labels."""
@@ -105,7 +105,7 @@ class Series:
         return range(chunk.start, chunk.start + 1)
 
 
-def share(store: Chunks, count: int, work: Callable[[range], None], what: str) -> None:
+def share(store: ChunkedArray, count: int, work: Callable[[range], None], what: str) -> None:
     """Fill what a store lacks of rows 0..count-1, `work(chunk)` by chunk, each on one rank; return when all is there.
 
     Rank 0 shows a bar with the whole job's rate and the time left.
@@ -117,10 +117,10 @@ def share(store: Chunks, count: int, work: Callable[[range], None], what: str) -
     shown = ranks.rank_and_world()[0] == 0
     pause = 0.1 if sys.stderr.isatty() else 30.0  # seconds between two updates: a log file is no place for a bar
     with (
-        ranks.together(),
+        ranks.synchronized(),
         tqdm(total=left, desc=what, unit="sample", disable=not shown, leave=False, mininterval=pause) as bar,
     ):
-        for chunk in ranks.own(missing):
+        for chunk in ranks.shard(missing):
             work(chunk)
             if shown:  # the others' chunks count too
                 bar.update(left - sum(len(c) for c in missing if not store.path(c).exists()) - bar.n)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytorch_lightning as pl
 
 
-class Lean(pl.Callback):
+class OptionalHooks(pl.Callback):
     """Takes no time in a training step but for the hooks that a subclass defines.
 
     Lightning calls six a step of every callback, empty ones too, which for ours took longer than what they do; it

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from diffusion_lab.data import DataModule
-from diffusion_lab.evaluation.quality import Record
+from diffusion_lab.evaluation.scorer import Record
 from diffusion_lab.metric import energy_distance, sample_count, sliced_wasserstein
 
 DISTANCES = {"sliced_wasserstein": sliced_wasserstein, "energy_distance": energy_distance}
