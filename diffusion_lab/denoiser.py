@@ -15,7 +15,7 @@ from diffusion_lab.process import NoiseProcess
 
 @dataclass(frozen=True)
 class Estimate:
-    """One guess of how x = alpha x_0 + sigma eps came about, seen four ways; all of the shape of x."""
+    """An estimate of the noise in x = alpha x_0 + sigma eps, and of x_0, score and v with it; all of the shape of x."""
 
     x: Tensor
     alpha: Tensor
@@ -40,29 +40,29 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Preconditioning:
-    """How a denoiser reads its network at one time: all that is the same for every x, computed once.
+    """What surrounds the network F at one time, in the notation of Karras et al. 2022 (Eq. 7), and is equal for every x.
 
-        seen = scale x + offset,   x_0 = x0[0] x + x0[1] output,   score = score[0] x + score[1] output
+        D(x) = c_skip x + c_out F(c_in x + c_shift, c_noise)
 
-    `told` (B,) is what the network is conditioned on and `dtype` the precision of what it sees, None if that of x.  The
-    numbers are scalars like x (one of Python would be wrapped anew by every operation); scale and offset are None where
-    the network sees x itself, and score[0] where it is 0.
+    D is the estimate of x_0.  `c_noise` is (B,), `dtype` the precision of the network's input (None: that of x), and the
+    others are scalar tensors like x (a Python number would be wrapped anew by every operation); c_in and c_shift are
+    None where the network's input is x itself.
     """
 
-    t: float
     c_noise: Tensor
     dtype: torch.dtype | None
-    scale: Tensor | None
-    offset: Tensor | None
-    x0: tuple[Tensor, Tensor]
-    score: tuple[Tensor | None, Tensor]
+    c_in: Tensor | None
+    c_shift: Tensor | None
+    c_skip: Tensor
+    c_out: Tensor
 
 
 class Denoiser(nn.Module):
-    """Reads a network as an estimate of the noise; the only caller of the network.
+    """A network together with its noise process and the meaning of its output; the only caller of the network.
 
-    Losses call it as a module; samplers and the probability flow, which know all their times beforehand, by `read`.
-    A condition is bound by `given`: whatever takes a denoiser takes a bound one, and knows nothing of the condition.
+    Losses call it as a module.  Samplers and the probability flow know all their times beforehand: they ask for the
+    `preconditionings` once and call `network_output`.  A condition is bound by `given`: whatever takes a denoiser takes a
+    bound one, and knows nothing of the condition.
 
     Args:
         network: any callable (x, conditioning (B,), **condition) -> tensor of the shape of x, which writes to neither.
@@ -105,11 +105,11 @@ class Denoiser(nn.Module):
         return bound
 
     def with_network(self, network: Callable[..., Tensor]) -> Denoiser:
-        """A denoiser that asks another network as this one asks its own."""
+        """A denoiser with the same process and parameterization, and another network."""
         return Denoiser(network, self.process, self.parameterization)
 
     def condition_of(self, x: Tensor) -> dict[str, Tensor]:
-        """What the network is given beside x (B, ...) and the noise level."""
+        """The network's arguments beside x (B, ...) and c_noise."""
         if self.condition or self.null is None:
             return self.condition
         return {"label": torch.full((len(x),), self.null, device=x.device)}
@@ -121,53 +121,48 @@ class Denoiser(nn.Module):
         """
         row = self.parameterization
         alpha, sigma = self.process.marginal(t, x)
-        seen = row.network_input(x, alpha, sigma).to(self.network_dtype or x.dtype)
+        network_input = row.network_input(x, alpha, sigma).to(self.network_dtype or x.dtype)
         self.nfe += 1
-        # Contiguous: a compiled network would be translated once more for a stride of its own.
+        # Contiguous: torch.compile would compile the network once more for another stride.
         c_noise = self.c_noise(t, x).expand(len(x)).contiguous()
-        output = self.network(seen, c_noise, **(condition or self.condition_of(x)))
+        output = self.network(network_input, c_noise, **(condition or self.condition_of(x)))
         return Estimate(x, alpha, sigma, row.eps(output.to(x.dtype), x, alpha, sigma))
 
-    def coefficients(self, times: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """((p, q), (u, w)) of x_0 = p x + q output and score = u x + w output at `times` (S,); each (S,), float64."""
+    def skip_and_out(self, times: Tensor) -> tuple[Tensor, Tensor]:
+        """(c_skip, c_out) of x_0 = c_skip x + c_out output at `times` (S,); each (S,), float64."""
         t = times.double()
         (alpha, sigma), one, zero = self.process.alpha_sigma(t), torch.ones_like(t), torch.zeros_like(t)
-        # An estimate is linear in x and the output, so its values at (1, 0) and (0, 1) say all of it.
-        by_x, by_output = (
-            Estimate(x, alpha, sigma, self.parameterization.eps(output, x, alpha, sigma))
+        # An estimate is linear in x and the output, so its values at (1, 0) and (0, 1) are the coefficients.
+        c_skip, c_out = (
+            Estimate(x, alpha, sigma, self.parameterization.eps(output, x, alpha, sigma)).x0
             for x, output in ((one, zero), (zero, one))
         )
-        return (by_x.x0, by_output.x0), (by_x.score, by_output.score)
+        return c_skip, c_out
 
     def preconditionings(self, times: Tensor, like: Tensor) -> list[Preconditioning]:
-        """How to `read` arrays like `like` (B, ...) at each of `times` (S,); computed in float64."""
-        t, count = times.double(), len(times)
-        one = torch.ones(count, *(1,) * (like.dim() - 1), dtype=torch.float64)
+        """The `Preconditioning` of arrays like `like` (B, ...) at each of `times` (S,); computed in float64."""
+        t = times.double()
+        one = torch.ones(len(t), *(1,) * (like.dim() - 1), dtype=torch.float64)
         at_1, at_0 = (self.parameterization.network_input(x, *self.process.marginal(t, one)) for x in (one, 0 * one))
-        scale, offset = at_1 - at_0, at_0  # what is seen is affine in x
-        as_it_is = bool((scale == 1).all() and (offset == 0).all())
-        seen = [[None] * count if as_it_is else k.flatten().to(like).unbind() for k in (scale, offset)]
-        x0, (by_x, by_output) = self.coefficients(t)
-        by_x = by_x.to(like).unbind() if (by_x != 0).any() else [None] * count
-        x0 = zip(*(k.to(like).unbind() for k in x0), strict=True)
-        score = zip(by_x, by_output.to(like).unbind(), strict=True)
+        c_in, c_shift = at_1 - at_0, at_0  # the network's input is affine in x
+        unchanged = bool((c_in == 1).all() and (c_shift == 0).all())
+        columns = [[None] * len(t) if unchanged else k.flatten().to(like).unbind() for k in (c_in, c_shift)]
+        columns += [k.to(like).unbind() for k in self.skip_and_out(t)]
         c_noise = self.c_noise(t, like)[:, None].expand(-1, len(like)).contiguous().unbind()
         dtype = None if self.network_dtype in (None, like.dtype) else self.network_dtype
-        each = zip(t.tolist(), c_noise, [dtype] * count, *seen, x0, score, strict=True)
-        return [Preconditioning(*one) for one in each]
+        return [Preconditioning(noise, dtype, *row) for noise, *row in zip(c_noise, *columns, strict=True)]
 
     def network_output(self, x: Tensor, preconditioning: Preconditioning) -> Tensor:
-        """The network's output at x (B, ...), as `forward` calls it at the time of the reading."""
-        seen = x if preconditioning.scale is None else (x * preconditioning.scale).add_(preconditioning.offset)
-        if preconditioning.dtype is not None:
-            seen = seen.to(preconditioning.dtype)
+        """The network's output F at x (B, ...), as `forward` calls it at the time of the preconditioning."""
+        c = preconditioning
+        network_input = x if c.c_in is None else (x * c.c_in).add_(c.c_shift)
+        if c.dtype is not None:
+            network_input = network_input.to(c.dtype)
         self.calls[0] += 1
-        return self.network(
-            seen, preconditioning.c_noise, **(self.condition if self.null is None else self.condition_of(x))
-        )
+        return self.network(network_input, c.c_noise, **(self.condition if self.null is None else self.condition_of(x)))
 
     def c_noise(self, t: Tensor, like: Tensor) -> Tensor:
-        """What the network is told at t, of its shape, on the device of `like`."""
+        """c_noise at t: what the network is conditioned on, of the shape of t, on the device of `like`."""
         # In the network's precision, but float32 at least: bfloat16 cannot tell level 998 from 999.
         precision = torch.promote_types(self.network_dtype or like.dtype, torch.float32)
         return self.parameterization.conditioning(self.process, t).to(like.device, precision)

@@ -97,10 +97,11 @@ class Velocity:
     def __call__(self, clocks: list[float]) -> list[Slope]:
         """An `Equation`: the slope of (z,), or of (z, log |det dz|), at each value of the clock."""
         t = self.clock.time(torch.tensor(clocks, dtype=torch.float64))
-        (alpha, sigma), (_, (by_x, by_output)) = self.denoiser.process.alpha_sigma(t), self.denoiser.coefficients(t)
+        (alpha, sigma), (c_skip, c_out) = self.denoiser.process.alpha_sigma(t), self.denoiser.skip_and_out(t)
         scale = (alpha**2 + sigma**2).sqrt()
-        # eps = -sigma score is linear in x and in what the network puts out.
-        numbers = torch.stack([scale, -sigma * (by_x * scale + 1 / scale), -sigma * by_output]).T.tolist()
+        # eps = (x - alpha x_0) / sigma is linear in x and in the network's output.
+        by_x, by_output = (1 - alpha * c_skip) / sigma, -alpha * c_out / sigma
+        numbers = torch.stack([scale, by_x * scale - sigma / scale, by_output]).T.tolist()
         preconditionings = self.denoiser.preconditionings(t, self.like)
         return [
             self.slope(preconditioning, *each) for preconditioning, each in zip(preconditionings, numbers, strict=True)

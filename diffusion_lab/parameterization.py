@@ -1,8 +1,7 @@
-"""What a network's output means, what it is told of the noise, and the range its images live in: a table, one row a
-paper.
+"""The parameterization table: what a network predicts, its noise conditioning, and its range of images; one row a paper.
 
-Whatever the network outputs is read as a guess of the noise eps in x = alpha x_0 + sigma eps; the other three
-views (x_0, score, v) follow from it (see `denoiser.Estimate`).
+Every output is converted into an estimate of the noise eps in x = alpha x_0 + sigma eps; estimates of x_0, the score
+and v follow from it (`denoiser.Estimate`).
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ CONDITIONING: dict[str, Callable[[NoiseProcess, Tensor], Tensor]] = {
     "log_sigma": lambda process, t: process.sigma(t).log(),
     "nothing": lambda process, t: torch.zeros_like(t),
 }
-"""(process, t) -> the number the network is told: DDPM's zero-based level, NCSN's, counted from the largest sigma (both
-are real numbers between two levels), ScoreSDE's 999 t, NCSN++'s log sigma, NCSNv2's nothing."""
+"""(process, t) -> c_noise, what the network is conditioned on: DDPM's zero-based level, NCSN's level counted from the
+largest sigma (both are real numbers between two levels), ScoreSDE's 999 t, NCSN++'s log sigma, and for NCSNv2 nothing."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,11 @@ class Parameterization:
 
     Args:
         output: meaning of the network's output; "scaled_score" is sigma * score = -eps.
-        told: what the network is conditioned on.
+        c_noise: what the network is conditioned on, a row of `CONDITIONING`.
         low, high: range of the images inside the model ([-1, 1] for DDPM, [0, 1] for NCSN); every published network
             sees this range stretched to [-1, 1].
-        bounded: whether images have that range at all; latents, fields and other real numbers have none, are no grey
-            levels, and are seen as they are, unclipped.
+        bounded: whether images have that range at all.  Latents, fields and other real numbers have none: they are
+            neither scaled nor clipped.
         unit_input: divide the network's input by sqrt(alpha^2 + sigma^2), its scale for data of unit variance (sigma on
             the network's scale).  This is 1 for DDPM; it keeps a network usable when sigma grows to 50.
 
@@ -77,7 +76,7 @@ class Parameterization:
         return (self.low, self.high) if self.bounded and len(shape) == 4 else None
 
     def network_input(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """What the network sees of x: images (B, C, H, W) on the scale where [low, high] is [-1, 1], others as are."""
+        """The network's input for x: images (B, C, H, W) rescaled from [low, high] to [-1, 1], other data unchanged."""
         low, high = self.range_of(x.shape) or (-1.0, 1.0)
         stretch, centre = 2 / (high - low), (low + high) / (high - low)
         if (stretch, centre) != (1.0, 0.0):
@@ -85,9 +84,9 @@ class Parameterization:
         return x / (alpha**2 + (stretch * sigma) ** 2).sqrt() if self.unit_input else x
 
     def eps(self, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """The noise that the network's output stands for, of the shape of x."""
+        """The estimate of eps that the network's output stands for, of the shape of x."""
         return TO_EPS[self.output](output, x, alpha, sigma)
 
     def conditioning(self, process: NoiseProcess, t: Tensor) -> Tensor:
-        """The number the network is told at t, of the shape of t."""
+        """c_noise at t, of the shape of t."""
         return CONDITIONING[self.c_noise](process, t)

@@ -55,7 +55,7 @@ def test_numbers_and_keys_are_those_of_the_network_as_it_was(tmp_path, monkeypat
     other = network().double().float()
     for source, target in ((fast, other), (plain, fast)):
         with torch.no_grad():
-            source.enter.bias.add_(1.0)
+            source.linear_in.bias.add_(1.0)
         target.load_state_dict(source.state_dict())
         torch.testing.assert_close(answer(source)[0], answer(target)[0], rtol=1e-5, atol=1e-5)
 

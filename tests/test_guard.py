@@ -83,7 +83,7 @@ class SteepAt(DenoisingLoss):
     def __call__(self, denoiser, x0, generator=None, **condition):
         self.calls += 1
         losses = super().__call__(denoiser, x0, generator, **condition)
-        bias = denoiser.network.inner.leave.bias
+        bias = denoiser.network.inner.linear_out.bias
         return losses + (Steep.apply(bias).sum() if self.calls >= 3 else 0)
 
 
@@ -166,7 +166,7 @@ def test_a_term_of_the_loss_itself(tmp_path):
 def test_a_gradient_that_is_not_finite_while_the_loss_is_names_its_parameter(tmp_path):
     for clip in (None, 1.0):  # which spoils every gradient
         c_noise = stopped(tmp_path / str(clip), model_of(loss=SteepAt()), gradient_clip_val=clip)
-        assert "step 3: the gradient of network.inner.leave.bias is not finite, though the loss is;" in c_noise
+        assert "step 3: the gradient of network.inner.linear_out.bias is not finite, though the loss is;" in c_noise
         assert ("gradient_clip_val" in c_noise) == (clip is None)
 
 
@@ -269,7 +269,7 @@ def test_two_ranks_stop_at_the_same_step_and_tell_whose_loss_it_was(tmp_path):
     )
     assert "the network's output is finite: look at the terms of the loss" in first["loss"]
     assert saved(tmp_path / "loss") == ["step_00000001.ckpt"]
-    assert first["gradient"].startswith("step 2: the gradient of network.inner.leave.bias is not finite")
+    assert first["gradient"].startswith("step 2: the gradient of network.inner.linear_out.bias is not finite")
     assert first["weights"].startswith("step 1: the weights network.") and not saved(tmp_path / "weights")
     assert first["steps"] == 2 and not list(tmp_path.rglob("*.png"))
     lines = [line for line in done.stdout.splitlines() if "left out, training goes on" in line]

@@ -85,16 +85,14 @@ def test_a_guided_field_is_its_closed_form_at_every_time(process, output):
     times = times_of(process)
     for scale in (0.0, 1.0, 2.5):
         guided = ClassifierFree(scale)(denoiser.given(label=label))
-        each = zip(
-            times, guided.preconditionings(times, z), zip(*guided.coefficients(times)[1], strict=True), strict=True
-        )
-        for t, preconditioning, (by_x, by_output) in each:
+        for t, preconditioning in zip(times, guided.preconditionings(times, z), strict=True):
             alpha, sigma = process.alpha_sigma(t)
             x = (alpha**2 + sigma**2).sqrt() * z
             marginal = TARGET.score(x, alpha, sigma)
             truth = marginal + scale * TARGET.class_grad(x, label, alpha, sigma)
             assert worst(guided(x, t).score, truth) < 1e-8  # sub-VP has sigma = 1e-4 at the end
-            assert worst(by_x * x + by_output * guided.read(x, preconditioning), truth) < 1e-8
+            x0 = preconditioning.c_skip * x + preconditioning.c_out * guided.network_output(x, preconditioning)
+            assert worst((alpha * x0 - x) / sigma**2, truth) < 1e-6
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_dequantised_images_fill_their_grey_levels_and_validation_repeats_its_no
 def test_a_loss_draws_for_each_item_what_its_own_generator_gives(loss, process):
     torch.manual_seed(0)
     network, x0 = MLP(width=8, depth=1), torch.randn(5, 2)
-    torch.nn.init.normal_(network.leave.weight)
+    torch.nn.init.normal_(network.linear_out.weight)
     denoiser = Denoiser(network, process, Parameterization("eps", "time_999", -1.0, 1.0))
     whole = loss(denoiser, x0, image_generators(3, range(5)))
     parts = [loss(denoiser, x0[i : i + 1], image_generators(3, [i])) for i in range(5)]
@@ -158,7 +158,7 @@ def test_gradient_norm_is_the_global_one_and_clipped():
 
 def test_sampling_switches_dropout_off():
     model = images_model().train()
-    torch.nn.init.normal_(model.network.leave[-1][-1].weight, std=0.1)
+    torch.nn.init.normal_(model.network.conv_out[-1].weight, std=0.1)
     first, again = (next(iter(model.trajectory(2, seed=1))).x for _ in range(2))
     assert torch.equal(first, again) and model.training
     noisy = [model.denoiser(first, torch.tensor(0.5)).eps for _ in range(2)]

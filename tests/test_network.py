@@ -106,12 +106,12 @@ def test_mlp_is_its_equation():
     torch.manual_seed(0)
     net, x, t = randomise(MLP(2, width=8, depth=2, embedding=6)).double(), torch.randn(5, 2).double(), torch.arange(5.0)
     e = net.time(t)
-    h = x @ net.enter.weight.T + net.enter.bias
+    h = x @ net.linear_in.weight.T + net.linear_in.bias
     modulation = (e @ net.modulation.weight.T + net.modulation.bias).reshape(5, 2, 2, 8)
     for i, layer in enumerate(net.hidden):
         z = (1 + modulation[:, 0, i]) * (h @ layer.weight.T + layer.bias) + modulation[:, 1, i]
         h = h + z / (1 + torch.exp(-z))
-    torch.testing.assert_close(net(x, t), h @ net.leave.weight.T + net.leave.bias, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(net(x, t), h @ net.linear_out.weight.T + net.linear_out.bias, rtol=1e-10, atol=1e-10)
 
 
 # --------------------------------------------------------------------------- the start of training

@@ -216,7 +216,7 @@ def test_variance_of_the_layers_at_the_start(block, shortcut):
         net.inputs[1].resample.conv.weight: 2 / (9 * (3 + 128)),
         net.outputs[0].head[2].weight: 1 / (9 * 256),
         net.outputs[1].resample.conv.weight: 2 / (9 * (256 + 128)),
-        net.leave[1][2].weight: 0.5 * 2 / (9 * (128 + 3)),
+        net.conv_out[2].weight: 0.5 * 2 / (9 * (128 + 3)),
     }
     for weight, variance in expected.items():
         assert weight.var().item() == pytest.approx(variance, rel=0.06)
@@ -338,7 +338,7 @@ def test_weights_that_do_not_fit_are_refused_in_one_line():
         (without, f"missing '{first}'$"),
         ({**weights, "extra": torch.ones(1)}, "left over 'extra'$"),
         ({}, r"missing 'all_modules.0.W', '.*', '.*' and \d+ more$"),
-        ({**weights, last: torch.ones(4)}, rf"'{last}' has shape \(4,\).*'leave.2.2.bias', \(3,\)"),
+        ({**weights, last: torch.ones(4)}, rf"'{last}' has shape \(4,\).*'conv_out.2.bias', \(3,\)"),
     ]
     for state, message in broken:
         with pytest.raises(ValueError, match=message) as refused:

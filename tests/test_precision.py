@@ -29,7 +29,7 @@ class Dtypes(pl.Callback):
 
     def __init__(self, model) -> None:
         self.seen, self.phase = {}, "sampling"
-        model.network.enter[0].register_forward_hook(self.note)
+        model.network.conv_in.register_forward_hook(self.note)
 
     def note(self, layer, inputs, output):
         self.seen.setdefault(self.phase, set()).add(output.dtype)

@@ -288,7 +288,7 @@ def test_energy_is_built_and_trained_from_a_configuration():
     assert parameters(node["_target_"])["network"].required
     denoiser = Denoiser(network, SingleLevel(0.5), SCORE)
     optimizer = torch.optim.SGD(denoiser.network.parameters(), 0.1)
-    nn.init.normal_(network.network.leave.weight)
+    nn.init.normal_(network.network.linear_out.weight)
     before = {name: p.clone() for name, p in network.named_parameters()}
     DenoisingLoss(reduction="half_sum")(denoiser, draw(64, 2).float()).mean().backward()
     optimizer.step()

@@ -48,15 +48,15 @@ class ThreeLayers(nn.Module):
     def __init__(self, channels: int = 16) -> None:
         super().__init__()
         self.time = nn.Sequential(nn.Linear(2, 32), nn.SiLU(), nn.Linear(32, channels + 1))
-        self.enter = nn.Conv2d(3, channels, 3, padding=1)
+        self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
         self.middle = nn.Conv2d(channels, channels, 3, padding=1)
-        self.leave = nn.Conv2d(channels, 3, 3, padding=1)
+        self.conv_out = nn.Conv2d(channels, 3, 3, padding=1)
 
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
-        t = c_noise[:, None].to(self.leave.weight) / 999
-        shift, by_pass = self.time(torch.cat([t, t.sqrt()], dim=1))[..., None, None].split([len(self.enter.bias), 1], 1)
-        h = F.silu(self.enter(x) + shift)
-        return by_pass * x + self.leave(F.silu(self.middle(h)))
+        t = c_noise[:, None].to(self.conv_out.weight) / 999
+        shift, by_pass = self.time(torch.cat([t, t.sqrt()], dim=1))[..., None, None].split([len(self.conv_in.bias), 1], 1)
+        h = F.silu(self.conv_in(x) + shift)
+        return by_pass * x + self.conv_out(F.silu(self.middle(h)))
 
 
 def images(count: int, size: int, seed: int) -> Tensor:

@@ -15,7 +15,7 @@ from diffusion_lab.denoiser import Denoiser, Estimate, Preconditioning
 
 @dataclass(frozen=True)
 class GuidedPreconditioning(Preconditioning):
-    """A `Reading` of the stronger denoiser, with that of the weaker one and the scale at this time."""
+    """The preconditioning of the stronger denoiser, with that of the weaker one and the guidance scale at this time."""
 
     weak: Preconditioning
     guidance_scale: float
@@ -80,7 +80,7 @@ class Guided(Denoiser):
         return Estimate(x, weak.alpha, weak.sigma, weak.eps + scale * (strong.eps - weak.eps))
 
     def preconditionings(self, times: Tensor, like: Tensor) -> list[GuidedPreconditioning]:
-        """How to `read` arrays like `like` (B, ...) at each of `times` (S,)."""
+        """The preconditionings of both, for arrays like `like` (B, ...), at each of `times` (S,)."""
         each = zip(
             self.strong.preconditionings(times, like),
             self.weak.preconditionings(times, like),

@@ -101,7 +101,7 @@ def check_settings(network: UNet, file: Path) -> None:
     if not config.is_file():
         return
     given = json.loads(config.read_text())
-    wanted = {**SETTINGS, "norm_num_groups": (32, network.leave[-1][0].num_groups)}
+    wanted = {**SETTINGS, "norm_num_groups": (32, network.conv_out[0].num_groups)}
     for key, (default, needed) in wanted.items():
         if given.get(key, default) != needed:
             raise ValueError(f"{config} has {key}={given.get(key, default)}, and our U-Net computes {key}={needed}")

@@ -51,7 +51,7 @@ def refinenet_links(network: RefineNet) -> Iterator[Link]:
 
 def layers(network: RefineNet) -> Iterator[tuple[str, str]]:
     """Every layer that either network has, as (our name, official name), in official order."""
-    yield from [("enter", "begin_conv"), ("norm", "normalizer"), ("leave", "end_conv")]
+    yield from [("conv_in", "begin_conv"), ("norm", "normalizer"), ("conv_out", "end_conv")]
     depth = len(network.down)
     counted = tuple(str(number + 1) for number in range(depth))
     for stage, number in enumerate(DOWN.get(depth, counted)):

@@ -81,21 +81,21 @@ def walk(network: NCSNpp) -> Iterator[tuple[str, str]]:
 
     if network.conditional:
         yield from [("layer", "time.dense1"), ("layer", "time.dense2")]
-    yield "layer", "enter.0.0"
+    yield "layer", "conv_in"
     for level, down in enumerate(network.down):
         if level > 0:
-            yield change(f"enter.{level}", smaller)
+            yield change(f"downsample.{level - 1}", smaller)
             inputs = {"none": [], "input_skip": [("resample", "")], "residual": [(smaller, ".resample")]}
-            yield from ((kind, f"inputs.{level}{part}") for kind, part in inputs[network.progressive_input])
+            yield from ((kind, f"input_pyramid.{level - 1}{part}") for kind, part in inputs[network.progressive_input])
         yield from stages(f"down.{level}", len(down))
     yield from stages("middle", 2)
     last = len(network.up) - 1
     for place, up in enumerate(network.up):
         yield from stages(f"up.{place}", len(up))
-        paints, sums = head(f"outputs.{place}.head"), [(larger, f"outputs.{place}.resample")]
+        paints, sums = head(f"output_pyramid.{place}.head"), [(larger, f"output_pyramid.{place}.resample")]
         yield from {"none": [], "output_skip": paints, "residual": sums if place else paints}[network.progressive]
-        yield from [change(f"leave.{place}", larger)] if place < last else []
-    yield from head(f"leave.{last}") if network.progressive != "output_skip" else []
+        yield from [change(f"upsample.{place}", larger)] if place < last else []
+    yield from head("conv_out") if network.progressive != "output_skip" else []
 
 
 LINKS: dict[type, Callable[[nn.Module], list[Link]]] = {UNet: score_sde_links, NCSNpp: ncsnpp_links}

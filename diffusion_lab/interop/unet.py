@@ -62,11 +62,11 @@ def walk(network: UNet) -> Iterator[tuple[str, str, str]]:
 
     yield "layer", "time.dense1", "temb.dense.0"
     yield "layer", "time.dense2", "temb.dense.1"
-    yield "layer", "enter.0", "conv_in"
+    yield "layer", "conv_in", "conv_in"
     bottom = len(network.down) - 1
     for level in range(bottom + 1):
         if level > 0:
-            yield "resample", f"enter.{level}", f"down.{level - 1}.downsample"
+            yield "resample", f"downsample.{level - 1}", f"down.{level - 1}.downsample"
         yield from stages(len(network.down[level]), f"down.{level}", f"down.{level}")
     yield "residual", "middle.0.residual", "mid.block_1"
     yield "attention", "middle.0.attention", "mid.attn_1"
@@ -74,9 +74,9 @@ def walk(network: UNet) -> Iterator[tuple[str, str, str]]:
     for level in range(bottom, -1, -1):
         yield from stages(len(network.up[bottom - level]), f"up.{bottom - level}", f"up.{level}")
         if level > 0:
-            yield "resample", f"leave.{bottom - level}", f"up.{level}.upsample"
-    yield "layer", f"leave.{bottom}.0", "norm_out"
-    yield "layer", f"leave.{bottom}.2", "conv_out"
+            yield "resample", f"upsample.{bottom - level}", f"up.{level}.upsample"
+    yield "layer", "conv_out.0", "norm_out"
+    yield "layer", "conv_out.2", "conv_out"
 
 
 def score_sde_links(network: UNet) -> list[Link]:

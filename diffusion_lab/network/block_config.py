@@ -1,4 +1,4 @@
-"""What all parts of one NCSN++ have in common, and the parts made of it; each option is a row of a table below."""
+"""The settings shared by all blocks of one NCSN++, and the blocks built from them; each option is a row of a table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Widths = Callable[[int, int], nn.Module]
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """Settings of every part; names and meaning as in `NCSNpp`, and `told`: numbers of the embedding, None for none."""
+    """Settings of every block, named as in `NCSNpp`; `embedding_width` is None for a network without conditioning."""
 
     in_channels: int
     out_channels: int
@@ -67,8 +67,8 @@ class BlockConfig:
     def head(self, width: int, out_channels: int, scale: float) -> nn.Sequential:
         return head(width, out_channels, self.groups, self.least, scale)
 
-    def picture(self, width: int) -> nn.Sequential:
-        """What one resolution paints."""
+    def output_head(self, width: int) -> nn.Sequential:
+        """The layers that compute the output of one resolution."""
         return self.head(width, self.out_channels, self.init_scale)
 
 
@@ -81,8 +81,8 @@ def input_residual(config: BlockConfig, before: int, width: int) -> nn.Module:
 
 
 def output_skip(config: BlockConfig, below: int | None, width: int) -> nn.Module:
-    picture = config.picture(width)
-    return OutputSkip(config.resampling.double(), picture) if below else OutputStart(picture)
+    head = config.output_head(width)
+    return OutputSkip(config.resampling.double(), head) if below else OutputStart(head)
 
 
 def output_residual(config: BlockConfig, below: int | None, width: int) -> nn.Module:

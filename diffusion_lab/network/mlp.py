@@ -34,16 +34,16 @@ class MLP(nn.Module):
             raise ValueError(f"dimensions={dimensions}, width={width}, depth={depth}: give each at least 1")
         self.dimensions = dimensions
         self.time = TimeEmbedding(embedding, embedding, classes=classes)
-        self.enter = linear(dimensions, width)
+        self.linear_in = linear(dimensions, width)
         self.hidden = nn.ModuleList(linear(width, width) for _ in range(depth))
         self.modulation = linear(embedding, 2 * depth * width, scale=0.0)
-        self.leave = linear(width, dimensions, scale=0.0)
+        self.linear_out = linear(width, dimensions, scale=0.0)
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         if x.dim() != 2 or x.shape[1] != self.dimensions:
             raise ValueError(f"input of shape {tuple(x.shape)}: the network takes (batch, {self.dimensions})")
-        h = self.enter(x)
+        h = self.linear_in(x)
         scales, shifts = self.modulation(self.time(t, label)).unflatten(1, (2, len(self.hidden), -1)).unbind(1)
         for layer, scale, shift in zip(self.hidden, scales.unbind(1), shifts.unbind(1), strict=True):
             h = h + F.silu(layer(h) * (1 + scale) + shift)
-        return self.leave(h)
+        return self.linear_out(h)

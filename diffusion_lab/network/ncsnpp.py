@@ -12,15 +12,14 @@ from diffusion_lab.network.block_config import CHOICES, INPUTS, OUTPUTS, BlockCo
 from diffusion_lab.network.embedding import FourierWaves, LabelEmbedding, TimeEmbedding, embedded
 from diffusion_lab.network.layers import conv3x3
 from diffusion_lab.network.sizes import check_choice, check_input, check_levels, check_resolutions
-from diffusion_lab.network.stage import Unconditional
 
 
 class NCSNpp(nn.Module):
     """Noise-conditional U-Net of ScoreSDE: x (B, in_channels, H, W) and t (B,) -> (B, out_channels, H, W).
 
     The way down and up is that of `UNet` with up_attention="last". New are: the resolution changes inside of residual
-    blocks, through a low-pass filter; sums of two are divided by sqrt(2); the image enters at every resolution; and a
-    picture may be painted at every resolution.
+    blocks, through a low-pass filter; sums of two are divided by sqrt(2); the image enters at every resolution (input
+    pyramid); and the output may be a sum over all resolutions (output pyramid).
     Source: Song et al. 2021, appendix H; official code, `ncsnpp`. As it stands NCSN++ of CIFAR-10 (62,758,915
     parameters); with fir=False, progressive_input="none", embedding="positional" DDPM++ (61,804,419).
 
@@ -34,10 +33,10 @@ class NCSNpp(nn.Module):
     skip_rescale: divide every sum of a block's input and output, and of a residual pyramid, by sqrt(2).
     progressive_input: on the way down each resolution's first block is given nothing more ("none"), the image made
         smaller ("input_skip", joined by progressive_combine), or the running sum of features ("residual").
-    progressive: the output is computed from the last features ("none"), is the sum of pictures of each resolution
+    progressive: the output is computed from the last features ("none"), is the sum of the outputs of each resolution
         ("output_skip"), or is computed from a running sum of features ("residual"; takes two levels).
     fourier_scale: standard deviation of the random frequencies of the "fourier" embedding.
-    conditional: False for a network that is not told t.
+    conditional: False for a network without noise conditioning.
     init_scale: variance scale with which the last layer of each block, and the output, start; 0: almost zero.
     checkpoint: compute the stages again in the backward pass, which takes less memory and more time.
     classes: of the labels (B,) that it is told, 0 ... classes - 1, and `classes` for none; None: it takes no labels.
@@ -109,16 +108,17 @@ class NCSNpp(nn.Module):
         self, config: BlockConfig, channels: int, widths: list[int], blocks: int, attends: list[bool]
     ) -> list[int]:
         """Build the way down; return the channels of each output that is kept for the way up."""
-        self.enter = nn.ModuleList([Unconditional(conv3x3(config.in_channels, channels))])
-        self.inputs = nn.ModuleList([INPUTS["none"](config, config.in_channels, channels)])
+        self.conv_in = conv3x3(config.in_channels, channels)
+        self.downsample = nn.ModuleList()
+        self.input_pyramid = nn.ModuleList()
         self.down = nn.ModuleList()
         wider = 2 if self.progressive_input == "input_skip" and config.progressive_combine == "cat" else 1
         kept, pyramid = [channels], config.in_channels
         for level, width in enumerate(widths):
             if level > 0:
                 above = widths[level - 1]
-                self.enter.append(config.change(above, config.resampling.halve, config.resampling.downsample))
-                self.inputs.append(INPUTS[self.progressive_input](config, pyramid, above))
+                self.downsample.append(config.change(above, config.resampling.halve, config.resampling.downsample))
+                self.input_pyramid.append(INPUTS[self.progressive_input](config, pyramid, above))
                 kept.append(wider * above)
                 pyramid = above
             sources = [kept[-1]] + [width] * (blocks - 1)
@@ -130,34 +130,34 @@ class NCSNpp(nn.Module):
         self, config: BlockConfig, kept: list[int], widths: list[int], blocks: int, attends: list[bool]
     ) -> None:
         """Build the way up."""
-        self.up, self.outputs, self.leave = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        self.up, self.output_pyramid, self.upsample = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         below = None
         for level, width in reversed(list(enumerate(widths))):
             sources = [below or width] + [width] * blocks
             last = [False] * blocks + [attends[level]]
             stages = (config.stage(h + kept.pop(), width, attend) for h, attend in zip(sources, last, strict=True))
             self.up.append(nn.ModuleList(stages))
-            self.outputs.append(OUTPUTS[self.progressive](config, below, width))
+            self.output_pyramid.append(OUTPUTS[self.progressive](config, below, width))
             if level > 0:
-                self.leave.append(config.change(width, config.resampling.double, config.resampling.upsample))
+                self.upsample.append(config.change(width, config.resampling.double, config.resampling.upsample))
             below = width
-        self.leave.append(
-            Unconditional() if self.progressive == "output_skip" else Unconditional(*config.picture(widths[0]))
-        )
+        self.conv_out = None if self.progressive == "output_skip" else config.output_head(widths[0])
 
     def embed(self, t: Tensor, label: Tensor | None) -> Tensor | None:
-        """The conditioning vector (B, 4 channels) of noise level and label; None for a network that is told neither."""
+        """The conditioning vector (B, 4 channels) of noise level and label; None for a network without either."""
         if self.conditional:
             return self.time(t, label)
         of_label = embedded(self.labels, label)
         return None if of_label is None else F.silu(of_label)
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        check_input(x, self.enter[0][0].in_channels, len(self.down))
+        check_input(x, self.conv_in.in_channels, len(self.down))
         embedding = self.embed(t, label)
-        h, pyramid, kept = x, x, []
-        for enter, feed, stages in zip(self.enter, self.inputs, self.down, strict=True):
-            pyramid, h = feed(pyramid, enter(h, embedding))
+        h, pyramid, kept = self.conv_in(x), x, []
+        for level, stages in enumerate(self.down):
+            if level > 0:
+                h = self.downsample[level - 1](h, embedding)
+                pyramid, h = self.input_pyramid[level - 1](pyramid, h)
             kept.append(h)
             for stage in stages:
                 h = stage(h, embedding)
@@ -165,9 +165,10 @@ class NCSNpp(nn.Module):
         for stage in self.middle:
             h = stage(h, embedding)
         pyramid = None
-        for stages, paint, leave in zip(self.up, self.outputs, self.leave, strict=True):
+        for level, stages in enumerate(self.up):
             for stage in stages:
                 h = stage(torch.cat([h, kept.pop()], dim=1), embedding)
-            pyramid, h = paint(pyramid, h)
-            h = leave(h, embedding)
-        return pyramid if self.progressive == "output_skip" else h
+            pyramid, h = self.output_pyramid[level](pyramid, h)
+            if level < len(self.upsample):
+                h = self.upsample[level](h, embedding)
+        return pyramid if self.conv_out is None else self.conv_out(h)

@@ -1,4 +1,4 @@
-"""The pyramids of NCSN++: the image at every resolution, fed in on the way down and painted on the way up.
+"""The pyramids of NCSN++: the image at every resolution on the way down, the output at every resolution on the way up.
 
 (Song et al. 2021, appendix H, after Karras et al. 2020, section 4.1.) Each module stands where the resolution has just
 changed, or is about to: (pyramid, h) -> (pyramid, h), both of one resolution afterwards.
@@ -23,7 +23,7 @@ class Bypass(nn.Module):
 
 
 class InputSkip(nn.Module):
-    """p <- halve(p),   h <- h + W p, or where `concatenate` [W p, h]: p is the image itself, made smaller."""
+    """p <- halve(p),   h <- h + W p, or where `concatenate` [W p, h]: p is the image, downsampled."""
 
     def __init__(self, halve: nn.Module, image_channels: int, channels: int, concatenate: bool) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Residual(nn.Module):
 
 
 class OutputStart(nn.Module):
-    """p <- head(h): the first and smallest picture of the way up."""
+    """p <- head(h): the output at the lowest resolution."""
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class OutputStart(nn.Module):
 
 
 class OutputSkip(nn.Module):
-    """p <- enlarge(p) + head(h): the picture made larger, and what this resolution adds to it."""
+    """p <- enlarge(p) + head(h): the output so far, upsampled, and what this resolution adds."""
 
     def __init__(self, enlarge: nn.Module, head: nn.Module) -> None:
         super().__init__()

@@ -60,7 +60,7 @@ class RefineNet(nn.Module):
         check_size(image_size, self.halvings)
         self.checkpoint = checkpoint
         widths = [channels * multiplier for multiplier in multipliers]
-        self.enter = convolution(in_channels, widths[0])
+        self.conv_in = convolution(in_channels, widths[0])
         self.down = nn.ModuleList()
         for stage, (width, dilation) in enumerate(zip(widths, dilations, strict=True)):
             above = widths[max(stage - 1, 0)]
@@ -74,16 +74,16 @@ class RefineNet(nn.Module):
             self.up.append(RefineBlock([widths[stage], under], above, levels, pool, units=1 if stage else 3))
             under = above
         self.norm = normalise(widths[0], levels)
-        self.leave = convolution(widths[0], out_channels or in_channels)
+        self.conv_out = convolution(widths[0], out_channels or in_channels)
         for norm in self.modules() if classes is not None else ():
             if isinstance(norm, LabelledNorm):
                 norm.tell_labels(classes)
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        check_input(x, self.enter.in_channels, self.halvings + 1)
+        check_input(x, self.conv_in.in_channels, self.halvings + 1)
         check_label(self.classes, label)
         position = None if self.levels is None and label is None else Position.of(t, self.levels, label)
-        h, kept = self.enter(x), []
+        h, kept = self.conv_in(x), []
         for stage in self.down:
             for block in stage:
                 h = self.compute(block, h, position)
@@ -91,7 +91,7 @@ class RefineNet(nn.Module):
         before: list[Tensor] = []
         for block in self.up:
             before = [self.compute(block, [kept.pop(), *before], position)]
-        return self.leave(F.elu(self.norm(before[0], position), inplace=True))
+        return self.conv_out(F.elu(self.norm(before[0], position), inplace=True))
 
     def compute(self, block: nn.Module, inputs: Tensor | list[Tensor], position: Position | None) -> Tensor:
         """Output of a block, whose insides are not kept where they are to be computed again."""

@@ -27,7 +27,7 @@ class Stage(nn.Module):
 
 
 class Unconditional(nn.Sequential):
-    """Layers that are not told the noise level, in a place where others are."""
+    """Layers that ignore the embedding, in a place where other blocks use it."""
 
     def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         return super().forward(x)

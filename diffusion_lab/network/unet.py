@@ -64,7 +64,8 @@ class UNet(nn.Module):
 
         widths = [channels * multiplier for multiplier in multipliers]
         self.time = TimeEmbedding(channels, 4 * channels, classes=classes)
-        self.enter = nn.ModuleList([conv3x3(in_channels, channels), *map(Downsample, widths[:-1])])
+        self.conv_in = conv3x3(in_channels, channels)
+        self.downsample = nn.ModuleList(map(Downsample, widths[:-1]))
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for level, width in enumerate(widths):
             over, under = [channels, *widths][level], [*widths, width][level + 1]
@@ -74,23 +75,23 @@ class UNet(nn.Module):
             placed = [attends and up_attention == "every"] * blocks + [attends]
             self.up.insert(0, nn.ModuleList(map(stage, sources, [width] * (blocks + 1), placed)))
         self.middle = nn.ModuleList([stage(width, width, True), stage(width, width, False)])
-        top = head(widths[0], out_channels or in_channels, groups)
-        self.leave = nn.ModuleList([*map(Upsample, widths[:0:-1]), top])
+        self.upsample = nn.ModuleList(map(Upsample, widths[:0:-1]))
+        self.conv_out = head(widths[0], out_channels or in_channels, groups)
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        check_input(x, self.enter[0].in_channels, len(self.down))
+        check_input(x, self.conv_in.in_channels, len(self.down))
         embedding = self.time(t, label)
         h, skips = x, []
-        for enter, stages in zip(self.enter, self.down, strict=True):
-            h = enter(h)
+        for change, stages in zip([self.conv_in, *self.downsample], self.down, strict=True):
+            h = change(h)
             skips.append(h)
             for stage in stages:
                 h = stage(h, embedding)
                 skips.append(h)
         for stage in self.middle:
             h = stage(h, embedding)
-        for stages, leave in zip(self.up, self.leave, strict=True):
+        for stages, change in zip(self.up, [*self.upsample, self.conv_out], strict=True):
             for stage in stages:
                 h = stage(torch.cat([h, skips.pop()], dim=1), embedding)
-            h = leave(h)
+            h = change(h)
         return h

@@ -87,7 +87,7 @@ class Written(Engine):
     def __init__(self, denoiser: Denoiser, p: ScalarProcess, like: Tensor, threshold: Threshold | None) -> None:
         super().__init__(denoiser, p, threshold is not None)
         self.like, self.threshold, self.stream = like, threshold, None
-        self._readings: dict[float, Preconditioning] = {}
+        self._preconditionings: dict[float, Preconditioning] = {}
 
     def start(self, stream: Callable[[], Tensor]) -> None:
         """Begin with a batch whose noise `stream` gives."""
@@ -104,13 +104,13 @@ class Written(Engine):
 
     def bounded(self, x: Tensor, preconditioning: Preconditioning) -> Tensor:
         """The prediction of x_0 at x after the sampler's threshold."""
-        by_x, by_output = preconditioning.x0
-        return self.threshold((x * by_x).addcmul_(self.denoiser.network_output(x, preconditioning), by_output))
+        output = self.denoiser.network_output(x, preconditioning)
+        return self.threshold((x * preconditioning.c_skip).addcmul_(output, preconditioning.c_out))
 
     def preconditioning(self, t: float) -> Preconditioning:
         """How the network is called at t; for the whole grid at once."""
-        if t not in self._readings:
-            times = [t] if self._readings or t not in self.p.times else list(dict.fromkeys(self.p.times))
+        if t not in self._preconditionings:
+            times = [t] if self._preconditionings or t not in self.p.times else list(dict.fromkeys(self.p.times))
             each = self.denoiser.preconditionings(torch.tensor(times, dtype=torch.float64), self.like)
-            self._readings.update(zip(times, each, strict=True))
-        return self._readings[t]
+            self._preconditionings.update(zip(times, each, strict=True))
+        return self._preconditionings[t]
