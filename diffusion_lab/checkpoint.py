@@ -1,60 +1,25 @@
-"""Checkpoints: plain containers and tensors that hold the configuration and both sets of weights."""
+"""From a checkpoint to a model."""
 
 from __future__ import annotations
 
 import functools
-import pickle
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from pytorch_lightning.plugins.io import TorchCheckpointIO
-from torch.utils._pytree import tree_leaves
 
+from diffusion_lab import first_edition
+from diffusion_lab.config import packages
+from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.errors import ConfigError
 from diffusion_lab.guidance import Autoguidance
-from diffusion_lab.launch import origin
-from diffusion_lab.launch.instantiate import ConfigError, instantiate
-from diffusion_lab.launch.named_sampler import named_sampler
-from diffusion_lab.launch.resume import CheckpointError, find
 from diffusion_lab.model import Model
-from diffusion_lab.whole_file import whole_file
+from diffusion_lab.storage.checkpoint_file import read
+from diffusion_lab.storage.run_directory import CheckpointError, find
 
 Weights = Literal["ema", "raw"]
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Saves beside the target, flushes to the disk and renames, so that a `.ckpt` is always a whole file."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        storages = [leaf.untyped_storage() for leaf in tree_leaves(checkpoint) if isinstance(leaf, torch.Tensor)]
-        with whole_file(Path(path), size=sum({s.data_ptr(): s.nbytes() for s in storages}.values())) as file:
-            torch.save(checkpoint, file)
-
-
-def read(path: str | Path) -> dict[str, Any]:
-    """The contents of a checkpoint file, on the CPU; tensors and plain containers only, nothing in it is executed.
-
-    Raises:
-        CheckpointError: if it is cut, foreign, or holds anything else.
-    """
-    try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's own words advise to execute what is in the file
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f": it holds {found[1]}" if found else ""
-        raise CheckpointError(f"{path} is refused, it is no file of plain tensors and containers{reason}") from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint, it is cut or of another kind: {error}"
-        ) from error
-    config = contents.get("config") if isinstance(contents, dict) else None
-    if not (isinstance(config, dict) and "model" in config and "state_dict" in contents):
-        raise CheckpointError(f"{path} is not a diffusion_lab checkpoint: it lacks a configuration or weights")
-    return contents
 
 
 def build(contents: dict[str, Any], weights: Weights = "ema") -> Model:
@@ -65,18 +30,19 @@ def build(contents: dict[str, Any], weights: Weights = "ema") -> Model:
     """
     if weights not in get_args(Weights):
         raise CheckpointError(f"weights={weights!r} must be {' or '.join(get_args(Weights))}")
-    started = contents["config"].get(origin.RECORD)
-    origin.admit(started)
+    started = contents["config"].get(packages.RECORD)
+    packages.admit(started)
     try:
         model = instantiate(contents["config"]["model"], "model")
     except ConfigError as error:
-        raise CheckpointError(f"{error}{origin.lacking(started)}") from error
-    state = dict(contents["state_dict"])
+        raise CheckpointError(f"{error}{packages.lacking(started)}") from error
+    own = model.state_dict()
+    state = first_edition.rename(contents["state_dict"], own)
     if weights == "ema":
         average = contents.get("ema", {}).get("weights")
         if not average:
             raise CheckpointError("the checkpoint holds no EMA weights: use weights=raw")
-        state.update({f"denoiser.network.{name}": value for name, value in average.items()})
+        state |= first_edition.rename({f"denoiser.network.{name}": value for name, value in average.items()}, own)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -84,6 +50,13 @@ def build(contents: dict[str, Any], weights: Weights = "ema") -> Model:
     model.config = contents["config"]
     model.sampler_of = functools.partial(named_sampler, contents["config"])
     return model.eval()
+
+
+def named_sampler(config: dict[str, Any], name: str) -> Any:
+    """The sampler of a name, as `sample.py sampler=<name>` builds it for a model trained with a configuration."""
+    from diffusion_lab.config.named_sampler import named_sampler  # composed by Hydra, which `load` does without
+
+    return named_sampler(config, name)
 
 
 def device_of(name: str | torch.device) -> torch.device:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 
-from diffusion_lab.launch import ConfigError, refuse
+from diffusion_lab.errors import ConfigError, refuse
 from diffusion_lab.output import tolerant
 
 COMMANDS = {

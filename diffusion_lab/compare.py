@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion_lab import comparison
-from diffusion_lab.launch import ConfigError, refuse
+from diffusion_lab.errors import ConfigError, refuse
 from diffusion_lab.output import print_table, shown, tolerant, width
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
         paths, options = parse(arguments)
         runs = [comparison.read(path) for path in comparison.find(paths)]
         result = comparison.compare(runs, options.get("by"))
-        from diffusion_lab.launch.failure import made_new  # it brings Hydra, which a refusal must not wait for
+        from diffusion_lab.run.failure import made_new  # it brings Hydra, which a refusal must not wait for
 
         new = Path("logs", "comparison", f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
         out = Path(options["out"]) if "out" in options else made_new(new)

@@ -40,12 +40,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Preconditioning:
-    """What surrounds the network F at one time, in the notation of Karras et al. 2022 (Eq. 7), and is equal for every x.
+    """What surrounds the network F at one time, in the notation of Karras et al. 2022 (Eq. 7); the same for every x.
 
         D(x) = c_skip x + c_out F(c_in x + c_shift, c_noise)
 
-    D is the estimate of x_0.  `c_noise` is (B,), `dtype` the precision of the network's input (None: that of x), and the
-    others are scalar tensors like x (a Python number would be wrapped anew by every operation); c_in and c_shift are
+    D is the estimate of x_0.  `c_noise` is (B,), `dtype` the precision of the network's input (None: that of x), the
+    others are scalar tensors like x (a Python number would be wrapped anew by every operation).  c_in and c_shift are
     None where the network's input is x itself.
     """
 
@@ -61,8 +61,8 @@ class Denoiser(nn.Module):
     """A network together with its noise process and the meaning of its output; the only caller of the network.
 
     Losses call it as a module.  Samplers and the probability flow know all their times beforehand: they ask for the
-    `preconditionings` once and call `network_output`.  A condition is bound by `given`: whatever takes a denoiser takes a
-    bound one, and knows nothing of the condition.
+    `preconditionings` once and call `network_output`.  A condition is bound by `given`: whatever takes a denoiser takes
+    a bound one, and knows nothing of the condition.
 
     Args:
         network: any callable (x, conditioning (B,), **condition) -> tensor of the shape of x, which writes to neither.

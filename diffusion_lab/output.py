@@ -34,6 +34,11 @@ def tolerant() -> None:
             stream.reconfigure(errors="plain")
 
 
+def say(text: str) -> None:
+    """One line on standard output, at once."""
+    print(text, flush=True)
+
+
 def shown(text: str) -> str:
     """A text as standard output can show it."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"

@@ -1,4 +1,4 @@
-"""The parameterization table: what a network predicts, its noise conditioning, and its range of images; one row a paper.
+"""The parameterization table: what a network predicts, its noise conditioning and range of images; one row a paper.
 
 Every output is converted into an estimate of the noise eps in x = alpha x_0 + sigma eps; estimates of x_0, the score
 and v follow from it (`denoiser.Estimate`).
@@ -36,7 +36,7 @@ CONDITIONING: dict[str, Callable[[NoiseProcess, Tensor], Tensor]] = {
     "nothing": lambda process, t: torch.zeros_like(t),
 }
 """(process, t) -> c_noise, what the network is conditioned on: DDPM's zero-based level, NCSN's level counted from the
-largest sigma (both are real numbers between two levels), ScoreSDE's 999 t, NCSN++'s log sigma, and for NCSNv2 nothing."""
+largest sigma (both are real numbers between two levels), ScoreSDE's 999 t, NCSN++'s log sigma, NCSNv2's nothing."""
 
 
 @dataclass(frozen=True)

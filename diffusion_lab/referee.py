@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusion_lab.launch import ConfigError, refuse
+from diffusion_lab.errors import ConfigError, refuse
 from diffusion_lab.output import tolerant
 
 HELP = """\

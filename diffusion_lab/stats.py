@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from diffusion_lab.launch import ConfigError, only_overrides, refuse
-from diffusion_lab.launch.imports import quick_imports
+from diffusion_lab.config.command_line import only_overrides
+from diffusion_lab.config.imports import quick_imports
+from diffusion_lab.errors import ConfigError, refuse
 from diffusion_lab.output import tolerant
 
 HELP = """\
@@ -43,13 +44,13 @@ def main(arguments: Sequence[str]) -> None:
             raise ConfigError(f"split={split} must be one of train, held_out, all")
         if count is not None and (not count.isdigit() or int(count) < 2):
             raise ConfigError(f"count={count} must be a number of images, 2 or more")
-        from diffusion_lab.launch.compose import check
+        from diffusion_lab.config.compose import check
 
         check("train", overrides, used=USED)
         # Imported here: torch and Lightning take seconds, and a mistyped word must not wait for them.
         with quick_imports():
-            from diffusion_lab.launch.quiet import quieten
-            from diffusion_lab.launch.stats import measure
+            from diffusion_lab.run.quiet import quieten
+            from diffusion_lab.run.stats import measure
 
         quieten()
         measure(overrides, split, words.get("out"), None if count is None else int(count))

@@ -18,13 +18,13 @@ import torch.multiprocessing as mp
 
 from diffusion_lab.callback import EMA, Checkpoint, Interrupt, RankSeed
 from diffusion_lab.callback.interrupt import Stopped
-from diffusion_lab.checkpoint import AtomicCheckpointIO
 from diffusion_lab.data import Digits
 from diffusion_lab.loss import DenoisingLoss
 from diffusion_lab.model import DDPM
 from diffusion_lab.network import UNet
 from diffusion_lab.process import Linear
 from diffusion_lab.sampler import DDIM, Sampler
+from diffusion_lab.storage.checkpoint_file import AtomicCheckpointIO
 
 STEPS, TOLD, STOPPED = 10, 3, 5
 """Of a training; in which of them the first rank is told to stop, and after which all do: two steps later.
@@ -133,8 +133,8 @@ def trained(folder: Path, world: int, *more: pl.Callback, resume: Path | None = 
     try:
         run.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
         stopped = None
-    except Stopped as c_noise:
-        stopped = str(c_noise)
+    except Stopped as message:
+        stopped = str(message)
     ema = next(c for c in run.callbacks if isinstance(c, EMA)).weights
     return {"weights": model.network.state_dict(), "ema": ema, "noise": model.loss.seen, "stopped": stopped}
 

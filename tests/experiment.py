@@ -10,7 +10,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from diffusion_lab.launch.compose import CONF, options, plain
+from diffusion_lab.config.compose import CONF, options, plain
 
 NAMES = options("experiment")
 

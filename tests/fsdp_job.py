@@ -20,15 +20,15 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from diffusion_lab.callback import EMA, Checkpoint, RankSeed
 from diffusion_lab.callback.ema import averaged
-from diffusion_lab.checkpoint import AtomicCheckpointIO
+from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.data import Digits
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.launch.instantiate import instantiate
 from diffusion_lab.loss import DenoisingLoss
 from diffusion_lab.model import Model
 from diffusion_lab.model.sharding import Sharded, full, shard
 from diffusion_lab.network import MLP, NCSNpp, RefineNet, UNet
 from diffusion_lab.noise import image_generators
+from diffusion_lab.storage.checkpoint_file import AtomicCheckpointIO
 
 WORLD, STOP, STEPS, SAMPLES = 2, 2, 4, 5
 UNET = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "groups": 2, "dropout": 0.0}

@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from diffusion_lab.launch import ConfigError, watch
+from diffusion_lab.errors import ConfigError
+from diffusion_lab.launch import watch
 
 FOLDER, FAULT, FAILING = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 WORLD, TIMEOUT = 3 if FAULT == "kill" else 2, 4

@@ -22,7 +22,7 @@ class Witness(Callback):
         self.folder, self.text = Path(folder), text
 
     def on_train_start(self, trainer, module):
-        c_noise = {
+        message = {
             "job": Path(trainer.default_root_dir).name,
             "rank": trainer.global_rank,
             "world": trainer.world_size,
@@ -31,7 +31,7 @@ class Witness(Callback):
             "text": self.text,
             "arguments": sys.argv[1:],
         }
-        (self.folder / f"{os.getpid()}.json").write_text(json.dumps(c_noise))
+        (self.folder / f"{os.getpid()}.json").write_text(json.dumps(message))
 
     def on_train_batch_end(self, trainer, *_):
         if trainer.global_step == 3 and trainer.global_rank == 1 and (self.folder / "fail").exists():

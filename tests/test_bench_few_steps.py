@@ -12,11 +12,12 @@ from experiment import composed
 
 from diffusion_lab.bench import few_steps
 from diffusion_lab.bench.race import Absent
-from diffusion_lab.checkpoint import AtomicCheckpointIO
-from diffusion_lab.launch.instantiate import ConfigError, instantiate
+from diffusion_lab.config.instantiate import instantiate
+from diffusion_lab.errors import ConfigError
 from diffusion_lab.noise import image_generators
 from diffusion_lab.process import DiscreteProcess, Geometric, Linear
 from diffusion_lab.sampler import Ancestral, DPMSolver, Sampler
+from diffusion_lab.storage.checkpoint_file import AtomicCheckpointIO
 
 SHAPE = (1, 8, 8)
 
@@ -83,8 +84,8 @@ def test_words_reach_the_sampler():
     sampler = few_steps.ours("dpm_solver_sde spacing=karras rho=3", None).make(9)
     assert (sampler.steps, sampler.spacing, sampler.rho, sampler.predictor.stochastic) == (9, "karras", 3, True)
     assert few_steps.ours("ancestral", "fixed_small").make(5).predictor.variance == "fixed_small"
-    for words, c_noise in (("hein", "heun"), ("ddim spacin=karras", "spacin"), ("ode", "no number of steps")):
-        with pytest.raises(ConfigError, match=c_noise):
+    for words, message in (("hein", "heun"), ("ddim spacin=karras", "spacin"), ("ode", "no number of steps")):
+        with pytest.raises(ConfigError, match=message):
             few_steps.ours(words, None)
 
 

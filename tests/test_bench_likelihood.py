@@ -19,11 +19,11 @@ def result():
 
 
 def test_everybody_agrees_with_the_reference(result):
-    c_noise = re.findall(r"  (\S.*): (\d+) \+ (\d+), (\S+)", result.note)
-    assert [name for name, *_ in c_noise] == list(result.measured)[:-1]
-    for name, forwards, backwards, error in c_noise:
+    counts = re.findall(r"  (\S.*): (\d+) \+ (\d+), (\S+)", result.note)
+    assert [name for name, *_ in counts] == list(result.measured)[:-1]
+    for name, forwards, backwards, error in counts:
         assert float(error) < 5e-3, name
-    (_, forwards, backwards, error), *others = c_noise
+    (_, forwards, backwards, error), *others = counts
     assert float(error) < 1e-4 and all(int(f) > int(forwards) and int(b) > int(backwards) for _, f, b, _ in others[1:])
 
 

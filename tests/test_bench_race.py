@@ -30,13 +30,13 @@ def contestants(log):
     }
 
 
-def c_noise(work, device):
+def message(work, device):
     return (seconds := work()), seconds
 
 
 def result(unit, per=1, log=None):
     race = Race(
-        "work", contestants([] if log is None else log), unit, per, c_noise, lambda last: f"last {sorted(last)}"
+        "work", contestants([] if log is None else log), unit, per, message, lambda last: f"last {sorted(last)}"
     )
     return run(race, Setting(rounds=3))
 

@@ -21,9 +21,9 @@ class Counting(sampling.Ready):
 
     calls = 0
 
-    def __call__(self, x, *c_noise):
+    def __call__(self, x, *message):
         self.calls += 1
-        return super().__call__(x, *c_noise)
+        return super().__call__(x, *message)
 
 
 @pytest.mark.parametrize("name", sampling.METHODS)

@@ -10,8 +10,8 @@ import torch
 
 from diffusion_lab.bench import data, optimizer, trainer
 from diffusion_lab.bench.race import Setting, run
-from diffusion_lab.launch.compose import training
-from diffusion_lab.launch.train import set_up
+from diffusion_lab.config.compose import training
+from diffusion_lab.run.train import set_up
 
 SMALL = Setting(threads=1, rounds=1, small=True)
 

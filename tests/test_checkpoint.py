@@ -13,11 +13,14 @@ from hostile import Hostile
 
 import diffusion_lab
 from diffusion_lab import checkpoint
-from diffusion_lab.checkpoint import AtomicCheckpointIO, CheckpointError
+from diffusion_lab.checkpoint import CheckpointError
+from diffusion_lab.config.instantiate import instantiate, resolve
 from diffusion_lab.data import Toy2D
+from diffusion_lab.errors import ConfigError
 from diffusion_lab.finite import NonFinite
-from diffusion_lab.launch.instantiate import ConfigError, instantiate, resolve
 from diffusion_lab.sampler import DDIM, Sampler
+from diffusion_lab.storage import checkpoint_file, run_directory
+from diffusion_lab.storage.checkpoint_file import AtomicCheckpointIO
 
 MODEL = {
     "_target_": "diffusion_lab.model.DDPM",
@@ -87,14 +90,14 @@ def test_a_file_that_was_cut_or_is_another_gives_way_to_the_one_before_it(saved,
         newer.write_bytes(path.read_bytes()[:damage])
     else:
         other(newer, damage)
-    assert checkpoint.find(path.parents[1]) == checkpoint.find("last", tmp_path) == path
+    assert run_directory.find(path.parents[1]) == run_directory.find("last", tmp_path) == path
     assert f"{newer} is cut or damaged and passed over" in capsys.readouterr().out
-    assert checkpoint.find(newer) == newer, "asked for by name, it is not exchanged for another"
+    assert run_directory.find(newer) == newer, "asked for by name, it is not exchanged for another"
     with pytest.raises(CheckpointError, match=r"step_00000009.ckpt"):
-        checkpoint.read(newer)
+        checkpoint_file.read(newer)
     path.write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"no whole checkpoint: step_00000009.ckpt, step_00000007.ckpt"):
-        checkpoint.find(path.parents[1])
+        run_directory.find(path.parents[1])
 
 
 def test_last_is_the_newest_run(saved, tmp_path):
@@ -102,14 +105,14 @@ def test_last_is_the_newest_run(saved, tmp_path):
     newer = tmp_path / "other" / "checkpoints" / "step_00000009.ckpt"
     AtomicCheckpointIO().save_checkpoint(contents, newer)
     os.utime(newer.parent, (2e9, 2e9))
-    assert checkpoint.find("last", tmp_path) == newer
+    assert run_directory.find("last", tmp_path) == newer
     with pytest.raises(CheckpointError, match="no run with a checkpoint"):
-        checkpoint.find("last", tmp_path / "nothing")
+        run_directory.find("last", tmp_path / "nothing")
     with pytest.raises(CheckpointError, match="does not exist"):
-        checkpoint.find(tmp_path / "typo")
+        run_directory.find(tmp_path / "typo")
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        checkpoint.find(tmp_path / "empty")
+        run_directory.find(tmp_path / "empty")
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "foreign", "other"])
@@ -121,7 +124,7 @@ def test_damaged_and_foreign_files_are_named_in_one_line(saved, tmp_path, damage
     else:
         bad.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "foreign": b"not a checkpoint at all"}[damage])
     with pytest.raises(CheckpointError, match=r"bad\.ckpt") as error:
-        checkpoint.read(bad)
+        checkpoint_file.read(bad)
     assert "\n" not in str(error.value)[:200]
 
 
@@ -133,7 +136,7 @@ def test_hostile_pickle_is_not_executed_by_reading_resuming_or_sampling(saved, t
         path.write_bytes(pickle.dumps(Hostile("exploded"), protocol=2))
     else:
         torch.save({**saved[2], "x": Hostile("exploded")}, path, _use_new_zipfile_serialization=kind == "whole")
-    for use in (checkpoint.read, diffusion_lab.load, resume):
+    for use in (checkpoint_file.read, diffusion_lab.load, resume):
         with pytest.raises(
             (CheckpointError, pickle.UnpicklingError), match="refused|posix.mkdir|nt.mkdir|Weights only"
         ):
@@ -141,8 +144,8 @@ def test_hostile_pickle_is_not_executed_by_reading_resuming_or_sampling(saved, t
     with pytest.raises(
         CheckpointError, match=r"refused, it is no file of plain tensors and containers(: it holds \S+)?$"
     ):
-        checkpoint.read(path)  # in words that do not advise to execute it
-    assert checkpoint.find(path.parents[1]) == (path if kind == "whole" else saved[0]), "what is no archive is cut"
+        checkpoint_file.read(path)  # in words that do not advise to execute it
+    assert run_directory.find(path.parents[1]) == (path if kind == "whole" else saved[0]), "what is no archive is cut"
     assert not (tmp_path / "exploded").exists()
     pickle.loads(path.read_bytes()) if kind == "bare" else torch.load(path, weights_only=False)
     assert (tmp_path / "exploded").exists(), "the trap works"

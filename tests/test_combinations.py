@@ -9,10 +9,11 @@ from functools import cache
 import pytest
 import zygote
 
+from diffusion_lab.config.compose import CONF, check, composed, options, plain
+from diffusion_lab.config.instantiate import instantiate
+from diffusion_lab.config.validation import validate
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.launch.compose import CONF, check, composed, options, plain
-from diffusion_lab.launch.instantiate import ConfigError, instantiate
-from diffusion_lab.launch.validation import validate
+from diffusion_lab.errors import ConfigError
 from diffusion_lab.sampler.scalar_process import ScalarProcess
 
 MODELS = [*(m for m in options("model") if m != "score_sde"), *(f"score_sde sde={sde}" for sde in options("sde"))]

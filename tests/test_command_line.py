@@ -7,10 +7,10 @@ import os
 import pytest
 from zygote import ROOT, run
 
-from diffusion_lab.launch.command_line import tidy
-from diffusion_lab.launch.compose import parsed
-from diffusion_lab.launch.help import KEYS, tell
-from diffusion_lab.launch.instantiate import ConfigError
+from diffusion_lab.config.command_line import tidy
+from diffusion_lab.config.compose import parsed
+from diffusion_lab.config.help import KEYS, tell
+from diffusion_lab.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_path_may_begin_in_the_home_directory():
 
 
 @pytest.mark.parametrize(
-    "word, told",
+    "word, message",
     [
         ("seed", "'seed' is no setting: write key=value"),
         ("=5", "is no setting"),
@@ -64,35 +64,35 @@ def test_a_path_may_begin_in_the_home_directory():
         ("--multirun=1", "is no option"),
     ],
 )
-def test_what_cannot_be_read_is_told_in_a_line(word, c_noise):
+def test_what_cannot_be_read_is_told_in_a_line(word, message):
     with pytest.raises(ConfigError) as error:
         tidy(word.split())
-    assert c_noise in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("task", ["train", "sample"])
 def test_help_fits_two_screens_and_tells_what_the_command_takes(task):
-    c_noise = tell(task, ["--help"])
-    lines = c_noise.splitlines()
+    message = tell(task, ["--help"])
+    lines = message.splitlines()
     assert len(lines) <= 105 and max(map(len, lines)) <= 120
-    assert ("schedule=" in c_noise) == ("model=" in c_noise.replace("--help model=NAME", "")) == (task == "train")
+    assert ("schedule=" in message) == ("model=" in message.replace("--help model=NAME", "")) == (task == "train")
     about = {
         "train": "loss=       dsm                   Den",
         "sample": "sampler=    ancestral             Ho et al. 2020",
     }
     for key in (*KEYS[task], "seed", about[task]):
         assert any(line.startswith(key) for line in lines), key
-    assert ("            trained" in c_noise) == (task == "sample")
-    assert all(name in c_noise for name in ("ddim", "heun", "unipc"))
+    assert ("            trained" in message) == (task == "sample")
+    assert all(name in message for name in ("ddim", "heun", "unipc"))
 
 
 def test_help_of_a_group_an_option_and_a_key():
-    c_noise = tell("train", ["sampler", "-h"])
+    message = tell("train", ["sampler", "-h"])
     assert (
-        "sampler=ddim\n  # Song, Meng & Ermon 2021, Eq. 12\n" in c_noise
-        and "times at which the network is asked" in c_noise
+        "sampler=ddim\n  # Song, Meng & Ermon 2021, Eq. 12\n" in message
+        and "times at which the network is asked" in message
     )
-    assert tell("train", ["sampler=ddim"]) in c_noise and tell("train", ["schedule=cosine"]).startswith(
+    assert tell("train", ["sampler=ddim"]) in message and tell("train", ["schedule=cosine"]).startswith(
         "schedule=cosine\n"
     )
     assert "optimizer.lr=2.0e-4" in tell("train", ["lr"]) and "learning rate" in tell("train", ["optimizer.lr"])

@@ -247,7 +247,7 @@ def test_files_that_do_not_tell_are_not_taken_for_seeds(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("told", "expected"),
+    ("message", "expected"),
     [
         ([("ddpm", "a (x=1)", []), ("ncsn", "b (x=2)", [])], ["ddpm", "ncsn"]),
         ([("m", "a (eta=0, steps=5)", []), ("m", "b (eta=0, steps=5)", [])], ["a", "b"]),
@@ -262,18 +262,18 @@ def test_files_that_do_not_tell_are_not_taken_for_seeds(tmp_path):
         ([("m", "a", []), ("m", "a", []), ("n", "a", [])], ["m (0)", "m (1)", "n"]),
     ],
 )
-def test_names_say_what_differs_and_no_more(run, c_noise, expected):
-    runs = [run(f"{i}", {}, words, model=model, sampler=sampler) for i, (model, sampler, words) in enumerate(c_noise)]
+def test_names_say_what_differs_and_no_more(run, message, expected):
+    runs = [run(f"{i}", {}, words, model=model, sampler=sampler) for i, (model, sampler, words) in enumerate(message)]
     assert names(runs) == expected
 
 
 def test_no_fact_is_named_that_others_make_needless():
     """a splits nine runs best at first, yet b and c do it alone."""
     a = [[0, 0, 1], [0, 0, 2], [3, 3, 3]]
-    c_noise = [{"a": str(a[b][c]), "b": str(b), "c": str(c)} for b in range(3) for c in range(3)]
-    assert comparison.distinguishing(c_noise) == ["b", "c"] and comparison.distinguishing(c_noise[:1]) == []
-    c_noise = [{"a": "0", "b": "0", "c": "0"}, {"a": "0", "b": "1", "c": "1"}, {"a": "1", "b": "0", "c": "2"}]
-    assert comparison.distinguishing(c_noise) == ["c"]  # one fact rather than two earlier ones
+    message = [{"a": str(a[b][c]), "b": str(b), "c": str(c)} for b in range(3) for c in range(3)]
+    assert comparison.distinguishing(message) == ["b", "c"] and comparison.distinguishing(message[:1]) == []
+    message = [{"a": "0", "b": "0", "c": "0"}, {"a": "0", "b": "1", "c": "1"}, {"a": "1", "b": "0", "c": "2"}]
+    assert comparison.distinguishing(message) == ["c"]  # one fact rather than two earlier ones
 
 
 def test_names_of_one_run_of_several_steps_and_of_several_checkpoints(run):

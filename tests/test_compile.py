@@ -11,18 +11,18 @@ from hydra.core.hydra_config import HydraConfig
 from torch._dynamo.utils import counters
 
 from diffusion_lab.callback import EMA
+from diffusion_lab.config.compose import CONF
+from diffusion_lab.config.validation import validate
 from diffusion_lab.data import Toy2D
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.launch import compiled, sample, train
-from diffusion_lab.launch.compose import CONF
-from diffusion_lab.launch.instantiate import ConfigError
-from diffusion_lab.launch.validation import validate
+from diffusion_lab.errors import ConfigError
 from diffusion_lab.likelihood import FlowLikelihood
 from diffusion_lab.loss import DenoisingLoss
 from diffusion_lab.model import DDPM
 from diffusion_lab.network import MLP
 from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import DiscreteProcess, Linear
+from diffusion_lab.run import compiled, sample, train
 from diffusion_lab.sampler import DDIM, Sampler
 
 
@@ -148,9 +148,9 @@ def test_the_key_compiles_the_network_that_is_sampled_from(tmp_path, monkeypatch
         raise Compiled(*arguments, replay)
 
     monkeypatch.setattr(sample, "compile_network", noted)
-    with pytest.raises(Compiled) as c_noise:
+    with pytest.raises(Compiled) as message:
         sample.sample(config)
-    made, device, replay = c_noise.value.args
+    made, device, replay = message.value.args
     assert isinstance(made, MLP) and device.type == "cpu" and replay
 
 

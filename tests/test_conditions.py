@@ -11,23 +11,24 @@ import torch
 from test_resume import STATE, assert_bit_equal
 
 from diffusion_lab.callback import EMA, Checkpoint, RankSeed
+from diffusion_lab.config.compose import check
+from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.data import Digits, Patches, Toy2D
 from diffusion_lab.data.classes import class_counts
 from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.errors import ConfigError
 from diffusion_lab.evaluation.agreement import agreement, agreement_names
 from diffusion_lab.evaluation.likelihood import score_likelihood
 from diffusion_lab.evaluation.sample_store import SampleStore
 from diffusion_lab.guidance import ClassifierFree
-from diffusion_lab.launch.changes import changes
-from diffusion_lab.launch.compose import check
-from diffusion_lab.launch.conditioning import tell_labels
-from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.likelihood import FlowLikelihood
 from diffusion_lab.loss import DenoisingLoss, ImplicitScoreMatching
 from diffusion_lab.model import DDPM, Labels
 from diffusion_lab.network import MLP, Energy, NCSNpp, RefineNet, UNet
 from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import DiscreteProcess, Linear
+from diffusion_lab.run.changes import changes
+from diffusion_lab.run.conditioning import tell_labels
 from diffusion_lab.sampler import DDIM, Sampler
 
 UNET = {
@@ -93,9 +94,9 @@ def test_without_classes_a_network_is_what_it_was_and_refuses_labels(name):
     plain, (x, t) = NETWORKS[name](), seen(name)
     torch.manual_seed(0)
     again = NETWORKS[name](classes=None)
-    c_noise = NETWORKS[name](classes=3)
+    conditional = NETWORKS[name](classes=3)
     assert [*plain.state_dict()] == [*again.state_dict()] and not any("labels" in key for key in plain.state_dict())
-    added = {k: v for k, v in c_noise.state_dict().items() if k not in plain.state_dict()}
+    added = {k: v for k, v in conditional.state_dict().items() if k not in plain.state_dict()}
     tables = {k: v for k, v in added.items() if "labels.weight" in k}
     assert tables and all(len(table) == 4 for table in tables.values())
     assert tables.keys() == added.keys() or name == "ncsnpp not told t"  # whose blocks were told nothing
@@ -103,7 +104,7 @@ def test_without_classes_a_network_is_what_it_was_and_refuses_labels(name):
     with pytest.raises(ValueError, match="without classes: give it no label"):
         plain(x, t, label=torch.zeros(4, dtype=torch.int64))
     with pytest.raises(ValueError, match="3 classes: give each image a label"):
-        c_noise(x, t)
+        conditional(x, t)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -331,7 +332,7 @@ def test_the_likelihood_of_a_conditional_model_is_given_each_items_label(tmp_pat
 # --------------------------------------------------------------------------- configurations
 
 
-def c_noise(network, counts=(3, 4), names=None, **settings):
+def labelled(network, counts=(3, 4), names=None, **settings):
     settings = {"model": {"network": network}, **settings}
     tell_labels(settings, SimpleNamespace(conditional=True, class_counts=lambda: list(counts), class_names=names))
     return settings["model"]
@@ -339,16 +340,16 @@ def c_noise(network, counts=(3, 4), names=None, **settings):
 
 def test_the_settings_of_a_conditional_model_hold_its_classes():
     inner = {"_target_": "diffusion_lab.network.MLP", "width": 8, "classes": None}
-    model = c_noise({"_target_": "diffusion_lab.network.Energy", "network": inner}, names=("a", "b"))
+    model = labelled({"_target_": "diffusion_lab.network.Energy", "network": inner}, names=("a", "b"))
     assert inner["classes"] == 2 and "classes" not in model["network"]
     labels = instantiate(model["labels"])
     assert (labels.counts, labels.names, labels.dropout, labels.null) == ([3, 4], ["a", "b"], 0.1, 2)
-    assert c_noise(inner, label_dropout=0.0)["labels"]["dropout"] == 0.0
+    assert labelled(inner, label_dropout=0.0)["labels"]["dropout"] == 0.0
     untouched = {"model": {"network": {"_target_": "os.system"}}}
     tell_labels(untouched, SimpleNamespace(conditional=False))
     assert untouched == {"model": {"network": {"_target_": "os.system"}}}
     with pytest.raises(ConfigError, match="Linear.forward takes no label; give it forward"):
-        c_noise({"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 2})
+        labelled({"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 2})
 
 
 def test_a_run_from_before_there_were_labels_goes_on():

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from diffusion_lab.launch import schema
-from diffusion_lab.launch.compose import CONF, PARTS, check, options, plain
-from diffusion_lab.launch.instantiate import ConfigError
+from diffusion_lab.config import schema
+from diffusion_lab.config.compose import CONF, PARTS, check, options, plain
+from diffusion_lab.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 

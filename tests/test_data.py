@@ -17,8 +17,8 @@ from experiment import composed
 from omegaconf import OmegaConf
 from PIL import Image
 
+from diffusion_lab.config import schema
 from diffusion_lab.data import MNIST, DataModule, Digits, InMemory, Patches, Splits, Toy2D, TrainBatches
-from diffusion_lab.launch import schema
 
 ROOT = Path(__file__).resolve().parents[1]
 

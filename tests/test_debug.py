@@ -14,9 +14,9 @@ import zygote
 from hydra import compose, initialize_config_dir
 
 from diffusion_lab.callback import progress
-from diffusion_lab.launch.compose import CONF, plain
-from diffusion_lab.launch.instantiate import instantiate
-from diffusion_lab.launch.train import set_up
+from diffusion_lab.config.compose import CONF, plain
+from diffusion_lab.config.instantiate import instantiate
+from diffusion_lab.run.train import set_up
 
 ROOT = Path(__file__).resolve().parents[1]
 

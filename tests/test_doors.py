@@ -13,16 +13,19 @@ from omegaconf import OmegaConf
 from PIL import Image
 from printed import commands, paste
 
+from diffusion_lab.config import places
+from diffusion_lab.config.compose import check
+from diffusion_lab.config.instantiate import FURTHER
 from diffusion_lab.data import HuggingFace, ImageFolder
+from diffusion_lab.errors import ConfigError
 from diffusion_lab.interop import __main__ as interop
-from diffusion_lab.launch import data_place, multirun, places, stats
-from diffusion_lab.launch.changes import refuse_changes
-from diffusion_lab.launch.compose import check
-from diffusion_lab.launch.failure import made_new
-from diffusion_lab.launch.instantiate import FURTHER, ConfigError
-from diffusion_lab.launch.lock import locked
-from diffusion_lab.launch.sample_spec import claim
+from diffusion_lab.launch import multirun
+from diffusion_lab.run import data_place, stats
+from diffusion_lab.run.changes import refuse_changes
+from diffusion_lab.run.failure import made_new
+from diffusion_lab.run.sample_spec import claim
 from diffusion_lab.stats import USED, main
+from diffusion_lab.storage.run_lock import locked
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = (
@@ -139,8 +142,8 @@ def longer(decay: int, *overrides: str, steps: int = 8) -> dict:
 
 
 def test_training_for_longer_tells_what_becomes_of_the_learning_rate():
-    c_noise = "the learning rate has reached 0 at step 4; decay_steps=8 stretches it, decay_steps=4 keeps it at 0"
-    with pytest.raises(ConfigError, match=c_noise):
+    message = "the learning rate has reached 0 at step 4; decay_steps=8 stretches it, decay_steps=4 keeps it at 0"
+    with pytest.raises(ConfigError, match=message):
         refuse_changes(SETTINGS, longer(8), 1, 1)
     assert "decay_steps=8 (was 4)" in refuse_changes(SETTINGS, longer(8, "decay_steps=8"), 1, 1)
     assert "decay_steps" not in refuse_changes(SETTINGS, longer(4, "decay_steps=4"), 1, 1)
@@ -207,9 +210,9 @@ def test_statistics_check_the_data_and_the_extractor_and_no_network(tmp_path, mo
     pictures(tmp_path / "images", 20)
     words = ["data=image_folder", "data.root=images", "data.shape=[3,48,48]"]
     check("train", words, used=USED)
-    for wrong, c_noise in (("data.num_workers=-1", "out of range"), ("trainer.precision=x", "must be one of"),
+    for wrong, message in (("data.num_workers=-1", "out of range"), ("trainer.precision=x", "must be one of"),
                         ("metric=incepton", "did you mean inception")):  # fmt: skip
-        with pytest.raises(ConfigError, match=c_noise):
+        with pytest.raises(ConfigError, match=message):
             check("train", [*words, wrong], used=USED)
     with pytest.raises(ConfigError, match="data.root must be given"):
         check("train", ["data=image_folder"], used=USED)

@@ -7,11 +7,11 @@ import pytorch_lightning as pl
 import torch
 
 from diffusion_lab.callback import EMA, Checkpoint
-from diffusion_lab.checkpoint import AtomicCheckpointIO
 from diffusion_lab.loss import DenoisingLoss
 from diffusion_lab.model import DDPM
 from diffusion_lab.process import Linear
 from diffusion_lab.sampler import DDIM, Sampler
+from diffusion_lab.storage.checkpoint_file import AtomicCheckpointIO
 
 
 class Scalar(torch.nn.Module):

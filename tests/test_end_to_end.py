@@ -14,7 +14,7 @@ import zygote
 from PIL import Image
 
 import diffusion_lab
-from diffusion_lab.launch import origin
+from diffusion_lab.config import origin
 
 ROOT = Path(__file__).resolve().parents[1]
 

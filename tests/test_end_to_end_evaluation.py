@@ -14,11 +14,11 @@ from test_end_to_end import python, run
 
 from diffusion_lab.data import Digits
 from diffusion_lab.evaluation import SampleStore
-from diffusion_lab.launch.sample import with_earlier
-from diffusion_lab.launch.sample_files import join, write_pngs
-from diffusion_lab.launch.sample_spec import folder, request
-from diffusion_lab.launch.stats import Whole
 from diffusion_lab.metric import Statistics
+from diffusion_lab.run.sample import with_earlier
+from diffusion_lab.run.sample_files import join, write_pngs
+from diffusion_lab.run.sample_spec import folder, sample_spec
+from diffusion_lab.run.stats import Whole
 
 QUICK = ("sampler=ddim", "sampler.steps=3", "batch_size=5", "trainer.accelerator=cpu")
 
@@ -112,7 +112,7 @@ def test_every_part_of_a_request_has_a_directory_of_its_own(tmp_path):
     base |= {"seed": 3, "batch_size": 7, "device": "cpu"}
 
     def place(**changes):
-        return folder(request(contents, model, **base | changes), "ddim", tmp_path, None)
+        return folder(sample_spec(contents, model, **base | changes), "ddim", tmp_path, None)
 
     others = {
         "weights": "raw",

@@ -308,8 +308,8 @@ def test_a_file_with_few_rows_of_features_serves_what_needs_none(tmp_path):
 def test_few_samples_for_many_dimensions_are_told(tmp_path):
     judge = evaluator(tmp_path, samples=40)
     judge.prepare(small(100, 30), torch.device("cpu"))
-    c_noise = judge.cautions(small(100, 30))
-    assert [line.partition(":")[0] for line in c_noise] == [
+    message = judge.cautions(small(100, 30))
+    assert [line.partition(":")[0] for line in message] == [
         "40 samples for 64 dimensions",
         "30 reference images for 64 dimensions",
     ]

@@ -247,9 +247,9 @@ def test_an_estimate_grows_with_the_work_and_says_it_in_words(tmp_path, monkeypa
     model = tiny_model()
     del model.likelihood["flow"]
     judge = evaluator(tmp_path, samples=1000, repeats=1, likelihood_samples=100, likelihood_repeats=1)
-    c_noise = estimate(model, judge, Digits())
-    assert c_noise.samples == pytest.approx(0.01 * 1000 * 3)  # three calls for each sample
-    assert c_noise.likelihood == pytest.approx(0.01 * 100 * 3)  # three terms for each item
+    message = estimate(model, judge, Digits())
+    assert message.samples == pytest.approx(0.01 * 1000 * 3)  # three calls for each sample
+    assert message.likelihood == pytest.approx(0.01 * 100 * 3)  # three terms for each item
     model.likelihood["flow"] = FlowLikelihood()
     judge.likelihood_samples = 0
     assert estimate(model, judge, Digits()).likelihood == 0
@@ -262,4 +262,4 @@ def test_an_estimate_grows_with_the_work_and_says_it_in_words(tmp_path, monkeypa
     model.likelihood["bound"].terms = None
     assert module.likelihood_calls(model, "bound") == 1000  # every level
     assert str(Estimate(4000, 4000)) == "2.2 h"
-    assert str(c_noise) == "33 s" and str(Estimate(600, 0)) == "10 min" and str(Estimate(36_000, 0)) == "10.0 h"
+    assert str(message) == "33 s" and str(Estimate(600, 0)) == "10 min" and str(Estimate(36_000, 0)) == "10.0 h"

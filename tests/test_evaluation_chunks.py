@@ -137,13 +137,13 @@ def test_samples_that_are_not_finite_and_samples_without_cost_are_not_kept(tmp_p
 
 
 def test_ranks_share_evenly_and_fail_together(monkeypatch):
-    c_noise = []
+    message = []
     monkeypatch.setattr(ranks, "rank_and_world", lambda: (1, 3))
-    monkeypatch.setattr(ranks, "gather", lambda value: c_noise.append(value) or [value, None, None])
+    monkeypatch.setattr(ranks, "gather", lambda value: message.append(value) or [value, None, None])
     assert ranks.shard(range(8)) == range(1, 8, 3)
     with pytest.raises(ValueError, match="mine"), ranks.synchronized():
         raise ValueError("mine")
-    assert c_noise == ["ValueError: mine"], "the others hear of it"
+    assert message == ["ValueError: mine"], "the others hear of it"
     monkeypatch.setattr(ranks, "gather", lambda value: [None, value, "OSError: disk full"])
     with pytest.raises(RuntimeError, match="rank 2 failed: OSError: disk full"), ranks.synchronized():
         pass

@@ -11,7 +11,7 @@ import pytest
 from experiment import NAMES, arguments, composed, header, settings
 from official import MEANING, at, flat, without_meaning
 
-from diffusion_lab.launch.validation import validate
+from diffusion_lab.config.validation import validate
 
 OFFICIAL = json.loads((Path(__file__).parent / "reference" / "constants.json").read_text())
 

@@ -15,13 +15,13 @@ from experiment import NAMES, settings
 from official import at, kind, levels, low, sde
 
 from diffusion_lab.callback import EMA, RankSeed
+from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.data import CIFAR10
 from diffusion_lab.data.base import Splits
 from diffusion_lab.data.batches import InMemory
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.launch.instantiate import instantiate
-from diffusion_lab.launch.train import set_up
 from diffusion_lab.model import Model
+from diffusion_lab.run.train import set_up
 
 REFERENCE = Path(__file__).parent / "reference"
 FACTS = json.loads((REFERENCE / "constants.json").read_text())["facts"]
@@ -141,13 +141,13 @@ def test_its_network_sees_what_the_published_one_sees(name):
     family, discrete = sde(c), levels_of_it is not None
     assert (parameterization.low, parameterization.high) == (0.0 if family == "vesde" else -1.0, 1.0)
     assert low(c) == parameterization.low
-    c_noise = 0.0 if family == "vesde" and discrete else math.log(50) if family == "vesde" else 999.0
-    assert parameterization.conditioning(process, last).item() == pytest.approx(c_noise, abs=1e-9)
+    message = 0.0 if family == "vesde" and discrete else math.log(50) if family == "vesde" else 999.0
+    assert parameterization.conditioning(process, last).item() == pytest.approx(message, abs=1e-9)
     first = torch.tensor([process.t_min], dtype=torch.float64)
     if discrete:
-        nothing = parameterization.c_noise == "nothing"  # NCSNv2
-        c_noise = 0.0 if family == "vpsde" or nothing else levels_of_it - 1
-        assert parameterization.conditioning(process, first).item() == pytest.approx(c_noise, abs=1e-9)
+        nothing = parameterization.message == "nothing"  # NCSNv2
+        message = 0.0 if family == "vpsde" or nothing else levels_of_it - 1
+        assert parameterization.conditioning(process, first).item() == pytest.approx(message, abs=1e-9)
     else:
         assert process.t_min == FACTS["sampling_eps"][family.removesuffix("sde")]
         assert process.t_train_min == FACTS["sampling_eps"]["train"]

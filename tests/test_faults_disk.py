@@ -22,15 +22,16 @@ import pytorch_lightning
 import torch
 from test_guard import model_of, trainer_of
 
-from diffusion_lab import checkpoint, whole_file
 from diffusion_lab.callback import Checkpoint, Evaluation, Samples
-from diffusion_lab.checkpoint import AtomicCheckpointIO
+from diffusion_lab.config.origin import command
 from diffusion_lab.data import Toy2D
+from diffusion_lab.errors import ConfigError
 from diffusion_lab.evaluation import Evaluator
-from diffusion_lab.launch.failure import Failure, check_directory, explain, explained
-from diffusion_lab.launch.instantiate import ConfigError
-from diffusion_lab.launch.origin import command
-from diffusion_lab.whole_file import NotWritten
+from diffusion_lab.run.failure import Failure, check_directory, explain, explained
+from diffusion_lab.storage import atomic_file as whole_file
+from diffusion_lab.storage import checkpoint_file, run_directory
+from diffusion_lab.storage.atomic_file import NotWritten
+from diffusion_lab.storage.checkpoint_file import AtomicCheckpointIO
 
 ROOT = Path(__file__).resolve().parents[1]
 PRIVATE = ["unshare", "-rm", "sh", "-ec"]
@@ -87,11 +88,11 @@ def test_whatever_a_process_was_doing_when_it_was_killed_every_checkpoint_is_who
         cut += len(partial)
         assert len(partial) <= 1, "what the one before has left is gone"
         for path in folder.glob("*.ckpt"):
-            found = checkpoint.read(path)
+            found = checkpoint_file.read(path)
             assert found["state_dict"]["w"].sum() == 26_000_000 and found["global_step"] == int(path.stem[5:])
             newest = max(newest, found["global_step"])
         if newest:
-            assert checkpoint.find(tmp_path) == folder / f"step_{newest:08d}.ckpt"
+            assert run_directory.find(tmp_path) == folder / f"step_{newest:08d}.ckpt"
     assert cut >= 3 and newest >= 2, "it was killed within saves, and saved"
     AtomicCheckpointIO().save_checkpoint({}, folder / "last.ckpt")
     assert not [path for path in folder.iterdir() if path.suffix != ".ckpt"]
@@ -141,14 +142,14 @@ def test_a_checkpoint_that_is_too_large_ends_the_training_in_one_line(tmp_path):
     unlimited = file_size_limit(resource.getrlimit(resource.RLIMIT_FSIZE)[0])
     with unlimited, pytest.raises(Failure) as failure, explained(tmp_path, {}, "train"):
         trainer.fit(model, datamodule=points())
-    c_noise = str(failure.value)
+    message = str(failure.value)
     path = tmp_path / "checkpoints" / "step_00000003.ckpt"
-    assert c_noise.startswith(f"{path} cannot be written: File too large, it needs ") and failure.value.status == 1
-    needed = float(c_noise.partition("needs ")[2].split()[0]) * 1e3
-    assert needed == pytest.approx(size, rel=0.2) and f"{size // 2 / 1e3:,.1f} kB here (ulimit -f)" in c_noise
+    assert message.startswith(f"{path} cannot be written: File too large, it needs ") and failure.value.status == 1
+    needed = float(message.partition("needs ")[2].split()[0]) * 1e3
+    assert needed == pytest.approx(size, rel=0.2) and f"{size // 2 / 1e3:,.1f} kB here (ulimit -f)" in message
     assert failure.value.then.startswith(f"the last checkpoint is of step 2; go on:  {command('train', tmp_path)}")
     assert sorted(p.name for p in path.parent.iterdir()) == ["step_00000001.ckpt", "step_00000002.ckpt"]
-    assert torch.load(checkpoint.find(tmp_path), weights_only=True)["global_step"] == 2
+    assert torch.load(run_directory.find(tmp_path), weights_only=True)["global_step"] == 2
 
 
 class LimitAt(pytorch_lightning.Callback):
@@ -216,17 +217,17 @@ def test_pictures_and_results_that_cannot_be_written_end_nothing_and_are_said_on
     more = [Samples(str(tmp_path), every_n_steps=1, count=4), Evaluation(Evaluator(samples=4), str(tmp_path))]
     trainer = trainer_of(tmp_path, steps=3, more=more)
     trainer.fit(model, datamodule=points())
-    c_noise = [line for line in capsys.readouterr().out.splitlines() if "left out, training goes on" in line]
-    assert trainer.global_step == 3 and len(c_noise) == 2
-    assert c_noise[0].startswith(f"{tmp_path}/samples/step_00000001.png") and f"{tmp_path}/results.json" in c_noise[1]
+    message = [line for line in capsys.readouterr().out.splitlines() if "left out, training goes on" in line]
+    assert trainer.global_step == 3 and len(message) == 2
+    assert message[0].startswith(f"{tmp_path}/samples/step_00000001.png") and f"{tmp_path}/results.json" in message[1]
     assert (tmp_path / "samples.png").exists(), "what can be written is"
 
 
 def test_only_refusals_of_the_disk_are_explained(tmp_path):
     assert explain(OSError(errno.ENOENT, "No such file"), tmp_path, {}) is None
     assert explain(KeyError("a"), tmp_path, {}) is None
-    c_noise = explain(OSError(errno.EROFS, "", str(tmp_path / "x")), tmp_path, {})
-    assert c_noise == f"{tmp_path}/x cannot be written: Read-only file system"
+    message = explain(OSError(errno.EROFS, "", str(tmp_path / "x")), tmp_path, {})
+    assert message == f"{tmp_path}/x cannot be written: Read-only file system"
     with pytest.raises(ZeroDivisionError), whole_file.whole_file(tmp_path / "a"):
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())
@@ -258,7 +259,7 @@ def test_a_disk_that_fills_up_ends_the_training_in_one_line_and_what_is_there_lo
     assert out.count("left out, training goes on") <= 1
     names = (tmp_path / "names").read_text().split()
     assert names and all(name.endswith(".ckpt") for name in names), "nothing partial is left"
-    steps = [checkpoint.read(tmp_path / "run/checkpoints" / name)["global_step"] for name in names]
+    steps = [checkpoint_file.read(tmp_path / "run/checkpoints" / name)["global_step"] for name in names]
     assert f"is of step {max(steps)}; go on:  {command('train', tmp_path / 'disk/run')}" in error[0]
 
 

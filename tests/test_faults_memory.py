@@ -11,9 +11,9 @@ import torch
 from test_conf import composed
 from test_guard import model_of, trainer_of
 
+from diffusion_lab.config.compose import check
 from diffusion_lab.data import Toy2D
-from diffusion_lab.launch.compose import check
-from diffusion_lab.launch.failure import Failure, explain, explained, memory
+from diffusion_lab.run.failure import Failure, explain, explained, memory
 
 CUDA = (
     "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.11 GiB of which 2 MiB is free."
@@ -22,9 +22,9 @@ CUDA = (
 
 def advised(*words: str, **settings) -> list[str]:
     """The command-line words that are advised where a device has no memory left."""
-    c_noise = memory(torch.OutOfMemoryError(CUDA), {**composed(*words), **settings})
-    assert c_noise.startswith(f"the device has no memory left ({CUDA}); try ") and "\n" not in c_noise
-    return c_noise.partition("; try ")[2].split(" or ")
+    message = memory(torch.OutOfMemoryError(CUDA), {**composed(*words), **settings})
+    assert message.startswith(f"the device has no memory left ({CUDA}); try ") and "\n" not in message
+    return message.partition("; try ")[2].split(" or ")
 
 
 def test_the_advice_keeps_what_a_step_computes():
@@ -51,8 +51,8 @@ def test_what_is_advised_is_a_command():
 
 def test_sampling_is_told_of_its_own_settings(tmp_path):
     settings = {"num_samples": 64, "batch_size": 500, "trainer": {"precision": "32-true"}}
-    c_noise = explain(torch.OutOfMemoryError(CUDA), tmp_path, settings)
-    assert c_noise.endswith("; try batch_size=250 or trainer.precision=bf16-mixed")
+    message = explain(torch.OutOfMemoryError(CUDA), tmp_path, settings)
+    assert message.endswith("; try batch_size=250 or trainer.precision=bf16-mixed")
 
 
 def test_the_errors_of_libraries_are_known_by_their_words():
@@ -103,7 +103,7 @@ def test_a_training_that_this_machine_has_no_memory_for_says_so(tmp_path):
         finally:
             os._exit(0)
     os.waitpid(child, 0)
-    c_noise = (tmp_path / "told").read_text()
-    assert c_noise.startswith("1 this machine has no memory left (") and "allocate" in c_noise and "\n" not in c_noise
-    assert "; try data.batch_size=500000 trainer.accumulate_grad_batches=2 (still 1000000 images a step)" in c_noise
-    assert c_noise.endswith("; there is no checkpoint yet") and not (tmp_path / "checkpoints").exists()
+    message = (tmp_path / "told").read_text()
+    assert message.startswith("1 this machine has no memory left (") and "allocate" in message and "\n" not in message
+    assert "; try data.batch_size=500000 trainer.accumulate_grad_batches=2 (still 1000000 images a step)" in message
+    assert message.endswith("; there is no checkpoint yet") and not (tmp_path / "checkpoints").exists()

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from zygote import run
 
 import diffusion_lab
-from diffusion_lab import checkpoint
 from diffusion_lab.sampler import DDIM, EDM, Ancestral, DPMSolver, Sampler, UniPC
+from diffusion_lab.storage import checkpoint_file
 
 FOLDER = Path(__file__).parent / "reference" / "first_edition"
 MODELS = ("ddpm", "score_sde", "ncsn", "ncsnv2")
@@ -54,9 +54,9 @@ def test_a_checkpoint_of_the_first_edition_samples_as_it_did(name, tmp_path):
 
 def test_a_run_of_the_first_edition_trains_on(tmp_path):
     file = written("ddpm", tmp_path)
-    settings = checkpoint.read(file)["config"]
+    settings = checkpoint_file.read(file)["config"]
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
     done = run("train.py", f"ckpt_path={tmp_path}", "trainer.max_steps=5", "decay_steps=3", "logger=csv")
     assert done.returncode == 0, done.stderr
     assert "goes on from step 3" in done.stdout
-    assert checkpoint.read(tmp_path / "checkpoints" / "step_00000005.ckpt")["global_step"] == 5
+    assert checkpoint_file.read(tmp_path / "checkpoints" / "step_00000005.ckpt")["global_step"] == 5

@@ -16,8 +16,9 @@ from hydra import compose, initialize_config_dir
 from test_resume import assert_bit_equal
 
 from diffusion_lab import checkpoint
-from diffusion_lab.launch.compose import CONF, check, plain
-from diffusion_lab.launch.instantiate import ConfigError, instantiate
+from diffusion_lab.config.compose import CONF, check, plain
+from diffusion_lab.config.instantiate import instantiate
+from diffusion_lab.errors import ConfigError
 from diffusion_lab.model.sharding import Sharded, blocks
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -34,8 +35,8 @@ def run(*words: str) -> None:
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
     with subprocess.Popen([sys.executable, *words], cwd=REPOSITORY, env=environment, **options) as process:
         try:
-            c_noise = process.communicate(timeout=90)[0]
-            assert process.returncode == 0, c_noise[-3000:]
+            message = process.communicate(timeout=90)[0]
+            assert process.returncode == 0, message[-3000:]
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -145,12 +146,12 @@ def test_the_configuration_means_it():
     assert isinstance(instantiate(node).strategy, Sharded)
 
 
-@pytest.mark.parametrize("words, told", [
+@pytest.mark.parametrize("words, message", [
     (["trainer.precision=16-mixed"], "use 32-true, bf16-mixed or bf16-true"),
     (["network=energy_small"], "Energy twice: use trainer=default"),
     (["trainer=default", "trainer.strategy=fsdp"], "use trainer=fsdp"),
 ])  # fmt: skip
-def test_what_cannot_be_is_refused_in_a_line(words, c_noise):
-    with pytest.raises(ConfigError, match=c_noise) as refused:
+def test_what_cannot_be_is_refused_in_a_line(words, message):
+    with pytest.raises(ConfigError, match=message) as refused:
         check("train", ["trainer=fsdp", *words])
     assert "\n" not in str(refused.value)

@@ -18,11 +18,11 @@ import zygote
 from omegaconf import OmegaConf
 from test_resume import STATE, assert_bit_equal
 
-from diffusion_lab.launch import resume
-from diffusion_lab.launch.changes import changes, refuse_changes, refuse_shapes
-from diffusion_lab.launch.instantiate import ConfigError
-from diffusion_lab.launch.lock import locked
-from diffusion_lab.launch.resume import go_on
+from diffusion_lab.config import resume
+from diffusion_lab.config.resume import go_on
+from diffusion_lab.errors import ConfigError
+from diffusion_lab.run.changes import changes, refuse_changes, refuse_shapes
+from diffusion_lab.storage.run_lock import locked
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -131,7 +131,7 @@ def test_a_name_with_spaces_and_quotes_stays_one():
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    "words, message",
     [
         (["hydra.run.dir=a"], "a holds a run already (step_00000020.ckpt): go on with it by ckpt_path=a, or"),
         (["hydra.run.dir=a", "ckpt_path=b"], "a holds a run already"),
@@ -143,13 +143,13 @@ def test_a_name_with_spaces_and_quotes_stays_one():
         (["seed=(((", "ckpt_path=a"], "mismatched input"),
     ],
 )
-def test_what_would_write_over_a_run_or_means_none_is_refused(words, c_noise):
+def test_what_would_write_over_a_run_or_means_none_is_refused(words, message):
     run_directory(Path("a"), steps=(10, 20))
     run_directory(Path("b"))
     run_directory(Path("c"), steps=())  # killed before its first checkpoint
     with pytest.raises(ConfigError) as error:
         go_on(words)
-    assert c_noise in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_run_that_is_being_trained_is_left_alone():
@@ -191,10 +191,10 @@ def changed(**values):
 def test_what_changes_what_is_trained_is_refused_and_the_rest_is_told(key, value, harmless):
     now, word = changed(**{key: value}), key.replace("__", ".")
     training, aside = changes(SETTINGS, now)
-    (c_noise,) = aside if harmless else training
-    assert not (training if harmless else aside) and c_noise.startswith(f"{word}={value} (was ")
+    (message,) = aside if harmless else training
+    assert not (training if harmless else aside) and message.startswith(f"{word}={value} (was ")
     if harmless:
-        assert refuse_changes(SETTINGS, now, 1, 1) == f"; changed: {c_noise}"
+        assert refuse_changes(SETTINGS, now, 1, 1) == f"; changed: {message}"
     else:
         with pytest.raises(ConfigError, match=f"this changes what is trained: {word}=.*allow_changes=true"):
             refuse_changes(SETTINGS, now, 1, 1)

@@ -18,18 +18,18 @@ import torch
 import torch.multiprocessing as mp
 
 from diffusion_lab.callback import EMA, Checkpoint, Evaluation, Monitor, NonFiniteGuard, Samples
-from diffusion_lab.checkpoint import AtomicCheckpointIO
+from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.data import Toy2D
 from diffusion_lab.data.batches import InMemory
 from diffusion_lab.evaluation import Evaluator, SampleStore
 from diffusion_lab.finite import NonFinite
-from diffusion_lab.launch.instantiate import instantiate
 from diffusion_lab.likelihood import VariationalBound
 from diffusion_lab.loss import DenoisingLoss
 from diffusion_lab.model import DDPM
 from diffusion_lab.network import MLP
 from diffusion_lab.process import Linear
 from diffusion_lab.sampler import DDIM, Sampler
+from diffusion_lab.storage.checkpoint_file import AtomicCheckpointIO
 
 
 class Faulty(torch.nn.Module):
@@ -122,14 +122,14 @@ def saved(folder: Path) -> list[str]:
 
 def test_the_step_the_image_its_time_and_the_module_are_named_and_no_weight_is_touched(tmp_path):
     model = model_of(Faulty(calls=3))
-    c_noise = stopped(tmp_path, model)
+    message = stopped(tmp_path, model)
     found = re.match(
         r"step 3: the loss is not finite for 1 of 8 images of the batch, image 2 at t=([\d.]+) \(sigma ([\d.]+)\): "
         r"the network's output is not finite, first that of network.tail \(Identity\); "
         r"try optimizer.lr=0.0001 or trainer.gradient_clip_val=1 or trainer.detect_anomaly=true to see the operation$",
-        c_noise,
+        message,
     )
-    assert found, c_noise
+    assert found, message
     t, sigma = map(float, found.groups())
     assert model.denoiser.process.sigma(torch.tensor(t)).item() == pytest.approx(sigma, rel=1e-2)
     assert saved(tmp_path) == ["step_00000001.ckpt", "step_00000002.ckpt"]
@@ -142,41 +142,41 @@ def test_the_step_the_image_its_time_and_the_module_are_named_and_no_weight_is_t
 def test_data_that_hold_nan_are_named_in_a_step_and_points_before_the_first(tmp_path):
     data = Toy2D(train_size=64, held_out_size=20, batch_size=64)
     data.splits.train.x[17, 1] = torch.nan  # unseen by the check of what is loaded
-    assert "1 of 64 images" in (c_noise := stopped(tmp_path, model_of(), data=data))
-    assert "the data themselves hold NaN or infinity" in c_noise and not (tmp_path / "checkpoints").exists()
+    assert "1 of 64 images" in (message := stopped(tmp_path, model_of(), data=data))
+    assert "the data themselves hold NaN or infinity" in message and not (tmp_path / "checkpoints").exists()
     with pytest.raises(ValueError, match=r"items 17 of 64 hold NaN or infinity"):
         InMemory(data.splits.train.x, data.splits.train.labels)
 
 
 def test_weights_that_run_away_are_never_saved(tmp_path):
-    c_noise = stopped(tmp_path, model_of(lr=1e30))
+    message = stopped(tmp_path, model_of(lr=1e30))
     assert re.match(
-        r"step 1: the weights network\.inner\.\S+, .* are not finite, or their norm is not: they are not", c_noise
+        r"step 1: the weights network\.inner\.\S+, .* are not finite, or their norm is not: they are not", message
     )
-    assert "optimizer.lr=1e+29" in c_noise and not saved(tmp_path)
+    assert "optimizer.lr=1e+29" in message and not saved(tmp_path)
 
 
 def test_a_term_of_the_loss_itself(tmp_path):
-    c_noise = stopped(tmp_path, model_of(loss=Divided()))
-    assert c_noise.startswith("step 3: the loss is not finite for 8 of 8 images of the batch, image 0 at t=")
-    assert "and 4 more: the network's output is finite: look at the terms of the loss" in c_noise
+    message = stopped(tmp_path, model_of(loss=Divided()))
+    assert message.startswith("step 3: the loss is not finite for 8 of 8 images of the batch, image 0 at t=")
+    assert "and 4 more: the network's output is finite: look at the terms of the loss" in message
     assert saved(tmp_path) == ["step_00000001.ckpt", "step_00000002.ckpt"]
 
 
 def test_a_gradient_that_is_not_finite_while_the_loss_is_names_its_parameter(tmp_path):
     for clip in (None, 1.0):  # which spoils every gradient
-        c_noise = stopped(tmp_path / str(clip), model_of(loss=SteepAt()), gradient_clip_val=clip)
-        assert "step 3: the gradient of network.inner.linear_out.bias is not finite, though the loss is;" in c_noise
-        assert ("gradient_clip_val" in c_noise) == (clip is None)
+        message = stopped(tmp_path / str(clip), model_of(loss=SteepAt()), gradient_clip_val=clip)
+        assert "step 3: the gradient of network.inner.linear_out.bias is not finite, though the loss is;" in message
+        assert ("gradient_clip_val" in message) == (clip is None)
 
 
 def test_every_batch_of_an_accumulation_counts(tmp_path):
-    c_noise = stopped(
+    message = stopped(
         tmp_path, model_of(Faulty(calls=4, value=torch.nan)), accumulate=3
     )  # the first of the second step
     assert (
-        c_noise.startswith("step 2: the loss is not finite for 1 of 8 images")
-        and "first that of network.tail" in c_noise
+        message.startswith("step 2: the loss is not finite for 1 of 8 images")
+        and "first that of network.tail" in message
     )
     assert saved(tmp_path) == ["step_00000001.ckpt"]
 
@@ -244,17 +244,17 @@ def one_rank(number: int, folder: Path, port: int) -> None:
     torch.set_num_threads(1)
     os.environ |= {"LOCAL_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     options = {"devices": 2, "strategy": "ddp", "accumulate": 2}
-    c_noise = {}
+    message = {}
     for name, loss, lr in (("loss", OnRank(), 1e-3), ("gradient", SteepAt(), 1e-3), ("weights", None, 1e30)):
-        c_noise[name] = stopped(
+        message[name] = stopped(
             folder / name, model_of(MLP(width=16, depth=1) if name == "loss" else None, loss, lr), **options
         )
     model = model_of(Faulty(calls=1, image=-1) if number == 1 else Faulty())  # draws nothing but infinity
     trainer = trainer_of(folder / "draws", 2, more=[Samples(str(folder), every_n_steps=1, count=4)], **options)
     model.loss = lambda denoiser, x0: denoiser.network.inner(x0, torch.ones(len(x0))).square().mean(1)
     trainer.fit(model, datamodule=Toy2D(train_size=64, held_out_size=20, batch_size=8))
-    c_noise["steps"] = trainer.global_step
-    (folder / f"rank_{number}.json").write_text(json.dumps(c_noise))
+    message["steps"] = trainer.global_step
+    (folder / f"rank_{number}.json").write_text(json.dumps(message))
 
 
 def test_two_ranks_stop_at_the_same_step_and_tell_whose_loss_it_was(tmp_path):

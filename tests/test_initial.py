@@ -11,11 +11,12 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from test_interop import MODELS, SMALL, listed, official
 
+from diffusion_lab.config import resume
+from diffusion_lab.config.init_source import fetched, nowhere
+from diffusion_lab.errors import ConfigError
 from diffusion_lab.interop import files
-from diffusion_lab.launch import import_checkpoint, initial, resume
-from diffusion_lab.launch.init_source import fetched, nowhere
-from diffusion_lab.launch.instantiate import ConfigError
 from diffusion_lab.network import MLP, UNet
+from diffusion_lab.run import import_checkpoint, initial
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = (
@@ -75,7 +76,7 @@ def test_such_a_run_goes_on_as_any_other_although_the_file_is_gone(trained):
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    "words, message",
     [
         (["init_from=first", "ckpt_path=first"], "give one of them"),
         (["init_from=nowhere.pth"], "init_from=nowhere.pth does not exist"),
@@ -84,9 +85,9 @@ def test_such_a_run_goes_on_as_any_other_although_the_file_is_gone(trained):
         (["init_from=first", "network.width=24"], "init_strict=false leaves them out"),
     ],
 )
-def test_what_cannot_be_begun_with_is_refused_in_one_line(trained, words, c_noise):
+def test_what_cannot_be_begun_with_is_refused_in_one_line(trained, words, message):
     said = train(*TINY, *words, "hydra.run.dir=refused", cwd=trained, code=2)
-    assert c_noise in said and said.count("error: ") == 1 and "Traceback" not in said
+    assert message in said and said.count("error: ") == 1 and "Traceback" not in said
     assert not (trained / "refused/checkpoints").exists()
 
 

@@ -46,9 +46,9 @@ def test_the_wheel_carries_every_file_of_conf(site):
 
 def test_every_command_starts_from_an_installed_package(site, tmp_path):
     script = site / "bin" / "diffusion-lab"
-    c_noise = python(script, site=site, cwd=tmp_path)
+    message = python(script, site=site, cwd=tmp_path)
     for name in ("train", "sample", "compare", "stats", "referee", "import"):
-        assert f"diffusion-lab {name}" in c_noise.stdout
+        assert f"diffusion-lab {name}" in message.stdout
     shown = python(script, "train", "--cfg", "job", "-p", "schedule", "schedule=cosine", site=site, cwd=tmp_path)
     assert shown.returncode == 0 and "diffusion_lab.process.Cosine" in shown.stdout, shown.stderr
     shown = python("-m", "diffusion_lab.sample", "--cfg", "job", "-p", "num_samples", site=site, cwd=tmp_path)

@@ -27,13 +27,13 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 import diffusion_lab
+from diffusion_lab.config import compose, origin
 from diffusion_lab.interop.__main__ import main
 from diffusion_lab.interop.diffusers import check_settings
 from diffusion_lab.interop.files import NUMPY, find, read
-from diffusion_lab.launch import compose, origin
-from diffusion_lab.launch.import_checkpoint import noise_differs
 from diffusion_lab.network import UNet
 from diffusion_lab.process import VE, VP, DiscreteProcess, Geometric, Linear, NoiseProcess
+from diffusion_lab.run.import_checkpoint import noise_differs
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["data=patches", "data.shape=[3,16,16]", "metric=digits"]
@@ -425,8 +425,10 @@ def test_nothing_is_left_half_written_nor_overwritten(recorded, tmp_path, capsys
     assert (tmp_path / "out/checkpoints/step_00000000.ckpt").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("high, levels, told", [(90, 232, "from 90 to 0.01 in 232"), (50, 9, "from 50 to 0.01 in 9")])
-def test_a_ladder_of_other_sigmas_is_remarked_upon(recorded, high, levels, c_noise):
+@pytest.mark.parametrize(
+    "high, levels, message", [(90, 232, "from 90 to 0.01 in 232"), (50, 9, "from 50 to 0.01 in 9")]
+)
+def test_a_ladder_of_other_sigmas_is_remarked_upon(recorded, high, levels, message):
     sigmas = official(recorded("net_ncsnv2_small"))["sigmas"].float()
 
     def remark(process: NoiseProcess) -> str | None:
@@ -438,7 +440,7 @@ def test_a_ladder_of_other_sigmas_is_remarked_upon(recorded, high, levels, c_noi
         is remark(VP(Linear()))
         is None
     )
-    assert f"from 50 to 0.01 in 232 levels, this configuration's {c_noise} levels" in remark(
+    assert f"from 50 to 0.01 in 232 levels, this configuration's {message} levels" in remark(
         DiscreteProcess(Geometric(0.01, high), levels)
     )
 

@@ -13,6 +13,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from diffusion_lab.config.command_line import arguments, override
 from diffusion_lab.launch import process
 
 NASTY = 'it\'s 50%, a=b "c" \\ (d) [e] {f}: ~+$ \\'
@@ -37,7 +38,7 @@ def hydra(**changes):
 
 @pytest.mark.parametrize("value", [NASTY, "", " ", "null", "1,2", "x'", 'x"', "x\\", "a\\'b", "choice(1,2)", "é ∞"])
 def test_hydra_reads_every_value_back(value):
-    (read,) = OverridesParser.create().parse_overrides([process.override("hydra.run.dir", value)])
+    (read,) = OverridesParser.create().parse_overrides([override("hydra.run.dir", value)])
     assert not read.is_sweep_override() and read.value() == value
 
 
@@ -74,7 +75,7 @@ def test_the_program_is_started_again_as_it_was(monkeypatch):
     assert process.program(words) == [
         *(sys.executable, os.path.abspath("train.py"), "--config-name=other", "--config-dir=my confs"),
     ]
-    assert process.arguments(["-m", "--config-path=p", "a=1", "b=2"]).overrides == ["a=1", "b=2"]
+    assert arguments(["-m", "--config-path=p", "a=1", "b=2"]).overrides == ["a=1", "b=2"]
     monkeypatch.setattr(__main__, "__spec__", type("Spec", (), {"name": "pkg.train"}))
     assert process.program(["a=1"]) == [sys.executable, "-m", "pkg.train"]
 
@@ -149,8 +150,8 @@ def test_a_job_started_by_nohup_goes_on_without_its_terminal(tmp_path):
         signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize("number, told", [(signal.SIGTERM, [1, 0]), (signal.SIGINT, [1, 1])])
-def test_a_signal_reaches_a_job_as_without_a_sweep_and_its_status_comes_back(tmp_path, number, c_noise):
+@pytest.mark.parametrize("number, message", [(signal.SIGTERM, [1, 0]), (signal.SIGINT, [1, 1])])
+def test_a_signal_reaches_a_job_as_without_a_sweep_and_its_status_comes_back(tmp_path, number, message):
     text = (
         "import os, signal, subprocess, sys, time; n, rank = [], sys.argv[1:]\n"
         f"signal.signal({int(number)}, lambda *_: n.append(1))\n"
@@ -171,6 +172,6 @@ def test_a_signal_reaches_a_job_as_without_a_sweep_and_its_status_comes_back(tmp
     threading.Thread(target=send).start()
     words = [sys.executable, str(tmp_path / "first.py")]
     assert process.run(words, dict(os.environ), str(tmp_path)) == (41, number)
-    assert [int((tmp_path / f"told{rank}").read_text()) for rank in (0, 1)] == c_noise
+    assert [int((tmp_path / f"told{rank}").read_text()) for rank in (0, 1)] == message
     assert signal.getsignal(number) is before
     assert process.run(script("import os; os.kill(os.getpid(), 9)"), dict(os.environ), str(tmp_path)) == (137, None)

@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from diffusion_lab.launch.instantiate import ConfigError
-from diffusion_lab.launch.lock import locked
+from diffusion_lab.errors import ConfigError
+from diffusion_lab.storage.run_lock import locked
 
 HOLD = """
 import sys
 from pathlib import Path
-from diffusion_lab.launch.lock import locked
+from diffusion_lab.storage.run_lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -18,14 +18,15 @@ from omegaconf import OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from wandb_offline import REFUSED, offline_runs
 
-from diffusion_lab.launch import logger as launch_logger
-from diffusion_lab.launch import wandb_logger
-from diffusion_lab.launch.csv_logger import CSVLogger
-from diffusion_lab.launch.instantiate import ConfigError, resolve
-from diffusion_lab.launch.logger import build_loggers, finish_loggers, named
-from diffusion_lab.launch.revision import revision
-from diffusion_lab.launch.schema import mismatch, parameters
-from diffusion_lab.launch.wandb_logger import WandbLogger, WandbOptions
+from diffusion_lab.config.instantiate import resolve
+from diffusion_lab.config.schema import mismatch, parameters
+from diffusion_lab.errors import ConfigError
+from diffusion_lab.logger import loggers as launch_logger
+from diffusion_lab.logger import wandb as wandb_logger
+from diffusion_lab.logger.csv import CSVLogger
+from diffusion_lab.logger.loggers import build_loggers, finish_loggers, named
+from diffusion_lab.logger.wandb import WandbLogger, WandbOptions
+from diffusion_lab.run.revision import revision
 
 clean, keyed = wandb_offline.clean, wandb_offline.keyed
 CONF = Path(__file__).parents[1] / "conf" / "logger"

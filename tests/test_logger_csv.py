@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from diffusion_lab.launch.csv_logger import CSVLogger
+from diffusion_lab.logger.csv import CSVLogger
 
 
 def read(path: Path) -> list[dict[str, str]]:

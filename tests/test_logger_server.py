@@ -12,7 +12,7 @@ import pytest
 import wandb_offline
 from wandb_offline import KEY, REFUSED
 
-from diffusion_lab.launch.wandb_server import has_key, wandb_mode
+from diffusion_lab.logger.wandb_server import has_key, wandb_mode
 
 clean, keyed = wandb_offline.clean, wandb_offline.keyed
 

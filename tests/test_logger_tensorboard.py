@@ -12,11 +12,11 @@ import wandb_offline
 from PIL import Image
 
 from diffusion_lab.callback.media import log_pictures
-from diffusion_lab.launch.csv_logger import CSVLogger
-from diffusion_lab.launch.instantiate import ConfigError
-from diffusion_lab.launch.logger import build_loggers, finish_loggers, reopen
-from diffusion_lab.launch.revision import revision
-from diffusion_lab.launch.tensorboard_logger import TensorBoardLogger
+from diffusion_lab.errors import ConfigError
+from diffusion_lab.logger.csv import CSVLogger
+from diffusion_lab.logger.loggers import build_loggers, finish_loggers, reopen
+from diffusion_lab.logger.tensorboard import TensorBoardLogger
+from diffusion_lab.run.revision import revision
 
 pytest.importorskip("tensorboard")
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -16,7 +16,7 @@ from pytorch_lightning.loggers import Logger
 import diffusion_lab.callback.samples as samples
 from diffusion_lab.callback.media import log_pictures
 from diffusion_lab.callback.samples import Samples
-from diffusion_lab.launch.logger import build_loggers, finish_loggers
+from diffusion_lab.logger.loggers import build_loggers, finish_loggers
 
 clean, keyed = wandb_offline.clean, wandb_offline.keyed
 

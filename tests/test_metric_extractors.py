@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from diffusion_lab import metric
-from diffusion_lab.launch.compose import check
-from diffusion_lab.launch.instantiate import ConfigError, instantiate, resolve
+from diffusion_lab.config.compose import check
+from diffusion_lab.config.instantiate import instantiate, resolve
+from diffusion_lab.errors import ConfigError
 from diffusion_lab.metric import ClassifierFeatures, InceptionFeatures, NetworkFeatures, to_uint8
 
 CONF = Path(__file__).parent.parent / "conf" / "metric"
@@ -193,8 +194,8 @@ class TestWeights:
         own = convolutions().state_dict()
         for name in ("other", "0.bias"):
             torch.save(own | {name: torch.ones(5)}, path)
-            c_noise = f"not of Sequential: 1 names or shapes differ, the first is {name}"
-            with pytest.raises(ValueError, match=c_noise) as error:
+            message = f"not of Sequential: 1 names or shapes differ, the first is {name}"
+            with pytest.raises(ValueError, match=message) as error:
                 ready(convolutions(), weights=str(path))
             assert "\n" not in str(error.value)
         path.write_bytes(pickle.dumps({"0.weight": Hostile(trap)}, protocol=2))

@@ -18,9 +18,13 @@ from omegaconf import OmegaConf
 from test_checkpoint import MODEL
 from test_launch_process import NASTY, hydra
 
-from diffusion_lab.checkpoint import AtomicCheckpointIO
-from diffusion_lab.launch import compose, job, multirun, process
-from diffusion_lab.launch.instantiate import ConfigError, instantiate
+from diffusion_lab.config import compose
+from diffusion_lab.config.command_line import override
+from diffusion_lab.config.environment import cluster_ranks
+from diffusion_lab.config.instantiate import instantiate
+from diffusion_lab.errors import ConfigError
+from diffusion_lab.launch import job, multirun, process
+from diffusion_lab.storage.checkpoint_file import AtomicCheckpointIO
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -138,12 +142,12 @@ def test_ranks_from_outside_must_come_to_the_same_jobs(monkeypatch, starter, env
         monkeypatch.delenv(key, raising=False)
     optuna, joblib = {"_target_": "x.OptunaSweeper"}, {"_target_": "x.JoblibLauncher"}
     shuffled = {"task": ["a=shuffle(1,2)"], "hydra": []}
-    assert process.cluster_ranks() == ("", 0, 1)
+    assert cluster_ranks() == ("", 0, 1)
     for changes in ({}, {"launcher": joblib}, {"overrides": shuffled}):
         multirun.check(hydra(**changes), None)
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
-    assert process.cluster_ranks() == (starter, 1, 2)
+    assert cluster_ranks() == (starter, 1, 2)
     multirun.check(hydra(), None)
     for changes in ({"sweeper": optuna}, {"launcher": joblib}, {"overrides": shuffled}):
         with pytest.raises(ConfigError, match=f"under {starter}.*other jobs on each of the 2 ranks"):
@@ -207,7 +211,7 @@ def test_only_what_is_finished_is_skipped(launched, capsys):
     (launched.sweep / "1" / "checkpoints").mkdir()
     (launched.sweep / "1" / "checkpoints" / "step_00000002.ckpt").touch()
     launched({"a": 2}, 1)
-    assert process.override("ckpt_path", str(launched.sweep / "1")) in launched.started[-1][0]
+    assert override("ckpt_path", str(launched.sweep / "1")) in launched.started[-1][0]
     assert "continued from step_00000002.ckpt" in capsys.readouterr().out
     assert "ckpt_path" not in " ".join(launched.started[0][0])
     assert statuses(launched.sweep)[2:] == ["failed"] * 3

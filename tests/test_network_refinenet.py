@@ -127,13 +127,13 @@ def test_instance_norm_plus_is_its_formula():
     random = np.random.RandomState(0)
     x, rows = 0.01 * random.randn(4, 5, 3, 6) + random.randn(4, 5, 1, 1) * 0.01, random.randn(3, 15)
     gamma, alpha, beta = np.split(rows, 3, axis=1)
-    single, c_noise = InstanceNormPlus(5).double(), ConditionalInstanceNormPlus(5, levels=3).double()
+    single, conditional = InstanceNormPlus(5).double(), ConditionalInstanceNormPlus(5, levels=3).double()
     with torch.no_grad():
-        c_noise.table.copy_(torch.from_numpy(rows))
+        conditional.table.copy_(torch.from_numpy(rows))
         for name, row in (("gamma", gamma), ("alpha", alpha), ("beta", beta)):
             getattr(single, name).copy_(torch.from_numpy(row[1]))
         levels, same = [2, 0, 1, 1], [1, 1, 1, 1]
-        output = c_noise(torch.from_numpy(x), Position.of(torch.tensor(levels), 3))
+        output = conditional(torch.from_numpy(x), Position.of(torch.tensor(levels), 3))
         np.testing.assert_allclose(output, truth_of_norm(x, gamma[levels], alpha[levels], beta[levels]), rtol=1e-10)
         output = single(torch.from_numpy(x))
         np.testing.assert_allclose(output, truth_of_norm(x, gamma[same], alpha[same], beta[same]), rtol=1e-10)

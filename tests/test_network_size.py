@@ -8,8 +8,9 @@ import pytest
 import torch
 from experiment import composed
 
-from diffusion_lab.launch.instantiate import ConfigError, instantiate
-from diffusion_lab.launch.validation import validate
+from diffusion_lab.config.instantiate import instantiate
+from diffusion_lab.config.validation import validate
+from diffusion_lab.errors import ConfigError
 
 REFUSED = {
     "data=image_folder data.root=. data.shape=[3,28,28] network=unet": "network.multipliers=[1,2,2] network.attention=[14]",
@@ -30,9 +31,9 @@ def test_a_size_that_does_not_fit_is_told_with_settings_that_do(command, way):
     words = command.split()
     with pytest.raises(ConfigError) as refusal:
         validate(composed(*words))
-    c_noise = str(refusal.value)
-    assert "\n" not in c_noise and way in c_noise
-    for overrides in c_noise.split(": use ")[1].split(", or "):
+    message = str(refusal.value)
+    assert "\n" not in message and way in message
+    for overrides in message.split(": use ")[1].split(", or "):
         config = composed(*words, *overrides.split())
         validate(config)
         shape = config["data"]["shape"]

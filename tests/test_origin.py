@@ -13,9 +13,11 @@ from omegaconf import OmegaConf
 from printed import commands, paste
 
 import diffusion_lab
-from diffusion_lab.launch import origin, places, process
-from diffusion_lab.launch.compose import check
-from diffusion_lab.launch.instantiate import FURTHER, PATH, ConfigError
+from diffusion_lab.config import origin, packages, places
+from diffusion_lab.config.command_line import settled
+from diffusion_lab.config.compose import check
+from diffusion_lab.config.instantiate import FURTHER, PATH
+from diffusion_lab.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = (
@@ -102,18 +104,18 @@ def test_a_record_that_was_changed_is_not_believed(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv(FURTHER, "")
     record = {"packages": ["a"], "path": ["/x"], "directory": "/x"}
-    record["seal"] = origin.seal({k: v for k, v in record.items()})
-    origin.admit({**record, "packages": ["os"]})
-    origin.admit({**record, "seal": None})
-    origin.admit(None)
+    record["seal"] = packages.seal({k: v for k, v in record.items()})
+    packages.admit({**record, "packages": ["os"]})
+    packages.admit({**record, "seal": None})
+    packages.admit(None)
     assert os.environ[FURTHER] == ""
     monkeypatch.setenv(PATH, "")
-    origin.admit(record)
+    packages.admit(record)
     assert os.environ[FURTHER] == "a" and os.environ[PATH] == "/x"
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    "words, message",
     [
         ("experiment=mine data=toy2d warmup_steps=-3", "warmup_steps=-3 is out of range"),
         ("experiment=mind", "did you mean mine?"),
@@ -123,31 +125,31 @@ def test_a_record_that_was_changed_is_not_believed(tmp_path, monkeypatch):
     ],
 )
 @pytest.mark.parametrize("form", ["--config-dir", "hydra.searchpath"])
-def test_the_options_of_a_further_directory_are_checked_like_our_own(trained, monkeypatch, words, c_noise, form):
+def test_the_options_of_a_further_directory_are_checked_like_our_own(trained, monkeypatch, words, message, form):
     monkeypatch.chdir(trained[0])
     monkeypatch.setenv(FURTHER, "my_nets")
     given = ["--config-dir", "my conf"] if form == "--config-dir" else ["hydra.searchpath=['file://my conf']"]
-    settled = process.settled([*given, *words.split()])
+    found = settled([*given, *words.split()])
     with pytest.raises(ConfigError) as error:
-        check("train", settled)
-    assert c_noise in str(error.value) and "\n" not in str(error.value)
-    check("train", process.settled([*given, "sampler=other", "experiment=mine", "data=toy2d"]))
+        check("train", found)
+    assert message in str(error.value) and "\n" not in str(error.value)
+    check("train", settled([*given, "sampler=other", "experiment=mine", "data=toy2d"]))
 
 
 def test_directories_become_absolute_overrides_wherever_they_stand(trained, monkeypatch):
     monkeypatch.chdir(trained[0])
     search = f"hydra.searchpath=['file://{shlex.quote(str(trained[0]))[1:-1]}/my conf'"
     for words in (["-cd", "my conf", "a=1"], ["a=1", "--config-dir=my conf"]):
-        settled = process.settled(words)
-        assert settled[0] == "a=1" and places.listed(settled[1]) == [f"file://{trained[0]}/my conf"], search
-    both = process.settled(["--config-dir=my conf", "hydra.searchpath=[file://more,pkg://my.conf]", "-m"])
+        found = settled(words)
+        assert found[0] == "a=1" and places.listed(found[1]) == [f"file://{trained[0]}/my conf"], search
+    both = settled(["--config-dir=my conf", "hydra.searchpath=[file://more,pkg://my.conf]", "-m"])
     assert both[0] == "-m" and places.listed(both[1]) == [
         f"file://{trained[0]}/my conf", f"file://{trained[0]}/more", "pkg://my.conf",
     ]  # fmt: skip
-    check("train", process.settled(["--config-dir=my conf", "hydra.searchpath=[file://more]", "experiment=also"]))
+    check("train", settled(["--config-dir=my conf", "hydra.searchpath=[file://more]", "experiment=also"]))
     for words in (["--config-dir=none"], ["--config-dir"], ["hydra.searchpath=more"]):
         with pytest.raises(ConfigError, match="no directory of configurations|needs a directory|is a list"):
-            process.settled(words)
+            settled(words)
 
 
 def test_a_directory_that_is_gone_is_told_and_may_be_given_anew(trained):

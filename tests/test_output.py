@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_lab.launch.report import table
+from diffusion_lab.run.report import table
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "diffusion_lab"

@@ -15,9 +15,13 @@ from test_checkpoint import MODEL
 from test_rank_failures import ROOT, TINY, gone, losses, started
 
 from diffusion_lab.callback import Interrupt
-from diffusion_lab.checkpoint import AtomicCheckpointIO
-from diffusion_lab.launch import cluster_ranks, process
-from diffusion_lab.launch.instantiate import ConfigError, instantiate
+from diffusion_lab.config import environment
+from diffusion_lab.config.environment import cluster_ranks
+from diffusion_lab.config.instantiate import instantiate
+from diffusion_lab.errors import ConfigError
+from diffusion_lab.launch import cluster
+from diffusion_lab.run import distributed
+from diffusion_lab.storage.checkpoint_file import AtomicCheckpointIO
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "1", "WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"}
 SLURM = {"SLURM_JOB_ID": "4711", "SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}
@@ -27,7 +31,7 @@ DRAWN = "0a1b2c3d-0000-4abc-8def-0123456789ab"
 @pytest.fixture
 def rank(monkeypatch):
     """`rank(**environment)` makes this process one of several."""
-    for key in (*TORCHRUN, *SLURM, cluster_ranks.RUN, cluster_ranks.STARTER):
+    for key in (*TORCHRUN, *SLURM, cluster.RUN, cluster.STARTER):
         monkeypatch.setenv(key, "")
         monkeypatch.delenv(key)
 
@@ -51,13 +55,13 @@ def rank(monkeypatch):
 )
 def test_the_starter_names_the_run(rank, environment, name):
     rank(**environment)
-    cluster_ranks.agree([])
-    assert os.environ.get(cluster_ranks.RUN) == name
+    cluster.agree([])
+    assert os.environ.get(cluster.RUN) == name
 
 
 def test_ranks_of_an_unnamed_torchrun_share_the_time_of_its_start(tmp_path):
     """Two processes of one parent, started a second apart, tell the same; it is when that parent began."""
-    one = "from diffusion_lab.launch import outside; import os; outside.agree([]); print(os.environ[outside.RUN])"
+    one = "from diffusion_lab.launch import cluster; import os; cluster.agree([]); print(os.environ[cluster.RUN])"
     both = (
         f"import subprocess, sys, time\nfor _ in '12': subprocess.run([sys.executable, '-c', {one!r}]); time.sleep(1)"
     )
@@ -73,12 +77,12 @@ def test_ranks_of_an_unnamed_torchrun_share_the_time_of_its_start(tmp_path):
 def test_several_nodes_without_a_name_are_refused(rank, drawn):
     rank(**{**TORCHRUN, "TORCHELASTIC_RUN_ID": drawn, "GROUP_WORLD_SIZE": "2"})
     with pytest.raises(ConfigError, match=r"--rdzv-id=\.\.\., or give it hydra.run.dir"):
-        cluster_ranks.agree(["data=toy2d"])
+        cluster.agree(["data=toy2d"])
 
 
 def test_several_nodes_with_a_directory_are_fine(rank):
     rank(**{**TORCHRUN, "GROUP_WORLD_SIZE": "2"})
-    cluster_ranks.agree(["hydra.run.dir=here"])
+    cluster.agree(["hydra.run.dir=here"])
 
 
 @pytest.mark.parametrize(
@@ -87,12 +91,12 @@ def test_several_nodes_with_a_directory_are_fine(rank):
 )
 def test_as_many_devices_as_processes(rank, devices, nodes, wanted):
     config = {"trainer": {"devices": devices, "num_nodes": nodes}}
-    assert cluster_ranks.disagreement(config) is None
+    assert environment.disagreement(config) is None
     rank(**SLURM)
-    c_noise = cluster_ranks.disagreement(config)
-    assert (c_noise is None) == (wanted is None)
-    assert c_noise is None or (
-        c_noise.startswith("srun has started 2 processes") and f"trainer.devices={wanted}" in c_noise
+    message = environment.disagreement(config)
+    assert (message is None) == (wanted is None)
+    assert message is None or (
+        message.startswith("srun has started 2 processes") and f"trainer.devices={wanted}" in message
     )
 
 
@@ -114,9 +118,9 @@ def test_what_torchrun_repeats_is_one_signal(rank, monkeypatch, tmp_path):
 
 
 def test_slurms_own_queueing_stays_out_of_it(rank):
-    assert cluster_ranks.cluster() == []
+    assert distributed.cluster() == []
     rank(**SLURM, SLURM_NTASKS_PER_NODE="2")
-    (plugin,) = cluster_ranks.cluster()
+    (plugin,) = distributed.cluster()
     assert not plugin.auto_requeue and plugin.global_rank() == 1
 
 
@@ -129,15 +133,15 @@ def test_every_strategy_of_several_ranks_takes_the_timeout():
             more = {"parallelize_fn": print} if (module, name) == (fabric, "ModelParallelStrategy") else {}
             kinds = ({"timeout": timedelta(seconds=7)}, {})
             given, late = (getattr(module, name)(**more, **words) for words in kinds)
-            cluster_ranks.set_timeout(late, 7)
+            distributed.set_timeout(late, 7)
             where = [
                 [k for k, v in vars(one).items() if isinstance(v, timedelta) and v.seconds == 7]
                 for one in (given, late)
             ]
             assert where[0] and where[0] == where[1]
-    cluster_ranks.set_timeout(trainer.SingleDeviceStrategy(device="cpu"), 7)
+    distributed.set_timeout(trainer.SingleDeviceStrategy(device="cpu"), 7)
     with pytest.raises(ConfigError, match="takes no trainer.timeout"):
-        cluster_ranks.set_timeout(type("Other", (), {"num_processes": 2})(), 7)
+        distributed.set_timeout(type("Other", (), {"num_processes": 2})(), 7)
 
 
 SRUN = """#!{python}
@@ -218,4 +222,4 @@ def test_samples_under_torchrun_end_with_the_rank_that_is_killed(tmp_path):
     assert job.returncode == 1 and gone(tmp_path, 5), said
     assert "Signal 9 (SIGKILL)" in said
     assert "connection closed by peer" not in said.lower()
-    assert process.cluster_ranks() == ("", 0, 1)
+    assert cluster_ranks() == ("", 0, 1)

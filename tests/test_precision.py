@@ -11,15 +11,15 @@ from hydra import compose, initialize_config_dir
 from pytorch_lightning.plugins import MixedPrecision
 
 from diffusion_lab.callback import EMA
+from diffusion_lab.config.compose import CONF
 from diffusion_lab.data import Digits
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.launch import train
-from diffusion_lab.launch.compose import CONF
-from diffusion_lab.launch.instantiate import ConfigError
+from diffusion_lab.errors import ConfigError
 from diffusion_lab.loss import DenoisingLoss
 from diffusion_lab.network import NCSNpp
 from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import Cosine, DiscreteProcess, Linear
+from diffusion_lab.run import train
 
 FULL, HALF, DOUBLE = torch.float32, torch.bfloat16, torch.float64
 
@@ -177,7 +177,7 @@ def test_what_only_the_trainer_knows_is_refused_in_one_line(tmp_path, words, mes
 
 
 def test_sampling_refuses_what_the_device_has_not():
-    from diffusion_lab.launch.sample import build_fabric
+    from diffusion_lab.run.sample import build_fabric
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         words = ["ckpt_path=x", "trainer.accelerator=cpu", "trainer.precision=16-mixed"]

@@ -15,7 +15,7 @@ import torch
 from test_launch_process import commands
 from test_resume import STATE, assert_bit_equal
 
-from diffusion_lab.launch import origin
+from diffusion_lab.config import origin
 
 ROOT = Path(__file__).resolve().parents[1]
 TOLD = {
@@ -83,11 +83,11 @@ def ended(tmp_path_factory):
 def test_all_ranks_end_and_one_line_names_the_one_that_failed(ended, fault, rank, status):
     folder, code, said, seconds = ended[fault, rank]
     assert code == status and seconds < 25, said
-    c_noise = TOLD[fault] if (fault, rank) != ("kill", 0) else "was killed (out of memory?)"
+    message = TOLD[fault] if (fault, rank) != ("kill", 0) else "was killed (out of memory?)"
     last = said.splitlines()[-1]
     assert last.startswith(f"rank {rank} (process "), said
     go_on = f"go on:  {origin.command('train', folder)}"
-    assert f") {c_noise}; all ranks are stopped; the last checkpoint is of step 16; {go_on}" in last
+    assert f") {message}; all ranks are stopped; the last checkpoint is of step 16; {go_on}" in last
     assert said.count("Traceback") == (fault in ("raise", "import")), said
     assert not list(folder.glob(".ranks_*"))
 

@@ -158,8 +158,8 @@ def mistakes(root, weights):
 def test_every_mistake_is_one_line_and_nothing_is_fetched(weights, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("network"))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    for arguments, c_noise in mistakes(tmp_path, weights):
+    for arguments, message in mistakes(tmp_path, weights):
         with pytest.raises(SystemExit) as stopped:
             command.main([*map(str, arguments)])
         line = capsys.readouterr().err
-        assert stopped.value.code == 2 and c_noise in line and line.count("\n") == 1, line
+        assert stopped.value.code == 2 and message in line and line.count("\n") == 1, line

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 from zygote import ROOT, run
 
-from diffusion_lab.launch.compose import check
-from diffusion_lab.launch.instantiate import ConfigError
-from diffusion_lab.launch.refusals import without_nulls
+from diffusion_lab.config.compose import check
+from diffusion_lab.config.refusals import without_nulls
+from diffusion_lab.errors import ConfigError
 
 HYDRAS = ("Could not", "defaults list", "full_key", "object_type", "Hydra", "Interpolation", "To append", "struct")
 
 
 @pytest.mark.parametrize(
-    "task, words, told",
+    "task, words, message",
     [
         ("train", "lr=1e-3", "did you mean optimizer.lr?"),
         ("train", "model.lr=3", "did you mean optimizer.lr?"),
@@ -63,10 +63,10 @@ HYDRAS = ("Could not", "defaults list", "full_key", "object_type", "Hydra", "Int
         ("sample", "compare=[ddim] compare_steps=[5,0]", "compare_steps=[5, 0] is out of range"),
     ],
 )  # fmt: skip
-def test_one_line_of_ours(task, words, c_noise):
+def test_one_line_of_ours(task, words, message):
     with pytest.raises(ConfigError) as error:
         check(task, [w for w in words.split() if w != "-m"] + ["ckpt_path=x"] * (task == "sample"), sweep="-m" in words)
-    assert c_noise in str(error.value) and "\n" not in str(error.value), error.value
+    assert message in str(error.value) and "\n" not in str(error.value), error.value
     assert not any(word in str(error.value) for word in HYDRAS)
 
 

@@ -252,7 +252,7 @@ NOTES = {
 
 @pytest.mark.parametrize("network, note", NOTES.values(), ids=list(NOTES))
 def test_what_a_network_may_do_but_should_know_is_told(network, note, tmp_path):
-    assert [note in c_noise for c_noise in rehearse(model_of(network()), items())] == [True]
+    assert [note in message for message in rehearse(model_of(network()), items())] == [True]
     with pytest.warns(UserWarning, match=note):
         trainer_of(tmp_path).fit(model_of(network()), DataLoader(TensorDataset(items()), batch_size=2))
 

@@ -123,7 +123,9 @@ def test_on_another_number_of_ranks_each_draws_anew(tmp_path):
     saved["random"] *= 2  # as of two ranks
     torch.save(saved, path)
     other = train(tmp_path / "other", 6, path)
-    assert not torch.equal(same["ema"]["weights"]["inner.linear_out.weight"], other["ema"]["weights"]["inner.linear_out.weight"])
+    assert not torch.equal(
+        same["ema"]["weights"]["inner.linear_out.weight"], other["ema"]["weights"]["inner.linear_out.weight"]
+    )
     assert len(same["random"]) == 1
 
 

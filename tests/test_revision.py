@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_lab.launch import revision as module
-from diffusion_lab.launch.revision import revision
+from diffusion_lab.run import revision as module
+from diffusion_lab.run.revision import revision
 
 
 def git(folder: Path, *words: str) -> str:

@@ -12,9 +12,9 @@ import torch
 from exact import exact_denoiser
 from omegaconf import OmegaConf
 
+from diffusion_lab.config.compose import CONF, composed, options, plain
+from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.launch.compose import CONF, composed, options, plain
-from diffusion_lab.launch.instantiate import instantiate
 from diffusion_lab.noise import image_generators
 from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import (
@@ -46,7 +46,7 @@ PROCESSES = {
 STEPS = (1, 2, 3, 7, 10, 50, 200, None)
 
 
-def c_noise(process):
+def row_of(process):
     return Parameterization(c_noise="level" if process.levels else "time_999")
 
 
@@ -54,7 +54,7 @@ def c_noise(process):
 @pytest.mark.parametrize("spacing", get_args(Spacing))
 def test_the_first_time_of_every_grid_has_the_noise_of_the_prior(process, spacing):
     """Or the grid is refused; where a beta schedule leaves out its last levels, the user is told what signal is left."""
-    denoiser = Denoiser(None, PROCESSES[process](), c_noise(PROCESSES[process]()))
+    denoiser = Denoiser(None, PROCESSES[process](), row_of(PROCESSES[process]()))
     process, taken = denoiser.process, 0
     for steps in STEPS:
         sampler = Sampler(DDIM(), None, steps, spacing)
@@ -90,7 +90,7 @@ def test_ddim_keeps_the_variance_of_gaussian_data_for_every_spacing(process, spa
             sigma = process.sigma((t + 1) / process.levels if process.levels else t / 999)
             return x * (sigma / (s**2 + sigma**2)).to(x)
 
-    denoiser = Denoiser(Exact(), process, c_noise(process))
+    denoiser = Denoiser(Exact(), process, row_of(process))
     sampler = Sampler(DDIM(), None, steps, spacing, precision="float64")
     x = sampler(denoiser, (20_000, 2), torch.Generator().manual_seed(0))
     # Starting without the data's own variance, and steps of some length, cost this much; the wrong start cost 28 times.
@@ -154,7 +154,7 @@ def test_a_sampler_starts_and_ends_where_it_is_told(process, spacing):
 
 def test_noise_starts_with_the_share_that_t_start_has():
     process = VE(Geometric(0.01, 50.0))
-    denoiser, t = Denoiser(None, process, c_noise(process)), torch.tensor(0.6, dtype=torch.float64)
+    denoiser, t = Denoiser(None, process, row_of(process)), torch.tensor(0.6, dtype=torch.float64)
     for sampler in (Sampler(DDIM(), steps=5, t_start=0.6), ProbabilityFlow(t_start=0.6)):
         x = sampler.prior(denoiser, (20_000, 2), torch.Generator().manual_seed(0))
         assert x.std().item() == pytest.approx(process.sigma(t).item(), rel=0.02)
@@ -164,7 +164,7 @@ def test_noise_starts_with_the_share_that_t_start_has():
 @pytest.mark.parametrize("process", [VP(Linear()), VE(Geometric()), DiscreteProcess(Linear(), 50)])
 @pytest.mark.parametrize("ends", [(1.1, None), (None, 0.0), (0.3, 0.5), (0.3, 0.3)])
 def test_times_out_of_range_are_refused(process, ends):
-    denoiser = Denoiser(None, process, c_noise(process))
+    denoiser = Denoiser(None, process, row_of(process))
     for sampler in (
         Sampler(DDIM(), steps=5, t_start=ends[0], t_end=ends[1]),
         ProbabilityFlow(t_start=ends[0], t_end=ends[1]),

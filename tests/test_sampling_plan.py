@@ -11,10 +11,10 @@ import torch
 from evaluation_job import evaluator, tiny_model
 
 from diffusion_lab.data import Digits
+from diffusion_lab.errors import ConfigError
 from diffusion_lab.evaluation import ChunkedArray, SampleStore
-from diffusion_lab.launch import plan
-from diffusion_lab.launch.instantiate import ConfigError
-from diffusion_lab.launch.sample_files import join, left_behind
+from diffusion_lab.run import plan
+from diffusion_lab.run.sample_files import join, left_behind
 
 FABRIC = SimpleNamespace(world_size=2, device=torch.device("cpu"), autocast=nullcontext)
 
@@ -95,8 +95,8 @@ def test_an_evaluation_says_what_it_does(tmp_path, free, seconds, capsys):
     judge = evaluator(tmp_path, samples=500, repeats=2, likelihood_repeats=3)
     judge.prepare(Digits(), torch.device("cpu"))
     tell(tmp_path, 1000, judge)
-    c_noise = capsys.readouterr().out.splitlines()[-1]
-    assert c_noise == (
+    message = capsys.readouterr().out.splitlines()[-1]
+    assert message == (
         "evaluation: 2 x 500 samples against held_out (frechet, kernel, inception_score, neighbours); likelihood "
         "(bound, flow) of 7 held-out items, 3 times, about 3 s more; writes results.json"
     )
@@ -119,10 +119,10 @@ def test_the_missing_chunks_are_found_by_one_look_into_the_folder(tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    "size, told", [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1.28e12, "1.28 TB"), (9e18, "9e+03 PB")]
+    "size, message", [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1.28e12, "1.28 TB"), (9e18, "9e+03 PB")]
 )
-def test_sizes_in_words(size, c_noise):
-    assert plan.bytes_in_words(size) == c_noise
+def test_sizes_in_words(size, message):
+    assert plan.bytes_in_words(size) == message
 
 
 def test_one_file_of_all_samples_is_what_other_programs_read(tmp_path):

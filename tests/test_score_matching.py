@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from diffusion_lab.config.instantiate import instantiate
+from diffusion_lab.config.schema import parameters
 from diffusion_lab.data.toy2d_density import GaussianMixture
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.launch.instantiate import instantiate
-from diffusion_lab.launch.schema import parameters
 from diffusion_lab.loss import DenoisingLoss, ImplicitScoreMatching, SlicedScoreMatching
 from diffusion_lab.network import MLP, Energy
 from diffusion_lab.network.blocks import AttentionBlock

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffusion_lab.config import compose, imports
 from diffusion_lab.data import digits
-from diffusion_lab.launch import compose, imports
-from diffusion_lab.launch.instantiate import ConfigError
+from diffusion_lab.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -83,11 +83,11 @@ def test_groups_alone_are_composed_once(monkeypatch, words, times):
 
 TRAINING = """
 import gc, sys
-from diffusion_lab.launch.imports import quick_imports
+from diffusion_lab.config.imports import quick_imports
 with quick_imports():
     assert not gc.isenabled()
-    import diffusion_lab.launch.train
-    import diffusion_lab.launch.sample
+    import diffusion_lab.run.train
+    import diffusion_lab.run.sample
 assert gc.isenabled()
 from diffusion_lab.data import Digits
 Digits().load()
@@ -133,7 +133,7 @@ def package(tmp_path):
 
 ON_DEMAND = """
 import sys
-from diffusion_lab.launch.imports import complete_torchmetrics, torchmetrics_on_demand
+from diffusion_lab.config.imports import complete_torchmetrics, torchmetrics_on_demand
 complete_torchmetrics()
 torchmetrics_on_demand()
 print('torchmetrics' in sys.modules)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from zygote import ROOT, run
 
-from diffusion_lab.launch.compose import check
-from diffusion_lab.launch.instantiate import ConfigError
-from diffusion_lab.launch.trainer_keys import compare_devices, count_in_steps
+from diffusion_lab.config.compose import check
+from diffusion_lab.config.trainer_keys import compare_devices, count_in_steps
+from diffusion_lab.errors import ConfigError
 
 
 @pytest.mark.parametrize(
-    "task, word, told",
+    "task, word, message",
     [
         ("train", "trainer.strategy=ddp_spawn", "trainer.strategy=ddp_spawn cannot work here"),
         ("sample", "trainer.strategy=ddp_spawn", "choose auto, ddp"),
@@ -36,10 +36,10 @@ from diffusion_lab.launch.trainer_keys import compare_devices, count_in_steps
         ("train", "data.seed=-1", "data.seed=-1 is out of range"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_is_imported(task, word, c_noise):
+def test_what_cannot_work_is_refused_before_anything_is_imported(task, word, message):
     with pytest.raises(ConfigError) as error:
         check(task, [*word.split(), *(["ckpt_path=x"] if task == "sample" else [])])
-    assert c_noise in str(error.value) and "\n" not in str(error.value), error.value
+    assert message in str(error.value) and "\n" not in str(error.value), error.value
 
 
 @pytest.mark.parametrize("seed", [4294967296, 2**63 - 1])
@@ -49,7 +49,7 @@ def test_seeds_may_come_from_a_clock(key, seed):
 
 
 @pytest.mark.parametrize(
-    "trainer, gpus, told",
+    "trainer, gpus, message",
     [
         ({"devices": 8, "accelerator": "auto"}, 0, "add trainer.accelerator=cpu if you mean 8 CPU ranks"),
         ({"devices": "2", "accelerator": "auto"}, 0, "no GPU was found"),
@@ -63,13 +63,13 @@ def test_seeds_may_come_from_a_clock(key, seed):
         ({"devices": 2, "accelerator": "cpu"}, 0, ""),
     ],
 )
-def test_gpus_that_are_not_there_are_refused(trainer, gpus, c_noise):
-    if not c_noise:
+def test_gpus_that_are_not_there_are_refused(trainer, gpus, message):
+    if not message:
         assert compare_devices(trainer, gpus, cores=2) is None
         return
     with pytest.raises(ConfigError) as error:
         compare_devices(trainer, gpus, cores=2)
-    assert c_noise in str(error.value)
+    assert message in str(error.value)
 
 
 def test_more_ranks_than_cores_are_remarked_upon():
@@ -77,7 +77,7 @@ def test_more_ranks_than_cores_are_remarked_upon():
 
 
 @pytest.mark.parametrize(
-    "keys, told",
+    "keys, message",
     [
         ({"max_epochs": 1}, "trainer.max_epochs=1: count in steps: 1 pass = 6 steps"),
         ({"max_epochs": 3}, "set trainer.max_steps=17"),
@@ -86,10 +86,10 @@ def test_more_ranks_than_cores_are_remarked_upon():
         ({"val_check_interval": 0.5}, "set trainer.val_check_interval=3"),
     ],
 )
-def test_epochs_are_refused_with_the_steps_they_mean(keys, c_noise):
+def test_epochs_are_refused_with_the_steps_they_mean(keys, message):
     with pytest.raises(ConfigError) as error:
         count_in_steps(keys, items=1400, batch=256)
-    assert c_noise in str(error.value)
+    assert message in str(error.value)
     count_in_steps({"max_epochs": -1, "min_epochs": None, "val_check_interval": 100.0}, 1400, 256)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from hydra import compose, initialize_config_dir
 
-from diffusion_lab.launch import schema
-from diffusion_lab.launch.compose import CONF, check, plain
-from diffusion_lab.launch.instantiate import ConfigError
-from diffusion_lab.launch.typed import convert, typed_key
+from diffusion_lab.config import schema
+from diffusion_lab.config.compose import CONF, check, plain
+from diffusion_lab.config.typed import convert, typed_key
+from diffusion_lab.errors import ConfigError
 
 
 def values(task, *words):
@@ -57,7 +57,7 @@ def test_what_loses_nothing_is_converted(task, word, path, value):
 
 
 @pytest.mark.parametrize(
-    "task, word, told",
+    "task, word, message",
     [
         ("train", "trainer.max_steps=10.5", "trainer.max_steps=10.5 must be int"),
         ("train", "trainer.max_steps=-5", "trainer.max_steps=-5 is out of range"),
@@ -77,10 +77,10 @@ def test_what_loses_nothing_is_converted(task, word, path, value):
         ("sample", "compare_steps=[a]", "compare_steps=['a'] must be"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_the_key_that_was_typed(task, word, c_noise):
+def test_what_does_not_fit_is_refused_by_the_key_that_was_typed(task, word, message):
     with pytest.raises(ConfigError) as error:
         check(task, [word, *(["ckpt_path=last"] if task == "sample" else [])])
-    assert str(error.value).startswith(c_noise), error.value
+    assert str(error.value).startswith(message), error.value
     assert "\n" not in str(error.value)
 
 

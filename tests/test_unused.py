@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from diffusion_lab.launch.compose import check
-from diffusion_lab.launch.instantiate import ConfigError
+from diffusion_lab.config.compose import check
+from diffusion_lab.errors import ConfigError
 
 
 @pytest.mark.parametrize(
-    "task, words, told",
+    "task, words, message",
     [
         ("sample", "likelihood=flow", "likelihood=flow has no effect without evaluate=true: add it"),
         ("sample", "likelihood=flow likelihood.flow.rtol=0.1", "has no effect without evaluate=true"),
@@ -32,10 +32,10 @@ from diffusion_lab.launch.instantiate import ConfigError
         ("train", "likelihood=flow likelihood.bound.terms=5", "there is no likelihood.bound"),
     ],
 )  # fmt: skip
-def test_what_changes_nothing_is_refused(task, words, c_noise):
+def test_what_changes_nothing_is_refused(task, words, message):
     with pytest.raises(ConfigError) as error:
         check(task, [*words.split(), *(["ckpt_path=x"] if task == "sample" else [])])
-    assert "has no effect" in str(error.value) and c_noise in str(error.value), error.value
+    assert "has no effect" in str(error.value) and message in str(error.value), error.value
 
 
 @pytest.mark.parametrize(

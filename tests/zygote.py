@@ -39,11 +39,11 @@ def run(*words: object, cwd: Path = ROOT, **environment: str) -> subprocess.Comp
 
 def serve() -> None:
     """Fork for every line that comes in, and tell the exit status when that process has ended."""
-    from diffusion_lab.launch.imports import quick_imports
+    from diffusion_lab.config.imports import quick_imports
 
     with quick_imports():
-        import diffusion_lab.launch.sample
-        import diffusion_lab.launch.train  # noqa: F401
+        import diffusion_lab.run.sample
+        import diffusion_lab.run.train  # noqa: F401
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:

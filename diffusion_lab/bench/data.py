@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from diffusion_lab.bench.race import Race, Setting
 from diffusion_lab.data import DataModule, InMemory, Splits
-from diffusion_lab.launch.quiet import quieten
+from diffusion_lab.run.quiet import quieten
 
 BATCH = 128
 

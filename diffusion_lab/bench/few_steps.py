@@ -21,16 +21,18 @@ from torch import Tensor
 
 from diffusion_lab import checkpoint
 from diffusion_lab.bench.race import Absent
+from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.data import DataModule
 from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.errors import ConfigError
 from diffusion_lab.evaluation import Evaluator
-from diffusion_lab.launch.compare import sampler_settings, series_of
-from diffusion_lab.launch.instantiate import ConfigError, instantiate
-from diffusion_lab.launch.resume import CheckpointError
-from diffusion_lab.launch.sample_spec import SampleSpec, sample_spec
 from diffusion_lab.model import Model
 from diffusion_lab.noise import Generators, draw
 from diffusion_lab.output import tolerant
+from diffusion_lab.run.compare import sampler_settings, series_of
+from diffusion_lab.run.sample_spec import SampleSpec, sample_spec
+from diffusion_lab.storage import checkpoint_file, run_directory
+from diffusion_lab.storage.run_directory import CheckpointError
 
 OURS = (
     "ancestral", "ancestral spacing=quadratic", "reverse_diffusion", "euler_maruyama", "ddim", "ddim spacing=quadratic",
@@ -157,7 +159,7 @@ class Scorer:
     @classmethod
     def of(cls, run: str, samples: int, seeds: int, batch_size: int, log_dir: Path) -> Scorer:
         """For the newest checkpoint of a run, with the metric that its run was judged by."""
-        contents = checkpoint.read(checkpoint.find(run))
+        contents = checkpoint_file.read(run_directory.find(run))
         model, config = checkpoint.build(contents), contents["config"]
         data = instantiate(config["data"], "data")
         data.prepare_data()

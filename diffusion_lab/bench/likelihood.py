@@ -54,7 +54,9 @@ class ThreeLayers(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         t = c_noise[:, None].to(self.conv_out.weight) / 999
-        shift, by_pass = self.time(torch.cat([t, t.sqrt()], dim=1))[..., None, None].split([len(self.conv_in.bias), 1], 1)
+        shift, by_pass = self.time(torch.cat([t, t.sqrt()], dim=1))[..., None, None].split(
+            [len(self.conv_in.bias), 1], 1
+        )
         h = F.silu(self.conv_in(x) + shift)
         return by_pass * x + self.conv_out(F.silu(self.middle(h)))
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from diffusion_lab.bench import official
 from diffusion_lab.bench.race import Race, Setting
 from diffusion_lab.callback import EMA
-from diffusion_lab.launch.compose import training
-from diffusion_lab.launch.instantiate import instantiate
+from diffusion_lab.config.compose import training
+from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.network import UNet
 
 DECAY, RATE = 0.9999, 2e-4

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.bench.race import Race, Setting
+from diffusion_lab.config.compose import training
 from diffusion_lab.data import DataModule
-from diffusion_lab.launch.compose import training
-from diffusion_lab.launch.quiet import quieten
-from diffusion_lab.launch.train import fit, set_up
 from diffusion_lab.model import Model
+from diffusion_lab.run.quiet import quieten
+from diffusion_lab.run.train import fit, set_up
 
 TINY = ("data=toy2d", "network.width=16", "network.depth=1", "data.batch_size=16", "data.train_size=4096", "logger=csv")
 """A model whose arithmetic takes no longer than what surrounds it; neither pictures nor checkpoints within a turn."""

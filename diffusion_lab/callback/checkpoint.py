@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 from diffusion_lab.callback.hooks import OptionalHooks
 from diffusion_lab.data import DataModule
 from diffusion_lab.model import Model
-from diffusion_lab.whole_file import NotWritten, amount, room, room_for_a_file
+from diffusion_lab.storage.atomic_file import NotWritten, amount, room, room_for_a_file
 
 
 class Checkpoint(OptionalHooks):

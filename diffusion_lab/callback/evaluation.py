@@ -22,7 +22,7 @@ from diffusion_lab.data import DataModule
 from diffusion_lab.evaluation import Evaluator, Record, chart_name
 from diffusion_lab.evaluation.estimate import estimate, fit
 from diffusion_lab.model import Model
-from diffusion_lab.whole_file import whole_file
+from diffusion_lab.storage.atomic_file import whole_file
 
 LONG = 10_000
 """Steps of a training worth telling beforehand how long the evaluation at its end will take."""

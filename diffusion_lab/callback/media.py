@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 
-from diffusion_lab.whole_file import describe, refused
+from diffusion_lab.storage.atomic_file import describe, refused
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ import torch
 from diffusion_lab.data.base import DataModule, Splits
 from diffusion_lab.data.batches import InMemory
 from diffusion_lab.data.official import fetch, missing, refuse_damaged
-from diffusion_lab.whole_file import whole_file
+from diffusion_lab.storage.atomic_file import whole_file
 
 
 @dataclass(kw_only=True, eq=False)

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusion_lab.whole_file import whole_file
+from diffusion_lab.storage.atomic_file import whole_file
 
 CACHE = "DIFFUSION_LAB_CACHE"
 """Environment variable: the folder that remembers which sets were decoded; by default ~/.cache/diffusion_lab."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion_lab.whole_file import whole_file
+from diffusion_lab.storage.atomic_file import whole_file
 
 
 class ChunkedArray:

@@ -18,8 +18,8 @@ from diffusion_lab.data import DataModule
 from diffusion_lab.evaluation.chunked_array import ChunkedArray, Rows
 from diffusion_lab.evaluation.sample_store import share
 from diffusion_lab.evaluation.scorer import Features, Reference
-from diffusion_lab.file_lock import lock
 from diffusion_lab.metric import Extractor, Statistics
+from diffusion_lab.storage.lock import lock
 
 KEPT = 10_000
 """Rows of features that statistics hold beside their moments, for the measures that need more than moments."""

@@ -6,8 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_lab.launch import ConfigError, only_overrides, refuse
-from diffusion_lab.launch.imports import quick_imports
+from diffusion_lab.config.command_line import only_overrides
+from diffusion_lab.config.imports import quick_imports
+from diffusion_lab.errors import ConfigError, refuse
 from diffusion_lab.output import tolerant
 
 HELP = """\
@@ -46,14 +47,14 @@ def main(arguments: Sequence[str]) -> None:
     try:
         if "=" in file and not Path(file).exists():
             raise ConfigError(f"{file} is no file: the checkpoint comes first, then model=... and data=...")
-        from diffusion_lab.launch.compose import check
+        from diffusion_lab.config.compose import check
 
         out = [argument.removeprefix("out=") for argument in rest if argument.startswith("out=")]
         overrides = only_overrides([word for word in rest if not word.startswith("out=")], "interop")
         check("train", overrides, used=USED)
         # Imported here: torch and Lightning take seconds, and a mistyped word must not wait for them.
         with quick_imports():
-            from diffusion_lab.launch.import_checkpoint import import_checkpoint
+            from diffusion_lab.run.import_checkpoint import import_checkpoint
 
         import_checkpoint(file, overrides, *out[-1:])
     except ConfigError as error:

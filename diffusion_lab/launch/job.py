@@ -22,10 +22,11 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab.config.command_line import override
+from diffusion_lab.config.environment import cluster_ranks, of_another_rank
+from diffusion_lab.errors import ConfigError
 from diffusion_lab.launch import process
-from diffusion_lab.launch.instantiate import ConfigError
-from diffusion_lab.launch.process import cluster_ranks
-from diffusion_lab.launch.report import say
+from diffusion_lab.output import say
 
 JOB = "DIFFUSION_LAB_JOB"  # `report.in_sweep` asks for it
 """Environment variable that tells the processes of a sweep's job its directory."""
@@ -55,12 +56,12 @@ def run_job(start: Sequence[str], config: DictConfig, own: Sequence[str] = ()) -
         job |= {"status": "skipped, finished", "seconds": before["seconds"]}
         say(f"job {job['number']}: skipped, finished   {os.path.relpath(directory)}")
     else:
-        more = [process.override(key, str(directory)) for key in own]
+        more = [override(key, str(directory)) for key in own]
         more += ["logger.wandb.id=null"] if OmegaConf.select(config, "logger.wandb.id") in taken(directory) else []
         if before:
             newest = next(iter(sorted(directory.glob("checkpoints/*.ckpt"), reverse=True)), None)
             job["note"] = f"continued from {newest.name}" if newest else "begun again: it had no checkpoint"
-            more += [process.override("ckpt_path", str(directory))] if newest else []
+            more += [override("ckpt_path", str(directory))] if newest else []
         job |= carry_out(process.command(start, hydra, *more, subdir=hydra.output_subdir), directory, job, hydra)
     log(Path(hydra.runtime.cwd, hydra.sweep.dir), job)
     if job["status"].startswith("stopped"):
@@ -152,7 +153,7 @@ def witnessed() -> Iterator[None]:
     if JOB not in os.environ:
         yield
         return
-    if not process.of_another_rank():  # those die with the first one
+    if not of_another_rank():  # those die with the first one
         process.prctl(process.DEATH_SIGNAL, signal.SIGTERM)
     try:
         yield

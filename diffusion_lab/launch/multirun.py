@@ -18,11 +18,11 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from diffusion_lab import output
-from diffusion_lab.launch.failure import check_directory, made_new
-from diffusion_lab.launch.instantiate import ConfigError
+from diffusion_lab.config.environment import cluster_ranks
+from diffusion_lab.errors import ConfigError
 from diffusion_lab.launch.job import LOG, metrics
-from diffusion_lab.launch.process import cluster_ranks
-from diffusion_lab.launch.report import say
+from diffusion_lab.output import say
+from diffusion_lab.run.failure import check_directory, made_new
 
 NAME = "DIFFUSION_LAB_SWEEP"
 """Environment variable that names the sweep for conf/hydra: equal commands are one sweep, which goes on."""

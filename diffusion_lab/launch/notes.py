@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from diffusion_lab.launch.origin import command
+from diffusion_lab.config.origin import advice
 from diffusion_lab.output import tolerant
 
 LOST = ("timed out", "timeout", "closed by peer", "connection reset", "broken pipe", "connection refused", "aborted")
@@ -84,16 +84,6 @@ def ended(code: int) -> tuple[str, int]:
 def sentence(cause: dict[str, Any], directory: Path, task: str) -> str:
     """The one line for the user."""
     return f"{name(cause)} {cause['told']}; all ranks are stopped; {advice(directory, task)}"
-
-
-def advice(directory: Path, task: str) -> str:
-    """How to go on."""
-    if task == "sample":
-        return "the same command again goes on with what is drawn"
-    found = max(directory.glob("checkpoints/step_*.ckpt"), default=None)
-    if found is None:
-        return "there is no checkpoint yet"
-    return f"the last checkpoint is of step {int(found.stem[5:])}; go on:  {command('train', directory)}"
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -14,16 +14,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import OmegaConf
 
-from diffusion_lab.launch import places
-from diffusion_lab.launch.instantiate import ConfigError
-
-OPTIONS = ("config_name", "config_path", "config_dir")
-"""Hydra's options that decide what is composed; every process of a run gets them."""
+from diffusion_lab.config.command_line import options, override
 
 SWEEPING = ("hydra.mode", "hydra.sweep.", "hydra/sweeper", "hydra.sweeper", "hydra/launcher", "hydra.launcher")
 PLACING = ("hydra.run.dir", "hydra.output_subdir", "hydra.job.name")
@@ -32,22 +26,9 @@ PLACING = ("hydra.run.dir", "hydra.output_subdir", "hydra.job.name")
 GRACE = 30.0
 """Seconds that the other ranks of a job may live on after its first."""
 
-OUTSIDE = {
-    "torchrun": ("TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE"),
-    "srun": ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_NTASKS"),
-}
-"""What starts several ranks from outside, by its environment variables: one that tells it, rank, their number."""
 
 PROC = Path("/proc")
 DEATH_SIGNAL, SUBREAPER = 1, 36  # of Linux' prctl
-
-
-def cluster_ranks() -> tuple[str, int, int]:
-    """(what started this process as one of several ranks, its rank, their number); ("", 0, 1) if nothing did."""
-    for starter, (mark, rank, count) in OUTSIDE.items():
-        if mark in os.environ and rank in os.environ and int(os.environ.get(count, 1)) > 1:
-            return starter, int(os.environ[rank]), int(os.environ[count])
-    return "", 0, 1
 
 
 def status(pid: int) -> tuple[str, int]:
@@ -62,39 +43,6 @@ def status(pid: int) -> tuple[str, int]:
     return "R", 0
 
 
-def arguments(words: Sequence[str]) -> Any:
-    """Hydra's command line, parsed: `overrides`, `multirun`, `config_name`, ..."""
-    return get_args_parser().parse_args(list(words))
-
-
-def options(words: Sequence[str]) -> list[str]:
-    """Those of Hydra's `OPTIONS` that a command line gives, in the one form that may stand anywhere."""
-    given = vars(get_args_parser().parse_known_args(list(words))[0])
-    return [f"--{key.replace('_', '-')}={given[key]}" for key in OPTIONS if given[key] is not None]
-
-
-def settled(words: Sequence[str]) -> list[str]:
-    """A command line whose directories of configurations are absolute, further ones as an override.
-
-    All processes of a run, and what is composed within them, get overrides; flags would be the first one's alone.
-    """
-    names = {"--config-dir": "dir", "-cd": "dir", "--config-path": "path", "-cp": "path"}
-    given: dict[str, str] = {}
-    rest, coming = [], iter(words)
-    for word in coming:
-        flag, equals, text = word.partition("=")
-        if flag in names:
-            given[names[flag]] = text if equals else next(coming, "")
-            if not given[names[flag]]:
-                raise ConfigError(f"{flag} needs a directory: {flag}=DIR")
-        else:
-            rest.append(word)
-    overrides = arguments(rest).overrides
-    main = [f"--config-path={places.folder(given['path'])}"] if given.get("path") else []
-    kept = [word for word in rest if word not in overrides]
-    return [*main, *kept, *places.with_directories(overrides, given.get("dir"))]
-
-
 def program(words: Sequence[str]) -> list[str]:
     """The command line that starts this program again, `words` being its arguments, without the overrides."""
     import __main__
@@ -102,16 +50,6 @@ def program(words: Sequence[str]) -> list[str]:
     spec = __main__.__spec__
     script = [os.path.abspath(sys.argv[0])] if spec is None else ["-m", spec.name]
     return [sys.executable, *script, *options(words)]
-
-
-def of_another_rank() -> bool:
-    """Whether this job's first rank on this machine has started this process, and has checked what it is to do."""
-    return cluster_ranks()[2] == 1 and os.environ.get("LOCAL_RANK", "0") != "0"
-
-
-def override(key: str, value: str) -> str:
-    """`key=value` such that Hydra reads the value back as it is, whatever stands in it."""
-    return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
 
 
 def command(start: Sequence[str], hydra: Any, *more: str, subdir: str | None = None) -> list[str]:

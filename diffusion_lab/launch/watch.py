@@ -14,11 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from diffusion_lab.config.environment import cluster_ranks, of_another_rank
+from diffusion_lab.config.origin import advice
+from diffusion_lab.errors import ConfigError
 from diffusion_lab.launch import notes, process
 from diffusion_lab.launch.cluster import STARTER
-from diffusion_lab.launch.instantiate import ConfigError
 from diffusion_lab.launch.job import record_error
-from diffusion_lab.launch.notes import Notes, advice, chain, ended, first_of, is_lost, name, sentence
+from diffusion_lab.launch.notes import Notes, chain, ended, first_of, is_lost, name, sentence
 
 __all__ = ["advice", "born", "last_line", "watched"]
 
@@ -39,7 +41,7 @@ _line: list[str] = []
 
 def born() -> None:
     """In a rank that our first rank has started: die with it (a collective save is no longer possible)."""
-    if process.of_another_rank() and RANKS in os.environ:
+    if of_another_rank() and RANKS in os.environ:
         process.prctl(process.DEATH_SIGNAL, signal.SIGKILL)
         if os.getppid() != first_of(Path(os.environ[RANKS])):
             os._exit(1)
@@ -89,10 +91,10 @@ class Watch:
     def __init__(self, directory: Path, task: str) -> None:
         self.directory, self.task = directory, task
         self.started, self.cluster_ranks = (
-            process.of_another_rank() and RANKS in os.environ,
-            process.cluster_ranks()[2] > 1,
+            of_another_rank() and RANKS in os.environ,
+            cluster_ranks()[2] > 1,
         )
-        self.rank = process.cluster_ranks()[1] if self.cluster_ranks else int(os.environ.get("LOCAL_RANK", 0))
+        self.rank = cluster_ranks()[1] if self.cluster_ranks else int(os.environ.get("LOCAL_RANK", 0))
         self.children: list[subprocess.Popen[bytes]] = []
         self.over, self.lock, self.author, self.left, self.pipe = threading.Event(), threading.Lock(), False, False, -1
         own = os.environ.get(STARTER, "") if self.cluster_ranks else str(os.getpid())

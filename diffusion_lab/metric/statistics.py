@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffusion_lab.metric.moments import Moments, moments
 from diffusion_lab.metric.rows import finite
-from diffusion_lab.whole_file import whole_file
+from diffusion_lab.storage.atomic_file import whole_file
 
 Value = str | int | float | bool
 

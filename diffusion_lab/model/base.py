@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from diffusion_lab import ranks
+from diffusion_lab import first_edition, ranks
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.model import sharding
 from diffusion_lab.model.conditions import Guidance
@@ -238,8 +238,14 @@ class Model(Drawing, pl.LightningModule):
         checkpoint["config"] = self.config
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Count the batches so far as if they had been accumulated as they are now: a step is never cut in two."""
-        sharding.deal_states(checkpoint.get("optimizer_states", ()), list(self.network.parameters()))
+        """Take weights under the first edition's names, and count batches as they are accumulated now.
+
+        A step is never cut in two.
+        """
+        checkpoint["state_dict"] = first_edition.rename(checkpoint["state_dict"], self.state_dict())
+        if average := checkpoint.get("ema"):
+            average["weights"] = first_edition.rename(average["weights"], self.network.state_dict())
+        sharding.distribute_states(checkpoint.get("optimizer_states", ()), list(self.network.parameters()))
         before = ((checkpoint.get("config") or {}).get("trainer") or {}).get("accumulate_grad_batches", 1)
         now = self.trainer.accumulate_grad_batches
         for counts in checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"].values():

@@ -2,8 +2,8 @@
 
 1. The largest sigma is the largest distance between two data points: `largest_distance`.
 2. The levels are geometric, with a ratio that lets neighbours overlap by one half: `ratio`, `number_of_levels`.
-3. The network is not told the level; its output is divided by sigma: the row output="scaled_score", c_noise="nothing" of
-   diffusion_lab/parameterization.py.
+3. The network is not conditioned on the level; its output is divided by sigma: the row output="scaled_score",
+   c_noise="nothing" of diffusion_lab/parameterization.py.
 4. The step size of annealed Langevin dynamics keeps each level's variance through the next: `step_size`.
 5. Sampling uses a moving average of the weights: diffusion_lab/callback/ema.py.
 `advise` gives all the numbers for a data set at once.  In all of them gamma is sigma_{i-1}/sigma_i > 1.

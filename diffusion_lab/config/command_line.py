@@ -1,0 +1,170 @@
+"""A command line as Hydra can read it: options first, then key=value, in quotes where its grammar needs it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+
+from diffusion_lab.config import places
+from diffusion_lab.errors import ConfigError
+
+SETTING = re.compile(r"([~+]{0,2}[\w./@:-]+)=(.*)", re.DOTALL | re.ASCII)
+"""A key and its value."""
+
+STRUCTURED = re.compile(r"[\[{'\"]|\w+\(|.*\$\{", re.DOTALL)
+"""Begins a list, a mapping, a text in quotes, a function, or holds an interpolation: not meant as a plain text."""
+
+QUOTE = Quote.single
+
+
+def tidy(words: Sequence[str]) -> list[str]:
+    """The words of a command line, its options in front and every setting such that Hydra reads it.
+
+    Raises:
+        ConfigError: for an option that does not exist or lacks its value, and for a word that is no setting.
+    """
+    options, settings = separate(words)
+    parser = OverridesParser.create()
+    return [*options, *(readable(word, parser) for word in settings)]
+
+
+def separate(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(options with their values, the other words) of a command line."""
+    known = {name: action for action in get_args_parser()._actions for name in action.option_strings}
+    options: list[str] = []
+    settings: list[str] = []
+    left = [word for word in words if word != "--"]
+    while left:
+        word = left.pop(0)
+        if not word.startswith("-"):
+            settings.append(word)
+            continue
+        name, value = named(word, known)
+        action = known[name]
+        if action.nargs is None and value is None and not (left and not left[0].startswith("-")):
+            raise ConfigError(f"{name} needs a value{choices(action)}")
+        if value is None and left and (action.nargs is None or (action.nargs == "?" and left[0] in action.choices)):
+            value = left.pop(0)
+        value = action.const if value is None and action.nargs == "?" else value
+        if value is not None and action.choices and value not in action.choices:
+            raise ConfigError(f"{name} {value} does not exist{choices(action)}")
+        options += [name] if value is None else [f"{name}={value}"] if name.startswith("--") else [name, value]
+    return options, settings
+
+
+def named(word: str, known: dict[str, argparse.Action]) -> tuple[str, str | None]:
+    """The option that a word gives, also by the beginning of its name, and the value in the same word.
+
+    Raises:
+        ConfigError: if there is none of that name.
+    """
+    name, equals, value = word.partition("=")
+    long = [option for option in known if option.startswith(name) and name.startswith("--")]
+    found = name if name in known else long[0] if len(long) == 1 else None
+    if found is None and not word.startswith("--") and word[:2] in known and known[word[:2]].nargs is None:
+        return word[:2], word[2:]
+    if found is None or (equals and known[found].nargs == 0):
+        setting = word.lstrip("-")
+        hint = f"write {setting}" if "=" in setting else "settings are written key=value"
+        shown = ", ".join(option for option in known if option.startswith("--"))
+        raise ConfigError(f"{word} is no option: {hint}, without dashes; options: {shown}")
+    return found, value if equals else None
+
+
+def choices(action: argparse.Action) -> str:
+    """What an option may be, as the end of a sentence."""
+    return f": choose {', '.join(action.choices)}" if action.choices else ""
+
+
+def readable(word: str, parser: OverridesParser) -> str:
+    """A setting as it is, or with a plain text in quotes that Hydra's grammar has no place for: ~/x, a=b, (1).
+
+    Raises:
+        ConfigError: for what is no setting, or a list, a mapping or a text that does not end.
+    """
+    if parses(word, parser) and not word.startswith("="):
+        return word
+    found = SETTING.fullmatch(word)
+    if found is None:
+        raise ConfigError(f"{word!r} is no setting: write key=value, such as seed=1")
+    key, value = found.groups()
+    parts = [os.path.expanduser(part) for part in value.split(",")]
+    quoted = ",".join(p if p and parses(f"a={p}", parser) else QuotedString(p, QUOTE).with_quotes() for p in parts)
+    if STRUCTURED.match(value) or not parses(f"{key}={quoted}", parser):
+        raise ConfigError(
+            f"{word} cannot be read: a list is written [a,b], a mapping {{a:1}}, a reference ${{key}}, and a text with "
+            f"""such signs in quotes: '{key}="..."'"""
+        )
+    return f"{key}={quoted}"
+
+
+def parses(word: str, parser: OverridesParser) -> bool:
+    """Whether Hydra's grammar has a place for a setting."""
+    try:
+        parser.parse_override(word)
+    except HydraException:
+        return False
+    return True
+
+
+OPTIONS = ("config_name", "config_path", "config_dir")
+"""Hydra's options that decide what is composed; every process of a run gets them."""
+
+
+def arguments(words: Sequence[str]) -> Any:
+    """Hydra's command line, parsed: `overrides`, `multirun`, `config_name`, ..."""
+    return get_args_parser().parse_args(list(words))
+
+
+def options(words: Sequence[str]) -> list[str]:
+    """Those of Hydra's `OPTIONS` that a command line gives, in the one form that may stand anywhere."""
+    given = vars(get_args_parser().parse_known_args(list(words))[0])
+    return [f"--{key.replace('_', '-')}={given[key]}" for key in OPTIONS if given[key] is not None]
+
+
+def settled(words: Sequence[str]) -> list[str]:
+    """A command line whose directories of configurations are absolute, further ones as an override.
+
+    All processes of a run, and what is composed within them, get overrides; flags would be the first one's alone.
+    """
+    names = {"--config-dir": "dir", "-cd": "dir", "--config-path": "path", "-cp": "path"}
+    given: dict[str, str] = {}
+    rest, coming = [], iter(words)
+    for word in coming:
+        flag, equals, text = word.partition("=")
+        if flag in names:
+            given[names[flag]] = text if equals else next(coming, "")
+            if not given[names[flag]]:
+                raise ConfigError(f"{flag} needs a directory: {flag}=DIR")
+        else:
+            rest.append(word)
+    overrides = arguments(rest).overrides
+    main = [f"--config-path={places.folder(given['path'])}"] if given.get("path") else []
+    kept = [word for word in rest if word not in overrides]
+    return [*main, *kept, *places.with_directories(overrides, given.get("dir"))]
+
+
+def override(key: str, value: str) -> str:
+    """`key=value` such that Hydra reads the value back as it is, whatever stands in it."""
+    return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+
+
+def only_overrides(words: list[str], module: str) -> list[str]:
+    """The overrides of a command that knows no other flag than --config-dir.
+
+    Raises:
+        ConfigError: for another one.
+    """
+    found = settled(tidy(words))
+    flags = [word for word in found if word.startswith("-")]
+    if flags:
+        raise ConfigError(f"{flags[0]} is no option here: see python -m diffusion_lab.{module} --help")
+    return found

@@ -1,0 +1,250 @@
+"""Composing the command line into configurations, with errors that name the nearest valid word."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from diffusion_lab.config import places, resolvers, schema
+from diffusion_lab.config.places import CONF
+from diffusion_lab.config.refusals import (
+    check_option,
+    check_plugins,
+    check_structure,
+    first_line,
+    unknown,
+    without_nulls,
+)
+from diffusion_lab.config.typed import convert, named_as_typed
+from diffusion_lab.config.unused import refuse_unused, unused
+from diffusion_lab.config.validation import check_network_fits_data, nodes, validate
+from diffusion_lab.errors import ConfigError
+
+PARTS = ("sampler/predictor", "sampler/corrector")
+"""Groups inside a group."""
+
+
+resolvers.register()
+
+
+def plain(config: DictConfig, words: Sequence[str] = ()) -> dict[str, Any]:
+    """The resolved configuration as plain containers.
+
+    A recipe or an experiment may hold a setting for a part of the sampler or a likelihood that was not chosen; it is
+    dropped, unless it is among the `words` of the command.
+    """
+    settings = OmegaConf.to_container(config, resolve=True)
+    for group in ("sampler", "likelihood"):
+        for node in (settings.get(group), (settings.get("model") or {}).get(group)):
+            for key in [k for k, v in (node or {}).items() if isinstance(v, dict) and "_target_" not in v]:
+                del node[key]
+            for part in ("sampler", *PARTS) if group == "sampler" and node else ():
+                _drop_foreign(node if part == group else node.get(part.rpartition("/")[2]), part, words)
+    return settings
+
+
+def _drop_foreign(node: dict[str, Any] | None, part: str, words: Sequence[str]) -> None:
+    """Drop from a sampler, or from a part of it, what its class does not have and another option of its group has."""
+    known = schema.parameters(node["_target_"]) if node and "_target_" in node else None
+    typed = {word.lstrip("+").partition("=")[0] for word in words}
+    keys = [k for k in node or () if known is not None and k[0] != "_" and k not in known]
+    for key in keys:
+        others = f"{part}/{key}" in PARTS or any(key in OmegaConf.load(path) for path in (CONF / part).glob("*.yaml"))
+        if others and not typed & {f"{part}/{key}", f"{part.replace('/', '.')}.{key}"}:
+            del node[key]
+
+
+def composed(task: str, words: Sequence[str], with_hydra: bool = False) -> DictConfig:
+    """What the words of a command give, on request with Hydra's own part.
+
+    Inside a command, by the Hydra that is at work there, with the directories that were added to it.
+    """
+    running = GlobalHydra.instance().is_initialized()
+    added = places.searching(HydraConfig.get().searchpath) if HydraConfig.initialized() else []
+    with nullcontext() if running else initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(task, [*added, *words], return_hydra_config=with_hydra)
+
+
+def training(words: Sequence[str]) -> dict[str, Any]:
+    """The plain configuration of a training, as its checkpoints hold it: with the `choices` of groups."""
+    config = composed("train", words, with_hydra=True)
+    choices = {group: name for group, name in config.hydra.runtime.choices.items() if not group.startswith("hydra")}
+    OmegaConf.set_struct(config, False)
+    del config["hydra"]
+    convert(config)
+    return {**plain(config), "choices": choices}
+
+
+def check(
+    task: str,
+    arguments: Sequence[str],
+    only_words: bool = False,
+    sweep: bool = False,
+    main: str | None = None,
+    used: Sequence[Sequence[str]] = (),
+) -> None:
+    """Compose and validate every job that the arguments ask for; nothing but Hydra is imported.
+
+    `only_words` leaves it at their names, for a configuration that is shown and not run; only a `sweep` has many jobs.
+    `main` is another main directory of configurations.  A command that takes no part in the rest has only those parts
+    of the configuration validated that it has `used`, each group of them on its own.
+
+    Raises:
+        ConfigError: for an unknown key or option, and for whatever `validate` refuses.
+    """
+    overrides = parsed(without_nulls(arguments))
+    several = next((o.input_line for o in overrides if o.is_sweep_override()), None)
+    if several and not sweep and not any(o.get_key_element() == "hydra.mode" for o in overrides):
+        raise ConfigError(f"{several} has several values: add -m for a sweep over them, or quote what is one")
+    if sweep and only_words:
+        raise ConfigError("--cfg shows one configuration: leave out -m, and give each key one value")
+    found = places.directories(arguments, main)
+    with initialize_config_dir(str(found[0]), version_base="1.3"):
+        _check_hydra(task, overrides, sweep)
+        idle = []
+        for job in _jobs(overrides, found):
+            config, words = _check_words(task, job, found)
+            if only_words:
+                continue
+            base = OmegaConf.to_container(config, resolve=False)
+            try:
+                config = config if words == job else compose(task, job)
+                OmegaConf.set_struct(config, False)
+                config.paths.run_dir = "."  # known only when the job starts
+                config.variance = config.variance or "fixed_large"  # sample.py takes the checkpoint's
+                raw = OmegaConf.to_container(config, resolve=False)
+                check_structure(raw, base)
+                raw = {key: raw[key] for part in used for key in part if key in raw} or raw
+                missing = [f"{path}.{k}".lstrip(".") for path, node in nodes(raw) for k in node if node[k] == "???"]
+                if missing:
+                    raise ConfigError(f"{', '.join(missing)} must be given: add {missing[0]}=...")
+                check_network_fits_data(raw)  # unresolved: an image network asks for data.shape[1]
+                convert(config)
+                settings, typed = plain(config, job), parsed(job)
+                idle.append({} if used else unused(typed, raw, settings))
+                with named_as_typed(raw, {o.key_or_group for o in typed}):
+                    for part in used or (settings,):
+                        validate({key: settings[key] for key in part if key in settings})
+            except (HydraException, OmegaConfBaseException) as error:
+                raise ConfigError(first_line(error)) from error
+        refuse_unused(idle)
+
+
+def parsed(words: Sequence[str]) -> list[Override]:
+    """Overrides as Hydra reads them.
+
+    Raises:
+        ConfigError: for what is none.
+    """
+    try:
+        return OverridesParser.create().parse_overrides(list(words))
+    except HydraException as error:
+        raise ConfigError(first_line(error)) from error
+
+
+def _jobs(overrides: Sequence[Override], found: Sequence[Path] = (CONF,)) -> Iterator[list[str]]:
+    """The override lists of every job of a sweep; one list without a sweep."""
+
+    def choices(override: Override) -> list[str]:
+        key = override.get_key_element()
+        if isinstance(override.value(), Glob):
+            return [f"{key}={name}" for name in override.value().filter(options(override.key_or_group, found))]
+        if override.is_sweep_override() and (override.is_choice_sweep() or override.is_discrete_sweep()):
+            return [f"{key}={value}" for value in override.sweep_string_iterator()]
+        if isinstance(override.value(), IntervalSweep):  # its ends stand for what an optimiser may draw
+            return [f"{key}={end}" for end in (override.value().start, override.value().end)]
+        return [override.input_line]
+
+    own = {o.input_line: o.get_key_element().lstrip("+~") for o in overrides}
+    kept = [o for o in overrides if own[o.input_line] == places.SEARCH or not own[o.input_line].startswith("hydra")]
+    return (list(job) for job in itertools.product(*map(choices, kept)))
+
+
+def _check_words(task: str, job: Sequence[str], found: Sequence[Path]) -> tuple[DictConfig, list[str]]:
+    """Each override must name a group with an existing option, or a key that the chosen groups have.
+
+    Returns what the groups alone compose to, and their overrides.
+    """
+    overrides = parsed(job)
+    groups = places.groups(found, PARTS)
+    own = _groups_of(task, found[0], groups)
+    chosen = []
+    for override in overrides:
+        key = override.key_or_group
+        if key in groups:
+            check_option(override, options(key, found), own, task)
+            chosen.append(override.input_line)
+        elif key == places.SEARCH:
+            chosen.append(override.input_line)
+    try:
+        config = compose(task, chosen)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(first_line(error)) from error
+    keys = _keys(config)
+    for override in overrides:
+        key = override.key_or_group
+        new = override.is_add() or override.is_force_add()
+        if key not in (*groups, places.SEARCH) and not new and key not in keys:
+            raise ConfigError(unknown(key, keys, own, task))
+    return config, chosen
+
+
+def _groups_of(task: str, folder: Path, groups: Sequence[str]) -> list[str]:
+    """The groups that a command's own file chooses from, and those inside them."""
+    if not (folder / f"{task}.yaml").is_file():
+        raise ConfigError(f"--config-name={task} does not exist: there is no {folder / f'{task}.yaml'}")
+    entries = OmegaConf.to_container(OmegaConf.load(folder / f"{task}.yaml"), resolve=False).get("defaults", [])
+    keys = [str(key).removeprefix("optional ").partition("@")[0] for e in entries if isinstance(e, dict) for key in e]
+    return [g for g in groups if g.partition("/")[0] in keys and g != "hydra"]
+
+
+def _check_hydra(task: str, overrides: Sequence[Override], sweep: bool) -> None:
+    """What is typed of Hydra's own part must exist, and be installed.
+
+    Raises:
+        ConfigError: if it is not.
+    """
+    words = [o for o in overrides if o.key_or_group.startswith("hydra")]
+    if not words:
+        return
+    if any(o.key_or_group == "hydra" and not o.is_delete() and o.value() is None for o in words):
+        raise ConfigError("hydra=null: hydra cannot be left out")
+    loader = GlobalHydra.instance().config_loader()
+    chosen = {key: loader.get_group_options(key) for o in words if (key := o.key_or_group).startswith("hydra/")}
+    sweep = sweep or any(o.key_or_group == "hydra.mode" for o in words)
+    check_plugins(words, chosen, sweep)
+    try:
+        keys = _keys(compose(task, [o.input_line for o in words], return_hydra_config=True))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(first_line(error)) from error
+    lost = [
+        (o.input_line, key) for o in words for key in re.findall(r"\$\{([\w.]+)\}", o.input_line) if key not in keys
+    ]
+    if lost:
+        raise ConfigError(f"{lost[0][0]}: ${{{lost[0][1]}}} refers to a key that does not exist")
+
+
+def options(group: str, found: Sequence[Path] = ()) -> list[str]:
+    """Names of a group's options, without those of the groups inside it; in a command, with those of the user."""
+    if not found:
+        found = places.directories(places.searching(HydraConfig.get().searchpath) if HydraConfig.initialized() else [])
+    return places.options(group, found, PARTS)
+
+
+def _keys(config: DictConfig) -> set[str]:
+    """Every dotted path of a configuration."""
+    raw = OmegaConf.to_container(config, resolve=False)
+    return {f"{path}.{key}".lstrip(".") for path, node in nodes(raw) for key in node}

@@ -1,0 +1,221 @@
+"""What --help says: groups, options and keys with the comments of their files in conf/; nothing is composed."""
+
+from __future__ import annotations
+
+import functools
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusion_lab.config.places import CONF
+from diffusion_lab.config.validation import nearest
+from diffusion_lab.errors import ConfigError
+
+WIDTH = 116
+
+INTRODUCTION = {
+    "train": """Train a score-based or diffusion model, evaluate it, and say where everything is.
+
+  python train.py                                              DDPM on scikit-learn's digits, three minutes
+  python train.py model=ddpm data=cifar10 trainer.devices=8    the published run
+  python train.py -m schedule=linear,cosine                    a sweep; given again, it goes on where it stopped
+  python train.py ckpt_path=last                               go on with the newest run, as it was started""",
+    "sample": """Draw samples from a checkpoint; score them on request. The model comes out of the checkpoint.
+
+  python sample.py ckpt_path=last                              a grid and the images (.npz)
+  python sample.py ckpt_path=last sampler=ddim sampler.steps=50
+  python sample.py ckpt_path=last num_samples=1000 evaluate=true likelihood=flow""",
+}
+
+GROUPS = {
+    "train": (
+        "model", "sde", "data", "schedule", "loss", "network", "sampler", "likelihood", "metric", "logger", "debug",
+        "trainer", "experiment",
+    ),
+    "sample": ("sampler", "likelihood", "metric"),
+}  # fmt: skip
+"""Groups in the order in which they are told; the others have one option."""
+
+MANY = {"train": ("network", "sampler", "experiment"), "sample": ()}
+"""Groups of which the overview tells the names of options only: so that it fits two screens."""
+
+KEYS = {
+    "train": (
+        "trainer.max_steps", "data.batch_size", "optimizer.lr", "warmup_steps", "decay_steps", "seed",
+        "network.channels", "callback.ema.decay", "trainer.accelerator", "trainer.devices",
+        "trainer.precision", "trainer.gradient_clip_val", "trainer.val_check_interval", "sampler.steps",
+        "metric.samples",
+        "callback.samples.every_n_steps", "callback.checkpoint.every_n_steps", "callback.evaluation.every_n_steps",
+        "ckpt_path", "compile",
+    ),
+    "sample": (),
+}  # fmt: skip
+"""Keys that people change; of sample.py, all of its own."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of a file in conf/: its default as it is written there, and its comment."""
+
+    name: str
+    default: str
+    comment: str
+
+
+def tell(task: str, words: Sequence[str]) -> str:
+    """What a command does and takes; with words, the groups, options or keys that they name.
+
+    Raises:
+        ConfigError: for a word that names none of them.
+    """
+    named = [word for word in words if word not in ("--help", "-h")]
+    if any(word.startswith("-") for word in named):  # other options, whose values are no topics
+        from diffusion_lab.config.command_line import separate
+
+        named = separate(named)[1]
+    return "\n\n".join(topic(task, word) for word in named) if named else overview(task)
+
+
+def overview(task: str) -> str:
+    """What a command does, its groups with one line for an option, and the keys that people change."""
+    program = f"python {task}.py"
+    parts = [INTRODUCTION[task], "", "Choose with group=option (the first line of each file in conf/GROUP):", ""]
+    for group in GROUPS[task]:
+        parts += listed(group, task)
+    parts += ["", "Set with key=value (defaults; recipes and experiments replace some of them):", ""]
+    parts += [line(key) for key in keys_of(task)]
+    first = GROUPS[task][0]
+    parts += [
+        "",
+        f"More:  {program} --help {first}   a group, with all keys       --help {first}=NAME or KEY   an option, a key",
+        f"       {program} --cfg job    what a command composes             -m   a sweep over key=a,b,c",
+        f'       eval "$({program} -sc install=bash)"    completion by the tabulator',
+    ]
+    return "\n".join(parts)
+
+
+def listed(group: str, task: str) -> list[str]:
+    """A group's options, each with the first comment of its file."""
+    names = [
+        name for name in options(group) if not name.startswith("small/") and (name != "trained" or task != "train")
+    ]
+    if group in MANY[task]:
+        folders = [f"{folder}/..." for folder in dict.fromkeys(n.split("/")[0] for n in names if "/" in n)]
+        message = ", ".join([n for n in names if "/" not in n] + folders)
+        return textwrap.wrap(message, WIDTH, initial_indent=f"{group + '=':<12}", subsequent_indent=" " * 12)
+    shown = [f"{name:<22}{summary(path(group, name))}".rstrip() for name in names]
+    heads = [f"{group}=", *[""] * len(shown)]
+    return [f"{head:<12}{text}" for head, text in zip(heads, shown, strict=False)]
+
+
+def line(key: Key) -> str:
+    """A key with its default and comment in a line."""
+    default = "null" if key.default.startswith("${") else key.default
+    return f"{key.name}={default}".ljust(40) + textwrap.shorten(key.comment, WIDTH - 38, placeholder=" ...")
+
+
+def topic(task: str, word: str) -> str:
+    """A group with all its options, one option, or a key.
+
+    Raises:
+        ConfigError: if it is none of them.
+    """
+    group, _, name = word.partition("=")
+    groups = [*GROUPS[task], *GROUPS_INSIDE] if task == "sample" else all_groups()
+    if group in groups:
+        names = [name] if name else options(group)
+        if name and name not in options(group):
+            raise ConfigError(f"{word} is no option of {group}{nearest(name, options(group))}")
+        return "\n\n".join(f"{group}={n}\n{textwrap.indent(text(group, n), '  ')}" for n in names)
+    found = [f"{where}{line(key)}" for where, key in every_key(task) if key.name == group or ends(key.name, group)]
+    if found:
+        return "\n".join(dict.fromkeys(found))
+    close = nearest(group, [*groups, *(key.name for _, key in every_key(task))])
+    raise ConfigError(f"--help {word}: no group and no key of that name{close}; groups: {', '.join(groups)}")
+
+
+GROUPS_INSIDE = ("sampler/predictor", "sampler/corrector")
+
+
+def ends(name: str, last: str) -> bool:
+    """Whether the last part of a key is this one."""
+    return "." not in last and name.rpartition(".")[2] == last
+
+
+def keys_of(task: str) -> list[Key]:
+    """The keys that the overview tells."""
+    if task == "sample":
+        return keys(CONF / "sample.yaml")
+    found = {key.name: key for _, key in every_key(task, reverse=True)}
+    return [found[name] for name in KEYS[task] if name in found]
+
+
+@functools.cache
+def every_key(task: str, reverse: bool = False) -> tuple[tuple[str, Key], ...]:
+    """(option that has it, key) of all files of a command's groups; "" for the command's own keys."""
+    own = [("", key) for key in keys(CONF / f"{task}.yaml")]
+    groups = [*GROUPS[task], *GROUPS_INSIDE] if task == "sample" else all_groups()
+    of_groups = [
+        (f"{group}={name}  ", Key(f"{prefix(group)}.{key.name}", key.default, key.comment))
+        for group in groups
+        if group not in ("experiment", "recipe", "debug", "hydra")
+        for name in options(group)
+        for key in keys(path(group, name))
+    ]
+    return tuple(reversed([*own, *of_groups])) if reverse else (*own, *of_groups)
+
+
+def prefix(group: str) -> str:
+    """Where the keys of a group stand in the configuration."""
+    return group.replace("/", ".")
+
+
+def all_groups() -> list[str]:
+    """Every group that train.py knows."""
+    return [*sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name != "hydra"), *GROUPS_INSIDE]
+
+
+def options(group: str) -> list[str]:
+    """Names of a group's options, without those of the groups inside it."""
+    names = sorted(str(p.relative_to(CONF / group).with_suffix("")) for p in (CONF / group).rglob("*.yaml"))
+    return [n for n in names if f"{group}/{n.partition('/')[0]}" not in GROUPS_INSIDE]
+
+
+def path(group: str, name: str) -> Path:
+    """The file of an option."""
+    return CONF / group / f"{name}.yaml"
+
+
+def text(group: str, name: str) -> str:
+    """The file of an option as it is, without the class's name."""
+    lines = path(group, name).read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines if not line.strip().startswith("_target_"))
+
+
+def summary(file: Path) -> str:
+    """The first comment of a file, cut where it is long."""
+    first = next((x for x in file.read_text(encoding="utf-8").splitlines() if x and "@package" not in x), "")
+    return textwrap.shorten(first.lstrip("# "), WIDTH - 34, placeholder=" ...") if first.startswith("#") else ""
+
+
+@functools.cache
+def keys(file: Path) -> list[Key]:
+    """The keys of a file, with dotted names."""
+    return list(_keys(file.read_text(encoding="utf-8").splitlines()))
+
+
+def _keys(lines: Sequence[str]) -> Iterator[Key]:
+    parents: list[tuple[int, str]] = []
+    for written in lines:
+        found = re.fullmatch(r"( *)([\w./@]+):(?: +([^#]*?))?(?:\s+#\s*(.*))?\s*", written)
+        if not found:
+            continue
+        indent, name, default, comment = len(found[1]), found[2], found[3] or "", found[4] or ""
+        parents = [(depth, parent) for depth, parent in parents if depth < indent]
+        dotted = ".".join([*(parent for _, parent in parents), name])
+        if not default:
+            parents.append((indent, name))
+        elif name not in ("_target_", "_partial_") and not dotted.startswith("defaults"):
+            yield Key(dotted, default, comment)

@@ -1,0 +1,44 @@
+"""What `init_from` may name: weights on this machine, or a file of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusion_lab.errors import ConfigError
+
+HUB = "hf://"
+
+
+def nowhere(config: Mapping[str, Any]) -> str | None:
+    """Why a training cannot begin with the weights that are asked for, as far as a look can tell; None if it can."""
+    source = config.get("init_from")
+    if not source or config.get("ckpt_path") or source == "last":
+        return None
+    if str(source).startswith(HUB):
+        if str(source).removeprefix(HUB).count("/") < 2:
+            return f"init_from={source}: write {HUB}user/repository/file"
+        if importlib.util.find_spec("huggingface_hub") is None:
+            return f'init_from={source} needs huggingface_hub: pip install -e ".[huggingface]"'
+        return None
+    if Path(str(source)).expanduser().exists():
+        return None
+    return f"init_from={source} does not exist: give a run, a file of weights, last, or {HUB}user/repository/file"
+
+
+def fetched(source: str) -> Path:
+    """A file of the hub, hf://user/repository/file, on this machine.
+
+    Raises:
+        ConfigError: in one line, if it cannot be fetched.
+    """
+    from huggingface_hub import hf_hub_download
+
+    user, repository, file = source.removeprefix(HUB).split("/", 2)
+    try:
+        return Path(hf_hub_download(f"{user}/{repository}", file))
+    except Exception as error:  # of the network, of the hub, of the disk
+        message = " ".join(str(error).split())[:300]
+        raise ConfigError(f"init_from={source} cannot be fetched: {message}") from error

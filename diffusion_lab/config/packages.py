@@ -1,0 +1,72 @@
+"""Which packages of the user a run may build classes of: those of runs that this user has started."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusion_lab.config.instantiate import FURTHER, PATH
+
+RECORD = "started"
+"""Key of a run's configuration that holds how it was started."""
+
+
+def admit(started: Mapping[str, Any] | None) -> None:
+    """Allow the packages that a run was started with, in this process and those that it starts.
+
+    Only where this user has started it: a configuration that came from elsewhere must not widen what it may build.
+    """
+    record = {key: value for key, value in (started or {}).items() if key != "seal"}
+    known = record.get("packages") and hmac.compare_digest(str(started.get("seal")), seal(record) or "unsealed")
+    for variable, values, separator in (
+        (FURTHER, record.get("packages"), ","),
+        (PATH, record.get("path"), os.pathsep),
+    ):
+        if known:
+            now = [value for value in os.environ.get(variable, "").split(separator) if value]
+            os.environ[variable] = separator.join(dict.fromkeys([*now, *values]))
+
+
+def lacking(started: Mapping[str, Any] | None) -> str:
+    """What to set in the environment for a run whose packages are not allowed; empty where nothing is missing."""
+    now = os.environ.get(FURTHER, "").split(",")
+    missing = [name for name in (started or {}).get("packages") or () if name not in now]
+    if not missing:
+        return ""
+    return (
+        f"; its run was started with {FURTHER}={','.join(missing)} in {started['directory']}: give it if you trust it"
+    )
+
+
+def seal(record: Mapping[str, Any]) -> str | None:
+    """What only this user can write under a record; None where no secret can be kept."""
+    file = key_file()
+    message = json.dumps(record, sort_keys=True).encode()
+    return None if file is None else hmac.new(file.read_bytes(), message, hashlib.sha256).hexdigest()
+
+
+def key_file() -> Path | None:
+    """The file of this user's secret, made if need be; None where there can be none."""
+    try:
+        home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+        path = home / "diffusion_lab" / "seal"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fresh = path.with_name(f".{path.name}.{os.getpid()}")
+            fresh.touch(mode=0o600)
+            fresh.write_bytes(secrets.token_bytes(32))
+            try:
+                os.link(fresh, path)  # whoever is first
+            except FileExistsError:
+                pass
+            finally:
+                fresh.unlink()
+        return path if len(path.read_bytes()) == 32 else None
+    except (OSError, RuntimeError):  # no home
+        return None

@@ -1,0 +1,101 @@
+"""Where configurations lie: the package's own directory, and those of a user that add options to it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+
+from diffusion_lab.errors import ConfigError
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+CONF = next((p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if (p / "train.yaml").is_file()), PACKAGE / "conf")
+"""The configuration: inside an installed package, beside the package in a checkout."""
+
+SEARCH = "hydra.searchpath"
+
+
+def with_directories(words: Sequence[str], directory: str | None) -> list[str]:
+    """Overrides whose search path begins with a `--config-dir`, all directories absolute: for every process of a run.
+
+    Raises:
+        ConfigError: for a directory that is not there.
+    """
+    kept = [word for word in words if not word.lstrip("+~").startswith(f"{SEARCH}=")]
+    found = [directory] * bool(directory) + [place for word in words if word not in kept for place in listed(word)]
+    return [*kept, *searching([place if "://" in place and not is_file(place) else folder(place) for place in found])]
+
+
+def searching(found: Sequence[str]) -> list[str]:
+    """The override that has Hydra look for options in these directories or packages, too; none for none."""
+    quoted = (QuotedString(p if "://" in p else f"file://{p}", Quote.single).with_quotes() for p in found)
+    return [f"{SEARCH}=[{','.join(dict.fromkeys(quoted))}]"] if found else []
+
+
+def listed(word: str) -> list[str]:
+    """The entries of an override of Hydra's search path."""
+    try:
+        (override,) = OverridesParser.create().parse_overrides([word])
+    except HydraException as error:
+        raise ConfigError(f"{word}: {SEARCH} is a list, such as {SEARCH}=[file:///my/conf]") from error
+    value = override.value()
+    if not isinstance(value, list):
+        raise ConfigError(f"{word}: {SEARCH} is a list, such as {SEARCH}=[file:///my/conf]")
+    return [entry.text if isinstance(entry, QuotedString) else str(entry) for entry in value]
+
+
+def is_file(place: str) -> bool:
+    """Whether an entry of the search path is a directory, written as file://..."""
+    return place.startswith("file://")
+
+
+def folder(place: str) -> str:
+    """The absolute path of a directory of configurations.
+
+    Raises:
+        ConfigError: if it is not there.
+    """
+    path = Path(place.removeprefix("file://")).expanduser()
+    if not path.is_dir():
+        raise ConfigError(f"{path} is no directory of configurations: give --config-dir one that exists")
+    return str(path.resolve())
+
+
+def directories(words: Sequence[str], main: str | None = None) -> tuple[Path, ...]:
+    """The directories in which the options of a command lie: the main one, then those that its overrides add."""
+    added = [place for word in words if word.startswith(f"{SEARCH}=") for place in listed(word)]
+    return (Path(main) if main else CONF, *(path for place in added if (path := _directory(place)) is not None))
+
+
+def _directory(place: str) -> Path | None:
+    """The directory of an entry of the search path; None if it is a package that is not there."""
+    if not place.startswith("pkg://"):
+        return Path(place.removeprefix("file://"))
+    name = place.removeprefix("pkg://").replace("/", ".")
+    try:
+        found = importlib.util.find_spec(name)
+    except ImportError:
+        return None
+    return Path(next(iter(found.submodule_search_locations))) if found and found.submodule_search_locations else None
+
+
+def groups(places: Sequence[Path], inner: Sequence[str]) -> list[str]:
+    """Names of all groups of options."""
+    own = {folder.name for place in places if place.is_dir() for folder in place.iterdir() if folder.is_dir()}
+    return [*sorted(own), *inner]
+
+
+def options(group: str, places: Sequence[Path], inner: Sequence[str]) -> list[str]:
+    """Names of a group's options in all directories, without those of the groups inside it."""
+    found = {
+        str(path.relative_to(place / group).with_suffix("")).replace(os.sep, "/")
+        for place in places
+        for path in (place / group).rglob("*.yaml")
+    }
+    return sorted(n for n in found if not any(f"{group}/{n}".startswith(f"{part}/") for part in inner if part != group))

@@ -1,0 +1,163 @@
+"""Telling in one line what of a command line is no key, no option, or said with Hydra's own words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+
+from diffusion_lab.config import help
+from diffusion_lab.config.validation import nearest
+from diffusion_lab.errors import ConfigError
+
+NOTHING = {"logger": "csv", "likelihood": "none", "sampler/predictor": "none", "sampler/corrector": "none"}
+"""The option that leaves a group out, where that makes sense."""
+
+UNSET = ("experiment", "debug")
+"""Groups that are left out as long as nobody names an option."""
+
+
+def without_nulls(words: Sequence[str]) -> list[str]:
+    """Overrides in which `group=null` (or ~group), which Hydra does not know, is the option that means nothing."""
+    kept: list[str] = []
+    for word in words:
+        group = word.removesuffix("=null") if word.endswith("=null") else word.removeprefix("~")
+        if group == word or group not in (*NOTHING, *UNSET):
+            kept.append(word)
+        elif group in UNSET:
+            kept = [earlier for earlier in kept if not earlier.startswith(f"{group}=")]
+        else:
+            kept.append(f"{group}={NOTHING[group]}")
+    return kept
+
+
+def check_option(override: Override, names: Sequence[str], groups: Sequence[str], task: str) -> None:
+    """Refuse what is no option of a group, or a group that the command has not.
+
+    Raises:
+        ConfigError: naming the group's options.
+    """
+    key, value = override.key_or_group, str(override.value())
+    likely = [name for name in names if name != "trained" or task != "train"]
+    shown = f"allowed: {', '.join(likely)}" if len(names) < 25 else f"see python {task}.py --help {key}"
+    if key not in groups:
+        raise ConfigError(
+            f"{key} cannot be chosen here: model and data come out of the checkpoint; groups: {', '.join(groups)}"
+        )
+    if override.is_delete() or override.value() is None:
+        raise ConfigError(f"{override.input_line}: {key} cannot be left out; {shown}")
+    if isinstance(override.value(), dict):
+        raise ConfigError(f"{override.input_line}: set its keys one by one, {key}.KEY=VALUE, or choose one; {shown}")
+    if value not in names:
+        raise ConfigError(f"{key}={value} is no option of {key}{nearest(value, names)}; {shown}")
+
+
+def check_structure(raw: Mapping[str, Any], base: Mapping[str, Any], path: str = "") -> None:
+    """Refuse keys that nobody reads, and groups of keys that became a value or were taken out, in a configuration.
+
+    `base` is what its groups alone compose to; a new key belongs to a class, whose signature is checked elsewhere.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    optional = path.partition(".")[0] in ("callback", "likelihood", "logger", "sampler", "metric", "network", "model")
+    for key in base:
+        name = f"{path}.{key}".lstrip(".")
+        if key not in raw and not optional:
+            raise ConfigError(f"{name} cannot be left out: give it a value")
+        now = raw.get(key)
+        if isinstance(base[key], Mapping) and not (now is None or isinstance(now, Mapping) or "${" in str(now)):
+            raise ConfigError(f"{name}={raw[key]} is not possible: {name} is a group of keys{_inside(base[key])}")
+    for key, value in raw.items():
+        name, component = f"{path}.{key}".lstrip("."), isinstance(value, Mapping) and "_target_" in value
+        if key not in base:
+            if not component:
+                raise ConfigError(f"{name} is read by nobody: leave it out{_inside(base)}")
+        elif isinstance(value, Mapping) and isinstance(base[key], Mapping) and base[key] and not component:
+            check_structure(value, base[key], name)
+
+
+def _inside(node: Mapping[str, Any]) -> str:
+    keys = [key for key in node if not key.startswith("_")]
+    return f"; there are: {', '.join(sorted(keys))}" if keys else ""
+
+
+def unknown(key: str, keys: Collection[str], groups: Sequence[str], task: str) -> str:
+    """A refusal of a key that does not exist, with those that may be meant."""
+    parent = key.rpartition(".")[0]
+    while parent and parent not in keys:
+        parent = parent.rpartition(".")[0]
+    depth = parent.count(".") + 1 if parent else 0
+    siblings = sorted(
+        k.split(".")[depth] for k in keys if k.count(".") == depth and k.startswith(f"{parent}." if parent else "")
+    )
+    where = f"allowed in {parent}" if parent else "allowed"
+    close = meant(key, keys, task) or nearest(key, [*keys, *groups])
+    return f"{key} is not a key of the configuration{close}; {where}: {', '.join(dict.fromkeys(siblings))}"
+
+
+def meant(key: str, keys: Collection[str], task: str) -> str:
+    """The keys with the same last part: of the configuration, or else of an option that was not chosen."""
+    first, _, last = key.replace("/", ".").rpartition(".")
+    same = [k for k in keys if k.rpartition(".")[2] == last and k != key]
+    shown = help.KEYS[task if task in help.KEYS else "train"]
+    same.sort(key=lambda k: (k.split(".")[0] != first.split(".")[0], k not in shown, k.count("."), k))
+    if not same:
+        options = help.every_key(task if task in help.KEYS else "train")
+        same = list(dict.fromkeys(f"{k.name} with {where.strip()}" for where, k in options if help.ends(k.name, last)))
+    return f" (did you mean {' or '.join(same[:3])}?)" if same else ""
+
+
+def first_line(error: Exception) -> str:
+    """What Hydra or OmegaConf complains about, in one line of our words where they are known."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    for pattern, message in WORDS:
+        found = re.search(pattern, text)
+        if found:
+            at = re.search(r"full_key: (\S+)", text)
+            return message.format(*found.groups(), at=f"{at[1]}: " if at else "")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " ".join(lines[:2]) if lines else type(error).__name__
+
+
+WORDS = (
+    (r"Error trying to access .*node `(.+?)` is not a container", "{0} must be a list"),
+    (r"Interpolation key '(.+?)' not found", "{at}${{{0}}} refers to a key that does not exist"),
+    (r"InterpolationKeyError.*'(.+?)'", "{at}${{{0}}} refers to a key that does not exist"),
+    (r"Unsupported interpolation type (\S+)", "{at}${{{0}:...}} is no resolver: use ${{oc.env:NAME}} or ${{key}}"),
+    (r"Environment variable '(.+?)' not found", "{at}the environment variable {0} is not set"),
+    (r"Recursive interpolation detected", "{at}keys refer to each other in a circle"),
+    (r"An item is already at '(.+?)'", "{0} exists: write {0}=..., without +"),
+    (r"'(.+?)' is already in the defaults list", "{0} is chosen already: write {0}=..., without +"),
+    (r"Could not delete '(.+?)'", "~{0}: there is nothing of that name to take out"),
+    (r"Key '(.+?)' is not in struct", "{at}there is no key {0}"),
+    (r"Key '(.+?)' not in '(\w+)'", "{at}there is no key {0}"),
+    (r"Could not override '(.+?)'", "{0} is neither a key nor a group that is chosen: see --help"),
+    (r"Value '(.+?)' of type '\w+' could not be converted to (\w+)", "{at}{0} must be {1}"),
+    (r"Missing mandatory value: (\S+)", "{0} must be given: add {0}=..."),
+    (r"(?:In '.*?': )?Could not find '(.+?)'", "{0} does not exist"),
+)  # fmt: skip
+"""Complaints of Hydra and OmegaConf, and what they mean."""
+
+
+EXTRAS = ("joblib", "submitit_slurm", "submitit_local", "optuna")
+"""Launchers and sweepers that come with an extra of the package."""
+
+
+def check_plugins(overrides: Sequence[Override], found: Mapping[str, Sequence[str]], sweep: bool) -> None:
+    """Refuse a launcher or sweeper that is not installed or unknown, and what of Hydra's is of sweeps without one.
+
+    Raises:
+        ConfigError: with the command that installs it.
+    """
+    for override in overrides:
+        key, name = override.key_or_group, str(override.value())
+        if key in found and name not in found[key]:
+            if name in EXTRAS:
+                raise ConfigError(f'{key}={name} is not installed: pip install -e ".[sweep]"')
+            names = (*found[key], *EXTRAS)
+            raise ConfigError(f"{key}={name} is no option of {key}{nearest(name, names)}; allowed: {', '.join(names)}")
+        if not sweep and key in ("hydra/launcher", "hydra/sweeper"):
+            raise ConfigError(f"{key}={name} is of sweeps: add -m")

@@ -1,0 +1,75 @@
+"""Values of the type that is meant, and the key that was typed for them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion_lab.config import declared, schema
+from diffusion_lab.errors import ConfigError
+
+REFERENCE = re.compile(r"\$\{([\w.]+)(\[\d+\])?\}")
+"""A value that is that of another key, or an element of it, and nothing else."""
+
+KEY = re.compile(r"(?<![\w.{])[a-z_]+(\.\w+)*(?==)|(?<![\w.{])[a-z_]+(\.\w+)+")
+"""A key in a message: with a dot in it, or before a value."""
+
+
+def convert(config: DictConfig) -> None:
+    """Give values the type of their parameters where nothing is lost: 1e5 is the integer 100000, the tag 1 a word.
+
+    A value that refers to another key is changed there.
+    """
+    raw = OmegaConf.to_container(config, resolve=False)
+    for path, node in nodes(OmegaConf.to_container(config, resolve=True)):
+        known = declared.parameters(path, node) or {}
+        for key in known.keys() & node.keys():
+            value = schema.converted(known[key], node[key])
+            if type(value) is not type(node[key]) or value is not node[key]:
+                OmegaConf.update(config, typed_key(raw, f"{path}.{key}".lstrip(".")), value)
+
+
+def nodes(node: Any, path: str = "") -> Any:
+    """Every mapping of a configuration with its dotted path."""
+    if isinstance(node, Mapping):
+        yield path, node
+        for key, value in node.items():
+            yield from nodes(value, f"{path}.{key}".lstrip("."))
+
+
+def typed_key(raw: Mapping[str, Any], path: str, whole: bool = True) -> str:
+    """The key that a value comes from: `path`, or what that refers to in the unresolved configuration.
+
+    An element of a list comes from the list, unless its `whole` value is meant.
+    """
+    for _ in range(20):  # references to references
+        node: Any = raw
+        parts = path.split(".")
+        for depth, part in enumerate(parts):
+            node = node.get(part) if isinstance(node, Mapping) else None
+            found = REFERENCE.fullmatch(node) if isinstance(node, str) else None
+            if found and not (whole and found[2]):
+                path = ".".join([found[1], *parts[depth + 1 :]])
+                break
+        else:
+            return path
+    return path
+
+
+@contextmanager
+def named_as_typed(raw: Mapping[str, Any], typed: Collection[str]) -> Iterator[None]:
+    """Within, a refusal names the keys that were typed, where its values come from those.
+
+    Raises:
+        ConfigError: the one that was raised within, so worded.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        names = {found[0]: typed_key(raw, found[0], whole=False) for found in KEY.finditer(str(error))}
+        message = KEY.sub(lambda found: names[found[0]] if names[found[0]] in typed else found[0], str(error))
+        raise ConfigError(message) from error

@@ -1,0 +1,109 @@
+"""Settings that were typed and would change nothing: each with the reason, and with what works instead."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+
+from diffusion_lab.config import help
+from diffusion_lab.config.typed import nodes
+from diffusion_lab.errors import ConfigError
+
+REFERRED = (
+    *("variance", "sigma_min", "sigma_max", "sampler_steps", "warmup_steps", "decay_steps"),
+    *("schedule", "loss", "network", "optimizer", "sde"),
+)
+"""Keys and groups that reach a part of the model by a reference to them alone."""
+
+WHILE_TRAINING = {
+    "likelihood_samples": "for the one at the end, set callback.evaluation.evaluator.likelihood_samples",
+    "samples": "for the one at the end, set metric.samples",
+    "max_seconds": "the one at the end takes as long as it needs",
+}
+"""Keys of callback.evaluation that the evaluation at the end of a training does not know."""
+
+OF_SAMPLING = (
+    (("likelihood", "likelihood_samples", "likelihood_repeats"), lambda c: c["evaluate"],
+     "without evaluate=true: add it"),
+    (("metric",), lambda c: c["evaluate"] or c["compare"], "without evaluate=true or compare=[...]: add one of them"),
+    (("compare_steps",), lambda c: c["compare"], "without compare=[...]: add it"),
+    (("grid", "png", "trajectory", "sampler"), lambda c: not c["compare"],
+     "beside compare, which draws with the samplers of its list and writes no pictures of them: leave it out"),
+)  # fmt: skip
+"""Of sample.py: keys or groups, what they need of the configuration, and what to do without that."""
+
+
+def refuse_unused(jobs: Sequence[Mapping[str, str]]) -> None:
+    """Refuse a setting that changes nothing in any job.
+
+    Args:
+        jobs: of each job, the settings that change nothing in it, as they were typed, and why.
+
+    Raises:
+        ConfigError: naming the first one.
+    """
+    always = [word for word in jobs[0] if all(word in job for job in jobs)] if jobs else []
+    if always:
+        raise ConfigError(f"{always[0]} has no effect{jobs[0][always[0]]}")
+
+
+def unused(overrides: Sequence[Override], raw: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
+    """Overrides of a job that change nothing, and why, from its configuration, unresolved and plain."""
+    message = {}
+    for override in overrides:
+        key = override.key_or_group.replace("/", ".")
+        if override.is_delete() or override.value() in (None, False, "trained", "none") or key.startswith("hydra"):
+            continue
+        reason = next(iter(_reasons(key, raw, settings)), None)
+        if reason is not None:
+            message[override.input_line] = reason
+    return message
+
+
+def _reasons(key: str, raw: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
+    """Why a key changes nothing, as the end of a sentence."""
+    root, parent = key.partition(".")[0], key.rpartition(".")[0]
+    if _exists(raw, key) and parent and not _exists(settings, parent):
+        yield f": there is no {parent}"
+    if "num_samples" in settings:
+        for keys, met, message in OF_SAMPLING:
+            if root in keys and not met(settings):
+                yield f" {message}"
+    elif root in REFERRED and not _referred(root, raw) and not settings.get("compare"):
+        yield f": nothing that is chosen here uses it{_users(root)}"
+    if root in ("variance", "sampler_steps") and not _referred(root, raw) and not settings.get("compare"):
+        yield f": nothing that is chosen here uses it{_users(root)}"
+    evaluation = (settings.get("callback") or {}).get("evaluation") or {}
+    if parent == "callback.evaluation" and evaluation and evaluation.get("every_n_steps") is None:
+        advice = WHILE_TRAINING.get(key.rpartition(".")[2])
+        if advice:
+            yield f" without callback.evaluation.every_n_steps, for it is of evaluations while training; {advice}"
+    wandb = (settings.get("logger") or {}).get("wandb") or {}
+    if parent == "logger.wandb" and wandb.get("enabled") is False and key != "logger.wandb.enabled":
+        yield ": logger.wandb.enabled is false; choose logger=wandb"
+
+
+def _exists(config: Mapping[str, Any], key: str) -> bool:
+    node: Any = config
+    for part in key.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return False
+        node = node[part]
+    return True
+
+
+def _referred(key: str, raw: Mapping[str, Any]) -> bool:
+    """Whether any value of an unresolved configuration refers to a key, or to what is in it."""
+    pattern = re.compile(rf"\$\{{{key}[.}}\[]")
+    return any(pattern.search(str(value)) for _, node in nodes(raw) for value in node.values() if value)
+
+
+def _users(key: str) -> str:
+    """The options whose files refer to a key, as the end of a sentence."""
+    groups = ("sampler/predictor", "sampler", "likelihood", "schedule", "model")
+    pattern = re.compile(rf"\$\{{{key}[.}}]")
+    found = [f"{g}={n}" for g in groups for n in help.options(g) if pattern.search(help.path(g, n).read_text())]
+    return f"; {', '.join(found[:4])} {'does' if len(found) == 1 else 'do'}" if found else ""

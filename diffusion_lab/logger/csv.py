@@ -1,0 +1,134 @@
+"""The metric log of a run: one CSV file that survives a kill and is continued without gap or double step."""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+
+from diffusion_lab.output import say
+from diffusion_lab.storage.atomic_file import describe
+
+Rows = dict[int, dict[str, Any]]
+
+
+class CSVLogger(Logger):
+    """`<run_dir>/metrics.csv`: one row per step, in order, one column per metric, empty where it has none.
+
+    What is logged twice for a step lands in one row, the later value winning.  Lightning's own CSVLogger
+    deletes the file of a run that is resumed; this one continues it.  Only rank 0 writes.  What the disk refuses
+    is kept in memory and written as soon as it can be.
+
+    Args:
+        run_dir: the run's directory.
+        flush_seconds: rows wait at most this long in memory; `save` and `finalize` write them at once.
+    """
+
+    name = version = ""
+
+    def __init__(self, run_dir: str | Path, flush_seconds: float = 5.0) -> None:
+        self.path, self.flush_seconds = Path(run_dir) / "metrics.csv", flush_seconds
+        self._pending: Rows = {}
+        self._saved, self._told, self._lost = time.monotonic(), False, False
+        self._forget()
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    def log_hyperparams(self, params: Any) -> None:
+        """Nothing: the run's configuration lies beside the log."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Tensor | float | None], step: int | None = None) -> None:
+        """Values of one step; of the newest one if no step is given."""
+        row = self._pending.setdefault(max(self._last, 0, *self._pending) if step is None else int(step), {})
+        row |= {k: v.item() if isinstance(v, Tensor) else v for k, v in metrics.items() if v is not None}
+        if time.monotonic() - self._saved > self.flush_seconds:
+            self.save()
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write what is in memory: appended if it only continues the file, which is replaced otherwise."""
+        if not self._pending:
+            return
+        fresh = any(k not in self._columns for row in self._pending.values() for k in row)
+        try:
+            if fresh or min(self._pending) <= self._last:
+                columns, rows = self._read()
+                for step, row in self._pending.items():
+                    rows.setdefault(step, {}).update(row)
+                    columns.extend(row)
+                self._replace(columns, rows)
+            else:
+                self._write("a", self.path, self._pending)
+        except OSError as error:
+            self._forget()  # half a line may have been written
+            self._saved = time.monotonic()
+            if not self._told:
+                say(f"{describe(self.path, error)}; its rows are kept in memory until it can, training goes on")
+            self._told = True
+            return
+        self._pending, self._saved, self._told = {}, time.monotonic(), False
+
+    def finalize(self, status: str) -> None:
+        """Write what is in memory; say how much is lost if that cannot be."""
+        self.save()
+        if self._pending and not self._lost:
+            say(f"{len(self._pending)} rows of {self.path} are lost")
+            self._lost = True
+
+    @rank_zero_only
+    def truncate(self, step: int) -> set[tuple[int, str]]:
+        """Drop what lies after `step`, where a run is resumed (-1 drops all), and say which (step, metric) that was."""
+        self._pending = {s: row for s, row in self._pending.items() if s <= step}
+        columns, rows = self._read()
+        if any(s > step for s in rows):
+            self._replace(columns, {s: row for s, row in rows.items() if s <= step})
+        return {(s, key) for s, row in rows.items() if s > step for key in row}
+
+    def row(self, step: int) -> dict[str, float]:
+        """What was logged for a step; empty if nothing was."""
+        self.save()
+        return {key: float(value) for key, value in self._read()[1].get(step, {}).items()}
+
+    def _forget(self) -> None:
+        self._columns: list[str] = []  # no column known: the next `save` reads the file again
+        self._last = -1
+
+    def _read(self) -> tuple[list[str], Rows]:
+        """Columns and rows of the file, without a last line that a kill cut short."""
+        text = self.path.read_text() if self.path.exists() else ""
+        reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+        columns, rows = list(reader.fieldnames or ["step"]), {}
+        if "step" not in columns:
+            raise ValueError(f"{self.path} is not a metric log: it has no column 'step'; move it away")
+        for row in reader:
+            rows.setdefault(int(row.pop("step")), {}).update({k: v for k, v in row.items() if v})
+        return columns, rows
+
+    def _replace(self, columns: list[str], rows: Rows) -> None:
+        used = {k for row in rows.values() for k in row} - {"step"}
+        self._columns = [k for k in dict.fromkeys(columns) if k in used]
+        temporary = self.path.with_name(".metrics.tmp.csv")
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._write("w", temporary, rows)
+            os.replace(temporary, self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _write(self, mode: str, path: Path, rows: Rows) -> None:
+        with path.open(mode, newline="") as file:
+            writer = csv.DictWriter(file, ["step", *self._columns], lineterminator="\n")
+            if mode == "w":
+                writer.writeheader()
+            writer.writerows({**rows[step], "step": step} for step in sorted(rows))
+        self._last = max(rows, default=-1)

@@ -1,0 +1,148 @@
+"""A run's loggers: always a CSV file; Weights & Biases and TensorBoard as configured."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from diffusion_lab.config.instantiate import instantiate
+from diffusion_lab.errors import ConfigError
+from diffusion_lab.logger.csv import CSVLogger
+from diffusion_lab.logger.tensorboard import TensorBoardLogger, TensorBoardOptions
+from diffusion_lab.logger.wandb import (
+    WandbLogger,
+    WandbOptions,
+    choose_id,
+    lock,
+    open_run,
+    read_id,
+)
+from diffusion_lab.logger.wandb_server import asked_mode, has_key
+from diffusion_lab.output import say
+from diffusion_lab.run.revision import revision
+
+NAMED = 120
+TAG = 64  # characters that W&B takes
+ASIDE = ("paths", "hydra", "logger", "ckpt_path", "allow_changes")
+"""Overrides that say where a run works, not what it is."""
+
+
+def build_loggers(
+    cfg: Mapping[str, Any],
+    run_dir: str | Path,
+    config: Mapping[str, Any],
+    step: int = 0,
+    checkpoint: str | Path | None = None,
+) -> list[Logger]:
+    """The loggers that the plain node `logger` asks for, open, on rank 0; none on other ranks, which wait for nothing.
+
+    They show `config`, `run_dir` and the code's revision.  A run that goes on in its directory goes on with its run of
+    W&B.  One that branches off from `checkpoint`, of another directory, has that one's numbers up to `step` in its CSV
+    file.  None of a later step is there twice.  End with `finish_loggers`.
+
+    Raises:
+        ConfigError: for an unknown key, if a package is missing, or for no server where that counts as an error.
+    """
+    if rank_zero_only.rank != 0:
+        return []
+    run_dir, checkpoint = Path(run_dir), checkpoint and Path(checkpoint).resolve()
+    wandb, tensorboard = _options(cfg)
+    use_wandb, config = _wants_wandb(wandb), {**config, "run_dir": str(run_dir.resolve()), "revision": revision()}
+    csv = CSVLogger(run_dir)
+    loggers: list[Logger] = [csv]
+    if tensorboard.enabled:
+        loggers.append(TensorBoardLogger(run_dir, resumed_from=step))
+        loggers[-1].log_hyperparams(config)
+    before = checkpoint.parents[1] if checkpoint and checkpoint.parent.name == "checkpoints" else run_dir
+    if not csv.path.exists() and (before / csv.path.name).exists():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(before / csv.path.name, csv.path)
+    logged = csv.truncate(step)
+    if use_wandb:
+        wandb = replace(wandb, id=choose_id(wandb, run_dir))
+        sent = logged if wandb.id == read_id(run_dir) else frozenset()
+        if read_id(run_dir) is None:  # what a user has changed on the server since stays
+            wandb = named(wandb, config)
+        run = open_run(wandb, run_dir, config)
+        loggers.append(WandbLogger(run, run_dir, sent, lock(run_dir), wandb.log_model))
+    return loggers
+
+
+def named(options: WandbOptions, config: Mapping[str, Any]) -> WandbOptions:
+    """Options whose name and tags, where the user gives none, are what was chosen: model, data and the overrides."""
+    choices = config.get("choices") or {}
+    chosen = [str(choices[group]) for group in ("model", "data") if choices.get(group)]
+    words = [word for word in config.get("overrides") or () if not word.lstrip("+~").startswith(ASIDE)]
+    words = [word for word in words if word.partition("=")[0] not in ("model", "data")]
+    name = " ".join([*chosen, *words])[:NAMED] or None
+    tags = [word for word in dict.fromkeys([*chosen, *words]) if len(word) <= TAG]
+    return replace(options, name=options.name or name, tags=options.tags or tags)
+
+
+def reopen(run_dir: str | Path, cfg: Mapping[str, Any]) -> list[Logger]:
+    """Loggers of a trained run for what is found out about it later; on rank 0, and none on other ranks.
+
+    W&B's run whose id lies in the directory, and TensorBoard, if `cfg`, the training's plain node `logger`, still asks
+    for them; never the CSV file.  Log with the step of the checkpoint, under names that training does not use
+    (sample/...), and end with `finish_loggers`.  A run that is still training keeps W&B to itself, which is said.
+    """
+    if rank_zero_only.rank != 0:
+        return []
+    run_dir, (wandb, tensorboard) = Path(run_dir), _options(cfg)
+    run_id, loggers = read_id(run_dir), []
+    if tensorboard.enabled and (run_dir / "tensorboard").is_dir():
+        loggers.append(TensorBoardLogger(run_dir, part="sample"))
+    if run_id and _wants_wandb(wandb):
+        held = lock(run_dir)
+        if held is None:
+            say(f"W&B's run {run_id} is still being trained: nothing is added to it")
+            return loggers
+        # What a user has changed on the server since stays: name, group and tags are not said again.
+        wandb = replace(wandb, id=run_id, name=None, group=None, tags=(), log_model=False)
+        run = open_run(wandb, run_dir, {"run_dir": str(run_dir.resolve()), "sample_revision": revision()})
+        loggers.append(WandbLogger(run, run_dir, held=held))
+    return loggers
+
+
+def finish_loggers(loggers: Sequence[Logger], failed: bool = False) -> None:
+    """Write what is left, upload the checkpoints that logger.wandb.log_model asks for, and end W&B's run."""
+    rows = next((logger.row for logger in loggers if isinstance(logger, CSVLogger)), lambda step: {})
+    with ExitStack() as stack:  # each of them is ended, whatever another one raises
+        for logger in loggers:
+            stack.callback(logger.finalize, "failed" if failed else "success")
+            if isinstance(logger, WandbLogger):
+                stack.callback(logger.finish, failed, rows)
+
+
+def _options(cfg: Mapping[str, Any]) -> tuple[WandbOptions, TensorBoardOptions]:
+    """The plain node as options; what it does not mention is switched off."""
+    classes = {"wandb": WandbOptions, "tensorboard": TensorBoardOptions}
+    return tuple(
+        instantiate(
+            {**cfg.get(name, {"enabled": False}), "_target_": f"{cls.__module__}.{cls.__name__}"}, f"logger.{name}"
+        )
+        for name, cls in classes.items()
+    )
+
+
+def _wants_wandb(options: WandbOptions) -> bool:
+    if options.enabled is False or asked_mode(options.mode) == "disabled":
+        return False
+    if options.enabled == "auto" and options.mode == "auto" and not has_key():
+        return False
+    found = importlib.util.find_spec("wandb")
+    if found is not None and found.origin is not None:  # a folder ./wandb of earlier runs has no origin
+        return True
+    remedy = "wandb is not installed: pip install wandb, or say logger=csv"
+    if options.enabled is True:
+        raise ConfigError(remedy)
+    say(f"W&B is configured here, but {remedy}; metrics go to the CSV file only")
+    return False

@@ -1,0 +1,69 @@
+"""TensorBoard beside the CSV file, on request: scalars, pictures and the configuration as text."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from PIL import Image
+from pytorch_lightning import loggers
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from diffusion_lab.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TensorBoardOptions:
+    """The keys of `logger.tensorboard`, explained in conf/logger/default.yaml; plain data."""
+
+    enabled: bool = False
+
+
+class TensorBoardLogger(loggers.TensorBoardLogger):
+    """Events in `<run_dir>/tensorboard`, by optimiser step.
+
+    Args:
+        run_dir: the run's directory.
+        resumed_from: step that a run goes on from; TensorBoard forgets what the files hold of later ones.
+        part: folder inside, for what is logged when training is over: TensorBoard reads one writer per folder.
+
+    Raises:
+        ConfigError: without the package tensorboard.
+    """
+
+    def __init__(self, run_dir: str | Path, resumed_from: int | None = None, part: str | None = None) -> None:
+        if importlib.util.find_spec("tensorboard") is None:
+            remedy = 'pip install "diffusion_lab[tensorboard]" (in a checkout: pip install -e ".[tensorboard]")'
+            raise ConfigError(f"logger.tensorboard needs the package tensorboard: {remedy}")
+        purge = None if resumed_from is None else resumed_from + 1
+        super().__init__(
+            run_dir, name="tensorboard", version="", sub_dir=part, default_hp_metric=False, purge_step=purge
+        )
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Mapping[str, Any], *_: Any, **__: Any) -> None:
+        """The configuration as text, in YAML."""
+        lines = OmegaConf.to_yaml(OmegaConf.create(dict(params))).splitlines()
+        self.experiment.add_text("config", "\n".join(f"    {line}" for line in lines))  # indented: Markdown's verbatim
+
+    @rank_zero_only
+    def log_pictures(self, pictures: Mapping[str, Path], step: int) -> None:
+        """Images and films as they are in their files: TensorBoard plays a GIF that is stored as an image."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = []
+        for name, path in pictures.items():
+            with Image.open(path) as image:
+                width, height = image.size
+            encoded = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=path.read_bytes())
+            values.append(Summary.Value(tag=name, image=encoded))
+        self.experiment._get_file_writer().add_summary(Summary(value=values), step)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write what is in memory; Lightning's own would put an empty hparams.yaml beside it."""
+        self.experiment.flush()

@@ -1,0 +1,249 @@
+"""A run of Weights & Biases, which may not make training ask, wait or die."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import secrets
+import shlex
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+import torch
+from pytorch_lightning import loggers
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from diffusion_lab.errors import ConfigError
+from diffusion_lab.logger.wandb_server import Mode, asked_mode, wandb_mode
+from diffusion_lab.output import say
+from diffusion_lab.storage import lock as file_lock
+
+INIT_SECONDS, FINISH_SECONDS, UPLOAD_SECONDS = 10.0, 300.0, 3600.0
+"""Longest wait for the server to open the run, to take the last numbers, or those and a checkpoint that was asked for;
+what it has not taken by then stays here."""
+
+ID_FILE = "wandb_run_id.txt"
+
+_opened: dict[str, Path] = {}
+
+
+@dataclass(frozen=True)
+class WandbOptions:
+    """The keys of `logger.wandb`, explained in conf/logger/default.yaml; plain data."""
+
+    enabled: Literal["auto"] | bool = "auto"
+    project: str = "diffusion_lab"
+    entity: str | None = None
+    group: str | None = None
+    name: str | None = None
+    tags: Sequence[str] = ()
+    mode: Literal["auto", "online", "offline"] = "auto"
+    on_no_network: Literal["offline", "error"] = "offline"
+    log_model: bool = False
+    id: str | None = None
+
+
+class WandbLogger(loggers.WandbLogger):
+    """An open run; if W&B fails on the way, that is said once and the run goes on without it.
+
+    Args:
+        run: the run that `open_run` opened.
+        run_dir: the run's directory.
+        sent: the (step, metric) that the run has from before it was resumed; they are not sent again.
+        held: what `lock` gave, let go at the end.
+        log_model: upload the newest checkpoint, and the best one if there is one, at the end.
+    """
+
+    def __init__(
+        self,
+        run: Any,
+        run_dir: Path,
+        sent: AbstractSet[tuple[int, str]] = frozenset(),
+        held: TextIO | None = None,
+        log_model: bool = False,
+    ) -> None:
+        super().__init__(save_dir=str(run_dir), project=run.project, experiment=run)
+        self.run_dir, self.sent, self.held, self.log_model = run_dir, sent, held, log_model
+        self._newest_sent = max((step for step, _ in sent), default=-1)
+        self._failed = False
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Values of one step."""
+        new = {key: value for key, value in metrics.items() if (step, key) not in self.sent}
+        if new:
+            self._attempt(functools.partial(super().log_metrics, new, step), "training goes on, with its other logs")
+
+    @rank_zero_only
+    def log_pictures(self, pictures: Mapping[str, Path], step: int) -> None:
+        """Images and films, which W&B copies at once."""
+        import wandb
+
+        if step < self._newest_sent:  # what came before a number that was sent was sent, too
+            return
+        media = {
+            name: wandb.Video(str(path), format="gif") if path.suffix == ".gif" else wandb.Image(str(path))
+            for name, path in pictures.items()
+        }
+        self.log_metrics(media, step)
+
+    def upload(self, row: Callable[[int], Mapping[str, float]]) -> None:
+        """The newest and the best checkpoint as versions of the artifact model-<run id>, under those aliases.
+
+        The metadata of each say which step it is, what was logged for that step (`row`), and which code wrote it.
+        """
+        import wandb
+
+        best, newest = self.run_dir / "checkpoints" / "best.ckpt", newest_checkpoint(self.run_dir)
+        # The newest last: W&B calls the last version "latest", whatever it is told.
+        for alias, path in (("best", best if best.is_file() else None), ("latest", newest)):
+            if path is None:
+                continue
+            step = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+            facts = {"step": step, "metrics": dict(row(step)), "revision": self.experiment.config.get("revision")}
+            artifact = wandb.Artifact(f"model-{self.version}", type="model", metadata=facts)
+            # The same name in every version: W&B stores a file that is both newest and best only once.
+            artifact.add_file(str(self._kept(path)), name="model.ckpt", policy="immutable")
+            self.experiment.log_artifact(artifact, aliases=[alias, f"step_{step}"])
+
+    def _kept(self, path: Path) -> Path:
+        """The file, or, for `wandb sync` later, a second name of it that no resumed run deletes or replaces."""
+        if not self.experiment.offline:
+            return path
+        kept = self.run_dir / "wandb" / "models" / f"{path.stem}-{secrets.token_hex(4)}.ckpt"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, kept)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, kept)
+        return kept
+
+    def finish(self, failed: bool, row: Callable[[int], Mapping[str, float]]) -> None:
+        """Upload what is asked for, end the run and stop W&B's service, so that the next job's run is another one."""
+        import wandb
+
+        if self.log_model:
+            self._attempt(lambda: self.upload(row), "the checkpoints are in the run's directory")
+        self._attempt(lambda: wandb.finish(exit_code=int(failed)), "what it has is in the run's directory")
+        end_service()
+        if self.held is not None:
+            self.held.close()
+
+    def _attempt(self, act: Callable[[], None], instead: str) -> None:
+        if self._failed:
+            return
+        try:
+            act()
+        except Exception as error:  # whatever it is, the run is not worth less
+            self._failed = True
+            end_service()  # what is printed went to it, too
+            say(f"W&B failed and is left out from here on ({_line(error)}); {instead}")
+
+
+def end_service() -> None:
+    """Stop wandb's process, whatever state it is in."""
+    import wandb
+
+    for stop in (wandb.finish, wandb.teardown):
+        with contextlib.suppress(Exception):
+            stop(exit_code=1)
+
+
+def choose_id(options: WandbOptions, run_dir: Path) -> str:
+    """The id asked for, else that of the directory, else WANDB_RUN_ID, or a new one.
+
+    A word that was good for another directory of this process is not good again: each job of a sweep has its own id.
+    """
+
+    def free(word: str | None) -> str | None:
+        return word if word and _opened.get(word, run_dir.resolve()) == run_dir.resolve() else None
+
+    return free(options.id) or read_id(run_dir) or free(os.environ.get("WANDB_RUN_ID")) or secrets.token_hex(4)
+
+
+def open_run(options: WandbOptions, run_dir: Path, config: Mapping[str, Any]) -> Any:
+    """Open W&B's run `options.id`, online if possible, and say so once if it is not."""
+    run, (mode, reason) = None, wandb_mode(options.mode)
+    try:
+        if mode == "online":
+            try:
+                run = _init(options, run_dir, config, mode)
+            except Exception as error:  # whatever it is, training must go on
+                reason = _line(error)
+                end_service()  # which still holds the run's id
+        if run is None:
+            if options.on_no_network == "error" and asked_mode(options.mode) == "online":
+                raise ConfigError(f"W&B cannot go online: {reason}; logger.wandb.on_no_network=offline goes on")
+            run = _init(options, run_dir, config, "offline")
+            pieces = f"{shlex.quote(str(run_dir / 'wandb'))}/offline-run-*-{options.id}"
+            say(f"W&B is offline ({reason}); upload the run later with: wandb sync {pieces}")
+        run.define_metric("trainer/global_step")
+        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        temporary = run_dir / ".wandb_run_id.tmp.txt"
+        temporary.write_text(f"{options.id}\n")
+        os.replace(temporary, run_dir / ID_FILE)
+    except BaseException:
+        end_service()  # nobody else would, and the next job would log into this run
+        raise
+    _opened[options.id] = run_dir.resolve()
+    return run
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The checkpoint of a run directory that a resumed run goes on from."""
+    return max(run_dir.glob("checkpoints/step_*.ckpt"), default=None)
+
+
+def read_id(run_dir: Path) -> str | None:
+    """The id of a run directory's run, if it has one."""
+    path = run_dir / ID_FILE
+    return (path.read_text().strip() or None) if path.is_file() else None
+
+
+def _init(options: WandbOptions, run_dir: Path, config: Mapping[str, Any], mode: Mode) -> Any:
+    """`wandb.init`; Lightning's own call of it would set WANDB_MODE for every later run of the process."""
+    import wandb
+
+    run_dir.mkdir(parents=True, exist_ok=True)
+    last = UPLOAD_SECONDS if options.log_model else FINISH_SECONDS
+    return wandb.init(
+        project=options.project,
+        entity=options.entity,
+        group=options.group,
+        name=options.name,
+        tags=list(options.tags) or None,  # an empty list would take those away that a resumed run has
+        config={**config, "run_dir": str(run_dir.resolve())},
+        dir=str(run_dir),
+        id=options.id,
+        mode=mode,
+        resume="allow",
+        reinit="finish_previous",
+        settings=wandb.Settings(init_timeout=INIT_SECONDS, finish_timeout=last, silent=mode == "offline"),
+    )
+
+
+def lock(run_dir: Path) -> TextIO | None:
+    """What a process holds while it logs to a directory's run (W&B mixes up what two send); None if another does.
+
+    It ends with `close` or with the process, however that ends.  A file system without locks gives it to everyone.
+    """
+    path = run_dir / "wandb" / ".in_use"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a")
+    try:
+        file_lock.lock(file)
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError:
+        pass
+    return file
+
+
+def _line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

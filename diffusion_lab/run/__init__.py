@@ -1,0 +1,1 @@
+"""What a command does with its configuration: train, sample, compare, measure, import."""

@@ -1,0 +1,144 @@
+"""What a run that is gone on with was trained with, against what is asked for now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from diffusion_lab.errors import ConfigError
+
+UNSAID = (
+    "allow_changes",
+    "ckpt_path",
+    "init_from",
+    "init_strict",
+    "init_weights",
+    "overrides",
+    "paths",
+    "rehearsal",
+    "started",
+)
+"""What belongs to one start of a run, and not to the run."""
+
+HARMLESS = (
+    "callback", "choices.likelihood", "choices.metric", "choices.sampler", "compile", "data.data_dir", "data.download",
+    "data.eval_batch_size", "data.num_workers", "data.root", "likelihood", "logger", "metric", "model.likelihood",
+    "model.network.checkpoint", "model.sampler", "network.checkpoint", "optimized_metric", "sampler", "sampler_steps",
+    "trainer", "variance",
+    "choices.guidance", "guidance", "model.guidance", "model.labels.counts", "model.labels.names",
+)  # fmt: skip
+"""What decides where, how long and how fast a run trains, and what is found out about it, not what is trained ..."""
+
+HARMFUL = (
+    "callback.ema", "callback.rank_seed", "trainer.gradient_clip_val", "trainer.overfit_batches", "trainer.precision",
+)  # fmt: skip
+"""... but for these."""
+
+ADDED = {
+    "data.background": 255, "data.conditional": False, "data.max_pixels": 178_956_970, "data.on_corrupt": "refuse",
+}  # fmt: skip
+"""Keys that earlier runs do not have, with the values that change nothing about them."""
+
+TOTAL = ("data.batch_size", "trainer.accumulate_grad_batches")
+"""Their product is the number of images in a step; how it is divided between them is harmless."""
+
+
+def changes(
+    before: Mapping[str, Any], now: Mapping[str, Any], aside: Sequence[str] = ()
+) -> tuple[list[str], list[str]]:
+    """What differs in two resolved configurations, as "key=new (was old)": (changing what is trained, harmless).
+
+    A key that only one of them has is None in the other; below a class that was replaced only its name is told.
+    `aside` are further keys that are harmless, such as where the data lie.
+    """
+    old, new = leaves(before), leaves(now)
+    old = {path: value for path, value in ADDED.items() if path in new} | old
+    paths = [p for p in dict.fromkeys([*new, *old]) if old.get(p) != new.get(p) and not under(p, UNSAID)]
+    paths = [path for path in paths if not path.endswith(".run_dir")]
+    replaced = [path.removesuffix("_target_") for path in paths if path.endswith("._target_")]
+    paths = [p for p in paths if p.endswith("._target_") or not any(p.startswith(node) for node in replaced)]
+    equal_total = total(old) == total(new)
+    message: tuple[list[str], list[str]] = ([], [])
+    for path in paths:
+        if any(path.endswith(f".{other}") for other in paths):
+            continue  # model.network.channels is network.channels
+        divided = path in TOTAL and equal_total
+        harmless = divided or (under(path, (*HARMLESS, *aside)) and not under(path, (*HARMFUL, *TOTAL)))
+        message[harmless].append(f"{path}={new.get(path)} (was {old.get(path)})")
+    return message
+
+
+def refuse_changes(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    ranks_before: int,
+    ranks_now: int,
+    aside: Sequence[str] = (),
+) -> str:
+    """In words what differs from the run that is gone on with; what changes what is trained is refused unless allowed.
+
+    Raises:
+        ConfigError: naming those keys.
+    """
+    training, harmless = changes(before, now, aside)
+    decay = next((message for message in training if message.startswith(("decay_steps=", "model.decay_steps="))), None)
+    if decay and any(word.startswith("decay_steps=") for word in now["overrides"]) and trains_longer(before, now):
+        training.remove(decay)  # it was asked for by its name
+        harmless.append(decay)
+        decay = None
+    if ranks_before and ranks_before != ranks_now:
+        harmless.append(f"{ranks_now} ranks (was {ranks_before}): the same batches, other noise from here on")
+    if training and not now["allow_changes"]:
+        message = f"this changes what is trained: {listed(training)}; leave it as it was, or add allow_changes=true"
+        old, new = (settings.get("model", {}).get("decay_steps") for settings in (before, now))
+        if decay and old and new:
+            message += (
+                f"; the learning rate has reached 0 at step {old}; decay_steps={new} stretches it, decay_steps={old} "
+                "keeps it at 0"
+            )
+        raise ConfigError(message)
+    return f"; changed: {listed([*training, *harmless])}" if training or harmless else ""
+
+
+def trains_longer(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a run is given more steps than it had."""
+    old, new = (settings["trainer"].get("max_steps") or 0 for settings in (before, now))
+    return new > old
+
+
+def refuse_shapes(before: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor]) -> None:
+    """Refuse weights that do not fit a model, whatever is allowed.
+
+    Raises:
+        ConfigError: naming one of them.
+    """
+    for name in [*now, *before]:
+        old, new = (tuple(state[name].shape) if name in state else None for state in (before, now))
+        if old != new:
+            raise ConfigError(f"the checkpoint's weights do not fit this model: {name} is {old} there and {new} here")
+
+
+def leaves(node: Any, path: str = "") -> dict[str, Any]:
+    """Every value of a nested configuration that is no mapping, by its dotted path."""
+    if not isinstance(node, Mapping):
+        return {path: node}
+    return {p: value for key in node for p, value in leaves(node[key], f"{path}.{key}".lstrip(".")).items()}
+
+
+def total(values: Mapping[str, Any]) -> int:
+    """Images in an optimiser step."""
+    batch, batches = (values[key] for key in TOTAL)
+    return batch * batches
+
+
+def under(path: str, roots: Sequence[str]) -> bool:
+    """Whether a dotted path is one of the roots or lies below one."""
+    return any(path == root or path.startswith(f"{root}.") for root in roots)
+
+
+def listed(words: Sequence[str], most: int = 8) -> str:
+    """At most so many of them in a row, and how many more there are."""
+    more = f", and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more

@@ -1,0 +1,119 @@
+"""One checkpoint, many samplers: quality against the number of network evaluations."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric import Fabric
+from omegaconf import DictConfig
+
+from diffusion_lab import ranks
+from diffusion_lab.callback.evaluation import write_results
+from diffusion_lab.config.instantiate import instantiate
+from diffusion_lab.config.named_sampler import sampler_settings
+from diffusion_lab.errors import ConfigError
+from diffusion_lab.evaluation import Evaluator, SampleStore
+from diffusion_lab.model import Model
+from diffusion_lab.output import say
+from diffusion_lab.plot import curves
+from diffusion_lab.run.sample_spec import SampleSpec, claim, folder
+from diffusion_lab.sampler import Sampler
+
+
+def series_of(model: Model, sampler: Sampler, own: SampleSpec, name: str, log_dir: str | Path) -> SampleStore:
+    """The series of a request, in the directory that sampling with this sampler alone would use."""
+    place = folder(own, name, log_dir, None)
+    ranks.on_first(lambda: claim(place, own))
+    return SampleStore(place, model, sampler, own["seed"], own["batch_size"])
+
+
+Point = tuple[str, int | None, dict[str, Any], Sampler]
+
+
+def all_series(config: DictConfig, wanted: SampleSpec, model: Model) -> list[SampleStore]:
+    """The series of every point, with nothing written yet."""
+    places = [
+        (folder({**wanted, "sampler": settings}, name, config.paths.log_dir, None), sampler)
+        for name, _, settings, sampler in planned(config, model, quiet=True)
+    ]
+    return [SampleStore(place, model, sampler, wanted["seed"], wanted["batch_size"]) for place, sampler in places]
+
+
+def planned(config: DictConfig, model: Model, quiet: bool = False) -> list[Point]:
+    """(name, steps, settings, sampler) of every point; steps is None for a sampler without a number of them.
+
+    Raises:
+        ConfigError: for a sampler that does not exist or makes no sense for the model's noise.
+    """
+    points = []
+    names = [config.compare] if isinstance(config.compare, str) else config.compare
+    counts = [config.compare_steps] if isinstance(config.compare_steps, int) else config.compare_steps
+    for name in names:
+        settings = sampler_settings(name, config.variance)
+        for steps in counts if "steps" in settings else [None]:
+            settings_of_point = settings if steps is None else {**settings, "steps": steps}
+            sampler = instantiate(settings_of_point, "sampler")
+            try:
+                sampler.check(model.denoiser)
+            except ValueError as error:
+                if not quiet:
+                    say(f"left out  {name} with {steps} steps: {error}")
+                continue
+            points.append((name, steps, settings_of_point, sampler))
+    if not points:
+        raise ConfigError("compare: no sampler of the list can sample from this model")
+    return points
+
+
+def compare(
+    config: DictConfig, fabric: Fabric, wanted: SampleSpec, model: Model, evaluator: Evaluator, data: Any
+) -> tuple[dict[str, float], Path]:
+    """Draw and score with every sampler from the same noise; write compare.json and compare.png, print the table.
+
+    Each point's samples live in the directory that sampling with that sampler alone would use: `wanted` is the request
+    of such a one.  Returns the values by names that tell the sampler, and the picture.
+    """
+    records: list[dict[str, Any]] = []
+    points = planned(config, model)
+    samplers = {f"{name}{steps or ''}": settings for name, steps, settings, _ in points}
+    compared = {**wanted, "sampler": samplers, "samples": evaluator.samples}
+    out = folder(compared, "compare", config.paths.log_dir, config.out)
+    for name, steps, settings, sampler in points:
+        series = series_of(model, sampler, {**wanted, "sampler": settings}, name, config.paths.log_dir)
+        try:
+            with fabric.autocast():
+                series.complete(evaluator.samples * evaluator.repeats)
+        except (ValueError, RuntimeError) as error:
+            if fabric.is_global_zero:
+                say(f"left out  {name} with {steps or 'its'} steps: {error}")
+            continue
+        found = evaluator.quality(series, data)
+        calls, rate = series.cost(evaluator.samples * evaluator.repeats)
+        records += [
+            {"sampler": name, "steps": steps, "nfe": calls, "samples_per_second": rate, "metric": metric, **record}
+            for metric, record in found.items()
+        ]
+        if fabric.is_global_zero:
+            shown = ", ".join(f"{metric} {record['value']:.4g}" for metric, record in list(found.items())[:2])
+            say(f"{name:<22} steps {steps or '-':>5}   nfe {calls:>6g}   {rate:>8.1f}/s   {shown}")
+            out.mkdir(parents=True, exist_ok=True)
+            write_results(out / "compare.json", {"checkpoint": str(config.ckpt_path), "points": records})
+    if not records:
+        raise ConfigError("compare: no sampler of the list gave samples that could be judged")
+    if fabric.is_global_zero:
+        draw(records, out / "compare.png")
+        say(f"written to {os.path.relpath(out)}: compare.json, compare.png")
+    values = {f"sample/{r['sampler']}_nfe{r['nfe']:g}/{r['metric']}": r["value"] for r in records}
+    return values, out / "compare.png"
+
+
+def draw(records: list[dict[str, Any]], path: Path) -> None:
+    """Quality against network evaluations, a line for each sampler, by the first metric."""
+    first = records[0]["metric"]
+    lines = {
+        name: [(r["nfe"], r["value"]) for r in records if r["sampler"] == name and r["metric"] == first]
+        for name in dict.fromkeys(r["sampler"] for r in records)
+    }
+    curves(lines, path, x="network evaluations", y=first, level=records[0].get("real"))

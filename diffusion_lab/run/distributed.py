@@ -1,0 +1,31 @@
+"""What Lightning needs to know of the ranks: SLURM's environment and how long they wait for each other."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from diffusion_lab.config.environment import cluster_ranks
+from diffusion_lab.errors import ConfigError
+
+
+def cluster() -> list[Any]:
+    """Lightning's plug-in for SLURM, if that has started us, without its own way to queue a job again.
+
+    It would save in the middle of a step, and go on from that file whatever ckpt_path says.
+    """
+    from lightning_fabric.plugins.environments import SLURMEnvironment
+
+    return [SLURMEnvironment(auto_requeue=False)] if cluster_ranks()[0] == "srun" else []
+
+
+def set_timeout(strategy: Any, seconds: float) -> None:
+    """Let the ranks of one of Lightning's strategies wait for each other at most so long, once they are started.
+
+    Raises:
+        ConfigError: for a strategy of several ranks that knows no such limit.
+    """
+    if hasattr(strategy, "_timeout"):  # of all strategies that take it, as an argument
+        strategy._timeout = timedelta(seconds=seconds)
+    elif getattr(strategy, "num_processes", 1) > 1:
+        raise ConfigError(f"trainer.strategy: {type(strategy).__name__} takes no trainer.timeout; use ddp")

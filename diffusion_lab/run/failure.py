@@ -1,0 +1,138 @@
+"""Faults that a user can do something about, each in one line: numbers that are none, full disks, full memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from diffusion_lab.config.origin import advice
+from diffusion_lab.errors import ConfigError
+from diffusion_lab.finite import NonFinite
+from diffusion_lab.storage.atomic_file import NotWritten, describe, refused, room_for_a_file
+
+NO_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "Unable to allocate", "bad_alloc")
+"""What is said by libraries that have no error of their own for it."""
+
+
+class Failure(ConfigError):
+    """A run that was ended by a fault, in one line; `then` says how to go on.  The exit status is 1."""
+
+    status = 1
+
+    def __init__(self, message: str, then: str) -> None:
+        self.then = then
+        super().__init__(message)
+
+
+@contextmanager
+def explained(run_dir: Path, settings: Mapping[str, Any], task: Literal["train", "sample"]) -> Iterator[None]:
+    """Within, a fault that `explain` knows ends the run by `Failure`, with how to go on; others stay as they are."""
+    try:
+        yield
+    except Exception as error:
+        found = explain(error, run_dir, settings)
+        if found is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        raise Failure(" ".join(found.split()), advice(run_dir, task)) from error
+
+
+def explain(error: BaseException, run_dir: Path, settings: Mapping[str, Any]) -> str | None:
+    """What happened and what to do, in words for the user; None if that is not known, and a traceback is due.
+
+    Args:
+        settings: of the training, or of the sampling, as plain containers.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        found = non_finite(cause) or disk(cause, run_dir) or memory(cause, settings)
+        if found:
+            return found
+        cause = cause.__cause__  # what was raised from another; what only came after it has a fault of its own
+    return None
+
+
+def non_finite(error: BaseException) -> str | None:
+    """Of a loss, a gradient, weights or samples that are not finite, which `NonFinite` says itself."""
+    return str(error) if isinstance(error, NonFinite) else None
+
+
+def disk(error: BaseException, run_dir: Path) -> str | None:
+    """Of a file that the file system refuses."""
+    if isinstance(error, NotWritten):
+        return str(error)
+    if not isinstance(error, OSError) or refused(error) is not error:
+        return None
+    return describe(Path(os.fsdecode(error.filename or run_dir)), error)
+
+
+def memory(error: BaseException, settings: Mapping[str, Any]) -> str | None:
+    """Of a device or a machine without memory left: settings that need less of it and compute the same."""
+    device = type(error).__name__ == "OutOfMemoryError"
+    if not (device or isinstance(error, MemoryError | RuntimeError)):
+        return None
+    text = str(error)
+    if not (device or isinstance(error, MemoryError) or any(word in text for word in NO_MEMORY)):
+        return None
+    where = "the device" if device or "CUDA" in text or "MPS" in text else "this machine"
+    lighter = lighter_sampling(settings) if "num_samples" in settings else lighter_training(settings)
+    return f"{where} has no memory left ({text.splitlines()[0][:160] if text else 'MemoryError'}); try {lighter}"
+
+
+def lighter_sampling(settings: Mapping[str, Any]) -> str:
+    """A sampling that needs less memory."""
+    words = [f"batch_size={max(1, settings['batch_size'] // 2)}"] if settings["batch_size"] > 1 else []
+    words += ["trainer.precision=bf16-mixed"] * (settings["trainer"]["precision"] == "32-true")
+    return " or ".join(words) or "a larger device"
+
+
+def lighter_training(settings: Mapping[str, Any]) -> str:
+    """A training of the same batches that needs less memory: smaller parts, fewer digits, more computing."""
+    trainer, network = settings["trainer"], settings["model"]["network"]
+    batch, parts = settings["data"]["batch_size"], trainer["accumulate_grad_batches"]
+    devices = trainer["devices"] if isinstance(trainer["devices"], int) and trainer["devices"] > 0 else 1
+    world = devices * trainer["num_nodes"]
+    divisor = next((d for d in range(2, batch + 1) if batch % (d * world) == 0), None)
+    words = []
+    if divisor is not None:
+        halved = f"data.batch_size={batch // divisor} trainer.accumulate_grad_batches={parts * divisor}"
+        words.append(f"{halved} (still {batch * parts} images a step)")
+    words += ["network.checkpoint=true"] * (network.get("checkpoint") is False)
+    words += ["trainer.precision=bf16-mixed"] * (trainer["precision"] == "32-true")
+    words += ["trainer=fsdp"] * (world > 1 and not isinstance(trainer["strategy"], Mapping))
+    return " or ".join(words) or "a smaller network"
+
+
+def made_new(folder: Path) -> Path:
+    """A directory that did not exist, made now: `folder`, or with _2, _3, ... behind its name if somebody was faster.
+
+    Raises:
+        ConfigError: if none can be made.
+    """
+    for name in (folder.name, *(f"{folder.name}_{number}" for number in range(2, 1000))):
+        try:
+            folder.with_name(name).mkdir(parents=True)
+            return folder.with_name(name)
+        except FileExistsError:
+            continue
+        except OSError:
+            break
+    check_directory(folder)
+    return folder
+
+
+def check_directory(folder: Path) -> None:
+    """Refuse a directory that cannot be made or written to, before anything else fails on it.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    try:
+        room_for_a_file(folder)
+    except NotWritten as error:
+        raise ConfigError(f"{error}; put the run elsewhere by hydra.run.dir=DIR or paths.log_dir=DIR") from error
+    except OSError as error:
+        reason = f"{folder} cannot be made a directory ({error.strerror})"
+        raise ConfigError(f"{reason}; put the run elsewhere by hydra.run.dir=DIR or paths.log_dir=DIR") from error

@@ -1,0 +1,144 @@
+"""One import: official file -> weights by name -> our network -> a run directory that sample.py takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
+
+from diffusion_lab.config.compose import first_line, training
+from diffusion_lab.config.instantiate import instantiate
+from diffusion_lab.config.origin import command
+from diffusion_lab.errors import ConfigError
+from diffusion_lab.interop.files import Found, averaged, find, read
+from diffusion_lab.interop.layout import Layout, recognise
+from diffusion_lab.model import Model
+from diffusion_lab.output import say
+from diffusion_lab.storage.checkpoint_file import AtomicCheckpointIO
+from diffusion_lab.storage.run_directory import checkpoints
+
+SIZES = ("channels", "multipliers", "dilations", "blocks", "attention", "levels", "groups", "up_attention")
+"""Settings that decide on names and shapes of a network's weights."""
+
+
+def import_checkpoint(file: str, overrides: Sequence[str], out: str | None = None) -> Path:
+    """Import a checkpoint of another program; the run directory it becomes.
+
+    Args:
+        file: the checkpoint.
+        overrides: what describes the model to train.py.
+        out: the run directory; under the log directory, by the file's name, if none is given.
+
+    Raises:
+        ConfigError: in one line, if the file is refused or does not fit the configuration; nothing is written then.
+    """
+    path, settings = Path(file), composed(overrides)
+    run_dir = Path(out or Path(settings["paths"]["log_dir"]) / "imported" / path.stem)
+    if checkpoints(run_dir):
+        raise ConfigError(f"{run_dir} holds a checkpoint already: choose another out=..., or remove it first")
+    settings["paths"]["run_dir"] = settings["callback"]["checkpoint"]["run_dir"] = str(run_dir)
+    try:
+        found = find(read(path))
+    except (OSError, ValueError) as error:
+        named = str(path) in str(error)
+        raise ConfigError(str(error) if named else f"{path}: {error}") from error
+    model = build(settings)
+    layout, average = fill(model, found, path, settings)
+    target = run_dir / "checkpoints" / f"step_{found.step or 0:08d}.ckpt"
+    try:
+        AtomicCheckpointIO().save_checkpoint(contents(model, average, found.step or 0, settings), target)
+    except OSError as error:
+        raise ConfigError(f"{target} cannot be written: {error}") from error
+    report(found, layout, model, path, target)
+    return run_dir
+
+
+def composed(overrides: Sequence[str]) -> dict[str, Any]:
+    """The training configuration that the overrides describe, as a run's checkpoint holds it."""
+    try:
+        return training(overrides)
+    except HydraException as error:
+        message = str(error).split("\n")[0]
+        raise ConfigError(f"one model at a time: {message}") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(first_line(error)) from error
+
+
+def build(settings: dict[str, Any]) -> Model:
+    """The model of a configuration, with a sampler that suits it."""
+    model = instantiate(settings["model"], "model")
+    try:
+        model.sampler.check(model.denoiser)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return model
+
+
+def fill(model: Model, found: Found, path: Path, settings: dict[str, Any]) -> tuple[Layout, dict[str, Tensor]]:
+    """Give the model's network the raw weights; (their layout, the averaged ones by the names of its parameters)."""
+    network = model.network
+    try:
+        layout = recognise(network, found.raw)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    try:
+        layout.check(network, path)
+        raw = layout.convert(network, found.raw)
+        average = layout.convert(network, averaged(found, layout.order(network)))
+    except ValueError as error:
+        sizes = ", ".join(f"network.{k}={v}" for k, v in settings["network"].items() if k in SIZES)
+        chosen = f"network={settings['choices']['network']} with {sizes}".replace("'", "")
+        raise ConfigError(
+            f"{path} does not fit {chosen}: {error}; change those settings, or choose another network=..."
+        ) from error
+    network.load_state_dict(raw)
+    return layout, {name: average[name] for name, _ in network.named_parameters()}
+
+
+def contents(model: Model, average: dict[str, Tensor], step: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint of ours holds of a model; the state of the training is not among it."""
+    ema = settings["callback"]["ema"]
+    return {
+        "epoch": 0,
+        "global_step": step,
+        "pytorch-lightning_version": pl.__version__,
+        "state_dict": model.state_dict(),
+        "config": settings,
+        "ema": {"decay": ema["decay"], "warmup": ema["warmup"], "updates": step, "weights": average},
+    }
+
+
+def report(found: Found, layout: Layout, model: Model, path: Path, target: Path) -> None:
+    """Say what was read, what became of it, and how to go on."""
+    count = sum(p.numel() for p in model.network.parameters())
+    step = "its step is not in it" if found.step is None else f"step {found.step:,}"
+    sets = "with raw and EMA weights" if found.average else "with one set of weights, which serves as raw and as EMA"
+    say(f"read     {path}: {found.kind}, {step}, {sets}")
+    kind = f"{type(model).__name__}, {type(model.network).__name__}"
+    say(f"model    {kind} with {count:,} parameters, from the layout of {layout.name}")
+    doubt = noise_differs(model, found.raw.get("sigmas"))
+    if doubt:
+        say(f"beware   {doubt}")
+    say(f"written  {os.path.relpath(target)}")
+    say(f"sample from it:  {command('sample', target.parents[1])}")
+
+
+def noise_differs(model: Model, sigmas: Tensor | None) -> str | None:
+    """A remark if the sigmas beside the official weights are not those of a process that only adds noise."""
+    process = model.denoiser.process
+    ends = torch.tensor([1.0, 1 / process.levels if process.levels else 0.0], dtype=torch.float64)
+    if sigmas is None or (process.alpha(ends) != 1).any():
+        return None
+    theirs, own = torch.stack([sigmas.max(), sigmas.min()]).double(), process.sigma(ends)
+    levels = process.levels or len(sigmas)
+    if levels == len(sigmas) and torch.allclose(theirs, own, rtol=1e-3):
+        return None
+    theirs, ours = [f"{high:g} to {low:g} in {n} levels" for (high, low), n in ((theirs, len(sigmas)), (own, levels))]
+    return f"the file's noise goes from {theirs}, this configuration's from {ours}: set sigma_max=... or the levels"

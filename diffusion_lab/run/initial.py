@@ -1,0 +1,131 @@
+"""Beginning a training with the weights of another: fine-tuning, at step 0, without its optimiser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from diffusion_lab import first_edition
+from diffusion_lab.config.environment import cluster_ranks, of_another_rank
+from diffusion_lab.config.init_source import HUB, fetched
+from diffusion_lab.errors import ConfigError
+from diffusion_lab.interop import files
+from diffusion_lab.interop.layout import recognise
+from diffusion_lab.interop.mapping import listed
+from diffusion_lab.model import Model
+from diffusion_lab.output import say
+from diffusion_lab.run.changes import changes
+from diffusion_lab.storage import checkpoint_file
+from diffusion_lab.storage.run_directory import find, is_whole
+
+NETWORK = "denoiser.network."
+
+
+class Initial(NamedTuple):
+    """Weights to begin with: their file, what it is in words, the weights by our names, and its configuration."""
+
+    file: Path
+    kind: str
+    weights: dict[str, Tensor]
+    config: dict[str, Any] | None = None
+
+
+def initialise(model: Model, settings: dict[str, Any]) -> None:
+    """Give a model's network the weights that `init_from` names, and say in a line what was read.
+
+    Settings then hold the file itself.
+
+    Raises:
+        ConfigError: if it is not there, holds no such weights, or does not fit and `init_strict` is true.
+    """
+    found = weights_of(settings["init_from"], model.network, settings["init_weights"], settings["paths"]["log_dir"])
+    left = fill(model.network, found, settings["init_strict"])
+    settings["init_from"] = str(found.file.resolve())
+    message = f"begins with {found.kind} of {found.file}, step 0"
+    message += f"; left out, and drawn anew: {listed(left)}" if left else ""
+    if cluster_ranks()[1] == 0 and not of_another_rank():
+        say(message + differences(found.config, settings))
+
+
+def weights_of(source: str, network: nn.Module, which: str, log_dir: str) -> Initial:
+    """The weights of a run, a checkpoint of ours or of another program, or a file on the Hugging Face hub."""
+    path = fetched(source) if source.startswith(HUB) else Path(source).expanduser()
+    if source == "last" or path.is_dir():
+        path = find(path if source != "last" else source, log_dir)
+    if not path.is_file():
+        raise ConfigError(f"init_from={source} does not exist: give a run directory, a file of weights, or last")
+    if is_whole(path):
+        return of_ours(path, which)
+    try:
+        found = files.find(files.read(path))
+        if set(network.state_dict()) & set(plain := without_prefix(found.raw)):
+            return Initial(path, "the weights", plain)
+        layout = recognise(network, found.raw)
+        layout.check(network, path)
+        raw = found.raw if which == "raw" else files.averaged(found, layout.order(network))
+        kind = f"the {which} weights" if found.average else "the weights"
+        return Initial(path, f"{kind} ({found.kind})", layout.convert(network, raw))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"init_from={source} does not fit this network: {str(error).removeprefix(f'{path} ')}; if it is of another "
+            f"size, import it first with its own settings (diffusion-lab import), and begin with that run"
+        ) from error
+
+
+def of_ours(path: Path, which: str) -> Initial:
+    """The weights of a checkpoint of ours."""
+    contents = checkpoint_file.read(path)
+    state = without_prefix({k: v for k, v in contents["state_dict"].items() if k.startswith(NETWORK)})
+    average = (contents.get("ema") or {}).get("weights")
+    if which == "ema" and not average:
+        raise ConfigError(f"init_from={path} holds no EMA weights: add init_weights=raw")
+    weights = {**state, **average} if which == "ema" else state
+    return Initial(path, f"the {which} weights of step {contents['global_step']:,}", weights, contents["config"])
+
+
+def without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by the names that the network itself gives them."""
+    return {name.removeprefix(NETWORK): weight for name, weight in weights.items()}
+
+
+def fill(network: nn.Module, found: Initial, strict: bool) -> list[str]:
+    """Load what fits; the names of the network's tensors that nothing fits.
+
+    Raises:
+        ConfigError: naming them, if all must fit, or if nothing does.
+    """
+    own = network.state_dict()
+    found = found._replace(weights=first_edition.rename(found.weights, own))
+    shapes = {name: (tuple(found.weights[name].shape) if name in found.weights else None) for name in own}
+    left = [name for name, tensor in own.items() if shapes[name] != tuple(tensor.shape)]
+    unused = [name for name in found.weights if name not in own]
+    if (left or unused) and (strict or len(left) == len(own)):
+        message = [f"{name} is {shapes[name]} there and {tuple(own[name].shape)} here" for name in left if shapes[name]]
+        message += [f"{name} is not there" for name in left if not shapes[name]]
+        message += [f"{name} is not here" for name in unused]
+        more = f", and {len(message) - 3} more" if len(message) > 3 else ""
+        advice = "nothing fits: give the network the settings of these weights"
+        if len(left) < len(own):
+            advice = "init_strict=false leaves them out and draws them anew"
+        raise ConfigError(f"init_from={found.file} does not fit this network: {'; '.join(message[:3])}{more}; {advice}")
+    network.load_state_dict({name: found.weights[name] for name in own if name not in left}, strict=False)
+    return left
+
+
+def differences(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
+    """What these weights were trained to mean, where it is something else now."""
+    meaning = (
+        "model.process.",
+        "model.output",
+        "model.c_noise",
+        "model.levels",
+        "model._target_",
+        "schedule.",
+        "sigma_",
+    )
+    if before is None:
+        return ""
+    message = [change for change in changes(before, now)[0] if change.startswith(meaning)]
+    return f"; they were trained with another noise or output: {', '.join(message[:4])}" if message else ""

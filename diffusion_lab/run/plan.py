@@ -1,0 +1,134 @@
+"""What a sampling run will do, told before anything is drawn, and refused where the disk or a day is too short."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric import Fabric
+from omegaconf import DictConfig
+
+from diffusion_lab.errors import ConfigError
+from diffusion_lab.evaluation import Evaluator, SampleStore
+from diffusion_lab.evaluation.estimate import in_words, likelihood_calls, network_calls, seconds_per_call
+from diffusion_lab.model import Model
+from diffusion_lab.output import say
+
+DAY = 24 * 3600.0
+PROBE = 8  # samples in the timed call on a CPU, where time is proportional to them
+WORTH = 50  # times the cost of that call, from which on the time is worth a guess
+
+
+def tell_plan(
+    config: DictConfig,
+    fabric: Fabric,
+    series: Sequence[SampleStore],
+    count: int,
+    what: str,
+    evaluator: Evaluator | None,
+    data: Any,
+) -> None:
+    """Say how many samples will be drawn, how long that takes and what it writes; on the first rank, before the others.
+
+    Raises:
+        ConfigError: if the disk has no room for them, or if it takes longer than a day without `allow_long=true`.
+    """
+    model, place = series[0].model, series[0].folder
+    if config.png and not series[0].images:
+        raise ConfigError("png=true writes images, but these are no images: leave it out")
+    left = [count - min(count, stored(one)) for one in series]
+    room = size_on_disk(model, sum(left), evaluator) + (config.npz + config.png) * size_of(model) * count
+    check_room(room, place, f"{sum(left):,} samples")
+    calls = sum(
+        n * network_calls(one.sampler, model.denoiser, model.shape) for one, n in zip(series, left, strict=True)
+    )
+    scored = 0.0 if config.compare else scored_calls(model, evaluator, data)
+    call = seconds_of_a_sample(config, fabric, model, max(left), calls + scored)
+    times = None if call is None else [call * n / fabric.world_size for n in (calls, scored)]
+    check_time(sum(times or ()), config.allow_long)
+    missing, wanted = sum(sum(map(len, one.samples.missing(count))) for one in series), count * len(series)
+    words = [f"sampling {missing} from {what} on {fabric.world_size} x {fabric.device.type}"]
+    words += [f"about {in_words(times[0])}"] if times else []
+    words += [f"{bytes_in_words(room)} in {os.path.relpath(place)}"]
+    say(", ".join(words) + (f"; {wanted - missing} of {wanted} are there already" if missing < wanted else ""))
+    cautious = [one.sampler for one in series if hasattr(one.sampler, "caution")]
+    for said in dict.fromkeys(sampler.caution(model.denoiser) for sampler in cautious):
+        if said:
+            say(said)
+    if evaluator is not None:
+        more = f", about {in_words(times[1])} more" if times and scored else ""
+        written = "compare.json" if config.compare else "results.json"
+        say(f"evaluation: {evaluator.plan(model, data, with_likelihood=not config.compare)}{more}; writes {written}")
+
+
+def stored(series: SampleStore) -> int:
+    """About how many samples of a series are there, without looking into its files."""
+    return sum(1 for _ in series.samples.folder.glob("*.npy")) * series.batch_size
+
+
+def size_of(model: Model) -> int:
+    """Bytes of a sample: one for each number of an image of grey levels, else four."""
+    return math.prod(model.shape) * (1 if model.grey_levels is not None and len(model.shape) == 3 else 4)
+
+
+def size_on_disk(model: Model, samples: int, evaluator: Evaluator | None) -> int:
+    """Bytes that samples take, with the features that they are scored by."""
+    features = 0 if evaluator is None or evaluator.features is None else 4 * evaluator.features.dimensions
+    return samples * (size_of(model) + features)
+
+
+def check_room(needed: int, place: Path, what: str) -> None:
+    """Refuse what the disk cannot hold.
+
+    Raises:
+        ConfigError: with what is needed and what is free.
+    """
+    there = next(folder for folder in (place, *place.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise ConfigError(
+            f"{what} take {bytes_in_words(needed)}, and {place} has {bytes_in_words(free)} free: draw fewer "
+            "(num_samples, metric.samples), leave out npz and png, or put them elsewhere"
+        )
+
+
+def check_time(seconds: float, allowed: bool) -> None:
+    """Refuse what takes longer than a day, unless it is allowed.
+
+    Raises:
+        ConfigError: with how long it takes.
+    """
+    if seconds > DAY and not allowed:
+        raise ConfigError(
+            f"this would take about {in_words(seconds)}: draw fewer samples, in fewer sampler.steps or on more "
+            "trainer.devices, or add allow_long=true"
+        )
+
+
+def seconds_of_a_sample(config: DictConfig, fabric: Fabric, model: Model, samples: int, calls: float) -> float | None:
+    """Seconds that the network takes for one item in a call; None where so few calls are not worth the question."""
+    batch = min(config.batch_size, samples) or 1
+    timed = min(batch, PROBE) if model.device.type == "cpu" and not config.compile else batch
+    if calls < WORTH * 3 * timed:
+        return None
+    with fabric.autocast():
+        return seconds_per_call(model, timed) / timed
+
+
+def scored_calls(model: Model, evaluator: Evaluator | None, data: Any) -> float:
+    """Evaluations of the network, each of one item, that the likelihoods take."""
+    if evaluator is None:
+        return 0.0
+    items = evaluator.likelihood_items(data) * evaluator.likelihood_repeats
+    return items * sum(likelihood_calls(model, name) for name in model.likelihood)
+
+
+def bytes_in_words(size: float) -> str:
+    """A size in the largest unit of which there is one."""
+    units = ("B", "kB", "MB", "GB", "TB", "PB")
+    power = min(int(math.log(max(size, 1), 1000)), len(units) - 1)
+    return f"{size / 1000**power:.3g} {units[power]}"

@@ -1,0 +1,108 @@
+"""The rehearsal of a command: two items go through everything before a run directory holds anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.utilities.rank_zero import rank_zero_only
+from pytorch_lightning.strategies import ModelParallelStrategy
+
+from diffusion_lab.callback import Evaluation
+from diffusion_lab.config.environment import of_another_rank
+from diffusion_lab.data import DataModule
+from diffusion_lab.errors import ConfigError
+from diffusion_lab.evaluation import Evaluator
+from diffusion_lab.model import Model, rehearse
+from diffusion_lab.model.rehearsal import random_state_kept
+from diffusion_lab.output import say
+
+
+def rehearse_training(
+    settings: Mapping[str, Any], data: DataModule, model: Model, trainer: pl.Trainer, evaluation: Evaluation | None
+) -> None:
+    """Try what a training will do, on the device that it is for; ranks that this run has started take it as done.
+
+    A network that no single device may have room for (trainer=fsdp) is tried on the CPU.
+
+    Raises:
+        ValueError: in one line, for what does not give what it must.
+    """
+    wanted, model.rehearsal = settings.get("rehearsal", True), False
+    if not wanted or of_another_rank():
+        return
+    asked = evaluation and [(evaluation.at_end, evaluation.evaluator), (evaluation.every_n_steps, evaluation.during)]
+    evaluators = [evaluator for wanted, evaluator in asked or () if wanted]
+    sharded = isinstance(trainer.strategy, ModelParallelStrategy)
+    notes = rehearse(
+        model,
+        data.images("train", 2),
+        device="cpu" if sharded else trainer.strategy.root_device,
+        likelihoods=list(model.likelihood) if any(e.likelihood_samples != 0 for e in evaluators) else (),
+        context=trainer.precision_plugin.forward_context,
+        convert=trainer.precision_plugin.convert_module,
+    )
+    for note in notes if trainer.is_global_zero else ():
+        say(f"beware   {note}")
+
+
+def rehearse_sampling(model: Model, fabric: Fabric, likelihoods: Sequence[str]) -> None:
+    """Try what a sampling will do; ranks that this run has started take it as done.
+
+    Raises:
+        ConfigError: in one line, for what does not give what it must.
+    """
+    if of_another_rank():
+        return
+    images = torch.rand(2, *model.shape, generator=torch.Generator().manual_seed(0))
+    try:
+        notes = rehearse(model, images, training=False, likelihoods=likelihoods, context=fabric.autocast)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    for note in notes if rank_zero_only.rank == 0 else ():
+        say(f"beware   {note}")
+
+
+def prepare_features(
+    settings: Mapping[str, Any], evaluation: Evaluation, data: DataModule, model: Model, trainer: pl.Trainer
+) -> None:
+    """Fit or load the extractor of an evaluation's features, and try it.
+
+    Raises:
+        FileNotFoundError: if its weights are not there, unless no evaluation will ask for them.
+        ValueError: if it does not serve these images.
+    """
+    evaluator, device = evaluation.evaluator, trainer.strategy.root_device
+    try:
+        evaluator.prepare(data, device)
+    except FileNotFoundError as error:
+        if evaluation.at_end or evaluation.every_n_steps:
+            raise
+        evaluator.features = None
+        if trainer.is_global_zero:
+            say(f"the Fréchet distance is left out of this run's evaluation: {error}")
+    evaluation.during.features = evaluator.features
+    if settings.get("rehearsal", True):
+        rehearse_features(evaluator, model, device)
+
+
+def rehearse_features(evaluator: Evaluator, model: Model, device: torch.device) -> None:
+    """Try the extractor of image features on two images.
+
+    Raises:
+        ValueError: in one line, if it does not give a row of finite numbers for each.
+    """
+    if evaluator.features is None:
+        return
+    name = type(evaluator.features).__name__
+    with random_state_kept(device):
+        images = torch.rand(2, *model.shape, device=device)
+        try:
+            rows = evaluator.features(images)
+        except Exception as error:  # of any class: the network may be the user's
+            raise ValueError(f"metric.features ({name}) cannot take images {tuple(images.shape)}: {error}") from error
+    if rows.ndim != 2 or len(rows) != 2 or not rows.isfinite().all():
+        raise ValueError(f"metric.features ({name}) gives {tuple(rows.shape)} of 2 images, 2 finite rows needed")

@@ -1,0 +1,249 @@
+"""One sampling run: checkpoint -> images on any number of devices -> pictures, files and, on request, numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric import Fabric
+from lightning_fabric.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from diffusion_lab import checkpoint
+from diffusion_lab.callback.evaluation import write_results
+from diffusion_lab.callback.media import log_pictures
+from diffusion_lab.config.compose import plain
+from diffusion_lab.config.instantiate import instantiate
+from diffusion_lab.config.trainer_keys import check_devices
+from diffusion_lab.errors import ConfigError
+from diffusion_lab.evaluation import Evaluator, SampleStore
+from diffusion_lab.logger.loggers import finish_loggers, reopen
+from diffusion_lab.model import Model
+from diffusion_lab.output import say
+from diffusion_lab.run.choice import choose_likelihood, choose_sampler
+from diffusion_lab.run.compare import all_series, compare, planned
+from diffusion_lab.run.compiled import compile_network
+from diffusion_lab.run.conditioning import asked_for, choose_guidance, described
+from diffusion_lab.run.data_place import located
+from diffusion_lab.run.distributed import cluster, set_timeout
+from diffusion_lab.run.failure import explained
+from diffusion_lab.run.plan import tell_plan
+from diffusion_lab.run.quiet import quieten
+from diffusion_lab.run.rehearsal import rehearse_sampling
+from diffusion_lab.run.report import in_sweep, say_limits, table
+from diffusion_lab.run.revision import revision
+from diffusion_lab.run.sample_files import write_samples
+from diffusion_lab.run.sample_spec import claim, folder, sample_spec
+from diffusion_lab.run.train import describe_sampler
+from diffusion_lab.storage import checkpoint_file, run_directory
+from diffusion_lab.storage.run_lock import locked
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is sampled from: a model, the checkpoint it comes out of, and the sampler by name and settings."""
+
+    path: Path
+    contents: dict[str, Any]
+    model: Model
+    sampler: str
+    settings: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Training steps of the model."""
+        return self.contents["global_step"]
+
+
+def sample(config: DictConfig) -> None:
+    """Draw, write and score as configured; what an earlier, killed run of the same command has drawn is kept."""
+    quieten()
+    subject = load(config)
+    fabric = build_fabric(config)
+    wanted = sample_spec(
+        subject.contents, subject.model, config.weights, subject.settings, config.trainer.precision,
+        seed=config.seed, batch_size=config.batch_size, device=fabric.device.type,
+        **({"compile": True} if config.compile else {}), **asked_for(subject.model),
+    )  # fmt: skip
+    subject.model.to(fabric.device)
+    if config.rehearsal:
+        rehearse_sampling(subject.model, fabric, list(subject.model.likelihood) if config.evaluate else ())
+    if config.compile:
+        compile_network(subject.model.network, fabric.device, replay=True)
+    scored = config.evaluate or config.compare
+    if config.data or config.data_dir:
+        located(subject.contents["config"], plain(config)["data"], config.data_dir)  # refuses what says more than that
+    if config.compare:
+        planned(config, subject.model, quiet=True)  # refuses samplers that do not exist
+    evaluator, data = prepare_evaluation(config, subject) if scored else (None, None)
+    if config.compare:
+        if not evaluator.judges_samples(data):
+            raise ConfigError("compare needs something to judge samples by: choose metric=inception or another one")
+        if rank_zero_only.rank == 0:
+            drawn = all_series(config, wanted, subject.model)
+            tell_plan(
+                config, fabric, drawn, evaluator.samples * evaluator.repeats, what(config, subject), evaluator, data
+            )
+        fabric.launch()
+        values, curves = compare(config, fabric, wanted, subject.model, evaluator, data)
+        if fabric.is_global_zero:
+            publish(subject, values, {"sample/quality_vs_nfe": curves})
+        return
+    out = folder(wanted, subject.sampler, config.paths.log_dir, config.out)
+    series = SampleStore(out, subject.model, seed=config.seed, batch_size=config.batch_size)
+    count = config.num_samples if evaluator is None else max(config.num_samples, evaluator.samples * evaluator.repeats)
+    if rank_zero_only.rank == 0:
+        tell_plan(config, fabric, [series], count, what(config, subject), evaluator, data)
+    with (
+        explained(out, plain(config), "sample"),
+        locked(out) if rank_zero_only.rank == 0 else nullcontext(),  # before there are others who would wait
+    ):
+        if rank_zero_only.rank == 0:
+            claim(out, wanted)
+        fabric.launch()
+        draw_and_score(config, fabric, subject, series, count, evaluator, data)
+
+
+def what(config: DictConfig, subject: Subject) -> str:
+    """What is sampled from, in words."""
+    return f"step {subject.step} of {subject.path} ({config.weights} weights)"
+
+
+def load(config: DictConfig) -> Subject:
+    """The model of the checkpoint with the sampler and the likelihoods that are chosen, refused if they do not fit."""
+    path = run_directory.find(config.ckpt_path, config.paths.log_dir)
+    contents = checkpoint_file.read(path)
+    model = checkpoint.build(contents, config.weights)
+    name, settings = choose_sampler(config, contents["config"])
+    try:
+        model.sampler, model.label = instantiate(settings, "sampler"), plain(config)["label"]
+        model.guidance = choose_guidance(plain(config)["guidance"], contents["config"]["model"])
+        model.check_asked(config.seed)
+        model.likelihood = choose_likelihood(config, model)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return Subject(path, contents, model, name, settings)
+
+
+def draw_and_score(
+    config: DictConfig,
+    fabric: Fabric,
+    subject: Subject,
+    series: SampleStore,
+    count: int,
+    evaluator: Evaluator | None,
+    data: Any,
+) -> None:
+    """Fill the directory of a request; then score what is in it, if there is an evaluator."""
+    out = series.folder
+    try:
+        with fabric.autocast():
+            series.complete(count)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(str(error)) from error
+    write_samples(series, count, out, config, data)
+    calls, rate = series.cost(count)
+    if fabric.is_global_zero:
+        say(f"{rate:,.1f} samples/s on one device, {calls:g} network evaluations for each; in {os.path.relpath(out)}")
+    if evaluator is None:
+        return
+    try:
+        metrics = {**evaluator.quality(series, data), **evaluator.likelihood(subject.model, data, out)}
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(str(error)) from error
+    if fabric.is_global_zero:
+        cost = {"nfe": calls, "samples_per_second": rate}
+        results = {**facts(config, subject), **cost, "metrics": metrics}
+        if not in_sweep():
+            table(results)
+        write_results(out / "results.json", with_earlier(results, out / "results.json"))
+        say(f"written to {os.path.relpath(out)}: results.json")
+        name = f"sample/{subject.sampler}_nfe{calls:g}"
+        values = {f"{name}/{metric}": record["value"] for metric, record in metrics.items()}
+        publish(subject, values, {name: out / "samples.png"})
+
+
+def publish(subject: Subject, values: dict[str, float], pictures: dict[str, Path]) -> None:
+    """Send numbers and pictures to the W&B run and the TensorBoard of the training that the checkpoint is of."""
+    if subject.path.parent.name != "checkpoints":
+        return
+    loggers = reopen(subject.path.parents[1], subject.contents["config"].get("logger") or {})
+    try:
+        for logger in loggers:
+            logger.log_metrics(values, step=subject.step)
+        log_pictures(loggers, pictures, subject.step)
+    finally:
+        finish_loggers(loggers)
+
+
+def build_fabric(config: DictConfig) -> Fabric:
+    """The devices asked for, not yet at work."""
+    precisions = ("32-true", "bf16-mixed", "16-mixed")
+    if config.trainer.precision not in precisions:
+        raise ConfigError(f"trainer.precision={config.trainer.precision}: samples are drawn in {', '.join(precisions)}")
+    keys = plain(config)["trainer"]
+    check_devices(keys)
+    try:
+        timeout = keys.pop("timeout")
+        fabric = Fabric(**keys, plugins=cluster())
+        set_timeout(fabric.strategy, timeout)
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        message = str(error).replace("\n", " ")
+        raise ConfigError(f"trainer: {message}; use trainer.accelerator=cpu, or devices that exist") from error
+    if fabric._precision.precision != keys["precision"]:  # Lightning would warn and take another one
+        raise ConfigError(f"trainer.precision={keys['precision']} needs a GPU: here, use bf16-mixed")
+    return fabric
+
+
+def prepare_evaluation(config: DictConfig, subject: Subject) -> tuple[Evaluator, Any]:
+    """The evaluator and the data of the checkpoint's run, refused now if something is missing."""
+    trained = subject.contents["config"]
+    settings = located(trained, plain(config)["data"], config.data_dir)
+    chosen = {
+        **plain(config)["metric"],
+        "samples": config.metric.samples or config.num_samples,
+        "likelihood_samples": config.likelihood_samples,
+        "likelihood_repeats": config.likelihood_repeats,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "cache": config.paths.statistics_dir,
+    }
+    own = {k: v for k, v in chosen.items() if v is not None}
+    try:
+        data = instantiate(settings, "data")
+        data.prepare_data()
+        data.setup("test")
+        evaluator = instantiate({**trained["callback"]["evaluation"]["evaluator"], **own}, "evaluator")
+        evaluator.prepare(data, subject.model.device)
+        say_limits(evaluator, data, bool(subject.model.likelihood))
+    except (OSError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    return evaluator, data
+
+
+def facts(config: DictConfig, subject: Subject) -> dict[str, Any]:
+    """What a results record says beside its numbers."""
+    trained = subject.contents["config"]
+    return {
+        "run": str(Path(trained["paths"]["run_dir"] or subject.path.parent)),
+        "checkpoint": str(subject.path),
+        "step": subject.step,
+        "weights": config.weights,
+        **{group: trained["choices"].get(group) for group in ("model", "sde", "data", "schedule", "network")},
+        "parameters": sum(p.numel() for p in subject.model.network.parameters()),
+        "sampler": describe_sampler(subject.sampler, subject.settings),
+        **described(subject.model),
+        "seed": config.seed,
+        "revision": revision(),
+    }
+
+
+def with_earlier(results: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Results together with the metrics of other names that were measured on these samples before."""
+    earlier = json.loads(path.read_text())["metrics"] if path.is_file() else {}
+    return {**results, "metrics": {**earlier, **results["metrics"]}}

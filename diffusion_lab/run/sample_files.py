@@ -1,0 +1,79 @@
+"""The files that a sampling run makes of its samples, for people and for other programs."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+
+from diffusion_lab import picture, ranks
+from diffusion_lab.callback.samples import draw_samples, draw_trajectory, filmed
+from diffusion_lab.evaluation import SampleStore
+from diffusion_lab.model.labels import EACH
+from diffusion_lab.output import say
+
+
+def write_samples(series: SampleStore, count: int, out: Path, config: DictConfig, data: Any) -> None:
+    """samples.png, and what else was asked for: samples.npz in one file, every image as a PNG, the trajectory."""
+    if config.png:
+        (out / "png").mkdir(exist_ok=True)
+        with ranks.synchronized():
+            for chunk in ranks.shard(series.samples.ranges(count)):
+                write_pngs(series, chunk, out / "png")
+    frames = filmed(series.model, 12, config.seed) if config.trajectory else None
+    if ranks.rank_and_world()[0] != 0:
+        return
+    if config.npz:
+        join(series, count, out / "samples.npz")
+    for line in left_behind(out, count, config):
+        say(line)
+    shown = series.rows(range(min(count, 10_000 if len(series.model.shape) == 1 else config.grid)))[:]
+    shown = shown.permute(0, 3, 1, 2).float() / 255 if series.images else shown
+    labels = series.labels(range(len(shown))) if series.model.label == EACH else None
+    draw_samples(series.model, shown, out / "samples.png", data, labels)
+    if frames is not None:
+        draw_trajectory(frames, out / "trajectory.png")
+
+
+def left_behind(out: Path, count: int, config: DictConfig) -> list[str]:
+    """What an earlier command has left that holds another number of samples than this one's, a line each."""
+    lines = []
+    if (out / "samples.npz").exists() and not config.npz:
+        with zipfile.ZipFile(out / "samples.npz") as archive, archive.open(archive.namelist()[0]) as file:
+            version = np.lib.format.read_magic(file)
+            reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            before = reader(file)[0][0]
+        if before != count:
+            lines.append(f"samples.npz is of an earlier command: it holds {before} samples, not {count}")
+    if config.png and (found := sum(1 for _ in (out / "png").glob("*.png"))) > count:
+        lines.append(f"png/ holds {found} images, also of an earlier command; this one's are the first {count}")
+    return lines
+
+
+def write_pngs(series: SampleStore, chunk: range, out: Path) -> None:
+    """Every image of a chunk as `<index>.png`, those that are there already left alone."""
+    for index, image in zip(chunk, series.samples.read(chunk).permute(0, 3, 1, 2), strict=True):
+        path = out / f"{index:06d}.png"
+        if not path.exists():
+            picture.save_png(image, path)
+
+
+def join(series: SampleStore, count: int, path: Path) -> None:
+    """One .npz of all samples, a chunk in memory at a time: images uint8 (N, H, W, C), or float32 (N, ...).
+
+    They are arr_0, the key that numpy gives and the evaluator of Dhariwal & Nichol (2021) reads; labels int64 (N,) of a
+    model that has them are arr_1, as in their programs.
+    """
+    first = series.rows(range(1))
+    header = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False}
+    with picture.replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_1_0(file, header | {"shape": (count, *first.shape[1:])})
+            for chunk in series.samples.ranges(count):
+                file.write(series.samples.read(chunk).numpy().tobytes())
+        if (labels := series.labels(range(count))) is not None:
+            with archive.open("arr_1.npy", "w") as file:
+                np.lib.format.write_array(file, labels.numpy())

@@ -1,0 +1,92 @@
+"""What decides a series of samples, and the directory that it therefore lives in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffusion_lab.callback.evaluation import write_results
+from diffusion_lab.errors import ConfigError
+from diffusion_lab.run.revision import revision
+
+FILE = "request.json"
+WRITTEN = ("samples", "samples.npz", "samples.png", "png", "trajectory.png", "results.json")
+"""What sampling leaves in a directory beside it."""
+
+NOT_THE_MODEL = ("sampler", "likelihood", "guidance", "optimizer", "loss", "warmup_steps", "decay_steps")
+"""Settings of a model that samples do not depend on, or that a request names itself."""
+
+SampleSpec = dict[str, Any]
+
+
+def sample_spec(
+    contents: dict[str, Any], model: nn.Module, weights: str, sampler: dict[str, Any], precision: str, **more: Any
+) -> SampleSpec:
+    """Everything that an image depends on; two equal requests give the same files.
+
+    `more`: seed, batch_size (images drawn at once: arithmetic in another shape rounds differently) and device type.
+    """
+    choices = contents["config"].get("choices", {})
+    # The weights do not tell the noise process, the range of images or the groups of a normalisation.
+    model_settings = {k: v for k, v in contents["config"].get("model", {}).items() if k not in NOT_THE_MODEL}
+    described = json.dumps(model_settings, sort_keys=True, default=str)
+    return {
+        "model": choices.get("model", "model"),
+        "data": choices.get("data", "data"),
+        "step": contents["global_step"],
+        "weights": weights,
+        "weights_digest": digest_of(model),
+        "model_digest": hashlib.sha256(described.encode()).hexdigest(),
+        "sampler": sampler,
+        "precision": precision,
+        **more,
+    }
+
+
+def digest_of(model: nn.Module) -> str:
+    """The sha256 of a model's tensors by name, wherever they lie."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def folder(wanted: SampleSpec, name: str, log_dir: str | Path, out: str | None) -> Path:
+    """Where the samples of a request live: `out`, or a directory named after the request.
+
+    So the same command goes on where it was stopped, and more samples of a series join those that are there.
+    """
+    digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:8]
+    sampler = f"{name}{wanted['sampler'].get('steps') or ''}"
+    place = f"{wanted['model']}_{wanted['data']}_step{wanted['step']}_{sampler}_{digest}"
+    return Path(out) if out else Path(log_dir) / "sample" / place
+
+
+def claim(path: Path, wanted: SampleSpec) -> None:
+    """Make the directory of a request, with what decides its samples and the code's revision written down in it.
+
+    Raises:
+        ConfigError: if it holds samples of another request, naming what differs, or files that sampling would write
+            over.
+    """
+    file = path / FILE
+    if file.is_file():
+        found = {k: v for k, v in json.loads(file.read_text()).items() if k != "revision"}
+        different = [k for k in {**found, **wanted} if found.get(k) != wanted.get(k)]
+        if different:
+            message = "; ".join(f"{k} {found.get(k)} there, {wanted.get(k)} asked for" for k in different)
+            raise ConfigError(f"{path} holds samples of another request ({message}): choose another out=...")
+    else:
+        if foreign := [name for name in WRITTEN if (path / name).exists()]:
+            raise ConfigError(
+                f"{path} holds {', '.join(foreign)}, not made by sample.py, which would write over it: "
+                "choose another out=..."
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        write_results(file, {**wanted, "revision": revision()})

@@ -1,0 +1,261 @@
+"""One training run: seed -> instantiate -> fit (which evaluates at its end) -> say where everything is."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from diffusion_lab import plot
+from diffusion_lab.callback import Evaluation
+from diffusion_lab.callback.interrupt import Stopped
+from diffusion_lab.callback.media import log_pictures
+from diffusion_lab.config import origin, packages
+from diffusion_lab.config.compose import plain
+from diffusion_lab.config.instantiate import instantiate
+from diffusion_lab.config.trainer_keys import check_devices, count_in_steps
+from diffusion_lab.data import DataModule
+from diffusion_lab.errors import ConfigError
+from diffusion_lab.logger.loggers import build_loggers, finish_loggers
+from diffusion_lab.model import Model
+from diffusion_lab.output import say
+from diffusion_lab.run.changes import changes, refuse_changes, refuse_shapes
+from diffusion_lab.run.compiled import compile_network
+from diffusion_lab.run.conditioning import described, tell_labels
+from diffusion_lab.run.data_place import moved, places
+from diffusion_lab.run.distributed import cluster, set_timeout
+from diffusion_lab.run.failure import explained
+from diffusion_lab.run.initial import initialise
+from diffusion_lab.run.plan import check_room, size_on_disk
+from diffusion_lab.run.quiet import quieten
+from diffusion_lab.run.rehearsal import prepare_features, rehearse_training
+from diffusion_lab.run.report import in_sweep, say_limits, table
+from diffusion_lab.run.revision import revision
+from diffusion_lab.run.unprofiled import Unprofiled
+from diffusion_lab.storage import checkpoint_file, run_directory
+from diffusion_lab.storage.atomic_file import whole_file
+from diffusion_lab.storage.run_directory import CONFIG
+from diffusion_lab.storage.run_lock import locked
+
+CHOICES = ("model", "sde", "data", "schedule", "loss", "network", "sampler", "likelihood", "guidance", "metric")
+"""Groups whose chosen option goes into checkpoints and results by its name."""
+
+
+def train(config: DictConfig) -> None:
+    """Train as configured, in Hydra's output directory."""
+    quieten()
+    choices, run_dir = HydraConfig.get().runtime.choices, Path(HydraConfig.get().runtime.output_dir)
+    OmegaConf.set_struct(config, False)
+    config.paths.run_dir = str(run_dir)
+    settings = plain(config)
+    settings["choices"] = {group: choices[group] for group in CHOICES}
+    settings["overrides"] = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    resume = settings["ckpt_path"] and run_directory.find(settings["ckpt_path"], settings["paths"]["log_dir"])
+    before = checkpoint_file.read(resume) if resume else None
+    if before and "optimizer_states" not in before:
+        begin = f"sample from it, or begin with its weights: init_from={settings['ckpt_path']}"
+        raise ConfigError(f"{resume} was imported and holds no training to go on with: {begin}")
+    settings["init_from"] = before["config"].get("init_from") if before else settings["init_from"]
+    started = before and before["config"].get(packages.RECORD)
+    settings[packages.RECORD] = origin.origin(started)
+    where = places(settings["data"])
+    settings["data"] = moved(settings["data"], started, where)
+    pl.seed_everything(settings["seed"] % 2**32, workers=True, verbose=False)
+    data, model, trainer = set_up(settings, run_dir)
+    if before and trainer.is_global_zero:
+        ranks = len(before.get("random", []))
+        aside = [f"data.{key}" for key in where if Path(str(settings["data"][key])).expanduser().exists()]
+        changed = refuse_changes(before["config"], settings, ranks, trainer.world_size, aside)
+        refuse_shapes(before["state_dict"], model.state_dict())
+        say(f"goes on from step {before['global_step']:,}, {os.path.relpath(resume)}{changed}")
+    step = before["global_step"] if before else 0
+    del before
+    with explained(run_dir, settings, "train"), locked(run_dir) if trainer.is_global_zero else nullcontext():
+        fit(trainer, model, data, settings, run_dir, resume, step)
+
+
+def fit(
+    trainer: pl.Trainer,
+    model: Model,
+    data: DataModule,
+    settings: dict[str, Any],
+    run_dir: Path,
+    resume: Path | None,
+    step: int,
+) -> None:
+    """Train from `step` on, that of the checkpoint `resume`, with every log open, and say what came of it."""
+    loggers = build_loggers(settings["logger"], run_dir, settings, step, resume)
+    trainer.loggers, done = loggers, False
+    try:
+        if trainer.is_global_zero:
+            announce(settings, data, model, trainer, run_dir, step)
+            log_pictures(loggers, {"schedule": run_dir / "schedule.png"}, step)
+        trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
+        if trainer.is_global_zero:
+            conclude(trainer, run_dir)
+        done = True
+    except Stopped as stopped:
+        if trainer.is_global_zero:
+            say(f"{stopped}; go on:  {origin.command('train', run_dir)}")
+        sys.exit(128 + stopped.signum)
+    finally:
+        finish_loggers(loggers, failed=not done)
+
+
+def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, pl.Trainer]:
+    """Build everything; whatever is wrong with data, devices or options is refused here, before the first step."""
+    try:
+        check_devices(settings["trainer"])
+        data = instantiate(settings["data"], "data")
+        data.prepare_data()
+        data.setup("fit")
+        batch = settings["data"]["batch_size"] * settings["trainer"]["accumulate_grad_batches"]
+        count_in_steps(settings["trainer"], data.size("train"), batch)
+        tell_labels(settings, data)
+        model = instantiate(settings["model"], "model")
+        model.check_asked()
+        model.config = settings
+        if settings.get("init_from") and not settings["ckpt_path"]:
+            initialise(model, settings)
+        built = instantiate(settings["callback"], "callback").values()
+        callbacks = [callback for callback in built if callback is not None]
+        for callback in callbacks:
+            if hasattr(callback, "check"):
+                callback.check(data, model)
+        # Loggers join later: only the first rank has them, and the rank is known once there is a trainer.
+        keys = {key: value for key, value in settings["trainer"].items() if key != "timeout"}
+        if keys["val_check_interval"] is not None:  # of optimiser steps; Lightning's is of batches
+            keys["val_check_interval"] = int(keys["val_check_interval"]) * keys["accumulate_grad_batches"]
+        trainer = instantiate({"profiler": Unprofiled(), **keys, "_partial_": True}, "trainer")(
+            callbacks=callbacks,
+            plugins=[checkpoint_file.AtomicCheckpointIO(), *cluster()],
+            default_root_dir=str(run_dir),
+            enable_checkpointing=False,
+            logger=False,
+        )
+        set_timeout(trainer.strategy, settings["trainer"]["timeout"])
+        if trainer.precision != settings["trainer"]["precision"]:  # Lightning would warn and take another one
+            raise ValueError(f"trainer.precision={settings['trainer']['precision']} needs a GPU: here, use bf16-mixed")
+        data.trainer = trainer  # knows the number of ranks, which must divide the batch
+        data.setup("fit")
+        evaluation = next((c for c in callbacks if isinstance(c, Evaluation)), None)
+        rehearse_training(settings, data, model, trainer, evaluation)
+        if settings.get("compile"):
+            compile_network(model.network, trainer.strategy.root_device)
+        if evaluation is not None:
+            prepare_evaluation(evaluation, settings, data, model, trainer)
+    except (OSError, ValueError, RuntimeError, MisconfigurationException) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(str(error).replace("\n", " ")) from error
+    return data, model, trainer
+
+
+def prepare_evaluation(
+    evaluation: Evaluation, settings: dict[str, Any], data: DataModule, model: Model, trainer: pl.Trainer
+) -> None:
+    """Fit or load the feature extractor now, so that missing weights are known before a long training."""
+    choices = settings["choices"]
+    evaluation.facts = {
+        **{group: choices.get(group) for group in ("model", "sde", "data", "schedule", "network")},
+        "parameters": sum(p.numel() for p in model.network.parameters()),
+        "sampler": describe_sampler(choices["sampler"], settings["sampler"]),
+        **described(model),
+        "seed": settings.get("seed"),
+        "revision": revision(),
+    }
+    prepare_features(settings, evaluation, data, model, trainer)
+    evaluator, place = evaluation.evaluator, Path(evaluation.run_dir)
+    samples = evaluator.samples * evaluator.repeats * evaluator.judges_samples(data)
+    check_room(size_on_disk(model, samples, evaluator), place, f"the {samples:,} samples of an evaluation")
+    if trainer.is_global_zero:
+        say_limits(evaluation.evaluator, data, bool(model.likelihood))
+    evaluation.check_best(data, model)
+
+
+def describe_sampler(name: str, sampler: dict[str, Any]) -> str:
+    """A sampler in words: its name and everything that was chosen about it."""
+    words, kinds = [], []
+    for part in ("predictor", "corrector"):
+        options = dict(sampler.get(part) or {})
+        if target := options.pop("_target_", None):
+            prefix = "corrector." if part == "corrector" else ""
+            words += [f"{prefix}{k}={v}" for k, v in options.items() if v is not None]
+            kinds.append(f"{part}={target.rpartition('.')[2]}")
+    own = {k: v for k, v in sampler.items() if k[0] != "_" and not isinstance(v, dict)}
+    words += [f"{k}={'all' if v is None else v}" for k, v in own.items()]
+    return f"{name} ({', '.join(words + kinds)})"
+
+
+def keep_configuration(path: Path, settings: dict[str, Any], step: int) -> None:
+    """Write a run's configuration; a different one that it had until `step` keeps a name of its own."""
+    if path.exists() and any(changes(OmegaConf.to_container(OmegaConf.load(path)), settings)):
+        names = (f"config_until_step_{step:08d}{'_' * number}.yaml" for number in itertools.count())
+        path.replace(next(new for new in map(path.with_name, names) if not new.exists()))
+    with whole_file(path) as file:
+        file.write(OmegaConf.to_yaml(OmegaConf.create(settings)).encode())
+
+
+def announce(
+    settings: dict[str, Any], data: DataModule, model: Model, trainer: pl.Trainer, run_dir: Path, step: int
+) -> None:
+    """Say what is about to be trained, and leave the configuration and the schedule's picture beside the run."""
+    keep_configuration(run_dir / CONFIG, settings, step)
+    if hasattr(model.sampler, "caution") and (said := model.sampler.caution(model.denoiser)):
+        say(said)
+    process = model.denoiser.process
+    times = process.timesteps(None).flip(0)
+    title = f"{type(process).__name__}, schedule {settings['choices']['schedule']}"
+    plot.schedule_plot(times, process.alpha(times), process.sigma(times), run_dir / "schedule.png", title)
+    count = sum(p.numel() for p in model.network.parameters())
+    batch = settings["data"]["batch_size"] * settings["trainer"]["accumulate_grad_batches"]
+    if not in_sweep():
+        say(f"data     {data.describe()}")
+        say(f"model    {type(model).__name__}, {type(model.network).__name__} with {count:,} parameters, {title}")
+    kind = "images" if len(model.shape) == 3 else "points"
+    ranks = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
+    if 0 < trainer.max_steps <= step:
+        say(f"training is done: step {step:,} of {trainer.max_steps:,}; trainer.max_steps=... trains on")
+    else:
+        since = f"from step {step:,} to {trainer.max_steps:,}" if step else f"{trainer.max_steps:,} steps"
+        say(f"training {since}, {batch} {kind} a step on {ranks}")
+    if not in_sweep():
+        say(f"run      {run_dir}")
+
+
+def conclude(trainer: pl.Trainer, run_dir: Path) -> None:
+    """The table of results, where everything is, and the command that samples from it."""
+    evaluation = next((c for c in trainer.callbacks if isinstance(c, Evaluation)), None)
+    shown = os.path.relpath(run_dir)
+    if trainer.global_step < trainer.max_steps:
+        say(f"trainer.max_time has ended it at step {trainer.global_step:,} of {trainer.max_steps:,}")
+    if evaluation is not None and evaluation.results:
+        if not in_sweep():
+            table(evaluation.results)
+    elif evaluation is not None and evaluation.at_end:  # it failed, or there was no step left to train
+        say(f"it was not evaluated; do so by:  {origin.command('sample', run_dir, 'evaluate=true')}")
+    if in_sweep():
+        return
+    say(f"in {shown}:")
+    for name, what in (
+        ("checkpoints", "weights, with everything needed to sample from them"),
+        ("samples.png", "samples"),
+        ("trajectory.png", "how a few of them came about"),
+        ("results.json", "the numbers above, with their protocol"),
+        ("metrics.csv", "loss, learning rate, gradient norm, images/s"),
+        ("fit-profile.txt", "where the time went"),
+        ("schedule.png", "the noise schedule"),
+        ("config.yaml", "the resolved configuration"),
+    ):
+        if (run_dir / name).exists():
+            say(f"  {name:<16} {what}")
+    other = [] if trainer.lightning_module.denoiser.process.levels == 1 else ["sampler=ddim"]
+    say(f"sample from it:  {origin.command('sample', run_dir, *other)}")

@@ -1,0 +1,81 @@
+"""A run's directory: its configuration and its checkpoints."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffusion_lab.errors import ConfigError
+from diffusion_lab.output import say
+
+CONFIG = "config.yaml"
+"""File of a run directory: the resolved configuration of its training, and the overrides that it was composed from."""
+
+
+class CheckpointError(ConfigError):
+    """A checkpoint that cannot be found or read; the message is one line for the user."""
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """Checkpoints of a run directory, newest first."""
+    return sorted(run_dir.glob("checkpoints/*.ckpt"), reverse=True)
+
+
+def newest_whole(found: Sequence[Path]) -> Path:
+    """The first of the files that is whole; of those before it, it is said that they are passed over.
+
+    Raises:
+        CheckpointError: if none is.
+    """
+    for path in found:
+        if is_whole(path):
+            return path
+        say(f"{path} is cut or damaged and passed over")
+    raise CheckpointError(f"{found[0].parent} holds no whole checkpoint: {', '.join(path.name for path in found)}")
+
+
+def is_whole(path: Path, needed: bytes = b"state_dict") -> bool:
+    """Whether a file has all parts of a checkpoint, as far as that can be told without reading or executing it."""
+    try:
+        # A file that was cut has lost its end, where an archive's table of contents is.
+        with zipfile.ZipFile(path) as archive:
+            pickled = archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
+    except (OSError, zipfile.BadZipFile, StopIteration, zlib.error, RuntimeError):
+        return False
+    return needed in pickled and b"config" in pickled
+
+
+def newest_run(log_dir: str | Path, needed: bytes = b"state_dict") -> Path:
+    """The run directory under `log_dir` that had the last checkpoint and has a whole one.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    runs = sorted(Path(log_dir).glob("**/checkpoints"), key=lambda run: run.stat().st_mtime, reverse=True)
+    for run in runs:
+        found = checkpoints(run.parent)
+        if any(is_whole(path, needed) for path in found):
+            return run.parent
+        if found:
+            say(f"{run.parent} holds no checkpoint to go on from and is passed over")
+    raise CheckpointError(f"ckpt_path=last: no run with a checkpoint under {Path(log_dir).resolve()}; train one first")
+
+
+def find(path: str | Path, log_dir: str | Path = "logs") -> Path:
+    """The checkpoint file that `path` means: a file, a run directory (its newest), or "last" (the newest run under
+    log_dir).  A file that was cut gives way to the one before it, unless it is asked for by its own name.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    path = newest_run(log_dir) if str(path) == "last" else Path(path)
+    if path.is_dir():
+        found = checkpoints(path) or sorted(path.glob("*.ckpt"), reverse=True)
+        if not found:
+            raise CheckpointError(f"{path} holds no checkpoint: expected {path}/checkpoints/*.ckpt")
+        return newest_whole(found)
+    if not path.is_file():
+        raise CheckpointError(f"ckpt_path={path} does not exist: give a run directory, a .ckpt file, or last")
+    return path
