@@ -15,10 +15,11 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from diffusion_lab import comparison, plot
-from diffusion_lab.compare import fold, main, parts
+from diffusion_lab import comparison
 from diffusion_lab.comparison import compare, find, names, read
+from diffusion_lab.comparison.command import fold, main, parts
 from diffusion_lab.comparison.run import unfinished
+from diffusion_lab.plot import charts
 
 PROTOCOL = {"extractor": "digits", "extractor_digest": "ab" * 16, "samples": 1000}
 BITS = {"data": "digits held_out", "count": 397}
@@ -437,7 +438,7 @@ def test_the_page_shows_every_value_where_it_belongs(run, tmp_path, drawn):
     assert first.get_ylim()[0] > first.get_ylim()[1]  # the first row on top
     points = [bar.lines[0] for bar in first.containers]
     assert [tuple(line.get_xydata()[0]) for line in points] == [(1, 0), (2, 1)]
-    assert [line.get_color() for line in points] == [plot.ORANGE, plot.BLUE]
+    assert [line.get_color() for line in points] == [charts.ORANGE, charts.BLUE]
     (segment,) = first.containers[1].lines[2][0].get_segments()
     np.testing.assert_allclose(segment, [[1.75, 1], [2.25, 1]])
     assert [list(line.get_xdata()) for line in first.lines if line.get_linestyle() == ":"] == [[1.5, 1.5]]
@@ -462,7 +463,7 @@ def test_the_page_has_a_size_for_its_runs_and_at_most_twelve_panels(run, tmp_pat
 
 def test_the_table_needs_no_torch_and_no_matplotlib():
     code = (
-        "import sys; from diffusion_lab.compare import main\n"
+        "import sys; from diffusion_lab.comparison.command import main\n"
         "try: main(['nowhere'])\nexcept SystemExit: pass\n"
         "assert not {'torch', 'matplotlib', 'hydra', 'omegaconf'} & set(sys.modules)"
     )

@@ -18,13 +18,13 @@ from diffusion_lab.config.compose import check
 from diffusion_lab.config.instantiate import FURTHER
 from diffusion_lab.data import HuggingFace, ImageFolder
 from diffusion_lab.errors import ConfigError
-from diffusion_lab.interop import __main__ as interop
 from diffusion_lab.launch import multirun
-from diffusion_lab.run import data_place, stats
+from diffusion_lab.run import data_place, measure
+from diffusion_lab.run import import_command as interop
 from diffusion_lab.run.changes import refuse_changes
-from diffusion_lab.run.failure import made_new
 from diffusion_lab.run.sample_spec import claim
-from diffusion_lab.stats import USED, main
+from diffusion_lab.run.stats_command import USED, main
+from diffusion_lab.storage.run_directory import made_new
 from diffusion_lab.storage.run_lock import locked
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -202,7 +202,7 @@ def test_files_that_sampling_has_not_made_are_not_written_over(tmp_path, name: s
 
 def test_statistics_are_not_measured_for_a_place_that_cannot_be_written() -> None:
     with pytest.raises(ConfigError, match="out=/proc/nowhere/x.npz cannot be written"):
-        stats.measure(["data=digits"], "train", "/proc/nowhere/x.npz", None)
+        measure.measure(["data=digits"], "train", "/proc/nowhere/x.npz", None)
 
 
 def test_statistics_check_the_data_and_the_extractor_and_no_network(tmp_path, monkeypatch, capsys):
@@ -227,4 +227,4 @@ def test_statistics_check_the_data_and_the_extractor_and_no_network(tmp_path, mo
     with pytest.raises(SystemExit):
         main(["--config-dir", "nowhere", "data=digits"])
     assert "nowhere is no directory of configurations" in capsys.readouterr().err
-    assert stats.measure and places.CONF == ROOT / "conf"
+    assert measure.measure and places.CONF == ROOT / "conf"

@@ -15,10 +15,10 @@ from test_end_to_end import python, run
 from diffusion_lab.data import Digits
 from diffusion_lab.evaluation import SampleStore
 from diffusion_lab.metric import Statistics
+from diffusion_lab.run.measure import Whole
 from diffusion_lab.run.sample import with_earlier
 from diffusion_lab.run.sample_files import join, write_pngs
 from diffusion_lab.run.sample_spec import folder, sample_spec
-from diffusion_lab.run.stats import Whole
 
 QUICK = ("sampler=ddim", "sampler.steps=3", "batch_size=5", "trainer.accelerator=cpu")
 

@@ -26,7 +26,7 @@ from diffusion_lab.logger import wandb as wandb_logger
 from diffusion_lab.logger.csv import CSVLogger
 from diffusion_lab.logger.loggers import build_loggers, finish_loggers, named
 from diffusion_lab.logger.wandb import WandbLogger, WandbOptions
-from diffusion_lab.run.revision import revision
+from diffusion_lab.storage.revision import revision
 
 clean, keyed = wandb_offline.clean, wandb_offline.keyed
 CONF = Path(__file__).parents[1] / "conf" / "logger"

@@ -20,7 +20,7 @@ from wandb_offline import config, history, offline_runs, records
 from diffusion_lab.callback.media import log_pictures
 from diffusion_lab.logger.loggers import build_loggers, finish_loggers, reopen
 from diffusion_lab.logger.wandb import lock
-from diffusion_lab.run.revision import revision
+from diffusion_lab.storage.revision import revision
 
 clean, keyed = wandb_offline.clean, wandb_offline.keyed
 

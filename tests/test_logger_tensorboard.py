@@ -16,7 +16,7 @@ from diffusion_lab.errors import ConfigError
 from diffusion_lab.logger.csv import CSVLogger
 from diffusion_lab.logger.loggers import build_loggers, finish_loggers, reopen
 from diffusion_lab.logger.tensorboard import TensorBoardLogger
-from diffusion_lab.run.revision import revision
+from diffusion_lab.storage.revision import revision
 
 pytest.importorskip("tensorboard")
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from diffusion_lab.data.toy2d_density import moons, two_modes
-from diffusion_lab.pitfall import mode_weights_plot, score_error_plot
+from diffusion_lab.plot.pitfall import mode_weights_plot, score_error_plot
 
 
 @pytest.fixture

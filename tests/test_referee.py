@@ -15,10 +15,10 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from diffusion_lab import referee as command
 from diffusion_lab.bench.inception import random_weights
 from diffusion_lab.metric import InceptionFeatures, frechet_distance, moments
 from diffusion_lab.metric.referee import referee
+from diffusion_lab.run import referee as command
 
 COUNT, SUBSET = 24, 20
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_lab.run import revision as module
-from diffusion_lab.run.revision import revision
+from diffusion_lab.storage import revision as module
+from diffusion_lab.storage.revision import revision
 
 
 def git(folder: Path, *words: str) -> str:

@@ -12,7 +12,7 @@ from diffusion_lab.callback.ema import averaged
 from diffusion_lab.callback.media import best_effort, log_pictures
 from diffusion_lab.data import DataModule
 from diffusion_lab.model import Model
-from diffusion_lab.pitfall import mode_weights_plot, score_error_plot
+from diffusion_lab.plot.pitfall import mode_weights_plot, score_error_plot
 from diffusion_lab.sampler import Sampler
 
 

@@ -8,13 +8,14 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from diffusion_lab import picture, ranks
+from diffusion_lab import ranks
 from diffusion_lab.callback.ema import averaged
 from diffusion_lab.callback.hooks import OptionalHooks
 from diffusion_lab.callback.media import best_effort, log_pictures
 from diffusion_lab.data import DataModule
 from diffusion_lab.model import Label, Model
 from diffusion_lab.model.labels import EACH
+from diffusion_lab.plot import picture
 
 
 class Samples(OptionalHooks):

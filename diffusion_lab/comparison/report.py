@@ -171,7 +171,7 @@ def csv_text(comparison: Comparison) -> str:
 def draw(comparison: Comparison, path: str | Path) -> None:
     """One page of plots: each metric under each of its protocols, then samples/s, NFE and training time."""
     # Imported here: it brings torch and matplotlib, and the table must not wait for them.
-    from diffusion_lab.plot import Panel, dots
+    from diffusion_lab.plot.charts import Panel, dots
 
     panels = []
     for column in sorted(comparison.columns, key=lambda column: column.extrapolated):

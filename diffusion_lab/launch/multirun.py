@@ -22,7 +22,7 @@ from diffusion_lab.config.environment import cluster_ranks
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.launch.job import LOG, metrics
 from diffusion_lab.output import say
-from diffusion_lab.run.failure import check_directory, made_new
+from diffusion_lab.storage.run_directory import check_directory, made_new
 
 NAME = "DIFFUSION_LAB_SWEEP"
 """Environment variable that names the sweep for conf/hydra: equal commands are one sweep, which goes on."""
@@ -124,7 +124,7 @@ def conclude(sweep: Path, since: float) -> bool:
         table(jobs)
     results = [job["directory"] for job in jobs if metrics(Path(job["directory"]))]
     if results:
-        from diffusion_lab.compare import main as compare
+        from diffusion_lab.comparison.command import main as compare
 
         compare([*results, f"out={sweep}"])
     return all("finished" in job["status"] for job in jobs)

@@ -90,10 +90,7 @@ class Watch:
 
     def __init__(self, directory: Path, task: str) -> None:
         self.directory, self.task = directory, task
-        self.started, self.cluster_ranks = (
-            of_another_rank() and RANKS in os.environ,
-            cluster_ranks()[2] > 1,
-        )
+        self.started, self.cluster_ranks = of_another_rank() and RANKS in os.environ, cluster_ranks()[2] > 1
         self.rank = cluster_ranks()[1] if self.cluster_ranks else int(os.environ.get("LOCAL_RANK", 0))
         self.children: list[subprocess.Popen[bytes]] = []
         self.over, self.lock, self.author, self.left, self.pipe = threading.Event(), threading.Lock(), False, False, -1

@@ -27,7 +27,7 @@ from diffusion_lab.logger.wandb import (
 )
 from diffusion_lab.logger.wandb_server import asked_mode, has_key
 from diffusion_lab.output import say
-from diffusion_lab.run.revision import revision
+from diffusion_lab.storage.revision import revision
 
 NAMED = 120
 TAG = 64  # characters that W&B takes

@@ -17,7 +17,7 @@ from diffusion_lab.errors import ConfigError
 from diffusion_lab.evaluation import Evaluator, SampleStore
 from diffusion_lab.model import Model
 from diffusion_lab.output import say
-from diffusion_lab.plot import curves
+from diffusion_lab.plot.charts import curves
 from diffusion_lab.run.sample_spec import SampleSpec, claim, folder
 from diffusion_lab.sampler import Sampler
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from diffusion_lab.config.origin import advice
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.finite import NonFinite
-from diffusion_lab.storage.atomic_file import NotWritten, describe, refused, room_for_a_file
+from diffusion_lab.storage.atomic_file import NotWritten, describe, refused
 
 NO_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "Unable to allocate", "bad_alloc")
 """What is said by libraries that have no error of their own for it."""
@@ -103,36 +103,3 @@ def lighter_training(settings: Mapping[str, Any]) -> str:
     words += ["trainer.precision=bf16-mixed"] * (trainer["precision"] == "32-true")
     words += ["trainer=fsdp"] * (world > 1 and not isinstance(trainer["strategy"], Mapping))
     return " or ".join(words) or "a smaller network"
-
-
-def made_new(folder: Path) -> Path:
-    """A directory that did not exist, made now: `folder`, or with _2, _3, ... behind its name if somebody was faster.
-
-    Raises:
-        ConfigError: if none can be made.
-    """
-    for name in (folder.name, *(f"{folder.name}_{number}" for number in range(2, 1000))):
-        try:
-            folder.with_name(name).mkdir(parents=True)
-            return folder.with_name(name)
-        except FileExistsError:
-            continue
-        except OSError:
-            break
-    check_directory(folder)
-    return folder
-
-
-def check_directory(folder: Path) -> None:
-    """Refuse a directory that cannot be made or written to, before anything else fails on it.
-
-    Raises:
-        ConfigError: with the reason.
-    """
-    try:
-        room_for_a_file(folder)
-    except NotWritten as error:
-        raise ConfigError(f"{error}; put the run elsewhere by hydra.run.dir=DIR or paths.log_dir=DIR") from error
-    except OSError as error:
-        reason = f"{folder} cannot be made a directory ({error.strerror})"
-        raise ConfigError(f"{reason}; put the run elsewhere by hydra.run.dir=DIR or paths.log_dir=DIR") from error

@@ -36,11 +36,11 @@ from diffusion_lab.run.plan import tell_plan
 from diffusion_lab.run.quiet import quieten
 from diffusion_lab.run.rehearsal import rehearse_sampling
 from diffusion_lab.run.report import in_sweep, say_limits, table
-from diffusion_lab.run.revision import revision
 from diffusion_lab.run.sample_files import write_samples
 from diffusion_lab.run.sample_spec import claim, folder, sample_spec
 from diffusion_lab.run.train import describe_sampler
 from diffusion_lab.storage import checkpoint_file, run_directory
+from diffusion_lab.storage.revision import revision
 from diffusion_lab.storage.run_lock import locked
 
 

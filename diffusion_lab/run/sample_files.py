@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from diffusion_lab import picture, ranks
+from diffusion_lab import ranks
 from diffusion_lab.callback.samples import draw_samples, draw_trajectory, filmed
 from diffusion_lab.evaluation import SampleStore
 from diffusion_lab.model.labels import EACH
 from diffusion_lab.output import say
+from diffusion_lab.plot import picture
 
 
 def write_samples(series: SampleStore, count: int, out: Path, config: DictConfig, data: Any) -> None:

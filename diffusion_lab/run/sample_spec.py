@@ -12,7 +12,7 @@ from torch import nn
 
 from diffusion_lab.callback.evaluation import write_results
 from diffusion_lab.errors import ConfigError
-from diffusion_lab.run.revision import revision
+from diffusion_lab.storage.revision import revision
 
 FILE = "request.json"
 WRITTEN = ("samples", "samples.npz", "samples.png", "png", "trajectory.png", "results.json")

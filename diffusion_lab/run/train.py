@@ -14,7 +14,6 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from diffusion_lab import plot
 from diffusion_lab.callback import Evaluation
 from diffusion_lab.callback.interrupt import Stopped
 from diffusion_lab.callback.media import log_pictures
@@ -27,6 +26,7 @@ from diffusion_lab.errors import ConfigError
 from diffusion_lab.logger.loggers import build_loggers, finish_loggers
 from diffusion_lab.model import Model
 from diffusion_lab.output import say
+from diffusion_lab.plot import charts
 from diffusion_lab.run.changes import changes, refuse_changes, refuse_shapes
 from diffusion_lab.run.compiled import compile_network
 from diffusion_lab.run.conditioning import described, tell_labels
@@ -38,10 +38,10 @@ from diffusion_lab.run.plan import check_room, size_on_disk
 from diffusion_lab.run.quiet import quieten
 from diffusion_lab.run.rehearsal import prepare_features, rehearse_training
 from diffusion_lab.run.report import in_sweep, say_limits, table
-from diffusion_lab.run.revision import revision
 from diffusion_lab.run.unprofiled import Unprofiled
 from diffusion_lab.storage import checkpoint_file, run_directory
 from diffusion_lab.storage.atomic_file import whole_file
+from diffusion_lab.storage.revision import revision
 from diffusion_lab.storage.run_directory import CONFIG
 from diffusion_lab.storage.run_lock import locked
 
@@ -214,7 +214,7 @@ def announce(
     process = model.denoiser.process
     times = process.timesteps(None).flip(0)
     title = f"{type(process).__name__}, schedule {settings['choices']['schedule']}"
-    plot.schedule_plot(times, process.alpha(times), process.sigma(times), run_dir / "schedule.png", title)
+    charts.schedule_plot(times, process.alpha(times), process.sigma(times), run_dir / "schedule.png", title)
     count = sum(p.numel() for p in model.network.parameters())
     batch = settings["data"]["batch_size"] * settings["trainer"]["accumulate_grad_batches"]
     if not in_sweep():

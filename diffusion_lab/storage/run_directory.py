@@ -9,6 +9,7 @@ from pathlib import Path
 
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.output import say
+from diffusion_lab.storage.atomic_file import NotWritten, room_for_a_file
 
 CONFIG = "config.yaml"
 """File of a run directory: the resolved configuration of its training, and the overrides that it was composed from."""
@@ -79,3 +80,36 @@ def find(path: str | Path, log_dir: str | Path = "logs") -> Path:
     if not path.is_file():
         raise CheckpointError(f"ckpt_path={path} does not exist: give a run directory, a .ckpt file, or last")
     return path
+
+
+def made_new(folder: Path) -> Path:
+    """A directory that did not exist, made now: `folder`, or with _2, _3, ... behind its name if somebody was faster.
+
+    Raises:
+        ConfigError: if none can be made.
+    """
+    for name in (folder.name, *(f"{folder.name}_{number}" for number in range(2, 1000))):
+        try:
+            folder.with_name(name).mkdir(parents=True)
+            return folder.with_name(name)
+        except FileExistsError:
+            continue
+        except OSError:
+            break
+    check_directory(folder)
+    return folder
+
+
+def check_directory(folder: Path) -> None:
+    """Refuse a directory that cannot be made or written to, before anything else fails on it.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    try:
+        room_for_a_file(folder)
+    except NotWritten as error:
+        raise ConfigError(f"{error}; put the run elsewhere by hydra.run.dir=DIR or paths.log_dir=DIR") from error
+    except OSError as error:
+        reason = f"{folder} cannot be made a directory ({error.strerror})"
+        raise ConfigError(f"{reason}; put the run elsewhere by hydra.run.dir=DIR or paths.log_dir=DIR") from error

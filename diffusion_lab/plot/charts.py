@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from diffusion_lab.picture import BLUE, INK, ORANGE, replacing, square_panels, to_numpy
+from diffusion_lab.plot.picture import BLUE, INK, ORANGE, replacing, square_panels, to_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.data.toy2d_density import Toy2dDensity, nearest_mode
-from diffusion_lab.picture import (
+from diffusion_lab.plot.charts import COLOURS
+from diffusion_lab.plot.picture import (
     BLUE,
     cell_centres,
     density_image,
@@ -23,7 +24,6 @@ from diffusion_lab.picture import (
     square_panels,
     to_numpy,
 )
-from diffusion_lab.plot import COLOURS
 
 CELLS = 100
 DRAWN = 1000

@@ -1,0 +1,126 @@
+"""The command `python -m diffusion_lab.compare`: runs side by side, as a table and a page of plots."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffusion_lab import comparison
+from diffusion_lab.errors import ConfigError, refuse
+from diffusion_lab.output import print_table, shown, tolerant, width
+from diffusion_lab.storage.run_directory import made_new
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+HELP = """\
+Compare runs: one table and one page of plots of what they scored and what they cost.
+
+  python -m diffusion_lab.compare RUN [RUN ...] [by=METRIC] [out=DIRECTORY]
+
+RUN is a run's directory, a results.json, or a directory with runs below it, such as that of a sweep.
+  by=METRIC         the runs are sorted by it; otherwise by the first metric that all of them have
+  out=DIRECTORY     where comparison.md, .csv and .png go; logs/comparison/DATE_TIME otherwise
+
+Values are ranked where their protocols are equal.  Where they differ it says in what, and ranks nothing across.
+"""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Compare as the arguments say; exits with status 2 and one line on standard error if refused."""
+    tolerant()
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(HELP, end="")
+        return
+    try:
+        paths, options = parse(arguments)
+        runs = [comparison.read(path) for path in comparison.find(paths)]
+        result = comparison.compare(runs, options.get("by"))
+        new = Path("logs", "comparison", f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
+        out = Path(options["out"]) if "out" in options else made_new(new)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "comparison.md").write_text(comparison.markdown(result), encoding="utf-8")
+        (out / "comparison.csv").write_text(comparison.csv_text(result), encoding="utf-8")
+    except (ValueError, OSError) as error:
+        refuse(error)
+    show(result)
+    comparison.draw(result, out / "comparison.png")
+    for run in comparison.unfinished(paths):
+        print(f"left out: {os.path.relpath(run)}, which holds no results.json (not finished, or not evaluated)")
+    print(f"written to {os.path.relpath(out)}: comparison.md, comparison.csv, comparison.png")
+
+
+def parse(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """(runs, options) of a command line.
+
+    Raises:
+        ConfigError: for an option that does not exist, or no run.
+    """
+    paths, options = [], {}
+    for word in arguments:
+        key, equals, value = word.partition("=")
+        if equals and key in ("by", "out") and value:
+            options[key] = value
+        elif word.startswith("-") or (equals and not Path(word).exists()):
+            guess = get_close_matches(key.strip("-"), ("by", "out"), 1, cutoff=0.4)
+            hint = f" (did you mean {guess[0]}=...?)" if guess else ""
+            raise ConfigError(f"{word} is no option here{hint}; the options are by=METRIC and out=DIRECTORY")
+        else:
+            paths.append(word)
+    if not paths:
+        raise ConfigError("name at least one run: see python -m diffusion_lab.compare --help")
+    return paths, options
+
+
+def show(result: comparison.Comparison) -> None:
+    """Print the table, in parts where it is wider than the terminal, and what cannot be compared."""
+    tables = parts(*comparison.grid(result), width())
+    if result.seeds:
+        tables += parts(*comparison.seeds_grid(result), width(), "mean ± standard deviation over seeds")
+    for table in tables:
+        print_table(table)
+    for line in (*comparison.marks(result), *result.notes):
+        print(line)
+
+
+def parts(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int, title: str = "") -> list[Table]:
+    """Tables of at most that width, each with the first column, that together hold all columns."""
+    from rich.table import Table
+    from rich.text import Text
+
+    headings, rows, title = [*map(shown, headings)], [[*map(shown, row)] for row in rows], shown(title)
+    columns = ["\n".join(fold(word)) for word in headings]
+    sizes = [3 + max(map(len, [*columns[i].split("\n"), *(row[i] for row in rows)])) for i in range(len(headings))]
+    first = min(sizes[0], width // 3)
+    blocks: list[list[int]] = [[]]
+    for index in range(1, len(columns)):
+        if blocks[-1] and 1 + first + sum(sizes[i] for i in [*blocks[-1], index]) > width:
+            blocks.append([])
+        blocks[-1].append(index)
+    tables = []
+    for block in blocks:
+        table = Table(title=Text(title) if title and not tables else None, title_justify="left")
+        table.add_column(columns[0], max_width=first - 3, overflow="fold")
+        for index in block:
+            table.add_column(columns[index], justify="right", no_wrap=True)
+        for row in rows:
+            style = "dim" if row[0] == "real data" else ""
+            best = [Text(row[i], style="bold" if row[i].endswith(" #1") else "") for i in block]
+            table.add_row(Text(row[0]), *best, style=style)
+        tables.append(table)
+    return tables
+
+
+def fold(word: str, width: int = 18) -> list[str]:
+    """A heading in lines: metrics break behind underscores, as they hold no spaces."""
+    lines = [""]
+    for piece in re.findall(r"[^_ ]*[_ ]?", word):
+        if lines[-1] and (len(lines[-1]) + len(piece.rstrip()) > width or piece.startswith("(")):
+            lines.append("")
+        lines[-1] += piece
+    return [line.rstrip() for line in lines]

@@ -1,0 +1,1 @@
+"""Pictures of samples, charts of numbers, and the figures of the pitfalls."""

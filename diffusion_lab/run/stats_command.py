@@ -1,0 +1,57 @@
+"""The command `python -m diffusion_lab.stats`: reference statistics of a data set or a folder of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from diffusion_lab.config.command_line import only_overrides
+from diffusion_lab.config.imports import quick_imports
+from diffusion_lab.errors import ConfigError, refuse
+from diffusion_lab.output import tolerant
+
+HELP = """\
+Measure the reference statistics of a data set, for FID and its relatives.
+
+  python -m diffusion_lab.stats data=NAME [split=train] [out=FILE.npz] [count=N] [group=option ...] [key=value ...]
+
+  data=cifar10 split=train                         what published FIDs of CIFAR-10 are taken against
+  data=image_folder data.root=DIR data.shape=[3,32,32] split=all      any folder of images, at that size
+  metric=inception                                 in these features; each data set has its own default
+  trainer.devices=8                                shared among devices
+
+split is train, held_out, or all (both together).  The file holds mu and sigma, as other programs read and write them,
+up to 10,000 rows of features for KID, precision and recall, and the protocol: data, split, count, digest of the images,
+extractor and its digest.  Statistics measured once are kept in paths.statistics_dir by their contents and not measured
+again.
+"""
+USED = (("data",), ("metric",), ("trainer",))
+"""Parts of a training's configuration that statistics depend on."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure as the arguments say; exits with status 2 and one line on standard error if refused."""
+    tolerant()
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(HELP, end="")
+        return
+    words = dict(a.split("=", 1) for a in arguments if a.split("=", 1)[0] in ("split", "out", "count") and "=" in a)
+    overrides = [a for a in arguments if a.split("=", 1)[0] not in words]
+    try:
+        overrides = only_overrides(overrides, "stats")
+        split, count = words.get("split", "train"), words.get("count")
+        if split not in ("train", "held_out", "all"):
+            raise ConfigError(f"split={split} must be one of train, held_out, all")
+        if count is not None and (not count.isdigit() or int(count) < 2):
+            raise ConfigError(f"count={count} must be a number of images, 2 or more")
+        from diffusion_lab.config.compose import check
+
+        check("train", overrides, used=USED)
+        # Imported here: torch and Lightning take seconds, and a mistyped word must not wait for them.
+        with quick_imports():
+            from diffusion_lab.run.measure import measure
+            from diffusion_lab.run.quiet import quieten
+
+        quieten()
+        measure(overrides, split, words.get("out"), None if count is None else int(count))
+    except ConfigError as error:
+        refuse(error)
