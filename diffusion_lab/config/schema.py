@@ -97,12 +97,13 @@ def _of_class(path: Path, node: ast.stmt) -> dict[str, Parameter] | None:
     init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
     if init is not None:
         a = init.args
-        if PACKAGE not in path.parents and (a.kwarg or a.vararg):
+        passed_on = _unpacked(path, a.kwarg)
+        if PACKAGE not in path.parents and (a.vararg or (a.kwarg and not passed_on)):
             return None
         positional = a.args[1:]
         defaults = [None] * (len(positional) - len(a.defaults)) + a.defaults
         pairs = [*zip(positional, defaults, strict=True), *zip(a.kwonlyargs, a.kw_defaults, strict=True)]
-        return {arg.arg: _parameter(path, arg.annotation, default is None) for arg, default in pairs}
+        return {arg.arg: _parameter(path, arg.annotation, default is None) for arg, default in pairs} | passed_on
     inherited = _inherited(path, node)
     if inherited is None:
         return None
@@ -110,6 +111,19 @@ def _of_class(path: Path, node: ast.stmt) -> dict[str, Parameter] | None:
         return inherited
     fields = [n for n in node.body if isinstance(n, ast.AnnAssign) and "ClassVar" not in ast.unparse(n.annotation)]
     return inherited | {n.target.id: _parameter(path, n.annotation, _is_required(n)) for n in fields}
+
+
+def _unpacked(path: Path, kwarg: ast.arg | None) -> dict[str, Parameter]:
+    """The optional parameters of `**options: Unpack[T]`, the fields of a typed dictionary T."""
+    annotation = kwarg and kwarg.annotation
+    if not isinstance(annotation, ast.Subscript) or ast.unparse(annotation.value).rpartition(".")[2] != "Unpack":
+        return {}
+    name = ast.unparse(annotation.slice)
+    found = _find(_imports(path).get(name, "")) or next(
+        ((path, n) for n in _tree(path).body if isinstance(n, ast.ClassDef) and n.name == name), None
+    )
+    fields = [n for n in found[1].body if isinstance(n, ast.AnnAssign)] if found else []
+    return {n.target.id: _parameter(found[0], n.annotation, required=False) for n in fields}
 
 
 def _is_required(field: ast.AnnAssign) -> bool:

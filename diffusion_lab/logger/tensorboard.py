@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 from PIL import Image
 from pytorch_lightning import loggers
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
@@ -47,7 +47,7 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any], *_: Any, **__: Any) -> None:
         """The configuration as text, in YAML."""
-        lines = OmegaConf.to_yaml(OmegaConf.create(dict(params))).splitlines()
+        lines = yaml.safe_dump(dict(params), sort_keys=False).splitlines()
         self.experiment.add_text("config", "\n".join(f"    {line}" for line in lines))  # indented: Markdown's verbatim
 
     @rank_zero_only

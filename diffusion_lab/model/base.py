@@ -20,19 +20,10 @@ from diffusion_lab.model.conditions import Guidance
 from diffusion_lab.model.drawing import Drawing
 from diffusion_lab.model.expectations import Unfit
 from diffusion_lab.model.labels import Label, Labels
+from diffusion_lab.model.options import Likelihood, Loss
 from diffusion_lab.model.rehearsal import rehearse_fit
 from diffusion_lab.noise import image_generators
 from diffusion_lab.sampler import Sampler
-
-Loss = Callable[..., Tensor]
-"""(denoiser, x0, generator) -> the loss of each data point, (B,).
-
-Training gives no generator; validation a list, one for each item, so that an item has the same time and noise every
-time.  `diffusion_lab.noise.draw` and `draw_each` take all of None, a `torch.Generator` and such a list.
-"""
-
-Likelihood = Callable[..., Any]
-"""(denoiser, x0, grey_levels, generator) -> something with a `log_likelihood` and its `terms`, in nats."""
 
 
 class Model(Drawing, pl.LightningModule):

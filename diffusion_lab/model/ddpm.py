@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
+from typing_extensions import Unpack  # in typing from Python 3.11 on
 
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.model.base import Likelihood, Loss, Model
-from diffusion_lab.model.conditions import Guidance
-from diffusion_lab.model.labels import Labels
+from diffusion_lab.model.base import Model
+from diffusion_lab.model.options import Likelihood, Loss, ModelOptions
 from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import DiscreteProcess, Schedule
 from diffusion_lab.sampler import Sampler
@@ -35,28 +35,9 @@ class DDPM(Model):
         grey_levels: int | None = 256,
         levels: int = 1000,
         output: Literal["eps", "x0", "v", "score"] = "eps",
-        dequantize: bool = False,
-        warmup_steps: int = 0,
-        decay_steps: int | None = None,
-        channels_last: bool = True,
-        labels: Labels | None = None,
-        guidance: Guidance | None = None,
+        **options: Unpack[ModelOptions],
     ) -> None:
         meaning = {"eps": "eps", "x0": "x0", "v": "v", "score": "scaled_score"}[output]
         row = Parameterization(output=meaning, c_noise="level", low=-1.0, high=1.0, unit_input=True)
         denoiser = Denoiser(network, DiscreteProcess(schedule, levels), row)
-        super().__init__(
-            denoiser,
-            loss,
-            sampler,
-            likelihood,
-            optimizer,
-            shape,
-            grey_levels,
-            dequantize,
-            warmup_steps,
-            decay_steps,
-            channels_last,
-            labels,
-            guidance,
-        )
+        super().__init__(denoiser, loss, sampler, likelihood, optimizer, shape, grey_levels, **options)

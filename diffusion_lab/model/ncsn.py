@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from typing_extensions import Unpack  # in typing from Python 3.11 on
 
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.model.base import Likelihood, Loss, Model
-from diffusion_lab.model.conditions import Guidance
-from diffusion_lab.model.labels import Labels
+from diffusion_lab.model.base import Model
+from diffusion_lab.model.options import Likelihood, Loss, ModelOptions
 from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import DiscreteProcess, Schedule
 from diffusion_lab.sampler import Sampler
@@ -38,28 +38,10 @@ class NCSN(Model):
         shape: Sequence[int] = (3, 32, 32),
         grey_levels: int | None = 256,
         levels: int = 10,
-        dequantize: bool = False,
-        warmup_steps: int = 0,
-        decay_steps: int | None = None,
-        channels_last: bool = True,
-        labels: Labels | None = None,
-        guidance: Guidance | None = None,
+        **options: Unpack[ModelOptions],
     ) -> None:
-        super().__init__(
-            Denoiser(network, DiscreteProcess(schedule, levels), self.row),
-            loss,
-            sampler,
-            likelihood,
-            optimizer,
-            shape,
-            grey_levels,
-            dequantize,
-            warmup_steps,
-            decay_steps,
-            channels_last,
-            labels,
-            guidance,
-        )
+        denoiser = Denoiser(network, DiscreteProcess(schedule, levels), self.row)
+        super().__init__(denoiser, loss, sampler, likelihood, optimizer, shape, grey_levels, **options)
 
 
 class NCSNv2(NCSN):

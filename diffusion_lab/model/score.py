@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
+from typing_extensions import Unpack  # in typing from Python 3.11 on
 
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.model.base import Likelihood, Loss, Model
-from diffusion_lab.model.conditions import Guidance
-from diffusion_lab.model.labels import Labels
+from diffusion_lab.model.base import Model
+from diffusion_lab.model.options import Likelihood, Loss, ModelOptions
 from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import SingleLevel
 from diffusion_lab.sampler import Sampler
@@ -34,26 +34,8 @@ class ScoreMatching(Model):
         sigma: float = 0.1,
         prior_std: float = 2.0,
         output: Literal["score", "scaled_score"] = "scaled_score",
-        dequantize: bool = False,
-        warmup_steps: int = 0,
-        decay_steps: int | None = None,
-        channels_last: bool = True,
-        labels: Labels | None = None,
-        guidance: Guidance | None = None,
+        **options: Unpack[ModelOptions],
     ) -> None:
         row = Parameterization(output=output, c_noise="nothing", low=0.0, high=1.0)
-        super().__init__(
-            Denoiser(network, SingleLevel(sigma, prior_std), row),
-            loss,
-            sampler,
-            likelihood,
-            optimizer,
-            shape,
-            grey_levels,
-            dequantize,
-            warmup_steps,
-            decay_steps,
-            channels_last,
-            labels,
-            guidance,
-        )
+        denoiser = Denoiser(network, SingleLevel(sigma, prior_std), row)
+        super().__init__(denoiser, loss, sampler, likelihood, optimizer, shape, grey_levels, **options)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from typing_extensions import Unpack  # in typing from Python 3.11 on
 
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.model.base import Likelihood, Loss, Model
-from diffusion_lab.model.conditions import Guidance
-from diffusion_lab.model.labels import Labels
+from diffusion_lab.model.base import Model
+from diffusion_lab.model.options import Likelihood, Loss, ModelOptions
 from diffusion_lab.parameterization import NoiseConditioning, Output, Parameterization
 from diffusion_lab.process import NoiseProcess
 from diffusion_lab.sampler import Sampler
@@ -37,25 +37,7 @@ class ScoreSDE(Model):
         low: float = -1.0,
         high: float = 1.0,
         unit_input: bool = False,
-        dequantize: bool = False,
-        warmup_steps: int = 0,
-        decay_steps: int | None = None,
-        channels_last: bool = True,
-        labels: Labels | None = None,
-        guidance: Guidance | None = None,
+        **options: Unpack[ModelOptions],
     ) -> None:
-        super().__init__(
-            Denoiser(network, process, Parameterization(output, c_noise, low, high, unit_input)),
-            loss,
-            sampler,
-            likelihood,
-            optimizer,
-            shape,
-            grey_levels,
-            dequantize,
-            warmup_steps,
-            decay_steps,
-            channels_last,
-            labels,
-            guidance,
-        )
+        denoiser = Denoiser(network, process, Parameterization(output, c_noise, low, high, unit_input))
+        super().__init__(denoiser, loss, sampler, likelihood, optimizer, shape, grey_levels, **options)
