@@ -42,7 +42,7 @@ class Progress(OptionalHooks, ProgressBar):
     def on_train_start(self, trainer: pl.Trainer, model: Model) -> None:
         self.seen, self.first, self.start, self.shown = 0, trainer.global_step, time.perf_counter(), 0.0
         self.times: dict[int, float] = {}
-        self.kind = "images" if len(model.shape) == 3 else "points"
+        self.kind = model.kind
         self.bar = tqdm(
             total=trainer.max_steps if trainer.max_steps > 0 else None,
             initial=trainer.global_step,

@@ -92,7 +92,7 @@ def draw_samples(
     The data of points give the density, a histogram where that is not known, and the window; without them there is only
     the score.  With `labels` (N,) each class of images has a row of its own, as long as the rarest class allows.
     """
-    if len(model.shape) == 3:
+    if model.is_image:
         columns = None
         if labels is not None and (columns := len(samples) // model.labels.classes):
             samples = torch.cat([samples[labels == k][:columns] for k in range(model.labels.classes)])
@@ -121,7 +121,7 @@ def quiet_time(model: Model, sigma: float = 0.1) -> torch.Tensor:
 
 def filmed(model: Model, frames: int, seed: int, label: Label = None) -> torch.Tensor:
     """Frames (T, N, ...) of a few samples on their way from noise to data, clean at the end; a rank has its share."""
-    own = ranks.share_of(8 if len(model.shape) == 3 else 2000)
+    own = ranks.share_of(8 if model.is_image else 2000)
     with ranks.synchronized():
         parts = [chosen_frames(model, own, frames, seed, label)] if own else []
     film = torch.cat([part for rank in ranks.gather(parts) for part in rank], 1)

@@ -78,7 +78,7 @@ class DataModule(pl.LightningDataModule, ABC):
         if stated is not DataModule and self.grey_levels != stated.grey_levels:
             said = "null" if stated.grey_levels is None else stated.grey_levels
             raise ValueError(f"data.grey_levels={self.grey_levels} must be {said} for {type(self).__name__}")
-        if self.flip and len(self.shape) != 3:
+        if self.flip and not self.is_image:
             raise ValueError("data.flip=true mirrors images, but these are points: set data.flip=false")
         if self.seed < 0:
             raise ValueError(f"data.seed={self.seed} must not be negative")
@@ -86,6 +86,11 @@ class DataModule(pl.LightningDataModule, ABC):
         self.position, self._first = 0, None
         self.batches: TrainBatches | None = None
         self._fingerprints: dict[str, str] = {}
+
+    @property
+    def is_image(self) -> bool:
+        """Whether items are arrays (C, H, W), not vectors."""
+        return len(self.shape) == 3
 
     @abstractmethod
     def load(self) -> Splits:
@@ -103,7 +108,7 @@ class DataModule(pl.LightningDataModule, ABC):
         parts = [sample(splits.train), sample(splits.held_out)]
         for part in parts:
             check_shape(name, self.shape, tuple(part.shape[1:]))
-        self._floats_in_unit, notes = check_values(name, self.grey_levels, len(self.shape) == 3, parts)
+        self._floats_in_unit, notes = check_values(name, self.grey_levels, self.is_image, parts)
         if self.grey_levels is not None:
             splits.train.limits = splits.held_out.limits = (0, 1 if self._floats_in_unit else self.grey_levels - 1)
         return replace(splits, notes=(*splits.notes, *notes))
@@ -190,18 +195,15 @@ class DataModule(pl.LightningDataModule, ABC):
     def describe(self) -> str:
         """One line: what it is, how many items, how they were divided."""
         train, held_out = len(self.splits.train), len(self.splits.held_out)
-        size = "x".join(map(str, self.shape))
-        what = f"{size} images, {self.grey_levels} grey levels"
-        if self.grey_levels is None:
-            what = f"{size} arrays of real numbers" if len(self.shape) == 3 else "points in the plane"
+        what = f"{'x'.join(map(str, self.shape))} "
+        what += "arrays of real numbers" if self.grey_levels is None else f"images, {self.grey_levels} grey levels"
+        what = what if self.is_image else "points in the plane"
         said = "; ".join([f"{train} train and {held_out} held-out {what}", self.splits.how, *self.splits.notes])
         return f"{type(self).__name__}: {said}"
 
     def _scale(self, x: Tensor) -> Tensor:
-        if self.grey_levels is None:
-            return x
-        if self._floats_in_unit and x.is_floating_point():
-            return x.to(torch.float32)
+        if self.grey_levels is None or (self._floats_in_unit and x.is_floating_point()):
+            return x if self.grey_levels is None else x.to(torch.float32)
         return x.to(torch.float32, copy=True).div_(self.grey_levels - 1)
 
     def _data(self, split: str) -> Dataset:

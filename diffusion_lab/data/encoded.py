@@ -158,7 +158,7 @@ class EncodedImages(DataModule):
         super().__post_init__()
         if min(self.num_workers, self.memory_limit_mb) < 0:
             raise ValueError("data.num_workers and data.memory_limit_mb must not be negative")
-        if len(self.shape) != 3 or self.shape[0] not in MODES:
+        if not self.is_image or self.shape[0] not in MODES:
             raise ValueError(f"data.shape={list(self.shape)} must be [1 or 3, height, width]")
         if self.on_corrupt not in ("refuse", "skip"):
             raise ValueError(f"data.on_corrupt={self.on_corrupt} does not exist: choose refuse or skip")

@@ -32,7 +32,7 @@ class Patches(DataModule):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive({"train_size": self.train_size, "held_out_size": self.held_out_size})
-        if len(self.shape) != 3 or self.shape[0] != 3 or max(self.shape[1:]) > 128:
+        if not self.is_image or self.shape[0] != 3 or max(self.shape[1:]) > 128:
             raise ValueError(f"data.shape={list(self.shape)} must be [3,height,width], sides of at most 128")
 
     def load(self) -> Splits:

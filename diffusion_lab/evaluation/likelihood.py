@@ -90,7 +90,7 @@ def summary(model: Model, name: str, rows: Tensor, repeats: int) -> Record:
     def scaled(nats: Tensor) -> Tensor:
         if model.grey_levels is not None:
             return bits_per_dim(-nats, math.prod(model.shape))
-        return nats / math.prod(model.shape) if len(model.shape) == 3 else nats
+        return nats / math.prod(model.shape) if model.is_image else nats
 
     of_items = scaled(total.mean(0))
     record = {
@@ -115,4 +115,4 @@ def likelihood_name(model: Model, name: str) -> str:
     name = f"{name}_guided_field" if of_guided_field(model, name) else name
     if model.grey_levels is not None:
         return f"{name}_bits_per_dim"
-    return f"{name}_nats_per_dim" if len(model.shape) == 3 else f"{name}_nats"
+    return f"{name}_nats_per_dim" if model.is_image else f"{name}_nats"

@@ -48,7 +48,7 @@ class SampleStore:
     @property
     def images(self) -> bool:
         """Whether samples are images of grey levels, not points or other real numbers."""
-        return len(self.model.shape) == 3 and self.model.grey_levels is not None
+        return self.model.has_grey_levels
 
     def chunk(self, chunk: range) -> Tensor:
         """Samples of a chunk in [0, 1], (B, C, H, W), or what has no grey levels: read if they are there, else drawn.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,15 +17,15 @@ from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.model import sharding
 from diffusion_lab.model.conditions import Guidance
 from diffusion_lab.model.drawing import Drawing
-from diffusion_lab.model.expectations import Unfit
 from diffusion_lab.model.labels import Label, Labels
+from diffusion_lab.model.optimization import Optimization
 from diffusion_lab.model.options import Likelihood, Loss
 from diffusion_lab.model.rehearsal import rehearse_fit
 from diffusion_lab.noise import image_generators
 from diffusion_lab.sampler import Sampler
 
 
-class Model(Drawing, pl.LightningModule):
+class Model(Drawing, Optimization, pl.LightningModule):
     """Wires a denoiser, its training loss and a default sampler and likelihood.
 
     Args:
@@ -80,21 +79,33 @@ class Model(Drawing, pl.LightningModule):
         if labels is not None:
             denoiser.classes, denoiser.null = labels.classes, labels.null
         self.shape, self.grey_levels, self.dequantize = tuple(shape), grey_levels, dequantize
-        if grey_levels is None and len(self.shape) == 3:
+        if grey_levels is None and self.is_image:
             denoiser.parameterization = replace(denoiser.parameterization, bounded=False)
-        self.grad_norm: Tensor | None = None
         self.image_losses: Tensor | None = None
-        self.before_clipping: Callable[[], None] | None = None
-        self.updated = False
         self._held_out_losses: list[Tensor] = []
         self.config: dict[str, Any] | None = None
-        if channels_last and len(self.shape) == 3 and isinstance(denoiser.network, torch.nn.Module):
+        if channels_last and self.is_image and isinstance(denoiser.network, torch.nn.Module):
             denoiser.network.to(memory_format=torch.channels_last)
 
     @property
     def network(self) -> torch.nn.Module:
         """The network, whose parameters are all that is trained and averaged."""
         return self.denoiser.network
+
+    @property
+    def is_image(self) -> bool:
+        """Whether data points are arrays (C, H, W), not vectors such as points in the plane."""
+        return len(self.shape) == 3
+
+    @property
+    def has_grey_levels(self) -> bool:
+        """Whether data points are images of grey levels, not real numbers such as latents and fields."""
+        return self.is_image and self.grey_levels is not None
+
+    @property
+    def kind(self) -> str:
+        """What data points are called in messages."""
+        return "images" if self.has_grey_levels else "samples" if self.is_image else "points"
 
     def encode(self, data: Tensor) -> Tensor:
         """Images from [0, 1] to the model's range; what has no grey levels as it is."""
@@ -164,66 +175,6 @@ class Model(Drawing, pl.LightningModule):
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Final numbers come from the Evaluation callback, not from batches."""
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        if self.optimizer is None:
-            raise Unfit("the model has no optimizer, and can only be sampled from: set model.optimizer")
-        optimizer = self.optimizer(self.network.parameters())
-        optimizer.register_step_post_hook(self._note_update)
-        # A fused optimiser would undo the scale of 16-mixed itself: after the norm was taken, clipped and logged.
-        optimizer._step_supports_amp_scaling = False
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def on_train_start(self) -> None:
-        """Take the optimiser's settings from the configuration, not from a checkpoint that has brought its own."""
-        for optimizer, config in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True):
-            schedule, rate = config.scheduler, optimizer.defaults["lr"]
-            schedule.base_lrs = [rate] * len(optimizer.param_groups)
-            now = {"initial_lr": rate, "lr": rate * self.learning_rate_factor(schedule.last_epoch)}
-            for group in optimizer.param_groups:
-                group.update({**optimizer.defaults, **now})
-
-    def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: torch.optim.Optimizer,
-        optimizer_closure: Callable[[], Any] | None = None,
-    ) -> None:
-        """Let the optimiser step; `updated` says whether it did, which 16-mixed prevents where a gradient overflows."""
-        self.updated = False
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-
-    def _note_update(self, *_: Any) -> None:
-        self.updated = True
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Warm up and decay by updates, not by steps without one."""
-        if self.updated:
-            super().lr_scheduler_step(scheduler, metric)
-
-    def learning_rate_factor(self, step: int) -> float:
-        """What the learning rate is multiplied by at an optimiser step, 0, 1, ..."""
-        warm = min(step / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
-        if self.decay_steps is None:
-            return warm
-        return warm * 0.5 * (1 + math.cos(math.pi * min(step / self.decay_steps, 1.0)))
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip by the global norm, and keep the norm for the log."""
-        trained = (p for group in optimizer.param_groups for p in group["params"])
-        parameters = [p for p in trained if p.grad is not None]
-        self.grad_norm = sharding.full(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
-        if self.before_clipping is not None:  # a gradient that is not finite is spoilt by clipping, in every parameter
-            self.before_clipping()
-        if gradient_clip_val is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self.grad_norm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config

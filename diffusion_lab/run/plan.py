@@ -72,7 +72,7 @@ def stored(series: SampleStore) -> int:
 
 def size_of(model: Model) -> int:
     """Bytes of a sample: one for each number of an image of grey levels, else four."""
-    return math.prod(model.shape) * (1 if model.grey_levels is not None and len(model.shape) == 3 else 4)
+    return math.prod(model.shape) * (1 if model.has_grey_levels else 4)
 
 
 def size_on_disk(model: Model, samples: int, evaluator: Evaluator | None) -> int:

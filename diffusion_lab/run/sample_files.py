@@ -31,7 +31,7 @@ def write_samples(series: SampleStore, count: int, out: Path, config: DictConfig
         join(series, count, out / "samples.npz")
     for line in left_behind(out, count, config):
         say(line)
-    shown = series.rows(range(min(count, 10_000 if len(series.model.shape) == 1 else config.grid)))[:]
+    shown = series.rows(range(min(count, config.grid if series.model.is_image else 10_000)))[:]
     shown = shown.permute(0, 3, 1, 2).float() / 255 if series.images else shown
     labels = series.labels(range(len(shown))) if series.model.label == EACH else None
     draw_samples(series.model, shown, out / "samples.png", data, labels)

@@ -220,7 +220,7 @@ def announce(
     if not in_sweep():
         say(f"data     {data.describe()}")
         say(f"model    {type(model).__name__}, {type(model.network).__name__} with {count:,} parameters, {title}")
-    kind = "images" if len(model.shape) == 3 else "points"
+    kind = model.kind
     ranks = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
     if 0 < trainer.max_steps <= step:
         say(f"training is done: step {step:,} of {trainer.max_steps:,}; trainer.max_steps=... trains on")
@@ -234,7 +234,6 @@ def announce(
 def conclude(trainer: pl.Trainer, run_dir: Path) -> None:
     """The table of results, where everything is, and the command that samples from it."""
     evaluation = next((c for c in trainer.callbacks if isinstance(c, Evaluation)), None)
-    shown = os.path.relpath(run_dir)
     if trainer.global_step < trainer.max_steps:
         say(f"trainer.max_time has ended it at step {trainer.global_step:,} of {trainer.max_steps:,}")
     if evaluation is not None and evaluation.results:
@@ -244,7 +243,7 @@ def conclude(trainer: pl.Trainer, run_dir: Path) -> None:
         say(f"it was not evaluated; do so by:  {origin.command('sample', run_dir, 'evaluate=true')}")
     if in_sweep():
         return
-    say(f"in {shown}:")
+    say(f"in {os.path.relpath(run_dir)}:")
     for name, what in (
         ("checkpoints", "weights, with everything needed to sample from them"),
         ("samples.png", "samples"),
