@@ -15,7 +15,7 @@ from diffusion_lab.output import tolerant
 
 __all__ = ["ConfigError", "instantiate", "main"]
 
-INFORMATION = {"--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc"}
+INFORMATION = {"--hydra-help", "--version", "--shell-completion", "-sc"}
 
 
 def main(task: Literal["train", "sample"]) -> None:
@@ -63,7 +63,7 @@ def checked(task: Literal["train", "sample"], words: list[str]) -> list[str]:
     """The command line with all that it means told, once it is known to be right; refused otherwise."""
     from diffusion_lab.launch import help, outside, process
     from diffusion_lab.launch.command_line import tidy
-    from diffusion_lab.launch.compose import check
+    from diffusion_lab.launch.compose import check, check_shown
     from diffusion_lab.launch.job import JOB, witnessed
     from diffusion_lab.launch.refusals import without_nulls
     from diffusion_lab.launch.resume import go_on, sampled
@@ -85,8 +85,10 @@ def checked(task: Literal["train", "sample"], words: list[str]) -> list[str]:
             elif JOB not in os.environ:
                 words = go_on(words)
             given = process.arguments(words)
-            name, only = given.config_name or task, given.cfg is not None
+            name, only = given.config_name or task, given.cfg is not None or given.info is not None
             check(name, given.overrides, only_words=only, sweep=given.multirun, main=given.config_path)
+            if given.cfg is not None:
+                check_shown(name, given.overrides, given.package, given.resolve, given.config_path)
     except ConfigError as error:
         if process.outside()[1] > 0:  # the first rank says it, unless torchrun ends it because this one has ended
             time.sleep(3)

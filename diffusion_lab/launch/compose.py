@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,11 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lab.launch import places, resolvers, schema
+from diffusion_lab.launch.hydra_part import check_hydra
 from diffusion_lab.launch.instantiate import ConfigError
 from diffusion_lab.launch.places import CONF
 from diffusion_lab.launch.refusals import (
     check_option,
-    check_plugins,
     check_structure,
     first_line,
     unknown,
@@ -31,7 +30,7 @@ from diffusion_lab.launch.refusals import (
 )
 from diffusion_lab.launch.typed import convert, named_as_typed
 from diffusion_lab.launch.unused import refuse_unused, unused
-from diffusion_lab.launch.validation import check_network_fits_data, nodes, validate
+from diffusion_lab.launch.validation import check_network_fits_data, nearest, nodes, validate
 
 PARTS = ("sampler/predictor", "sampler/corrector")
 """Groups inside a group."""
@@ -113,7 +112,7 @@ def check(
         raise ConfigError("--cfg shows one configuration: leave out -m, and give each key one value")
     found = places.directories(arguments, main)
     with initialize_config_dir(str(found[0]), version_base="1.3"):
-        _check_hydra(task, overrides, sweep)
+        check_hydra(task, overrides, sweep)
         idle = []
         for job in _jobs(overrides, found):
             config, words = _check_words(task, job, found)
@@ -155,13 +154,39 @@ def parsed(words: Sequence[str]) -> list[Override]:
         raise ConfigError(first_line(error)) from error
 
 
+def check_shown(
+    task: str, arguments: Sequence[str], package: str | None, resolve: bool, main: str | None = None
+) -> None:
+    """Compose what --cfg shows, and refuse it if there is no such package or it cannot be resolved.
+
+    Raises:
+        ConfigError: in one line.
+    """
+    folder = places.directories(arguments, main)[0]
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        try:
+            config = compose(task, list(arguments), return_hydra_config=True)
+            OmegaConf.set_struct(config, False)
+            del config["hydra"]
+            if resolve:
+                OmegaConf.to_container(config, resolve=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(first_line(error)) from error
+    keys = _keys(config)
+    if package not in (None, "_global_", *keys) and not package.startswith("hydra"):
+        raise ConfigError(f"--package {package} does not exist{nearest(package, keys)}")
+
+
 def _jobs(overrides: Sequence[Override], found: Sequence[Path] = (CONF,)) -> Iterator[list[str]]:
     """The override lists of every job of a sweep; one list without a sweep."""
 
     def choices(override: Override) -> list[str]:
         key = override.get_key_element()
         if isinstance(override.value(), Glob):
-            return [f"{key}={name}" for name in override.value().filter(options(override.key_or_group, found))]
+            names = override.value().filter(options(override.key_or_group, found))
+            if not names:
+                raise ConfigError(f"{override.input_line} matches no option of {key}")
+            return [f"{key}={name}" for name in names]
         if override.is_sweep_override() and (override.is_choice_sweep() or override.is_discrete_sweep()):
             return [f"{key}={value}" for value in override.sweep_string_iterator()]
         if isinstance(override.value(), IntervalSweep):  # its ends stand for what an optimiser may draw
@@ -205,36 +230,11 @@ def _check_words(task: str, job: Sequence[str], found: Sequence[Path]) -> tuple[
 def _groups_of(task: str, folder: Path, groups: Sequence[str]) -> list[str]:
     """The groups that a command's own file chooses from, and those inside them."""
     if not (folder / f"{task}.yaml").is_file():
-        raise ConfigError(f"--config-name={task} does not exist: there is no {folder / f'{task}.yaml'}")
+        there = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+        raise ConfigError(f"--config-name={task} does not exist: choose {there}")
     entries = OmegaConf.to_container(OmegaConf.load(folder / f"{task}.yaml"), resolve=False).get("defaults", [])
     keys = [str(key).removeprefix("optional ").partition("@")[0] for e in entries if isinstance(e, dict) for key in e]
     return [g for g in groups if g.partition("/")[0] in keys and g != "hydra"]
-
-
-def _check_hydra(task: str, overrides: Sequence[Override], sweep: bool) -> None:
-    """What is typed of Hydra's own part must exist, and be installed.
-
-    Raises:
-        ConfigError: if it is not.
-    """
-    words = [o for o in overrides if o.key_or_group.startswith("hydra")]
-    if not words:
-        return
-    if any(o.key_or_group == "hydra" and not o.is_delete() and o.value() is None for o in words):
-        raise ConfigError("hydra=null: hydra cannot be left out")
-    loader = GlobalHydra.instance().config_loader()
-    chosen = {key: loader.get_group_options(key) for o in words if (key := o.key_or_group).startswith("hydra/")}
-    sweep = sweep or any(o.key_or_group == "hydra.mode" for o in words)
-    check_plugins(words, chosen, sweep)
-    try:
-        keys = _keys(compose(task, [o.input_line for o in words], return_hydra_config=True))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(first_line(error)) from error
-    lost = [
-        (o.input_line, key) for o in words for key in re.findall(r"\$\{([\w.]+)\}", o.input_line) if key not in keys
-    ]
-    if lost:
-        raise ConfigError(f"{lost[0][0]}: ${{{lost[0][1]}}} refers to a key that does not exist")
 
 
 def options(group: str, found: Sequence[Path] = ()) -> list[str]:

@@ -105,13 +105,18 @@ def meant(key: str, keys: Collection[str], task: str) -> str:
     shown = help.KEYS[task if task in help.KEYS else "train"]
     same.sort(key=lambda k: (k.split(".")[0] != first.split(".")[0], k not in shown, k.count("."), k))
     if not same:
-        options = help.every_key(task if task in help.KEYS else "train")
-        same = list(dict.fromkeys(f"{k.name} with {where.strip()}" for where, k in options if help.ends(k.name, last)))
+        of: dict[str, list[str]] = {}
+        for where, k in help.every_key(task if task in help.KEYS else "train"):
+            if help.ends(k.name, last):
+                of.setdefault(k.name, []).append(where.strip())
+        same = [f"{name} with {' or '.join(wheres[:3])}" for name, wheres in of.items()]
     return f" (did you mean {' or '.join(same[:3])}?)" if same else ""
 
 
 def first_line(error: Exception) -> str:
     """What Hydra or OmegaConf complains about, in one line of our words where they are known."""
+    if str(error).startswith("Error merging override") and error.__cause__ is not None:
+        return f"{str(error).split()[-1]}: {first_line(error.__cause__)}"
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     for pattern, told in WORDS:
         found = re.search(pattern, text)
@@ -131,6 +136,10 @@ WORDS = (
     (r"Recursive interpolation detected", "{at}keys refer to each other in a circle"),
     (r"An item is already at '(.+?)'", "{0} exists: write {0}=..., without +"),
     (r"'(.+?)' is already in the defaults list", "{0} is chosen already: write {0}=..., without +"),
+    (r"looks like a config group override, but config group '(.+?)'", "{0} is no group: see --help"),
+    (r"^(\S+) appears more than once in the final defaults list", "{0} is chosen already: leave it out"),
+    (r"Invalid value '(.+?)', expected one of \[(.+?)\]", "{at}{0} must be one of {1}"),
+    (r"Cannot delete|Could not delete from config. '(.+?)'", "~{0}: there is nothing of that name to take out"),
     (r"Could not delete '(.+?)'", "~{0}: there is nothing of that name to take out"),
     (r"Key '(.+?)' is not in struct", "{at}there is no key {0}"),
     (r"Key '(.+?)' not in '(\w+)'", "{at}there is no key {0}"),
@@ -140,24 +149,3 @@ WORDS = (
     (r"(?:In '.*?': )?Could not find '(.+?)'", "{0} does not exist"),
 )  # fmt: skip
 """Complaints of Hydra and OmegaConf, and what they mean."""
-
-
-EXTRAS = ("joblib", "submitit_slurm", "submitit_local", "optuna")
-"""Launchers and sweepers that come with an extra of the package."""
-
-
-def check_plugins(overrides: Sequence[Override], found: Mapping[str, Sequence[str]], sweep: bool) -> None:
-    """Refuse a launcher or sweeper that is not installed or unknown, and what of Hydra's is of sweeps without one.
-
-    Raises:
-        ConfigError: with the command that installs it.
-    """
-    for override in overrides:
-        key, name = override.key_or_group, str(override.value())
-        if key in found and name not in found[key]:
-            if name in EXTRAS:
-                raise ConfigError(f'{key}={name} is not installed: pip install -e ".[sweep]"')
-            names = (*found[key], *EXTRAS)
-            raise ConfigError(f"{key}={name} is no option of {key}{nearest(name, names)}; allowed: {', '.join(names)}")
-        if not sweep and key in ("hydra/launcher", "hydra/sweeper"):
-            raise ConfigError(f"{key}={name} is of sweeps: add -m")
