@@ -30,7 +30,7 @@ import diffusion_lab
 from diffusion_lab.interop.__main__ import main
 from diffusion_lab.interop.diffusers import check_settings
 from diffusion_lab.interop.files import NUMPY, find, read
-from diffusion_lab.launch import compose, origin
+from diffusion_lab.launch import origin, refusals
 from diffusion_lab.launch.adopt import noise_differs
 from diffusion_lab.network import UNet
 from diffusion_lab.process import VE, VP, Geometric, Ladder, Linear, NoiseProcess
@@ -54,7 +54,7 @@ def quick(monkeypatch):
     def remembered(task: str, overrides: list[str], return_hydra_config: bool = False) -> DictConfig:
         return copy.deepcopy(compose_once(task, tuple(overrides), return_hydra_config))
 
-    monkeypatch.setattr(compose, "compose", remembered)
+    monkeypatch.setattr(refusals, "compose", remembered)
 
 
 def vp_time(cond: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ def main(task: Literal["train", "sample"]) -> None:
     from hydra.types import RunMode
 
     from diffusion_lab.launch import multirun, process, watch
+    from diffusion_lab.launch.hydra_part import refused_by_hydra
     from diffusion_lab.launch.job import run_job
     from diffusion_lab.launch.places import CONF
 
@@ -44,16 +45,20 @@ def main(task: Literal["train", "sample"]) -> None:
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=task)
     def job(config: Any) -> float | None:
+        at_work.append(task)
+        metric = None
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            return run_job(start, config, own=["out"] if task == "sample" and config.out is None else [])
-        try:
-            work(task, config, Path(HydraConfig.get().runtime.output_dir), start)
-        except ConfigError as error:
-            refuse(error)
-        return None
+            metric = run_job(start, config, own=["out"] if task == "sample" and config.out is None else [])
+        else:
+            try:
+                work(task, config, Path(HydraConfig.get().runtime.output_dir), start)
+            except ConfigError as error:
+                refuse(error)
+        at_work.clear()
+        return metric
 
     try:
-        with multirun.sweeping(words):
+        with multirun.sweeping(words), refused_by_hydra(words, refuse) as at_work:
             job()
     finally:
         watch.last_line()

@@ -9,16 +9,15 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from diffusion_lab.checkpoint import AtomicCheckpointIO
 from diffusion_lab.interop.files import Found, averaged, find, read
 from diffusion_lab.interop.layout import Layout, recognise
-from diffusion_lab.launch.compose import first_line, training
+from diffusion_lab.launch.compose import training
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.launch.origin import command
+from diffusion_lab.launch.refusals import in_our_words
 from diffusion_lab.launch.report import say
 from diffusion_lab.launch.resume import checkpoints
 from diffusion_lab.model import Model
@@ -61,13 +60,8 @@ def adopt(file: str, overrides: Sequence[str], out: str | None = None) -> Path:
 
 def composed(overrides: Sequence[str]) -> dict[str, Any]:
     """The training configuration that the overrides describe, as a run's checkpoint holds it."""
-    try:
+    with in_our_words():
         return training(overrides)
-    except HydraException as error:
-        told = str(error).split("\n")[0]
-        raise ConfigError(f"one model at a time: {told}") from error
-    except OmegaConfBaseException as error:
-        raise ConfigError(first_line(error)) from error
 
 
 def build(settings: dict[str, Any]) -> Model:

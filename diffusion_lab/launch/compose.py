@@ -8,14 +8,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lab.launch import places, resolvers, schema
 from diffusion_lab.launch.hydra_part import check_hydra
@@ -24,7 +22,8 @@ from diffusion_lab.launch.places import CONF
 from diffusion_lab.launch.refusals import (
     check_option,
     check_structure,
-    first_line,
+    composed_by_hydra,
+    in_our_words,
     unknown,
     without_nulls,
 )
@@ -74,7 +73,7 @@ def composed(task: str, words: Sequence[str], with_hydra: bool = False) -> DictC
     running = GlobalHydra.instance().is_initialized()
     added = places.searching(HydraConfig.get().searchpath) if HydraConfig.initialized() else []
     with nullcontext() if running else initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(task, [*added, *words], return_hydra_config=with_hydra)
+        return composed_by_hydra(task, [*added, *words], with_hydra)
 
 
 def training(words: Sequence[str]) -> dict[str, Any]:
@@ -119,8 +118,8 @@ def check(
             if only_words:
                 continue
             base = OmegaConf.to_container(config, resolve=False)
-            try:
-                config = config if words == job else compose(task, job)
+            with in_our_words():
+                config = config if words == job else composed_by_hydra(task, job)
                 OmegaConf.set_struct(config, False)
                 config.paths.run_dir = "."  # known only when the job starts
                 config.variance = config.variance or "fixed_large"  # sample.py takes the checkpoint's
@@ -137,8 +136,6 @@ def check(
                 with named_as_typed(raw, {o.key_or_group for o in typed}):
                     for part in used or (settings,):
                         validate({key: settings[key] for key in part if key in settings})
-            except (HydraException, OmegaConfBaseException) as error:
-                raise ConfigError(first_line(error)) from error
         refuse_unused(idle)
 
 
@@ -148,10 +145,8 @@ def parsed(words: Sequence[str]) -> list[Override]:
     Raises:
         ConfigError: for what is none.
     """
-    try:
+    with in_our_words():
         return OverridesParser.create().parse_overrides(list(words))
-    except HydraException as error:
-        raise ConfigError(first_line(error)) from error
 
 
 def check_shown(
@@ -164,14 +159,11 @@ def check_shown(
     """
     folder = places.directories(arguments, main)[0]
     with initialize_config_dir(str(folder), version_base="1.3"):
-        try:
-            config = compose(task, list(arguments), return_hydra_config=True)
-            OmegaConf.set_struct(config, False)
-            del config["hydra"]
-            if resolve:
-                OmegaConf.to_container(config, resolve=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(first_line(error)) from error
+        config = composed_by_hydra(task, arguments, with_hydra=True)
+        OmegaConf.set_struct(config, False)
+        del config["hydra"]
+        with in_our_words():
+            OmegaConf.to_container(config, resolve=resolve)
     keys = _keys(config)
     if package not in (None, "_global_", *keys) and not package.startswith("hydra"):
         raise ConfigError(f"--package {package} does not exist{nearest(package, keys)}")
@@ -214,16 +206,13 @@ def _check_words(task: str, job: Sequence[str], found: Sequence[Path]) -> tuple[
             chosen.append(override.input_line)
         elif key == places.SEARCH:
             chosen.append(override.input_line)
-    try:
-        config = compose(task, chosen)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(first_line(error)) from error
+    config = composed_by_hydra(task, chosen)
     keys = _keys(config)
     for override in overrides:
         key = override.key_or_group
         new = override.is_add() or override.is_force_add()
         if key not in (*groups, places.SEARCH) and not new and key not in keys:
-            raise ConfigError(unknown(key, keys, own, task))
+            raise ConfigError(unknown(key, keys, own, task, OmegaConf.to_container(config, resolve=False)))
     return config, chosen
 
 

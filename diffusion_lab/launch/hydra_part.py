@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
-from hydra import compose
+from hydra._internal import utils
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lab.launch.instantiate import ConfigError
-from diffusion_lab.launch.refusals import first_line
+from diffusion_lab.launch.refusals import composed_by_hydra, first_line
 from diffusion_lab.launch.validation import nearest, nodes
 
 EXTRAS = {"hydra/launcher": ("joblib", "submitit_slurm", "submitit_local"), "hydra/sweeper": ("optuna",)}
 """Launchers and sweepers that come with an extra of the package."""
 
-BUILT = ("hydra.", "hydra_plugins.", "diffusion_lab.")
+BUILT = ("hydra", "hydra_plugins", "diffusion_lab")
 """Packages whose classes Hydra may build."""
 
 
@@ -38,10 +38,7 @@ def check_hydra(task: str, overrides: Sequence[Override], sweep: bool) -> None:
         _check_group(override, swept)
     if not own:
         return
-    try:
-        config = compose(task, [o.input_line for o in own], return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(first_line(error)) from error
+    config = composed_by_hydra(task, [o.input_line for o in own], with_hydra=True)
     raw = OmegaConf.to_container(config, resolve=False)
     keys = {f"{path}.{key}".lstrip(".") for path, node in nodes(raw) for key in node}
     for override in own:
@@ -53,6 +50,8 @@ def check_hydra(task: str, overrides: Sequence[Override], sweep: bool) -> None:
 def _check_group(override: Override, sweep: bool) -> None:
     """One override of Hydra's own part: a plug-in, a class, a new key."""
     key, name = override.key_or_group, str(override.value())
+    if key == "hydra" and (override.value() is None or override.is_delete()):
+        raise ConfigError(f"{override.input_line}: hydra cannot be left out")
     if key.startswith("hydra/"):
         there = GlobalHydra.instance().config_loader().get_group_options(key)
         extras = EXTRAS.get(key, ())
@@ -63,7 +62,39 @@ def _check_group(override: Override, sweep: bool) -> None:
             raise ConfigError(f"{key}={name} is no option of {key}{nearest(name, names)}; allowed: {', '.join(names)}")
         if key in EXTRAS and not sweep:
             raise ConfigError(f"{key}={name} is of sweeps: add -m")
-    elif key.endswith("._target_") and not name.startswith(BUILT):
-        raise ConfigError(f"{override.input_line} is refused: Hydra builds classes of {', '.join(BUILT)} only")
+    elif key.endswith("._target_") and name.partition(".")[0] not in BUILT:
+        raise ConfigError(f"{override.input_line} is refused: only classes of {', '.join(BUILT)} are built there")
     elif (override.is_add() or override.is_force_add()) and key.count(".") == 1:
         raise ConfigError(f"{key} is read by nobody: leave it out")
+
+
+@contextmanager
+def refused_by_hydra(overrides: Sequence[str], refuse: Callable[[ConfigError], None]) -> Iterator[list[str]]:
+    """Within, what Hydra raises outside a job, such as where it sets up logging, is refused in one line, too.
+
+    Hydra has no hook for its own failures: the function that prints their traceback is replaced here, and put back.
+
+    Yields:
+        A list that is not empty as long as a job is at work, whose failures are its own.
+    """
+    report, at_work = utils.run_and_report, list[str]()
+    own = [word for word in overrides if word.lstrip("+~").startswith("hydra")]
+
+    def run(function: Callable[[], Any]) -> Any:
+        def refusing() -> Any:
+            try:
+                return function()
+            except Exception as error:
+                if at_work:
+                    raise
+                told = first_line(error)
+                named = not own or any(word.partition("=")[0].lstrip("+~") in told for word in own)
+                refuse(ConfigError(told if named else f"{', '.join(own)}: {told}"))
+
+        return report(refusing)
+
+    utils.run_and_report = run
+    try:
+        yield at_work
+    finally:
+        utils.run_and_report = report

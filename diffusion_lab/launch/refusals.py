@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
+from hydra import compose
 from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig
 
-from diffusion_lab.launch import help
+from diffusion_lab.launch import declared, help
 from diffusion_lab.launch.instantiate import ConfigError
-from diffusion_lab.launch.validation import nearest
+from diffusion_lab.launch.validation import nearest, nodes
 
 NOTHING = {"logger": "csv", "likelihood": "none", "sampler/predictor": "none", "sampler/corrector": "none"}
 """The option that leaves a group out, where that makes sense."""
@@ -33,6 +36,47 @@ def without_nulls(words: Sequence[str]) -> list[str]:
     return kept
 
 
+@contextmanager
+def in_our_words() -> Iterator[None]:
+    """Within, whatever Hydra or OmegaConf raises (which is not always of their own kind) becomes one line.
+
+    Raises:
+        ConfigError: instead.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(first_line(error)) from error
+
+
+def composed_by_hydra(task: str, words: Sequence[str], with_hydra: bool = False) -> DictConfig:
+    """What Hydra composes from overrides.
+
+    Raises:
+        ConfigError: in one line that names the override at fault: the first one without which it can be composed.
+    """
+
+    def composed(chosen: Sequence[str]) -> DictConfig:
+        with in_our_words():
+            return compose(task, [*chosen], return_hydra_config=with_hydra)
+
+    try:
+        return composed(words)
+    except ConfigError as error:
+        if any(re.split("[=@]", word.lstrip("+~"))[0] in str(error) for word in words):
+            raise
+        for number, word in enumerate(words):
+            with suppress(ConfigError):
+                composed([*words[:number], *words[number + 1 :]])
+                told = f"{word}: {error}"
+                break
+        else:
+            raise
+        raise ConfigError(told) from error
+
+
 def check_option(override: Override, names: Sequence[str], groups: Sequence[str], task: str) -> None:
     """Refuse what is no option of a group, or a group that the command has not.
 
@@ -46,6 +90,8 @@ def check_option(override: Override, names: Sequence[str], groups: Sequence[str]
         raise ConfigError(
             f"{key} cannot be chosen here: model and data come out of the checkpoint; groups: {', '.join(groups)}"
         )
+    if override.value() is None and key in UNSET:
+        raise ConfigError(f"{override.input_line} is no value of a sweep: run the job without {key} on its own")
     if override.is_delete() or override.value() is None:
         raise ConfigError(f"{override.input_line}: {key} cannot be left out; {shown}")
     if isinstance(override.value(), dict):
@@ -84,9 +130,13 @@ def _inside(node: Mapping[str, Any]) -> str:
     return f"; there are: {', '.join(sorted(keys))}" if keys else ""
 
 
-def unknown(key: str, keys: Collection[str], groups: Sequence[str], task: str) -> str:
-    """A refusal of a key that does not exist, with those that may be meant."""
-    parent = key.rpartition(".")[0]
+def unknown(key: str, keys: Collection[str], groups: Sequence[str], task: str, raw: Mapping[str, Any]) -> str:
+    """A refusal of a key that an unresolved configuration does not have, with those that may be meant."""
+    parent, _, last = key.rpartition(".")
+    node = dict(nodes(raw)).get(parent, {})
+    known = declared.parameters(parent, node)
+    if "_target_" in node and (known is None or last in known):
+        return f"{key} is in no file of conf/: write +{key}=..., which gives {node['_target_']} its parameter {last}"
     while parent and parent not in keys:
         parent = parent.rpartition(".")[0]
     depth = parent.count(".") + 1 if parent else 0
@@ -123,7 +173,7 @@ def first_line(error: Exception) -> str:
         if found:
             at = re.search(r"full_key: (\S+)", text)
             return told.format(*found.groups(), at=f"{at[1]}: " if at else "")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line for line in map(str.strip, text.splitlines()) if line and not line.startswith(("full_", "object_"))]
     return " ".join(lines[:2]) if lines else type(error).__name__
 
 
@@ -145,6 +195,12 @@ WORDS = (
     (r"Key '(.+?)' not in '(\w+)'", "{at}there is no key {0}"),
     (r"Could not override '(.+?)'", "{0} is neither a key nor a group that is chosen: see --help"),
     (r"Value '(.+?)' of type '\w+' could not be converted to (\w+)", "{at}{0} must be {1}"),
+    (r"Interpolation to parent node", "{at}refers to the mapping that it is in"),
+    (r"field '(.+?)' is not Optional", "{0} needs a value"),
+    (r"Value '(.+?)'.* is not a valid (\w+)", "{at}{0} must be {1}"),
+    (r"Cannot assign \w+ to Dict|is not a subclass of \w+", "{at}a mapping is needed"),
+    (r"force-add of config groups is not supported: '\+*(.+?)'", "{0} is a group: write it without ++"),
+    (r"Sweep parameters '(.+?)' requires", "{0} has several values: give one"),
     (r"Missing mandatory value: (\S+)", "{0} must be given: add {0}=..."),
     (r"(?:In '.*?': )?Could not find '(.+?)'", "{0} does not exist"),
 )  # fmt: skip
