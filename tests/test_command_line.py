@@ -62,6 +62,10 @@ def test_a_path_may_begin_in_the_home_directory():
         ("--cfg", "--cfg needs a value: choose job, hydra, all"),
         ("--cfg nothing", "--cfg nothing does not exist: choose job"),
         ("--multirun=1", "is no option"),
+        ("--experimental-rerun x", "go on with a run by ckpt_path=RUN"),
+        ("--run -m", "contradict each other"),
+        ("--resolve", "add --cfg job"),
+        ("-p data", "add --cfg job"),
     ],
 )
 def test_what_cannot_be_read_is_told_in_a_line(word, message):
@@ -112,7 +116,11 @@ def test_values_of_other_options_are_no_topics_of_help():
 def test_the_command_sorts_helps_and_refuses(tmp_path):
     done = run(ROOT / "train.py", "--help", "schedule", cwd=tmp_path)
     assert done.returncode == 0 and "schedule=cosine" in done.stdout
-    for words in (["data=toy2d", "--nothing"], ["seed=1", "oops"], ["--help", "nothing"], ["seed=1", "--cfg", "what"]):
+    for words in (
+        *(["data=toy2d", "--nothing"], ["seed=1", "oops"], ["--help", "nothing"], ["seed=1", "--cfg", "what"]),
+        *(["--cfg", "job", "-p", "dta"], ["--cfg", "job", "--resolve", "seed=${nope}"], ["--config-name=nope"]),
+        ["--info", "defaults-tree", "data=nope"],
+    ):
         done = run(ROOT / "train.py", *words, cwd=tmp_path)
         assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
     done = run(ROOT / "train.py", "data=toy2d", "--cfg", "job", "seed=3", "-p", "data", "data.seed=~/x", cwd=tmp_path)

@@ -27,7 +27,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 import diffusion_lab
-from diffusion_lab.config import compose, origin
+from diffusion_lab.config import origin, refusals
 from diffusion_lab.interop.__main__ import main
 from diffusion_lab.interop.diffusers import check_settings
 from diffusion_lab.interop.files import NUMPY, find, read
@@ -54,7 +54,7 @@ def quick(monkeypatch):
     def remembered(task: str, overrides: list[str], return_hydra_config: bool = False) -> DictConfig:
         return copy.deepcopy(compose_once(task, tuple(overrides), return_hydra_config))
 
-    monkeypatch.setattr(compose, "compose", remembered)
+    monkeypatch.setattr(refusals, "compose", remembered)
 
 
 def vp_time(cond: Tensor) -> Tensor:

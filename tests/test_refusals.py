@@ -55,9 +55,31 @@ HYDRAS = ("Could not", "defaults list", "full_key", "object_type", "Hydra", "Int
         ("train", "hydra.foo=1", "hydra.foo is neither a key nor a group"),
         ("train", "hydra.run.dir=${nope}", "${nope} refers to a key that does not exist"),
         ("train", "-m hydra/launcher=submitit_local", 'hydra/launcher=submitit_local is not installed: pip install -e ".[sweep]"'),
+        ("train", "+hydra.foo=1", "hydra.foo is read by nobody"),
+        ("train", "hydra.mode=FOO", "FOO must be one of"),
+        ("train", "hydra.job.num=abc", "abc must be"),
+        ("train", "hydra.callbacks.sweep._target_=os.system", "is refused: only classes of hydra, hydra_plugins, diffusion_lab"),
+        ("train", "+foo@bar=1", "foo is no group"),
+        ("train", "-m seed=interval(0,1)", "add hydra/sweeper=optuna"),
+        ("train", "-m data=glob(x*)", "matches no option of data"),
+        ("train", "callback.ema._target_=null", "callback.ema._target_=None names no class"),
+        ("train", "+optimizer._args_=[1]", "optimizer._args_ is not a parameter"),
         ("train", "-m hydra/launcher=joblob", "did you mean joblib?"),
         ("train", "hydra/launcher=basic", "hydra/launcher=basic is of sweeps: add -m"),
         ("train", "hydra=null", "hydra cannot be left out"),
+        ("sample", "~hydra", "hydra cannot be left out"),
+        ("train", "hydra.job.config=3", "hydra.job.config=3: hydra.job.config: a mapping is needed"),
+        ("train", "hydra.sweep.dir=null", "hydra.sweep.dir needs a value"),
+        ("train", "hydra.job.chdir=abc", "hydra.job.chdir: abc must be bool"),
+        ("train", "++data=digits", "data=digits is a group: write it without ++"),
+        ("train", "seed=${data}", "data.seed: refers to the mapping that it is in"),
+        ("train", "-m experiment=null,ddpm/l_simple", "experiment=null is no value of a sweep"),
+        ("train", "recipe=null", "recipe cannot be left out"),
+        ("train", "sde=null", "sde cannot be left out"),
+        ("train", "metric=null", "metric cannot be left out"),
+        ("train", "optimizer.betas=[0.9,abc]", "optimizer.betas=[0.9, 'abc'] must be tuple[float"),
+        ("train", "optimizer.betas=[0.9]", "optimizer.betas=[0.9] must be tuple[float"),
+        ("train", "trainer.min_steps=3", "trainer.min_steps is in no file of conf/: write +trainer.min_steps=..."),
         ("train", "data=toy2d data.shape=2", "data.shape must be a list"),
         ("train", "data=toy2d trainer.accelerator=tpu", "trainer.accelerator=tpu must be one of auto, cpu, gpu, cuda, mps"),
         ("sample", "compare=[ddim] compare_steps=[5,0]", "compare_steps=[5, 0] is out of range"),
@@ -97,6 +119,31 @@ def test_a_group_that_is_null_is_its_option_for_nothing():
     assert without_nulls(words) == ["seed=null", "logger=csv", "sampler/corrector=none"]
 
 
+def test_a_key_of_ones_own_class_that_its_file_does_not_set_is_added_by_a_plus(tmp_path):
+    (tmp_path / "network").mkdir()
+    (tmp_path / "network/own.yaml").write_text("_target_: mine.Net\n")
+    with pytest.raises(
+        ConfigError, match=r"network.width is in no file of conf/: write \+network.width=..., which gives mine.Net"
+    ):
+        check("train", [f"hydra.searchpath=[file://{tmp_path}]", "network=own", "network.width=3"])
+
+
+class Odd(Exception):
+    """Of no kind that Hydra declares."""
+
+
+def test_whatever_hydra_raises_names_the_override_at_fault(monkeypatch):
+    from diffusion_lab.config import refusals
+
+    def compose(task, words, return_hydra_config):
+        if "seed=2" in words:
+            raise Odd("no idea")
+
+    monkeypatch.setattr(refusals, "compose", compose)
+    with pytest.raises(ConfigError, match="^seed=2: no idea$"):
+        refusals.composed_by_hydra("train", ["data=toy2d", "seed=2", "warmup_steps=1"])
+
+
 def test_the_command_leaves_out_a_callback_and_its_loggers(tmp_path):
     words = ("data=toy2d", "debug=fast", "trainer.accelerator=cpu", "logger=null", "trainer.max_steps=2.0")
     left_out = ("callback.samples=null", "callback.evaluation=null", "callback.progress=null")
@@ -104,6 +151,6 @@ def test_the_command_leaves_out_a_callback_and_its_loggers(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run/metrics.csv").exists() and not (tmp_path / "run/samples.png").exists()
     assert not (tmp_path / "run/results.json").exists()
-    for bad in (["+foo=1"], ["hydra.foo=1"], ["sampler=null"]):
+    for bad in (["+foo=1"], ["hydra.foo=1"], ["sampler=null"], ["hydra.verbose={a:1}"]):
         done = run(ROOT / "train.py", *words, *bad, cwd=tmp_path)
         assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr

@@ -75,8 +75,8 @@ def test_a_shown_configuration_is_checked_for_its_words_only():
     "words, times", [([], 1), (["data=toy2d"], 1), (["data=toy2d", "seed=1"], 2), (["schedule=linear,cosine"], 2)]
 )
 def test_groups_alone_are_composed_once(monkeypatch, words, times):
-    asked, original = [], compose.compose
-    monkeypatch.setattr(compose, "compose", lambda task, job: asked.append(job) or original(task, job))
+    asked, original = [], compose.composed_by_hydra
+    monkeypatch.setattr(compose, "composed_by_hydra", lambda task, job: asked.append(job) or original(task, job))
     compose.check("train", words, sweep=True)
     assert len(asked) == times
 

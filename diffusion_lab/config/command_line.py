@@ -57,6 +57,15 @@ def separate(words: Sequence[str]) -> tuple[list[str], list[str]]:
         if value is not None and action.choices and value not in action.choices:
             raise ConfigError(f"{name} {value} does not exist{choices(action)}")
         options += [name] if value is None else [f"{name}={value}"] if name.startswith("--") else [name, value]
+    heads = {option.partition("=")[0] for option in options} & known.keys()
+    given = {name for head in heads for name in known[head].option_strings}
+    if "--experimental-rerun" in given:
+        raise ConfigError("--experimental-rerun is not possible here: go on with a run by ckpt_path=RUN")
+    if "--run" in given and "--multirun" in given:
+        raise ConfigError("--run and --multirun contradict each other: leave one out")
+    for name in ("--resolve", "--package"):
+        if name in given and not {"--cfg", "--info"} & given:
+            raise ConfigError(f"{name} is of what --cfg shows: add --cfg job")
     return options, settings
 
 

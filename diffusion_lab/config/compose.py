@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lab.config import places, resolvers, schema
+from diffusion_lab.config.hydra_part import check_hydra
 from diffusion_lab.config.places import CONF
 from diffusion_lab.config.refusals import (
     check_option,
-    check_plugins,
     check_structure,
-    first_line,
+    composed_by_hydra,
+    in_our_words,
     unknown,
     without_nulls,
 )
 from diffusion_lab.config.typed import convert, named_as_typed
 from diffusion_lab.config.unused import refuse_unused, unused
-from diffusion_lab.config.validation import check_network_fits_data, nodes, validate
+from diffusion_lab.config.validation import check_network_fits_data, nearest, nodes, validate
 from diffusion_lab.errors import ConfigError
 
 PARTS = ("sampler/predictor", "sampler/corrector")
@@ -75,7 +73,7 @@ def composed(task: str, words: Sequence[str], with_hydra: bool = False) -> DictC
     running = GlobalHydra.instance().is_initialized()
     added = places.searching(HydraConfig.get().searchpath) if HydraConfig.initialized() else []
     with nullcontext() if running else initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(task, [*added, *words], return_hydra_config=with_hydra)
+        return composed_by_hydra(task, [*added, *words], with_hydra)
 
 
 def training(words: Sequence[str]) -> dict[str, Any]:
@@ -113,15 +111,15 @@ def check(
         raise ConfigError("--cfg shows one configuration: leave out -m, and give each key one value")
     found = places.directories(arguments, main)
     with initialize_config_dir(str(found[0]), version_base="1.3"):
-        _check_hydra(task, overrides, sweep)
+        check_hydra(task, overrides, sweep)
         idle = []
         for job in _jobs(overrides, found):
             config, words = _check_words(task, job, found)
             if only_words:
                 continue
             base = OmegaConf.to_container(config, resolve=False)
-            try:
-                config = config if words == job else compose(task, job)
+            with in_our_words():
+                config = config if words == job else composed_by_hydra(task, job)
                 OmegaConf.set_struct(config, False)
                 config.paths.run_dir = "."  # known only when the job starts
                 config.variance = config.variance or "fixed_large"  # sample.py takes the checkpoint's
@@ -138,8 +136,6 @@ def check(
                 with named_as_typed(raw, {o.key_or_group for o in typed}):
                     for part in used or (settings,):
                         validate({key: settings[key] for key in part if key in settings})
-            except (HydraException, OmegaConfBaseException) as error:
-                raise ConfigError(first_line(error)) from error
         refuse_unused(idle)
 
 
@@ -149,10 +145,28 @@ def parsed(words: Sequence[str]) -> list[Override]:
     Raises:
         ConfigError: for what is none.
     """
-    try:
+    with in_our_words():
         return OverridesParser.create().parse_overrides(list(words))
-    except HydraException as error:
-        raise ConfigError(first_line(error)) from error
+
+
+def check_shown(
+    task: str, arguments: Sequence[str], package: str | None, resolve: bool, main: str | None = None
+) -> None:
+    """Compose what --cfg shows, and refuse it if there is no such package or it cannot be resolved.
+
+    Raises:
+        ConfigError: in one line.
+    """
+    folder = places.directories(arguments, main)[0]
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        config = composed_by_hydra(task, arguments, with_hydra=True)
+        OmegaConf.set_struct(config, False)
+        del config["hydra"]
+        with in_our_words():
+            OmegaConf.to_container(config, resolve=resolve)
+    keys = _keys(config)
+    if package not in (None, "_global_", *keys) and not package.startswith("hydra"):
+        raise ConfigError(f"--package {package} does not exist{nearest(package, keys)}")
 
 
 def _jobs(overrides: Sequence[Override], found: Sequence[Path] = (CONF,)) -> Iterator[list[str]]:
@@ -161,7 +175,10 @@ def _jobs(overrides: Sequence[Override], found: Sequence[Path] = (CONF,)) -> Ite
     def choices(override: Override) -> list[str]:
         key = override.get_key_element()
         if isinstance(override.value(), Glob):
-            return [f"{key}={name}" for name in override.value().filter(options(override.key_or_group, found))]
+            names = override.value().filter(options(override.key_or_group, found))
+            if not names:
+                raise ConfigError(f"{override.input_line} matches no option of {key}")
+            return [f"{key}={name}" for name in names]
         if override.is_sweep_override() and (override.is_choice_sweep() or override.is_discrete_sweep()):
             return [f"{key}={value}" for value in override.sweep_string_iterator()]
         if isinstance(override.value(), IntervalSweep):  # its ends stand for what an optimiser may draw
@@ -189,52 +206,24 @@ def _check_words(task: str, job: Sequence[str], found: Sequence[Path]) -> tuple[
             chosen.append(override.input_line)
         elif key == places.SEARCH:
             chosen.append(override.input_line)
-    try:
-        config = compose(task, chosen)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(first_line(error)) from error
+    config = composed_by_hydra(task, chosen)
     keys = _keys(config)
     for override in overrides:
         key = override.key_or_group
         new = override.is_add() or override.is_force_add()
         if key not in (*groups, places.SEARCH) and not new and key not in keys:
-            raise ConfigError(unknown(key, keys, own, task))
+            raise ConfigError(unknown(key, keys, own, task, OmegaConf.to_container(config, resolve=False)))
     return config, chosen
 
 
 def _groups_of(task: str, folder: Path, groups: Sequence[str]) -> list[str]:
     """The groups that a command's own file chooses from, and those inside them."""
     if not (folder / f"{task}.yaml").is_file():
-        raise ConfigError(f"--config-name={task} does not exist: there is no {folder / f'{task}.yaml'}")
+        there = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+        raise ConfigError(f"--config-name={task} does not exist: choose {there}")
     entries = OmegaConf.to_container(OmegaConf.load(folder / f"{task}.yaml"), resolve=False).get("defaults", [])
     keys = [str(key).removeprefix("optional ").partition("@")[0] for e in entries if isinstance(e, dict) for key in e]
     return [g for g in groups if g.partition("/")[0] in keys and g != "hydra"]
-
-
-def _check_hydra(task: str, overrides: Sequence[Override], sweep: bool) -> None:
-    """What is typed of Hydra's own part must exist, and be installed.
-
-    Raises:
-        ConfigError: if it is not.
-    """
-    words = [o for o in overrides if o.key_or_group.startswith("hydra")]
-    if not words:
-        return
-    if any(o.key_or_group == "hydra" and not o.is_delete() and o.value() is None for o in words):
-        raise ConfigError("hydra=null: hydra cannot be left out")
-    loader = GlobalHydra.instance().config_loader()
-    chosen = {key: loader.get_group_options(key) for o in words if (key := o.key_or_group).startswith("hydra/")}
-    sweep = sweep or any(o.key_or_group == "hydra.mode" for o in words)
-    check_plugins(words, chosen, sweep)
-    try:
-        keys = _keys(compose(task, [o.input_line for o in words], return_hydra_config=True))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(first_line(error)) from error
-    lost = [
-        (o.input_line, key) for o in words for key in re.findall(r"\$\{([\w.]+)\}", o.input_line) if key not in keys
-    ]
-    if lost:
-        raise ConfigError(f"{lost[0][0]}: ${{{lost[0][1]}}} refers to a key that does not exist")
 
 
 def options(group: str, found: Sequence[Path] = ()) -> list[str]:

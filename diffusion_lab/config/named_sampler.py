@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
-from diffusion_lab.config.compose import composed, first_line, options, plain
+from diffusion_lab.config.compose import composed, options, plain
 from diffusion_lab.config.instantiate import instantiate
+from diffusion_lab.config.refusals import in_our_words
 from diffusion_lab.config.validation import nearest
 from diffusion_lab.errors import ConfigError
 
@@ -30,10 +28,8 @@ def sampler_settings(
         raise ConfigError(f"{name} is no sampler{nearest(name, names)}; choose from {', '.join(names)}")
     words = [f"sampler={name}", *(f"sampler.{key}" for key in keys), "ckpt_path=.", f"variance={variance}"]
     words += [f"sampler_steps={steps}"] if steps else []
-    try:
+    with in_our_words():
         return plain(composed("sample", words))["sampler"]
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"{name}: {first_line(error)}") from error
 
 
 def named_sampler(config: Mapping[str, Any], name: str) -> Any:

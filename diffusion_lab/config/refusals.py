@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
+from hydra import compose
 from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig
 
-from diffusion_lab.config import help
-from diffusion_lab.config.validation import nearest
+from diffusion_lab.config import declared, help
+from diffusion_lab.config.validation import nearest, nodes
 from diffusion_lab.errors import ConfigError
 
 NOTHING = {"logger": "csv", "likelihood": "none", "sampler/predictor": "none", "sampler/corrector": "none"}
@@ -33,6 +36,47 @@ def without_nulls(words: Sequence[str]) -> list[str]:
     return kept
 
 
+@contextmanager
+def in_our_words() -> Iterator[None]:
+    """Within, whatever Hydra or OmegaConf raises (which is not always of their own kind) becomes one line.
+
+    Raises:
+        ConfigError: instead.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(first_line(error)) from error
+
+
+def composed_by_hydra(task: str, words: Sequence[str], with_hydra: bool = False) -> DictConfig:
+    """What Hydra composes from overrides.
+
+    Raises:
+        ConfigError: in one line that names the override at fault: the first one without which it can be composed.
+    """
+
+    def composed(chosen: Sequence[str]) -> DictConfig:
+        with in_our_words():
+            return compose(task, [*chosen], return_hydra_config=with_hydra)
+
+    try:
+        return composed(words)
+    except ConfigError as error:
+        if any(re.split("[=@]", word.lstrip("+~"))[0] in str(error) for word in words):
+            raise
+        for number, word in enumerate(words):
+            with suppress(ConfigError):
+                composed([*words[:number], *words[number + 1 :]])
+                told = f"{word}: {error}"
+                break
+        else:
+            raise
+        raise ConfigError(told) from error
+
+
 def check_option(override: Override, names: Sequence[str], groups: Sequence[str], task: str) -> None:
     """Refuse what is no option of a group, or a group that the command has not.
 
@@ -46,6 +90,8 @@ def check_option(override: Override, names: Sequence[str], groups: Sequence[str]
         raise ConfigError(
             f"{key} cannot be chosen here: model and data come out of the checkpoint; groups: {', '.join(groups)}"
         )
+    if override.value() is None and key in UNSET:
+        raise ConfigError(f"{override.input_line} is no value of a sweep: run the job without {key} on its own")
     if override.is_delete() or override.value() is None:
         raise ConfigError(f"{override.input_line}: {key} cannot be left out; {shown}")
     if isinstance(override.value(), dict):
@@ -84,9 +130,13 @@ def _inside(node: Mapping[str, Any]) -> str:
     return f"; there are: {', '.join(sorted(keys))}" if keys else ""
 
 
-def unknown(key: str, keys: Collection[str], groups: Sequence[str], task: str) -> str:
-    """A refusal of a key that does not exist, with those that may be meant."""
-    parent = key.rpartition(".")[0]
+def unknown(key: str, keys: Collection[str], groups: Sequence[str], task: str, raw: Mapping[str, Any]) -> str:
+    """A refusal of a key that an unresolved configuration does not have, with those that may be meant."""
+    parent, _, last = key.rpartition(".")
+    node = dict(nodes(raw)).get(parent, {})
+    known = declared.parameters(parent, node)
+    if "_target_" in node and (known is None or last in known):
+        return f"{key} is in no file of conf/: write +{key}=..., which gives {node['_target_']} its parameter {last}"
     while parent and parent not in keys:
         parent = parent.rpartition(".")[0]
     depth = parent.count(".") + 1 if parent else 0
@@ -105,20 +155,25 @@ def meant(key: str, keys: Collection[str], task: str) -> str:
     shown = help.KEYS[task if task in help.KEYS else "train"]
     same.sort(key=lambda k: (k.split(".")[0] != first.split(".")[0], k not in shown, k.count("."), k))
     if not same:
-        options = help.every_key(task if task in help.KEYS else "train")
-        same = list(dict.fromkeys(f"{k.name} with {where.strip()}" for where, k in options if help.ends(k.name, last)))
+        of: dict[str, list[str]] = {}
+        for where, k in help.every_key(task if task in help.KEYS else "train"):
+            if help.ends(k.name, last):
+                of.setdefault(k.name, []).append(where.strip())
+        same = [f"{name} with {' or '.join(wheres[:3])}" for name, wheres in of.items()]
     return f" (did you mean {' or '.join(same[:3])}?)" if same else ""
 
 
 def first_line(error: Exception) -> str:
     """What Hydra or OmegaConf complains about, in one line of our words where they are known."""
+    if str(error).startswith("Error merging override") and error.__cause__ is not None:
+        return f"{str(error).split()[-1]}: {first_line(error.__cause__)}"
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     for pattern, message in WORDS:
         found = re.search(pattern, text)
         if found:
             at = re.search(r"full_key: (\S+)", text)
             return message.format(*found.groups(), at=f"{at[1]}: " if at else "")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line for line in map(str.strip, text.splitlines()) if line and not line.startswith(("full_", "object_"))]
     return " ".join(lines[:2]) if lines else type(error).__name__
 
 
@@ -131,33 +186,22 @@ WORDS = (
     (r"Recursive interpolation detected", "{at}keys refer to each other in a circle"),
     (r"An item is already at '(.+?)'", "{0} exists: write {0}=..., without +"),
     (r"'(.+?)' is already in the defaults list", "{0} is chosen already: write {0}=..., without +"),
+    (r"looks like a config group override, but config group '(.+?)'", "{0} is no group: see --help"),
+    (r"^(\S+) appears more than once in the final defaults list", "{0} is chosen already: leave it out"),
+    (r"Invalid value '(.+?)', expected one of \[(.+?)\]", "{at}{0} must be one of {1}"),
+    (r"Cannot delete|Could not delete from config. '(.+?)'", "~{0}: there is nothing of that name to take out"),
     (r"Could not delete '(.+?)'", "~{0}: there is nothing of that name to take out"),
     (r"Key '(.+?)' is not in struct", "{at}there is no key {0}"),
     (r"Key '(.+?)' not in '(\w+)'", "{at}there is no key {0}"),
     (r"Could not override '(.+?)'", "{0} is neither a key nor a group that is chosen: see --help"),
     (r"Value '(.+?)' of type '\w+' could not be converted to (\w+)", "{at}{0} must be {1}"),
+    (r"Interpolation to parent node", "{at}refers to the mapping that it is in"),
+    (r"field '(.+?)' is not Optional", "{0} needs a value"),
+    (r"Value '(.+?)'.* is not a valid (\w+)", "{at}{0} must be {1}"),
+    (r"Cannot assign \w+ to Dict|is not a subclass of \w+", "{at}a mapping is needed"),
+    (r"force-add of config groups is not supported: '\+*(.+?)'", "{0} is a group: write it without ++"),
+    (r"Sweep parameters '(.+?)' requires", "{0} has several values: give one"),
     (r"Missing mandatory value: (\S+)", "{0} must be given: add {0}=..."),
     (r"(?:In '.*?': )?Could not find '(.+?)'", "{0} does not exist"),
 )  # fmt: skip
 """Complaints of Hydra and OmegaConf, and what they mean."""
-
-
-EXTRAS = ("joblib", "submitit_slurm", "submitit_local", "optuna")
-"""Launchers and sweepers that come with an extra of the package."""
-
-
-def check_plugins(overrides: Sequence[Override], found: Mapping[str, Sequence[str]], sweep: bool) -> None:
-    """Refuse a launcher or sweeper that is not installed or unknown, and what of Hydra's is of sweeps without one.
-
-    Raises:
-        ConfigError: with the command that installs it.
-    """
-    for override in overrides:
-        key, name = override.key_or_group, str(override.value())
-        if key in found and name not in found[key]:
-            if name in EXTRAS:
-                raise ConfigError(f'{key}={name} is not installed: pip install -e ".[sweep]"')
-            names = (*found[key], *EXTRAS)
-            raise ConfigError(f"{key}={name} is no option of {key}{nearest(name, names)}; allowed: {', '.join(names)}")
-        if not sweep and key in ("hydra/launcher", "hydra/sweeper"):
-            raise ConfigError(f"{key}={name} is of sweeps: add -m")

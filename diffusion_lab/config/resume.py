@@ -9,7 +9,6 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override, QuotedString
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from diffusion_lab import first_edition
@@ -133,7 +132,7 @@ def run_directory(own: Mapping[str, Override], wanted: str | None) -> Path | Non
         config = composed("train", [override.input_line for override in own.values()], with_hydra=True)
         HydraConfig.instance().cfg = config  # which ${hydra:...} looks things up in
         return Path(config.hydra.run.dir)
-    except HydraException:
+    except ConfigError:
         return None  # the words are refused later, by what knows how to tell it
     finally:
         HydraConfig.instance().cfg = before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.machinery
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ class Parameter:
     required: bool
     elements: tuple[type, ...] | None = None
     """Types of the elements, if it admits a list of them."""
+    length: int | None = None
+    """Number of elements of the tuple that it admits; None for any number, or no tuple."""
 
 
 @functools.cache
@@ -145,13 +148,15 @@ def _inherited(path: Path, node: ast.ClassDef) -> dict[str, Parameter] | None:
 def _parameter(path: Path, annotation: ast.expr | None, required: bool) -> Parameter:
     text = "Any" if annotation is None else ast.unparse(annotation)
     types, options = _admitted(path, annotation)
-    return Parameter(text, types, options, required, _elements(path, annotation))
+    fixed = re.search(r"tuple\[([^\[\]]+)\]", text)
+    length = None if fixed is None or "..." in fixed[1] else fixed[1].count(",") + 1
+    return Parameter(text, types, options, required, _elements(path, annotation), length)
 
 
 _SIMPLE: dict[str, tuple[type, ...]] = {
     "int": (int,), "float": (int, float), "str": (str,), "bool": (bool,), "None": (type(None),),
     "tuple": (list, tuple), "list": (list, tuple), "Sequence": (list, tuple), "dict": (dict,), "Path": (str,),
-    "Mapping": (dict,), "Number": (int, float),
+    "Mapping": (dict,), "Number": (int, float), "Tensor": (),
 }  # fmt: skip
 
 
@@ -245,6 +250,7 @@ def mismatch(parameter: Parameter, value: Any) -> str | None:
     if parameter.types is None or (isinstance(value, dict) and "_target_" in value):
         return None
     elements = value if isinstance(value, (list, tuple)) and parameter.elements else []
-    if not _fits(parameter.types, value) or not all(_fits(parameter.elements, v) for v in elements):
+    short = isinstance(value, (list, tuple)) and parameter.length not in (None, len(value))
+    if short or not _fits(parameter.types, value) or not all(_fits(parameter.elements, v) for v in elements):
         return f"must be {parameter.annotation}"
     return None

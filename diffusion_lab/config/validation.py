@@ -92,13 +92,17 @@ def nodes(node: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
 def check_signature(path: str, node: Mapping[str, Any]) -> None:
     """A node's keys and values against the signature of its class."""
     target = str(node.get("_target_") or "")
+    if "_target_" in node and not target:
+        raise ConfigError(
+            f"{path}._target_={node['_target_']} names no class: give one, or leave out all by {path}=null"
+        )
     if target and not allowed(target):
         raise refused(path, target)
     ours, known = target.startswith("diffusion_lab."), declared.parameters(path, node)
     if known is None and ours:
         raise ConfigError(f"{path}._target_={target} does not exist")
     for key, value in node.items() if known is not None else ():
-        if key.startswith("_") or (not target and key not in known):
+        if key in ("_target_", "_partial_") or (not target and key not in known):
             continue
         if key not in known:
             raise ConfigError(

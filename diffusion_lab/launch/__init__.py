@@ -18,7 +18,7 @@ from diffusion_lab.storage.lock import has_locks
 
 __all__ = ["ConfigError", "instantiate", "main"]
 
-INFORMATION = {"--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc"}
+INFORMATION = {"--hydra-help", "--version", "--shell-completion", "-sc"}
 
 
 def main(task: Literal["train", "sample"]) -> None:
@@ -31,6 +31,7 @@ def main(task: Literal["train", "sample"]) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
+    from diffusion_lab.config.hydra_part import refused_by_hydra
     from diffusion_lab.config.places import CONF
     from diffusion_lab.launch import multirun, process, watch
     from diffusion_lab.launch.job import run_job
@@ -47,26 +48,30 @@ def main(task: Literal["train", "sample"]) -> None:
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=task)
     def job(config: Any) -> float | None:
+        at_work.append(task)
+        metric = None
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            return run_job(start, config, own=["out"] if task == "sample" and config.out is None else [])
-        try:
-            work(task, config, Path(HydraConfig.get().runtime.output_dir), start)
-        except ConfigError as error:
-            refuse(error)
-        return None
+            metric = run_job(start, config, own=["out"] if task == "sample" and config.out is None else [])
+        else:
+            try:
+                work(task, config, Path(HydraConfig.get().runtime.output_dir), start)
+            except ConfigError as error:
+                refuse(error)
+        at_work.clear()
+        return metric
 
     try:
-        with multirun.sweeping(words):
+        with multirun.sweeping(words), refused_by_hydra(words, refuse) as at_work:
             job()
     finally:
         watch.last_line()
 
 
 def checked(task: Literal["train", "sample"], words: list[str]) -> list[str]:
-    """The command line with all that it means told, once it is known to be right; refused otherwise."""
+    """The command line with everything that it implies, checked; refused otherwise."""
     from diffusion_lab.config import help
     from diffusion_lab.config.command_line import tidy
-    from diffusion_lab.config.compose import check
+    from diffusion_lab.config.compose import check, check_shown
     from diffusion_lab.config.refusals import without_nulls
     from diffusion_lab.config.resume import go_on, sampled
     from diffusion_lab.launch import cluster
@@ -89,8 +94,10 @@ def checked(task: Literal["train", "sample"], words: list[str]) -> list[str]:
             elif JOB not in os.environ:
                 words = go_on(words)
             given = arguments(words)
-            name, only = given.config_name or task, given.cfg is not None
+            name, only = given.config_name or task, given.cfg is not None or given.info is not None
             check(name, given.overrides, only_words=only, sweep=given.multirun, main=given.config_path)
+            if given.cfg is not None:
+                check_shown(name, given.overrides, given.package, given.resolve, given.config_path)
     except ConfigError as error:
         if cluster_ranks()[1] > 0:  # the first rank says it, unless torchrun ends it because this one has ended
             time.sleep(3)

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from diffusion_lab.config.compose import first_line, training
+from diffusion_lab.config.compose import training
 from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.config.origin import command
+from diffusion_lab.config.refusals import in_our_words
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.interop.files import Found, averaged, find, read
 from diffusion_lab.interop.layout import Layout, recognise
@@ -62,13 +61,8 @@ def import_checkpoint(file: str, overrides: Sequence[str], out: str | None = Non
 
 def composed(overrides: Sequence[str]) -> dict[str, Any]:
     """The training configuration that the overrides describe, as a run's checkpoint holds it."""
-    try:
+    with in_our_words():
         return training(overrides)
-    except HydraException as error:
-        message = str(error).split("\n")[0]
-        raise ConfigError(f"one model at a time: {message}") from error
-    except OmegaConfBaseException as error:
-        raise ConfigError(first_line(error)) from error
 
 
 def build(settings: dict[str, Any]) -> Model:

@@ -117,7 +117,7 @@ def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, 
         data = instantiate(settings["data"], "data")
         data.prepare_data()
         data.setup("fit")
-        batch = settings["data"]["batch_size"] * settings["trainer"]["accumulate_grad_batches"]
+        batch = data.batch_size * settings["trainer"]["accumulate_grad_batches"]
         count_in_steps(settings["trainer"], data.size("train"), batch)
         tell_labels(settings, data)
         model = instantiate(settings["model"], "model")
@@ -216,7 +216,7 @@ def announce(
     title = f"{type(process).__name__}, schedule {settings['choices']['schedule']}"
     charts.schedule_plot(times, process.alpha(times), process.sigma(times), run_dir / "schedule.png", title)
     count = sum(p.numel() for p in model.network.parameters())
-    batch = settings["data"]["batch_size"] * settings["trainer"]["accumulate_grad_batches"]
+    batch = data.batch_size * settings["trainer"]["accumulate_grad_batches"]
     if not in_sweep():
         say(f"data     {data.describe()}")
         say(f"model    {type(model).__name__}, {type(model.network).__name__} with {count:,} parameters, {title}")

@@ -1,0 +1,100 @@
+"""What a command line sets of Hydra's own part: it must exist, be installed, and be of use."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from hydra._internal import utils
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import IntervalSweep, Override
+from omegaconf import OmegaConf
+
+from diffusion_lab.config.refusals import composed_by_hydra, first_line
+from diffusion_lab.config.validation import nearest, nodes
+from diffusion_lab.errors import ConfigError
+
+EXTRAS = {"hydra/launcher": ("joblib", "submitit_slurm", "submitit_local"), "hydra/sweeper": ("optuna",)}
+"""Launchers and sweepers that come with an extra of the package."""
+
+BUILT = ("hydra", "hydra_plugins", "diffusion_lab")
+"""Packages whose classes Hydra may build."""
+
+
+def check_hydra(task: str, overrides: Sequence[Override], sweep: bool) -> None:
+    """Refuse what does not exist, is not installed, or has no effect without a sweep.
+
+    Raises:
+        ConfigError: in one line, for a plug-in with the command that installs it.
+    """
+    own = [o for o in overrides if o.key_or_group.startswith("hydra")]
+    swept = sweep or any(o.key_or_group == "hydra.mode" for o in own)
+    drawn = next((o.input_line for o in overrides if isinstance(o.value(), IntervalSweep)), None)
+    if drawn and not any(o.key_or_group == "hydra/sweeper" and str(o.value()) != "basic" for o in own):
+        raise ConfigError(f"{drawn} is drawn by an optimising sweeper: add hydra/sweeper=optuna, or give values a,b,c")
+    for override in own:
+        _check_group(override, swept)
+    if not own:
+        return
+    config = composed_by_hydra(task, [o.input_line for o in own], with_hydra=True)
+    raw = OmegaConf.to_container(config, resolve=False)
+    keys = {f"{path}.{key}".lstrip(".") for path, node in nodes(raw) for key in node}
+    for override in own:
+        lost = [key for key in re.findall(r"\$\{([\w.]+)\}", override.input_line) if key not in keys]
+        if lost:
+            raise ConfigError(f"{override.input_line}: ${{{lost[0]}}} refers to a key that does not exist")
+
+
+def _check_group(override: Override, sweep: bool) -> None:
+    """One override of Hydra's own part: a plug-in, a class, a new key."""
+    key, name = override.key_or_group, str(override.value())
+    if key == "hydra" and (override.value() is None or override.is_delete()):
+        raise ConfigError(f"{override.input_line}: hydra cannot be left out")
+    if key.startswith("hydra/"):
+        there = GlobalHydra.instance().config_loader().get_group_options(key)
+        extras = EXTRAS.get(key, ())
+        if name not in there and name in extras:
+            raise ConfigError(f'{key}={name} is not installed: pip install -e ".[sweep]"')
+        if there and name not in there:
+            names = sorted({*there, *extras})
+            raise ConfigError(f"{key}={name} is no option of {key}{nearest(name, names)}; allowed: {', '.join(names)}")
+        if key in EXTRAS and not sweep:
+            raise ConfigError(f"{key}={name} is of sweeps: add -m")
+    elif key.endswith("._target_") and name.partition(".")[0] not in BUILT:
+        raise ConfigError(f"{override.input_line} is refused: only classes of {', '.join(BUILT)} are built there")
+    elif (override.is_add() or override.is_force_add()) and key.count(".") == 1:
+        raise ConfigError(f"{key} is read by nobody: leave it out")
+
+
+@contextmanager
+def refused_by_hydra(overrides: Sequence[str], refuse: Callable[[ConfigError], None]) -> Iterator[list[str]]:
+    """Within, what Hydra raises outside a job, such as where it sets up logging, is refused in one line, too.
+
+    Hydra has no hook for its own failures: the function that prints their traceback is replaced here, and put back.
+
+    Yields:
+        A list that is not empty as long as a job is at work, whose failures are its own.
+    """
+    report, at_work = utils.run_and_report, list[str]()
+    own = [word for word in overrides if word.lstrip("+~").startswith("hydra")]
+
+    def run(function: Callable[[], Any]) -> Any:
+        def refusing() -> Any:
+            try:
+                return function()
+            except Exception as error:
+                if at_work:
+                    raise
+                message = first_line(error)
+                named = not own or any(word.partition("=")[0].lstrip("+~") in message for word in own)
+                refuse(ConfigError(message if named else f"{', '.join(own)}: {message}"))
+
+        return report(refusing)
+
+    utils.run_and_report = run
+    try:
+        yield at_work
+    finally:
+        utils.run_and_report = report
