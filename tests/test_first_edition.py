@@ -12,6 +12,8 @@ from omegaconf import OmegaConf
 from zygote import run
 
 import diffusion_lab
+from diffusion_lab import first_edition
+from diffusion_lab.network import NCSNpp, UNet
 from diffusion_lab.sampler import DDIM, EDM, Ancestral, DPMSolver, Sampler, UniPC
 from diffusion_lab.storage import checkpoint_file
 
@@ -60,3 +62,57 @@ def test_a_run_of_the_first_edition_trains_on(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "goes on from step 3" in done.stdout
     assert checkpoint_file.read(tmp_path / "checkpoints" / "step_00000005.ckpt")["global_step"] == 5
+
+
+FORMER = (("conv_in.", "enter.0.{0}"), ("downsample.", "enter.{1}."), ("upsample.", "leave.{2}."), ("conv_out.", "leave.{3}."),
+          ("input_pyramid.", "inputs.{1}."), ("output_pyramid.", "outputs.{2}."))  # fmt: skip
+"""What names of U-Nets began with."""
+
+
+def former(name: str, levels: int, wrapped: bool) -> str:
+    """The first edition's name of a U-Net's parameter; the first convolution was wrapped in NCSN++."""
+    for new, old in FORMER:
+        if name.startswith(new):
+            rest = name.removeprefix(new)
+            number = rest.partition(".")[0]
+            follow = rest.partition(".")[2] if "{1}" in old or "{2}" in old else rest
+            counted = int(number) if number.isdigit() else 0
+            return old.format("0." * wrapped, counted + 1, counted, levels - 1) + follow
+    return name
+
+
+@pytest.mark.parametrize("network", [
+    UNet(3, 16, channels=8, multipliers=(1, 2, 2), blocks=1, attention=(8,), groups=4),
+    NCSNpp(3, 16, channels=8, multipliers=(1, 2, 2), blocks=1, attention=(8,)),
+    NCSNpp(3, 16, channels=8, multipliers=(1, 2), blocks=1, progressive="residual", progressive_input="input_skip"),
+    NCSNpp(3, 16, channels=8, multipliers=(1, 2), blocks=1, progressive="output_skip", progressive_input="none",
+           resblock_type="ddpm", resamp_with_conv=False),
+])  # fmt: skip
+def test_every_weight_of_a_u_net_finds_its_new_name(network):
+    own, levels = network.state_dict(), len(network.down)
+    old = {f"inner.{former(name, levels, isinstance(network, NCSNpp))}": tensor for name, tensor in own.items()}
+    assert not {name.removeprefix("inner.") for name in old} <= own.keys()
+    renamed = first_edition.rename(old, [f"inner.{name}" for name in own])
+    assert list(renamed) == [f"inner.{name}" for name in own]
+    assert all(renamed[f"inner.{name}"] is tensor for name, tensor in own.items())
+    mine = {"enter.weight": own, "leave.0.weight": own}  # of a user's own network
+    assert first_edition.rename(mine, mine) == mine
+
+
+def test_keys_and_classes_of_the_first_edition_are_read_under_their_new_names():
+    line = "model.told=nothing"
+    assert first_edition.override(line) == "model.c_noise=nothing" and first_edition.override("+told=x") == "+c_noise=x"
+    assert (
+        first_edition.override("name=told") == "name=told"
+        and first_edition.override("model.untold=1") == "model.untold=1"
+    )
+    before = {
+        "model": {"told": "level", "process": {"_target_": "diffusion_lab.process.Ladder", "levels": 3}},
+        "a": ["told"],
+    }
+    now = first_edition.settings(before)
+    assert now["model"] == {
+        "c_noise": "level",
+        "process": {"_target_": "diffusion_lab.process.DiscreteProcess", "levels": 3},
+    }
+    assert now["a"] == ["told"] and first_edition.settings(now) == now

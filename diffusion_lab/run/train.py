@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from diffusion_lab import first_edition
 from diffusion_lab.callback import Evaluation
 from diffusion_lab.callback.interrupt import Stopped
 from diffusion_lab.callback.media import log_pictures
@@ -64,9 +65,8 @@ def train(config: DictConfig) -> None:
         begin = f"sample from it, or begin with its weights: init_from={settings['ckpt_path']}"
         raise ConfigError(f"{resume} was imported and holds no training to go on with: {begin}")
     settings["init_from"] = before["config"].get("init_from") if before else settings["init_from"]
-    started = before and before["config"].get(packages.RECORD)
+    started, where = before and before["config"].get(packages.RECORD), places(settings["data"])
     settings[packages.RECORD] = origin.origin(started)
-    where = places(settings["data"])
     settings["data"] = moved(settings["data"], started, where)
     pl.seed_everything(settings["seed"] % 2**32, workers=True, verbose=False)
     data, model, trainer = set_up(settings, run_dir)
@@ -74,7 +74,7 @@ def train(config: DictConfig) -> None:
         ranks = len(before.get("random", []))
         aside = [f"data.{key}" for key in where if Path(str(settings["data"][key])).expanduser().exists()]
         changed = refuse_changes(before["config"], settings, ranks, trainer.world_size, aside)
-        refuse_shapes(before["state_dict"], model.state_dict())
+        refuse_shapes(first_edition.rename(before["state_dict"], own := model.state_dict()), own)
         say(f"goes on from step {before['global_step']:,}, {os.path.relpath(resume)}{changed}")
     step = before["global_step"] if before else 0
     del before
