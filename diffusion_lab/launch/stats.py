@@ -21,6 +21,7 @@ from diffusion_lab import ranks
 from diffusion_lab.data import DataModule
 from diffusion_lab.evaluation import reference
 from diffusion_lab.launch.adopt import composed
+from diffusion_lab.launch.data_module import data_module
 from diffusion_lab.launch.instantiate import ConfigError, instantiate
 from diffusion_lab.launch.origin import command, spelled
 from diffusion_lab.launch.report import say
@@ -77,7 +78,7 @@ def measure(overrides: Sequence[str], split: str, out: str | None, count: int | 
     try:
         check_devices(settings["trainer"])
         fabric = Fabric(**{k: settings["trainer"][k] for k in keys})
-        data = instantiate(settings["data"], "data")
+        data = data_module(settings["data"])
         data.prepare_data()
         data.setup("test")
         extractor = instantiate(settings["metric"]["features"], "metric.features")

@@ -24,6 +24,7 @@ from diffusion_lab.launch.changes import changes, refuse_changes, refuse_shapes
 from diffusion_lab.launch.compiled import compile_network
 from diffusion_lab.launch.compose import plain
 from diffusion_lab.launch.conditioning import described, tell_labels
+from diffusion_lab.launch.data_module import data_module
 from diffusion_lab.launch.data_place import moved, places
 from diffusion_lab.launch.failure import explained
 from diffusion_lab.launch.initial import initialise
@@ -111,7 +112,7 @@ def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, 
     """Build everything; whatever is wrong with data, devices or options is refused here, before the first step."""
     try:
         check_devices(settings["trainer"])
-        data = instantiate(settings["data"], "data")
+        data = data_module(settings["data"])
         data.prepare_data()
         data.setup("fit")
         batch = data.batch_size * settings["trainer"]["accumulate_grad_batches"]
@@ -217,7 +218,7 @@ def announce(
     if not in_sweep():
         say(f"data     {data.describe()}")
         say(f"model    {type(model).__name__}, {type(model.network).__name__} with {count:,} parameters, {title}")
-    kind = "images" if len(model.shape) == 3 else "points"
+    kind = "images" if len(model.shape) == 3 and model.grey_levels else "samples"
     ranks = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
     if 0 < trainer.max_steps <= step:
         say(f"training is done: step {step:,} of {trainer.max_steps:,}; trainer.max_steps=... trains on")
