@@ -12,6 +12,10 @@ class ConfigError(ValueError):
     status, then = 2, ""
 
 
+class BadItem(ValueError):
+    """An item of a user's data set that cannot be used: which one, and what is wrong, in one line."""
+
+
 def refuse(error: Exception) -> None:
     """Say in one line what is wrong, and exit with status 2, or 1 if it came up while the run was on its way.
 

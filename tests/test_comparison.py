@@ -373,6 +373,15 @@ def test_what_hydra_leaves_in_a_run_is_no_run(run, tmp_path) -> None:
     assert unfinished([path]) == []
 
 
+def test_a_training_that_has_results_before_its_last_step_is_named(run, tmp_path, capsys):
+    for place, steps in (("half", 1000), ("done", 10), ("damaged", "x")):
+        run(place, {FD: fd(1.0)})
+        (tmp_path / place / "config.yaml").write_text(f"trainer:\n  max_steps: {steps}\n")
+    main([str(tmp_path), f"out={tmp_path / 'out'}"])
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("not finished")]
+    assert len(told) == 1 and told[0].endswith("half, step 10 of 1,000")
+
+
 def test_damaged_overrides_are_named(run, tmp_path):
     run("a", {}, ["x"])
     (tmp_path / "a" / ".hydra" / "overrides.yaml").write_text("- [")

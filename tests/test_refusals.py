@@ -80,6 +80,8 @@ HYDRAS = ("Could not", "defaults list", "full_key", "object_type", "Hydra", "Int
         ("train", "optimizer.betas=[0.9,abc]", "optimizer.betas=[0.9, 'abc'] must be tuple[float"),
         ("train", "optimizer.betas=[0.9]", "optimizer.betas=[0.9] must be tuple[float"),
         ("train", "trainer.min_steps=3", "trainer.min_steps is in no file of conf/: write +trainer.min_steps=..."),
+        ("sample", "data_dir=x", "data_dir=x has no effect without evaluate=true"),
+        ("train", "data.shape=[3,1048576,1048576]", "a batch takes 786,432 GiB, and this machine has"),
         ("train", "data=toy2d data.shape=2", "data.shape must be a list"),
         ("train", "data=toy2d trainer.accelerator=tpu", "trainer.accelerator=tpu must be one of auto, cpu, gpu, cuda, mps"),
         ("sample", "compare=[ddim] compare_steps=[5,0]", "compare_steps=[5, 0] is out of range"),

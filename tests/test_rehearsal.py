@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import re
 import threading
 
 import numpy as np
@@ -47,6 +48,17 @@ class Halving(Net):
     def forward(self, x, t):
         low = nn.functional.avg_pool2d(super().forward(x, t), 4)
         return torch.nn.functional.interpolate(low, scale_factor=4)
+
+
+class Timed(Net):
+    """Takes t as most networks do: in the precision of its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(1, 3)
+
+    def forward(self, x, t):
+        return super().forward(x, t) + self.embed(t[:, None] / 1000)[:, :, None, None]
 
 
 class CutOff(Net):
@@ -180,6 +192,7 @@ REFUSED = {
     "constant": ({"network": Net(lambda h, x, t: torch.ones_like(x))}, "output of the network Net does not depend on"),
     "wants level numbers": (
         {"network": Net(lambda h, x, t: h + nn.functional.embedding(t, torch.ones(9, 1)))}, r"Net cannot take x .* t \(B,\) float32"),
+    "no module": ({"network": lambda x, t: x}, "the network <lambda> is no torch.nn.Module"),
     "wrong signature": ({"network": nn.Conv2d(3, 3, 3)}, "the network Conv2d cannot take .*TypeError"),
     "nothing trained": ({"network": frozen(Net())}, "the loss OwnLoss has no gradient.*nothing in Net is trained"),
     "detached": ({"network": Net(lambda h, x, t: h.detach())}, "the loss OwnLoss has no gradient"),
@@ -224,6 +237,7 @@ WORKS = {
     "sliced": {"loss": SlicedScoreMatching()},
     "likelihoods": {"loss": DenoisingLoss(), "likelihood": {"flow": FlowLikelihood(1e-2, 1e-2), "bound": VariationalBound()}},
     "own sampler": {"sampler": OneShot()},
+    "time in a layer": {"network": Timed(), "loss": DenoisingLoss(), "likelihood": {"bound": VariationalBound(terms=3)}},
     "adaptive": {"sampler": ProbabilityFlow(1e-2, 1e-2)},
     "own process": {"process": OwnVP()},
     "exploding": {"process": VE(Geometric(0.01, 50.0)), "sampler": Sampler(Ancestral(), steps=5)},
@@ -238,6 +252,8 @@ def test_what_passes_trains_validates_and_samples(parts, tmp_path):
     loader = DataLoader(TensorDataset(x), batch_size=4, shuffle=True)
     trainer_of(tmp_path, inference_mode=False).fit(model, loader, DataLoader(TensorDataset(x), batch_size=8))
     assert model.sample(3).shape == (3, *model.shape)
+    if hasattr(model.sampler, "trajectory"):
+        assert list(model.trajectory(2))[-1].x.shape == (2, *model.shape)
     for likelihood in model.likelihood.values():
         assert likelihood(model.denoiser, model.encode(x), model.grey_levels).log_likelihood.shape == (8,)
 
@@ -246,6 +262,7 @@ NOTES = {
     "no way back to x": (CutOff, "has no gradient in its input: likelihood=flow would be wrong"),
     "ignores t": (lambda: Net(lambda h, x, t: h / (1 + 1e-3 * t.to(x))[:, None, None, None].detach() * 0 + x.sin()), "does not depend on t"),
     "mixes the batch": (lambda: Net(lambda h, x, t: h - x.mean(0, True)), "mixes the items of a batch"),
+    "half": (lambda: Net(lambda h, x, t: h.half()), "gives float16 for inputs of float32, and its precision is lost"),
     "random": (lambda: Net(lambda h, x, t: h * torch.rand(())), "random in eval mode"),
 }  # fmt: skip
 
@@ -368,48 +385,119 @@ def test_a_model_is_pickled_with_all_its_parts(sampler):
 
 PACKAGE = """
 import torch
+from torch.utils.data import Dataset, TensorDataset
+from diffusion_lab.data import DataModule
 from diffusion_lab.noise import draw, draw_each
 class Net(torch.nn.Module):
-    def __init__(self, out: int = 1, fail: bool = False):
+    def __init__(self, out: int = 1):
         super().__init__()
-        self.conv = torch.nn.Conv2d(1, out, 3, padding=1)
+        self.conv, self.embed = torch.nn.Conv2d(1, out, 3, padding=1), torch.nn.Linear(1, out)
     def forward(self, x, t):
-        return self.conv(x)
+        return self.conv(x) + self.embed(t[:, None] / 1000)[:, :, None, None]
 class Loss:
+    noise = staticmethod(lambda x0, generator: torch.randn(x0.shape, generator=generator))
     def __call__(self, denoiser, x0, generator=None):
-        t = denoiser.process.sample_times(len(x0), x0.device, generator)
-        eps = torch.randn(x0.shape, generator=generator)
+        t = draw_each(denoiser.process.sample_times, len(x0), x0.device, generator)
+        eps = self.noise(x0, generator)
         return (denoiser(denoiser.process.perturb(x0, t, eps), t).eps - eps).square().flatten(1).mean(1)
-class Thin:
+class GoodLoss(Loss):
+    noise = staticmethod(lambda x0, generator: draw(x0.shape, generator, x0.dtype, x0.device))
+class OneShot:
     def __call__(self, denoiser, shape, generator=None, device="cpu"):
-        return denoiser(draw(shape, generator, torch.float32, device), torch.ones(shape[0])).x0[:, :, :4]
+        x = draw(shape, generator, torch.float32, device)
+        return denoiser(x, torch.ones(shape[0], device=device)).x0.clamp(-1, 1)
+class Thin(OneShot):
+    def __call__(self, *given):
+        return super().__call__(*given)[:, :, :4]
+class Pictures(DataModule):
+    def load(self):
+        return TensorDataset(torch.arange(40 * 64, dtype=torch.uint8).reshape(40, 1, 8, 8))
+class Plain(Dataset):
+    pass
+class Late(Dataset):
+    reads = 0
+    def __len__(self):
+        return 600
+    def __getitem__(self, index):
+        self.reads += 1
+        if self.reads > 330:  # 316 are looked at before
+            raise OSError("no such host\\nnas7")
+        return torch.full((1, 8, 8), index % 256, dtype=torch.uint8)
+class Remote(DataModule):
+    def load(self):
+        return Late()
 """
 OWN = {
-    "network": ("network/own.yaml", "_target_: mine.Net\nout: 2", "the network Net gives (B, 2, 8, 8), (B, 1, 8, 8) needed"),
-    "loss": ("loss/own.yaml", "_target_: mine.Loss", "the loss Loss fails where generator is a list with one for each"),
-    "sampler": ("sampler/own.yaml", "_target_: mine.Thin", "the sampler Thin gives (2, 1, 4, 8), real numbers of"),
+    "network": ("mine.Net\nout: 2", "the network Net gives (B, 2, 8, 8), (B, 1, 8, 8) needed"),
+    "loss": ("mine.Loss", "the loss Loss fails where generator is a list with one for each"),
+    "sampler": ("mine.Thin", "the sampler Thin gives (2, 1, 4, 8), real numbers of"),
+    "data": ("mine.Plain\nshape: [1, 8, 8]", "data._target_=mine.Plain is no diffusion_lab.data.DataModule: derive"),
 }  # fmt: skip
+
+
+def command(folder, script, *words, **parts):
+    """Run a script with options of one's own, each the class `mine.<part>`, in a folder that has them."""
+    (folder / "mine.py").write_text(PACKAGE)
+    for group, target in parts.items():
+        (folder / "conf" / group).mkdir(parents=True, exist_ok=True)
+        (folder / "conf" / group / "own.yaml").write_text(f"_target_: {target}\n")
+    given = ["--config-dir", folder / "conf", *(f"{group}=own" for group in parts)] if parts else []
+    done = run(ROOT / script, *given, *words, cwd=folder, DIFFUSION_LAB_PACKAGES="mine")
+    told = [line for line in done.stderr.strip().splitlines() if not line.startswith("training:")]
+    assert len(told) == 1 or done.returncode == 0, done.stderr
+    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("group", OWN)
 def test_the_command_line_refuses_a_users_part_before_a_directory_holds_anything(group, tmp_path):
-    file, text, message = OWN[group]
-    (tmp_path / "mine.py").write_text(PACKAGE)
-    (tmp_path / "train.py").write_text((ROOT / "train.py").read_text())
-    (tmp_path / "conf" / group).mkdir(parents=True)
-    (tmp_path / "conf" / file).write_text(text)
-    words = ("data=digits", f"{group}=own", "trainer.max_steps=3", "callback.evaluation.at_end=false")
-    done = run(
-        tmp_path / "train.py", "--config-dir", tmp_path / "conf", *words, cwd=tmp_path, DIFFUSION_LAB_PACKAGES="mine"
-    )
-    assert done.returncode == 2 and message in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    target, message = OWN[group]
+    words = ["trainer.max_steps=3", "callback.evaluation.at_end=false", "logger=csv"]
+    words += ["network=unet_small"] * (group == "data")
+    code, said = command(tmp_path, "train.py", *words, **{group: target})
+    assert code == 2 and message in said
     assert not [path for path in (tmp_path / "logs").rglob("*") if path.is_file() and ".hydra" not in path.parts]
-    if group == "loss":
-        done = run(
-            tmp_path / "train.py", "--config-dir", tmp_path / "conf", *words, "rehearsal=false",
-            "trainer.val_check_interval=null", cwd=tmp_path, DIFFUSION_LAB_PACKAGES="mine",
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+
+
+def test_parts_of_a_users_own_train_go_on_and_sample_from_the_command_line(tmp_path):
+    parts = {
+        "network": "mine.Net",
+        "loss": "mine.GoodLoss",
+        "sampler": "mine.OneShot",
+        "data": "mine.Pictures\nshape: [1, 8, 8]",
+    }
+    small = [
+        "debug=fast",
+        "logger=csv",
+        "data.batch_size=8",
+        "metric.features=null",
+        "callback.samples.every_n_steps=null",
+    ]
+    for script, words in (
+        ("train.py", small),
+        ("train.py", ["ckpt_path=last", "trainer.max_steps=5"]),
+        ("sample.py", ["ckpt_path=last", "num_samples=3", "evaluate=true", "likelihood_samples=2"]),
+    ):
+        code, said = command(tmp_path, script, *words, **(parts if words is small else {}))
+        assert code == 0, said
+        assert ("goes on from step 4" in said) == ("trainer.max_steps=5" in words)
+    assert len(list(tmp_path.glob("logs/train/*/*/samples.png"))) == 1 and not list(tmp_path.rglob("trajectory.png"))
+    assert len(list(tmp_path.glob("logs/sample/**/samples.npz"))) == 1
+    code, said = command(tmp_path, "sample.py", "ckpt_path=last", "num_samples=3", "trajectory=true")
+    assert code == 2 and "trajectory=true: OneShot has no trajectory(...)" in said
+
+
+def test_an_item_that_cannot_be_read_later_on_ends_the_training_in_a_line(tmp_path):
+    parts = {"network": "mine.Net", "data": "mine.Remote\nshape: [1, 8, 8]"}
+    words = ["debug=fast", "logger=csv", "data.batch_size=8", "metric.features=null"]
+    code, said = command(tmp_path, "train.py", *words, **parts)
+    found = re.search(r"error: item (\d+) of the data set Late cannot be read: OSError: no such host nas7; ", said)
+    assert code == 1 and found and int(found[1]) < 600, said
+
+
+def test_a_loss_that_only_training_can_use_trains_where_the_rehearsal_is_left_out(tmp_path):
+    words = ["debug=fast", "logger=csv", "callback.evaluation.at_end=false", "trainer.val_check_interval=null"]
+    code, said = command(tmp_path, "train.py", *words, "callback.samples.count=1", "rehearsal=false", loss="mine.Loss")
+    assert code == 0, said
 
 
 def test_a_training_that_would_end_without_its_metric_is_refused_unless_that_is_wanted(tmp_path):
@@ -418,9 +506,8 @@ def test_a_training_that_would_end_without_its_metric_is_refused_unless_that_is_
     done = run(ROOT / "train.py", *words, "metric.features.weights=nowhere.pth", cwd=tmp_path)
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert "nowhere.pth are missing" in done.stderr and "or go without FID: metric.features=null" in done.stderr
-    for way in ("metric.features=null", "callback.evaluation.at_end=false"):
-        done = run(ROOT / "train.py", *words, way, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+    done = run(ROOT / "train.py", *words, "metric.features=null", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("allowed", ["true", "false"])

@@ -66,6 +66,7 @@ class Samples(OptionalHooks):
             with ranks.synchronized():
                 samples = [model.sample(len(own), label=label, seed=self.seed, first=own.start)] if own else []
             samples = torch.cat([drawn for rank in ranks.gather(samples) for drawn in rank])
+            film = film and hasattr(model.sampler, "trajectory")  # a user's own may have none
             frames = filmed(model, self.frames, self.seed, label) if film else None
             if not trainer.is_global_zero:
                 return

@@ -2,7 +2,7 @@
 
 from diffusion_lab.comparison.column import Cell, Column, columns, differences
 from diffusion_lab.comparison.report import csv_text, draw, grid, heading, markdown, marks, seeds_grid, value_text
-from diffusion_lab.comparison.run import Run, distinguishing, find, names, read, unfinished
+from diffusion_lab.comparison.run import Run, distinguishing, find, halfway, names, read, unfinished
 from diffusion_lab.comparison.table import Comparison, Seeds, compare
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "names",
     "read",
     "seeds_grid",
+    "halfway",
     "unfinished",
     "value_text",
 ]

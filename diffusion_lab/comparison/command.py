@@ -50,6 +50,9 @@ def main(arguments: Sequence[str]) -> None:
         refuse(error)
     show(result)
     comparison.draw(result, out / "comparison.png")
+    for run in runs:
+        if steps := comparison.halfway(run):
+            print(f"not finished: {os.path.relpath(run.place)}, {steps}")
     for run in comparison.unfinished(paths):
         print(f"left out: {os.path.relpath(run)}, which holds no results.json (not finished, or not evaluated)")
     print(f"written to {os.path.relpath(out)}: comparison.md, comparison.csv, comparison.png")

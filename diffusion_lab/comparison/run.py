@@ -85,6 +85,17 @@ def unfinished(paths: Iterable[str | Path]) -> list[Path]:
     return [run for run in found if not any(other in run.parents for other in found)]
 
 
+def halfway(run: Run) -> str:
+    """Of a training that has results but not all of its steps, those in words; "" for others."""
+    config = run.path.with_name("config.yaml")
+    try:
+        trainer = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("trainer") if config.is_file() else {}
+        step, last = run.number("step"), number((trainer or {}).get("max_steps"))
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError):
+        return ""
+    return f"step {step:,.0f} of {last:,.0f}" if step is not None and last is not None and step < last else ""
+
+
 def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", str(path))]
 

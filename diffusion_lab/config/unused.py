@@ -28,6 +28,7 @@ WHILE_TRAINING = {
 OF_SAMPLING = (
     (("likelihood", "likelihood_samples", "likelihood_repeats"), lambda c: c["evaluate"],
      "without evaluate=true: add it"),
+    (("data_dir",), lambda c: c["evaluate"] or c["compare"], "without evaluate=true or compare=[...]: add one of them"),
     (("metric",), lambda c: c["evaluate"] or c["compare"], "without evaluate=true or compare=[...]: add one of them"),
     (("compare_steps",), lambda c: c["compare"], "without compare=[...]: add it"),
     (("grid", "png", "trajectory", "sampler"), lambda c: not c["compare"],

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from diffusion_lab.config import declared, schema, trainer_keys
+from diffusion_lab.config.batch_size import batch_divides, batch_fits_memory
 from diffusion_lab.config.environment import disagreement
 from diffusion_lab.config.init_source import nowhere
 from diffusion_lab.config.instantiate import allowed, refused
@@ -152,17 +153,6 @@ def _ordered(group: str, low: str, high: str) -> Callable[[Mapping[str, Any]], s
     return rule
 
 
-def _batch_divides(config: Mapping[str, Any]) -> str | None:
-    devices, batch = _get(config, "trainer.devices"), _get(config, "data.batch_size")
-    count = len(devices) if isinstance(devices, list) else devices
-    if not isinstance(count, int) or not isinstance(batch, int) or count < 1:
-        return None
-    ranks = count * (_get(config, "trainer.num_nodes") or 1)
-    if batch % ranks == 0:
-        return None
-    return f"data.batch_size={batch} cannot be split evenly over {ranks} devices: use a multiple of {ranks}"
-
-
 def _levels(config: Mapping[str, Any]) -> int | None:
     levels = _get(config, "model.levels") or _get(config, "model.process.levels")
     return levels if isinstance(levels, int) else None
@@ -242,7 +232,8 @@ RULES: tuple[Callable[[Mapping[str, Any]], str | None], ...] = (
     _ordered("schedule", "start", "end"),
     disagreement,
     nowhere,
-    _batch_divides,
+    batch_divides,
+    batch_fits_memory,
     _sampler_is_whole,
     _sampler_moves,
     _steps_within_levels,

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from diffusion_lab.data.batches import InMemory, generator, plain
+from diffusion_lab.errors import BadItem
 
 SAMPLE = 256  # items of a lazy set that are looked at beforehand
 
@@ -96,7 +97,14 @@ class Items(Dataset):
         return len(self.data)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
-        item = self.data[int(index)]
+        try:
+            item = self.data[int(index)]
+        except Exception as error:  # of any class: it is the user's
+            message = " ".join(f"{type(error).__name__}: {error}".split())
+            data, where = self.data, int(index)
+            while isinstance(data, Subset):
+                data, where = data.dataset, data.indices[where]
+            raise BadItem(f"item {where} of the data set {type(data).__name__} cannot be read: {message}") from error
         x, label = (*item, 0)[:2] if isinstance(item, tuple | list) else (item, 0)
         return _array(x), label
 
@@ -106,17 +114,17 @@ class Items(Dataset):
             low, high = one.min().item(), one.max().item()
             slack = 0.1 * (self.limits[1] - self.limits[0])  # resizing may go a little beyond them
             if not (self.limits[0] - slack <= low and high <= self.limits[1] + slack):
-                raise ValueError(
+                raise BadItem(
                     f"item {index} holds values from {low:g} to {high:g}, but those looked at before training "
                     f"lie within {self.limits[0]:g} and {self.limits[1]:g}: put it right, or leave it out"
                 )
         shapes = sorted({tuple(one.shape) for one in x})
         if len(shapes) > 1:
-            raise ValueError(f"items have several shapes, such as {' and '.join(map(str, shapes[:2]))}: resize them")
+            raise BadItem(f"items have several shapes, such as {' and '.join(map(str, shapes[:2]))}: resize them")
         try:
             return torch.stack(x), _labels([torch.as_tensor(label).item() for label in labels])
         except (TypeError, RuntimeError) as error:
-            raise ValueError(f"labels must be whole numbers, not {labels[0]!r}") from error
+            raise BadItem(f"labels must be whole numbers, not {labels[0]!r}") from error
 
     @cached_property
     def labels(self) -> Tensor:
@@ -143,7 +151,7 @@ def _array(x: Any) -> Tensor:
             x = x.astype(x.dtype.newbyteorder("="), copy=False)
         return plain(torch.as_tensor(x))
     except (TypeError, RuntimeError) as error:
-        raise ValueError(f"an item is a {type(x).__name__}: give x or (x, label), x a tensor or an array") from error
+        raise BadItem(f"an item is a {type(x).__name__}: give x or (x, label), x a tensor or an array") from error
 
 
 def sample(data: Dataset) -> Tensor:

@@ -11,12 +11,12 @@ from diffusion_lab.interop.unet import ddim_links
 from diffusion_lab.network import UNet
 
 
-def unet(network: UNet, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def unet(network: UNet, official: Mapping[str, Tensor], strict: bool = True) -> dict[str, Tensor]:
     """State dict of `UNet` from that of the official "Model" of the same settings.
 
     Raises ValueError, in one line, where weights are missing, left over or of another shape.
     """
-    return convert(network, official, ddim_links(network))
+    return convert(network, official, ddim_links(network), strict=strict)
 
 
 def trainable_order(network: UNet) -> list[str]:

@@ -57,12 +57,14 @@ SETTINGS: dict[str, tuple[Any, Any]] = {
 """What no name or shape tells: the setting that diffusers takes where none is given, and that of DDPM's U-Net."""
 
 
-def unet(network: UNet, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def unet(network: UNet, official: Mapping[str, Tensor], strict: bool = True) -> dict[str, Tensor]:
     """State dict of `UNet` from that of a UNet2DModel that computes the same (see `check_settings`).
 
     Raises ValueError, in one line, where weights are missing, left over or of another shape.
     """
-    return convert(network, {today(name): weight for name, weight in official.items()}, unet_links(network))
+    return convert(
+        network, {today(name): weight for name, weight in official.items()}, unet_links(network), strict=strict
+    )
 
 
 def trainable_order(network: UNet) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ class Layout(NamedTuple):
         network: our class that takes it.
         choose: what to write on the command line for one.
         mark: how a name in it begins, and in no other layout for the same network.
-        convert: (network, official weights) -> the network's state dict.
+        convert: (network, official weights, strict) -> the network's state dict, as far as it fits unless strict.
         order: network -> official names of the trained weights, in the order of a nameless average.
         check: (network, file) refuses settings beside the file that the network does not have.
     """
@@ -34,7 +34,7 @@ class Layout(NamedTuple):
     network: type[nn.Module]
     choose: str
     mark: str
-    convert: Callable[[Any, Mapping[str, Tensor]], dict[str, Tensor]]
+    convert: Callable[..., dict[str, Tensor]]
     order: Callable[[Any], list[str]]
     check: Callable[[Any, Path], None] = nothing_beside
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import nullcontext, suppress
 from typing import NamedTuple
 
 import torch
@@ -46,12 +47,17 @@ def links(blocks: Iterable[tuple[str, str, str]], parts: Parts, present: Collect
 
 
 def convert(
-    network: nn.Module, official: Mapping[str, Tensor], joined: Iterable[Link], unread: Collection[str] = ()
+    network: nn.Module,
+    official: Mapping[str, Tensor],
+    joined: Iterable[Link],
+    unread: Collection[str] = (),
+    strict: bool = True,
 ) -> dict[str, Tensor]:
     """The state dict of `network` from the weights of another program.
 
     Official tensors that are linked to none of ours, and those named in `unread`, may be there or not.
-    Raises ValueError, in one line, where others are missing or left over, or a shape is not the network's.
+    Raises ValueError, in one line, where others are missing or left over, or a shape is not the network's; unless
+    `strict`, those are left out.
     """
     own = network.state_dict()
     used, unused = [], set(unread)
@@ -59,13 +65,17 @@ def convert(
         used.append(link) if link.ours in own else unused.add(link.theirs)
     missing = [link.theirs for link in used if link.theirs not in official]
     left = sorted(official.keys() - {link.theirs for link in used} - unused)
-    if missing or left:
+    if strict and (missing or left):
         message = [f"{word} {listed(names)}" for word, names in (("missing", missing), ("left over", left)) if names]
         raise ValueError(f"these weights are not of this {type(network).__name__}: {'; '.join(message)}")
     groups: dict[str, list[Link]] = {}
     for link in used:
         groups.setdefault(link.ours, []).append(link)
-    return {name: gather(group, official, own[name]) for name, group in groups.items()}
+    found = {}
+    for name, group in groups.items():
+        with nullcontext() if strict else suppress(ValueError, KeyError):
+            found[name] = gather(group, official, own[name])
+    return found
 
 
 def gather(group: list[Link], official: Mapping[str, Tensor], own: Tensor) -> Tensor:

@@ -26,13 +26,13 @@ LEAVES = {
 """Our tensors of a layer and the official ones, in official order."""
 
 
-def refinenet(network: RefineNet, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def refinenet(network: RefineNet, official: Mapping[str, Tensor], strict: bool = True) -> dict[str, Tensor]:
     """State dict of `RefineNet` from that of the official NCSN or NCSNv2 of the same settings.
 
     The sigmas that NCSNv2 carries are no weights, and are not read.
     Raises ValueError, in one line, where weights are missing, left over or of another shape.
     """
-    return convert(network, official, refinenet_links(network), unread=["sigmas"])
+    return convert(network, official, refinenet_links(network), unread=["sigmas"], strict=strict)
 
 
 def trainable_order(network: RefineNet) -> list[str]:

@@ -17,21 +17,21 @@ from diffusion_lab.network import NCSNpp, UNet
 FREQUENCIES = "time.waves.frequencies"
 
 
-def ddpm(network: UNet, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def ddpm(network: UNet, official: Mapping[str, Tensor], strict: bool = True) -> dict[str, Tensor]:
     """State dict of `UNet(up_attention="last", pointwise_scale=0.1)` from that of the official "ddpm".
 
     Raises ValueError, in one line, where weights are missing, left over or of another shape.
     """
-    return convert(network, official, score_sde_links(network), unread=["sigmas"])
+    return convert(network, official, score_sde_links(network), unread=["sigmas"], strict=strict)
 
 
-def ncsnpp(network: NCSNpp, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def ncsnpp(network: NCSNpp, official: Mapping[str, Tensor], strict: bool = True) -> dict[str, Tensor]:
     """State dict of `NCSNpp` from that of the official "ncsnpp" of the same settings.
 
     The official network that is not conditional carries embeddings that it never reads; they are dropped.
     Raises ValueError, in one line, where weights are missing, left over or of another shape.
     """
-    return convert(network, official, ncsnpp_links(network), unread=["sigmas"])
+    return convert(network, official, ncsnpp_links(network), unread=["sigmas"], strict=strict)
 
 
 def trainable_order(network: nn.Module) -> list[str]:

@@ -105,7 +105,7 @@ class Model(Drawing, Optimization, pl.LightningModule):
     @property
     def kind(self) -> str:
         """What data points are called in messages."""
-        return "images" if self.has_grey_levels else "samples" if self.is_image else "points"
+        return "images" if self.has_grey_levels else "samples"
 
     def encode(self, data: Tensor) -> Tensor:
         """Images from [0, 1] to the model's range; what has no grey levels as it is."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import operator
-import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.finite import NonFinite, bad_items, shown
+from diffusion_lab.memory import memory_of_machine
 from diffusion_lab.model.conditions import Conditioned, Guidance
 from diffusion_lab.model.labels import Label
 from diffusion_lab.noise import image_generators
@@ -44,14 +44,6 @@ def whole(name: str, value: Any, least: int) -> int:
 def seed_of(seed: int | None) -> int:
     """A seed that was given, or one drawn at random, without a change of any generator."""
     return secrets.randbits(32) if seed is None else whole("seed", seed, 0)
-
-
-def memory_of_machine() -> float:
-    """Bytes of memory that this machine has; infinite where it does not tell."""
-    try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, ValueError, OSError):
-        return math.inf
 
 
 class Drawing(Conditioned):

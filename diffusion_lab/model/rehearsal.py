@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion_lab.model.expectations import (
     Unfit,
@@ -61,6 +61,8 @@ def rehearse(
     Raises:
         ValueError: in one line that names what is wrong and what is needed.
     """
+    if not isinstance(model.network, nn.Module):
+        raise Unfit(f"the network {title(model.network)} is no torch.nn.Module: derive its class from that")
     device = torch.device(device or model.device)
     with random_state_kept(device), copied(model, device) as tried, warnings.catch_warnings():
         warnings.simplefilter("ignore")

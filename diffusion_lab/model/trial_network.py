@@ -117,6 +117,9 @@ def check_network(denoiser: Denoiser, network: TrialNetwork, x0: Tensor) -> list
     if not torch.allclose(first, again, rtol=1e-3, atol=1e-6):
         return [f"the network {name} is random in eval mode: a sample is not the same when it is drawn again"]
     notes = []
+    if first.dtype.itemsize < x.dtype.itemsize:
+        given, kept = (str(one.dtype).removeprefix("torch.") for one in (x, first))
+        notes.append(f"the network {name} gives {kept} for inputs of {given}, and its precision is lost")
     if not connected:
         notes.append(f"the output of the network {name} has no gradient in its input: likelihood=flow would be wrong")
     if again.any() and torch.equal(again, later) and not torch.equal(*c_noise):

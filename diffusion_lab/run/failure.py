@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffusion_lab.config.origin import advice
-from diffusion_lab.errors import ConfigError
+from diffusion_lab.errors import BadItem, ConfigError
 from diffusion_lab.finite import NonFinite
 from diffusion_lab.storage.atomic_file import NotWritten, describe, refused
 
@@ -47,16 +47,16 @@ def explain(error: BaseException, run_dir: Path, settings: Mapping[str, Any]) ->
     """
     cause: BaseException | None = error
     while cause is not None:
-        found = non_finite(cause) or disk(cause, run_dir) or memory(cause, settings)
+        found = said(cause) or disk(cause, run_dir) or memory(cause, settings)
         if found:
             return found
         cause = cause.__cause__  # what was raised from another; what only came after it has a fault of its own
     return None
 
 
-def non_finite(error: BaseException) -> str | None:
-    """Of a loss, a gradient, weights or samples that are not finite, which `NonFinite` says itself."""
-    return str(error) if isinstance(error, NonFinite) else None
+def said(error: BaseException) -> str | None:
+    """What the error says itself: of numbers that are not finite, and of an item of the data."""
+    return str(error).strip().splitlines()[-1] if isinstance(error, NonFinite | BadItem) else None
 
 
 def disk(error: BaseException, run_dir: Path) -> str | None:

@@ -40,8 +40,9 @@ def initialise(model: Model, settings: dict[str, Any]) -> None:
     Raises:
         ConfigError: if it is not there, holds no such weights, or does not fit and `init_strict` is true.
     """
-    found = weights_of(settings["init_from"], model.network, settings["init_weights"], settings["paths"]["log_dir"])
-    left = fill(model.network, found, settings["init_strict"])
+    place, strict = settings["paths"]["log_dir"], settings["init_strict"]
+    found = weights_of(settings["init_from"], model.network, settings["init_weights"], place, strict)
+    left = fill(model.network, found, strict)
     settings["init_from"] = str(found.file.resolve())
     message = f"begins with {found.kind} of {found.file}, step 0"
     message += f"; left out, and drawn anew: {listed(left)}" if left else ""
@@ -49,7 +50,7 @@ def initialise(model: Model, settings: dict[str, Any]) -> None:
         say(message + differences(found.config, settings))
 
 
-def weights_of(source: str, network: nn.Module, which: str, log_dir: str) -> Initial:
+def weights_of(source: str, network: nn.Module, which: str, log_dir: str, strict: bool = True) -> Initial:
     """The weights of a run, a checkpoint of ours or of another program, or a file on the Hugging Face hub."""
     path = fetched(source) if source.startswith(HUB) else Path(source).expanduser()
     if source == "last" or path.is_dir():
@@ -60,17 +61,19 @@ def weights_of(source: str, network: nn.Module, which: str, log_dir: str) -> Ini
         return of_ours(path, which)
     try:
         found = files.find(files.read(path))
-        if set(network.state_dict()) & set(plain := without_prefix(found.raw)):
+        own, plain = network.state_dict().keys(), without_prefix(found.raw)
+        if 2 * len(own & plain.keys()) > len(own):  # some names, such as conv_in, other programs have as well
             return Initial(path, "the weights", plain)
         layout = recognise(network, found.raw)
-        layout.check(network, path)
+        if strict:
+            layout.check(network, path)
         raw = found.raw if which == "raw" else files.averaged(found, layout.order(network))
         kind = f"the {which} weights" if found.average else "the weights"
-        return Initial(path, f"{kind} ({found.kind})", layout.convert(network, raw))
+        return Initial(path, f"{kind} ({found.kind})", layout.convert(network, raw, strict))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"init_from={source} does not fit this network: {str(error).removeprefix(f'{path} ')}; if it is of another "
-            f"size, import it first with its own settings (diffusion-lab import), and begin with that run"
+            "size, add init_strict=false, which leaves out what does not fit"
         ) from error
 
 

@@ -26,6 +26,7 @@ from diffusion_lab.errors import ConfigError
 from diffusion_lab.evaluation import reference
 from diffusion_lab.metric import Statistics
 from diffusion_lab.output import say
+from diffusion_lab.run.data_module import data_module
 from diffusion_lab.run.import_checkpoint import composed
 
 
@@ -78,7 +79,7 @@ def measure(overrides: Sequence[str], split: str, out: str | None, count: int | 
     try:
         check_devices(settings["trainer"])
         fabric = Fabric(**{k: settings["trainer"][k] for k in keys})
-        data = instantiate(settings["data"], "data")
+        data = data_module(settings["data"])
         data.prepare_data()
         data.setup("test")
         extractor = instantiate(settings["metric"]["features"], "metric.features")

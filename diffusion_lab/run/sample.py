@@ -29,6 +29,7 @@ from diffusion_lab.run.choice import choose_likelihood, choose_sampler
 from diffusion_lab.run.compare import all_series, compare, planned
 from diffusion_lab.run.compiled import compile_network
 from diffusion_lab.run.conditioning import asked_for, choose_guidance, described
+from diffusion_lab.run.data_module import data_module
 from diffusion_lab.run.data_place import located
 from diffusion_lab.run.distributed import cluster, set_timeout
 from diffusion_lab.run.failure import explained
@@ -124,6 +125,8 @@ def load(config: DictConfig) -> Subject:
         model.sampler, model.label = instantiate(settings, "sampler"), plain(config)["label"]
         model.guidance = choose_guidance(plain(config)["guidance"], contents["config"]["model"])
         model.check_asked(config.seed)
+        if config.trajectory and not hasattr(model.sampler, "trajectory"):
+            raise ConfigError(f"trajectory=true: {type(model.sampler).__name__} has no trajectory(...): leave it out")
         model.likelihood = choose_likelihood(config, model)
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -215,7 +218,7 @@ def prepare_evaluation(config: DictConfig, subject: Subject) -> tuple[Evaluator,
     }
     own = {k: v for k, v in chosen.items() if v is not None}
     try:
-        data = instantiate(settings, "data")
+        data = data_module(settings)
         data.prepare_data()
         data.setup("test")
         evaluator = instantiate({**trained["callback"]["evaluation"]["evaluator"], **own}, "evaluator")

@@ -31,6 +31,7 @@ from diffusion_lab.plot import charts
 from diffusion_lab.run.changes import changes, refuse_changes, refuse_shapes
 from diffusion_lab.run.compiled import compile_network
 from diffusion_lab.run.conditioning import described, tell_labels
+from diffusion_lab.run.data_module import data_module
 from diffusion_lab.run.data_place import moved, places
 from diffusion_lab.run.distributed import cluster, set_timeout
 from diffusion_lab.run.failure import explained
@@ -114,7 +115,7 @@ def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, 
     """Build everything; whatever is wrong with data, devices or options is refused here, before the first step."""
     try:
         check_devices(settings["trainer"])
-        data = instantiate(settings["data"], "data")
+        data = data_module(settings["data"])
         data.prepare_data()
         data.setup("fit")
         batch = data.batch_size * settings["trainer"]["accumulate_grad_batches"]
@@ -125,8 +126,7 @@ def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, 
         model.config = settings
         if settings.get("init_from") and not settings["ckpt_path"]:
             initialise(model, settings)
-        built = instantiate(settings["callback"], "callback").values()
-        callbacks = [callback for callback in built if callback is not None]
+        callbacks = [made for made in instantiate(settings["callback"], "callback").values() if made is not None]
         for callback in callbacks:
             if hasattr(callback, "check"):
                 callback.check(data, model)
