@@ -31,9 +31,9 @@ from diffusion_lab.sampler import (
 )  # fmt: skip
 from diffusion_lab.sampler.engine import Written
 from diffusion_lab.sampler.multistep import dpm_weights
-from diffusion_lab.sampler.plan import Call, Sum
-from diffusion_lab.sampler.record import Form, Recorder
+from diffusion_lab.sampler.record import Combine, Evaluate, Form, Recorder
 from diffusion_lab.sampler.scalar_process import ScalarProcess
+from diffusion_lab.sampler.step import Prediction, coefficients
 
 PROCESSES = {
     "linear": lambda: Ladder(Linear(), 1000),
@@ -135,11 +135,12 @@ class AffineLaw(Written):
             z[self.rows - 1] = std
         return z
 
-    def denoise(self, x, t):
+    def predict(self, x, t, thresholded):
         alpha, sigma = self.p.alpha_sigma(t)
         centred = x.clone()
         centred[0] -= alpha * self.mean
-        return self.predicted(t, x, sigma * centred / (alpha**2 * self.variance + sigma**2))
+        eps = sigma * centred / (alpha**2 * self.variance + sigma**2)
+        return Prediction(t, x, eps, coefficients(alpha, sigma, self.denoiser.parameterization.eps))
 
 
 def affine_law(target, process, sampler):
@@ -294,7 +295,7 @@ def test_multistep_solvers_warm_up_by_one_order_a_step(solver):
     recorder = Recorder(denoiser, p, thresholded=False)
     x, used = Form({0: 1.0}), []
     for t, s in itertools.pairwise(p.times):
-        x = recorder.step(solver, x, t, s)
+        x = recorder.apply("step", solver, x, t, s)
         used.append(len(x.terms) - 1 - isinstance(solver, UniPC))  # x, and UniC's own
     assert used == [1, 2, 3, 3, 3]
 
@@ -503,11 +504,13 @@ def test_float64_on_request_agrees_with_float32():
     "build, message",
     [
         (lambda: DDIM(1.5), "between 0"),
-        (lambda: DPMSolver(4), "order 1, 2 or 3"),
-        (lambda: UniPC(0), "order 1, 2 or 3"),
-        (lambda: EDM(3), "order 1 .Euler. or 2"),
+        (lambda: DPMSolver(4), "order=4 is unknown; allowed: 1, 2, 3"),
+        (lambda: UniPC(0), "order=0 is unknown; allowed: 1, 2, 3"),
+        (lambda: EDM(3), "order=3 is unknown; allowed: 1, 2"),
         (lambda: EDM(churn=-1.0), "churn must be >= 0"),
         (lambda: Langevin(snr=0.0), "snr > 0"),
+        (lambda: Langevin(norm="images"), "norm='images' is unknown; allowed: batch, image"),
+        (lambda: Ancestral("small"), "allowed: fixed_small, fixed_large"),
         (lambda: AnnealedLangevin(), "either step_size or snr"),
         (lambda: AnnealedLangevin(1e-5, 0.1), "either step_size or snr"),
         (lambda: AnnealedLangevin(-1e-5), "must be positive"),
@@ -564,7 +567,7 @@ def test_a_step_of_one_evaluation_is_two_operations_and_no_prediction_is_made_th
         (DPMSolver(2), image, False, False, (5, 5)),
     ):  # fmt: skip
         plan = Sampler(predictor, steps=5, clip=clip).record(denoiser, x, shown)
-        assert tuple(sum(isinstance(o, kind) for o in plan.operations) for kind in (Call, Sum)) == want
+        assert tuple(sum(isinstance(o, kind) for o in plan.instructions) for kind in (Evaluate, Combine)) == want
 
 
 def test_settings_that_are_changed_in_place_change_the_next_samples():
