@@ -32,7 +32,7 @@ class Engine(ABC):
     """
 
     corrected = False
-    """Whether a corrector moves x before each step; the loop sets it."""
+    """Whether a corrector moves x before each step; the sampler sets it."""
 
     def __init__(self, denoiser: Denoiser, p: ScalarProcess, thresholded: bool) -> None:
         self.denoiser, self.p, self.thresholded = denoiser, p, thresholded

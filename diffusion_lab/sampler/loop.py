@@ -174,7 +174,9 @@ class Sampler:
             threshold = dynamic(*bounds, self.dynamic_threshold)
         elif bounds and self.clip:
             threshold = clipped(*bounds)
-        return Written(denoiser, self.steps_between(times, denoiser), like, threshold)
+        written = Written(denoiser, self.steps_between(times, denoiser), like, threshold)
+        written.corrected = self.corrector is not None
+        return written
 
     def record(self, denoiser: Denoiser, like: Tensor, shown: bool = False) -> Plan:
         """The sampler as it runs on batches like `like` (B, ...): all coefficients, computed in float64.
