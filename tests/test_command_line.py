@@ -110,7 +110,26 @@ def test_help_of_a_group_an_option_and_a_key():
 
 
 def test_values_of_other_options_are_no_topics_of_help():
-    assert tell("train", ["--config-dir", "conf", "--help", "schedule"]) == tell("train", ["--help", "schedule"])
+    conf = str(ROOT / "conf")
+    assert tell("train", ["--config-dir", conf, "--help", "schedule"]) == tell("train", ["--help", "schedule"])
+
+
+@pytest.mark.parametrize("words", [["--config-dir", "{}"], ["hydra.searchpath=[file://{}]"]])
+def test_help_knows_the_options_of_further_directories(tmp_path, words):
+    for group, name, text in (
+        ("loss", "mine", "# my own loss\n_target_: mine.Loss\ncurve: 3  # how much"),
+        ("flavour", "sweet", "# not sour\nsugar: 1  # spoons"),
+    ):
+        (tmp_path / group).mkdir()
+        (tmp_path / group / f"{name}.yaml").write_text(text)
+    words = [word.format(tmp_path) for word in words]
+    assert "  mine                  my own loss" in tell("train", [*words, "--help"])
+    assert tell("train", [*words, "loss=mine"]) == "loss=mine\n  # my own loss\n  curve: 3  # how much"
+    assert "loss.curve=3" in tell("train", [*words, "curve"]) and "how much" in tell("train", [*words, "loss.curve"])
+    assert tell("train", [*words, "flavour"]).startswith("flavour=sweet")
+    assert "loss=dsm" in tell("train", [*words, "loss"])
+    with pytest.raises(ConfigError, match="no directory of configurations"):
+        tell("train", ["--config-dir", str(tmp_path / "nowhere"), "loss"])
 
 
 def test_the_command_sorts_helps_and_refuses(tmp_path):

@@ -11,9 +11,9 @@ import torch
 
 from diffusion_lab.process import VE, VP, DiscreteProcess, Geometric, Linear, SubVP
 from diffusion_lab.sampler import DDIM, DPMSolver
-from diffusion_lab.sampler.prediction import Prediction, coefficients
 from diffusion_lab.sampler.record import Form
 from diffusion_lab.sampler.scalar_process import ScalarProcess
+from diffusion_lab.sampler.step import Prediction, coefficients
 
 
 class Weights(NamedTuple):

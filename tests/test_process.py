@@ -222,8 +222,8 @@ def test_times_keep_float32_under_another_default_dtype():
 
 def test_shortened_sigma_ladders_start_at_the_largest_noise():
     for steps in (3, 7, 10):
-        assert DiscreteProcess(Geometric(0.01, 50), 10).grid(steps)[0] == 1
-    assert DiscreteProcess(Geometric(0.01, 50), 10).grid(1)[0] == 0.1  # plain Langevin dynamics at the lowest
+        assert DiscreteProcess(Geometric(0.01, 50), 10).timesteps(steps)[0] == 1
+    assert DiscreteProcess(Geometric(0.01, 50), 10).timesteps(1)[0] == 0.1  # plain Langevin dynamics at the lowest
 
 
 @pytest.mark.parametrize("process", [build() for build in SDES.values()])
@@ -278,15 +278,15 @@ def test_level_zero_is_clean_and_levels_round_trip():
 def test_grids_are_ddims_sequences(recorded, steps):
     official, ladder = recorded("ddim"), DiscreteProcess(Linear())
     for spacing, name in (("uniform", "uniform"), ("quadratic", "quad")):
-        grid = ladder.grid(steps, spacing)
+        grid = ladder.timesteps(steps, spacing)
         assert torch.equal(ladder.level(grid.flip(0)) - 1, official[f"seq.{name}.N{steps}"].double())
 
 
 def test_full_grid_visits_every_level_and_too_many_steps_are_refused():
     ladder = DiscreteProcess(Linear(), 30)
-    assert torch.equal(ladder.level(ladder.grid(None)), torch.arange(30.0, 0, -1).double())
+    assert torch.equal(ladder.level(ladder.timesteps(None)), torch.arange(30.0, 0, -1).double())
     with pytest.raises(ValueError, match="between 1 and the model's 30 levels, got 31"):
-        ladder.grid(31)
+        ladder.timesteps(31)
 
 
 def test_training_times_cover_all_levels_evenly():

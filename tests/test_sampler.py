@@ -31,9 +31,9 @@ from diffusion_lab.sampler import (
 )  # fmt: skip
 from diffusion_lab.sampler.engine import Written
 from diffusion_lab.sampler.multistep import dpm_weights
-from diffusion_lab.sampler.plan import Call, Sum
-from diffusion_lab.sampler.record import Form, Recorder
+from diffusion_lab.sampler.record import Combine, Evaluate, Form, Recorder
 from diffusion_lab.sampler.scalar_process import ScalarProcess
+from diffusion_lab.sampler.step import Prediction, coefficients
 
 PROCESSES = {
     "linear": lambda: DiscreteProcess(Linear(), 1000),
@@ -135,11 +135,12 @@ class AffineLaw(Written):
             z[self.rows - 1] = std
         return z
 
-    def denoise(self, x, t):
+    def predict(self, x, t, thresholded):
         alpha, sigma = self.p.alpha_sigma(t)
         centred = x.clone()
         centred[0] -= alpha * self.mean
-        return self.predicted(t, x, sigma * centred / (alpha**2 * self.variance + sigma**2))
+        eps = sigma * centred / (alpha**2 * self.variance + sigma**2)
+        return Prediction(t, x, eps, coefficients(alpha, sigma, self.denoiser.parameterization.eps))
 
 
 def affine_law(target, process, sampler):
@@ -257,7 +258,7 @@ def test_order_of_convergence(name, process):
 @pytest.mark.parametrize("variant", ["bh1", "bh2"])
 def test_unipc_is_exact_for_predictions_that_are_polynomials_of_lambda(variant):
     """x_s - a x_t = sigma_s int e^lambda x0(lambda) dlambda, of degree 2 for the predictor and 3 once refined."""
-    process, times = VP(Linear()), VP(Linear()).grid(9, "log_snr") ** 1.05
+    process, times = VP(Linear()), VP(Linear()).timesteps(9, "log_snr") ** 1.05
     p = ScalarProcess(process, times)
     lam = [p.lambda_(t) for t in p.times]
     for i in (3, 6):
@@ -294,7 +295,7 @@ def test_multistep_solvers_warm_up_by_one_order_a_step(solver):
     recorder = Recorder(denoiser, p, thresholded=False)
     x, used = Form({0: 1.0}), []
     for t, s in itertools.pairwise(p.times):
-        x = recorder.step(solver, x, t, s)
+        x = recorder.apply("step", solver, x, t, s)
         used.append(len(x.terms) - 1 - isinstance(solver, UniPC))  # x, and UniC's own
     assert used == [1, 2, 3, 3, 3]
 
@@ -409,7 +410,7 @@ def test_churn_is_added_between_s_min_and_s_max_only_and_is_that_of_algorithm_2(
     discrete = DiscreteProcess(
         Geometric(0.01, 20.0), 50
     )  # whose largest level bounds the noise, as NVlabs' round_sigma does
-    p = ScalarProcess(discrete, discrete.grid(9, "karras"))
+    p = ScalarProcess(discrete, discrete.timesteps(9, "karras"))
     assert EDM(1, 90.0).churned(p, 0.0, 1.0, lambda std: std) == (0.0, 1.0)
 
 
@@ -507,11 +508,13 @@ def test_float64_on_request_agrees_with_float32():
     "build, message",
     [
         (lambda: DDIM(1.5), "between 0"),
-        (lambda: DPMSolver(4), "order 1, 2 or 3"),
-        (lambda: UniPC(0), "order 1, 2 or 3"),
-        (lambda: EDM(3), "order 1 .Euler. or 2"),
+        (lambda: DPMSolver(4), "order=4 is unknown; allowed: 1, 2, 3"),
+        (lambda: UniPC(0), "order=0 is unknown; allowed: 1, 2, 3"),
+        (lambda: EDM(3), "order=3 is unknown; allowed: 1, 2"),
         (lambda: EDM(churn=-1.0), "churn must be >= 0"),
         (lambda: Langevin(snr=0.0), "snr > 0"),
+        (lambda: Langevin(norm="images"), "norm='images' is unknown; allowed: batch, image"),
+        (lambda: Ancestral("small"), "allowed: fixed_small, fixed_large"),
         (lambda: AnnealedLangevin(), "either step_size or snr"),
         (lambda: AnnealedLangevin(1e-5, 0.1), "either step_size or snr"),
         (lambda: AnnealedLangevin(-1e-5), "must be positive"),
@@ -568,7 +571,7 @@ def test_a_step_of_one_evaluation_is_two_operations_and_no_prediction_is_made_th
         (DPMSolver(2), image, False, False, (5, 5)),
     ):  # fmt: skip
         plan = Sampler(predictor, steps=5, clip=clip).record(denoiser, x, shown)
-        assert tuple(sum(isinstance(o, kind) for o in plan.operations) for kind in (Call, Sum)) == want
+        assert tuple(sum(isinstance(o, kind) for o in plan.instructions) for kind in (Evaluate, Combine)) == want
 
 
 def test_settings_that_are_changed_in_place_change_the_next_samples():

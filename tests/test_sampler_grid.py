@@ -106,13 +106,13 @@ def test_the_spacings_of_discrete_levels_are_those_of_lin_et_al_table_2():
         "trailing": [100, 200, 300, 400, 500, 600, 700, 800, 900, 1000],
     }
     for spacing, levels in want.items():
-        assert ladder.level(ladder.grid(10, spacing)).flip(0).tolist() == levels
-    assert ladder.level(ladder.grid(7, "leading")).flip(0).tolist() == [1 + 142 * i for i in range(7)]
-    assert VP(Linear()).grid(4, "trailing").tolist() == pytest.approx([1 - i * 0.999 / 4 for i in range(4)])
+        assert ladder.level(ladder.timesteps(10, spacing)).flip(0).tolist() == levels
+    assert ladder.level(ladder.timesteps(7, "leading")).flip(0).tolist() == [1 + 142 * i for i in range(7)]
+    assert VP(Linear()).timesteps(4, "trailing").tolist() == pytest.approx([1 - i * 0.999 / 4 for i in range(4)])
     with pytest.raises(ValueError, match="leading starts below the largest noise"):
-        DiscreteProcess(Geometric(), 10).grid(5, "leading")
+        DiscreteProcess(Geometric(), 10).timesteps(5, "leading")
     with pytest.raises(ValueError, match="this process has none"):
-        VP(Linear()).grid(5, "leading")
+        VP(Linear()).timesteps(5, "leading")
 
 
 def test_the_continuous_quadratic_grid_is_dpm_solvers():
@@ -175,9 +175,9 @@ def test_times_out_of_range_are_refused(process, ends):
 
 def test_the_last_time_may_be_earlier_than_the_process_has_by_default():
     """Down to the first time of training, which is 1e-5 for VP, whose samplers end at 1e-3."""
-    assert VP(Linear()).grid(5, t_end=1e-5)[-1] == 1e-5
+    assert VP(Linear()).timesteps(5, t_end=1e-5)[-1] == 1e-5
     with pytest.raises(ValueError, match="1e-05 <= t_end"):
-        VP(Linear()).grid(5, t_end=1e-6)
+        VP(Linear()).timesteps(5, t_end=1e-6)
 
 
 def test_a_single_level_is_for_langevin_dynamics():

@@ -43,7 +43,7 @@ class At(Sampler):
         super().__init__(predictor, precision="float64", **settings)
         self.times = torch.as_tensor(times, dtype=torch.float64)
 
-    def caution(self, denoiser):
+    def caution(self, denoiser, times=None):
         """Other people's programs start from noise alone as well."""
 
     def timesteps(self, denoiser):

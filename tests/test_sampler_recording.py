@@ -170,6 +170,11 @@ def clamped_with_history(p, x, t, s, denoise, noise, past):
     return p.sigma(s) / p.sigma(t) * x + 0.3 * (1.5 * x0 - 0.5 * before).clamp(-0.1, 0.1) + noise(0.1) * noise().sign()
 
 
+def clamped_and_refined(p, x, t, s, denoise, noise, past):
+    """Takes the prediction that the last step made at t, unless a corrector, which is recorded, has moved x since."""
+    return UniPC(2)(p, x.clamp(-1e9, 1e9), t, s, denoise, noise, past)
+
+
 def decides(p, x, t, s, denoise, noise, past):
     return 0.9 * x if x.mean() > 0 else 0.8 * x
 
@@ -177,7 +182,7 @@ def decides(p, x, t, s, denoise, noise, past):
 USERS = [
     noise_twice, noise_in_two_places, noise_out_of_order, noise_in_vain, noise_alone, nothing_at_all, no_x, asked_twice,
 ]  # fmt: skip
-RUN = [clamped, clamped_with_history, decides]
+RUN = [clamped, clamped_with_history, clamped_and_refined, decides]
 
 
 @pytest.mark.parametrize("corrector", [None, AnnealedLangevin(snr=0.1, steps=1), Langevin(snr=0.1)], ids=repr)
@@ -189,8 +194,8 @@ def test_a_users_step_is_recorded_or_run_as_written(step, corrector):
     for denoise in (True, False):
         sampler = Sampler(step, corrector, 6, "log_snr", denoise=denoise, precision="float64")
         agree(sampler, denoiser, x, 1e-10)
-        run = {type(one).__name__ for one in sampler.record(denoiser, x).operations}
-        assert ("Step" in run) == (step in RUN or isinstance(corrector, Langevin))
+        run = {type(one).__name__ for one in sampler.record(denoiser, x).instructions}
+        assert ("Run" in run) == (step in RUN or isinstance(corrector, Langevin))
 
 
 def test_steps_that_are_run_have_the_law_of_those_that_are_recorded():
@@ -224,7 +229,35 @@ def test_history_is_seen_where_only_some_steps_are_run():
 def test_noise_is_drawn_in_the_order_of_the_step_and_never_for_nothing():
     """A draw of standard deviation 0 draws nothing; one that is not used is drawn, so that both ways see one stream."""
     p = ScalarProcess(PROCESSES["vp"], [1.0, 0.5])
-    recorder = Recorder(straight_denoiser(PROCESSES["vp"]), p, False)
+    recorder = Recorder(straight_denoiser(PROCESSES["vp"]), p)
     assert recorder.noise(0.0) == 0.0 and not recorder.instructions
     assert recorder.noise(0.3).terms == {1: 0.3} and recorder.instructions == [Draw(1)]
     assert math.isclose((recorder.noise() * 0.5).terms[2], 0.5)
+
+
+def test_a_check_finds_what_a_step_lacks_without_recording_all_of_it():
+    """Steps of one's own are tried on the first two times; ours know what they need of a whole grid."""
+    tried = []
+
+    def broken(p, x, t, s, denoise, noise, past):
+        tried.append(t)
+        return p.no_such_number(t) * x
+
+    denoiser = exact_denoiser(analytic.gmm2d(), PROCESSES["vp"])
+    with pytest.raises(AttributeError, match="no_such_number"):
+        Sampler(broken).check(denoiser)
+    assert tried == [1.0]
+
+    def counted(p, x, t, s, denoise, noise, past):
+        tried.append(t)
+        return x
+
+    Sampler(counted).check(denoiser)
+    assert len(tried) == 3
+
+
+def test_a_grid_is_computed_once_for_a_batch(monkeypatch):
+    denoiser, made = exact_denoiser(analytic.gmm2d(), PROCESSES["vp"]), []
+    monkeypatch.setattr(Sampler, "timesteps", lambda self, denoiser: made.append(1) or denoiser.process.timesteps(5))
+    Sampler(DDIM())(denoiser, (2, 2, 1, 1))
+    assert len(made) == 1

@@ -9,11 +9,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusion_lab.config.places import CONF
+from diffusion_lab.config.command_line import settled
+from diffusion_lab.config.places import CONF, SEARCH, directories, groups
+from diffusion_lab.config.places import options as options_in
 from diffusion_lab.config.validation import nearest
 from diffusion_lab.errors import ConfigError
 
 WIDTH = 116
+
+Places = tuple[Path, ...]
+"""Directories of configurations, the main one first."""
 
 INTRODUCTION = {
     "train": """Train a score-based or diffusion model, evaluate it, and say where everything is.
@@ -70,20 +75,23 @@ def tell(task: str, words: Sequence[str]) -> str:
     Raises:
         ConfigError: for a word that names none of them.
     """
-    named = [word for word in words if word not in ("--help", "-h")]
-    if any(word.startswith("-") for word in named):  # other options, whose values are no topics
+    named, found = [word for word in words if word not in ("--help", "-h")], (CONF,)
+    if any(word.startswith("-") or SEARCH in word for word in named):  # other options, whose values are no topics
         from diffusion_lab.config.command_line import separate
 
-        named = separate(named)[1]
-    return "\n\n".join(topic(task, word) for word in named) if named else overview(task)
+        options, topics = separate(named)
+        overrides = settled([*options, *topics])
+        main = next((word.partition("=")[2] for word in overrides if word.startswith("--config-path=")), None)
+        found, named = directories(overrides, main), [word for word in topics if SEARCH not in word]
+    return "\n\n".join(topic(task, word, found) for word in named) if named else overview(task, found)
 
 
-def overview(task: str) -> str:
+def overview(task: str, found: Places = (CONF,)) -> str:
     """What a command does, its groups with one line for an option, and the keys that people change."""
     program = f"python {task}.py"
     parts = [INTRODUCTION[task], "", "Choose with group=option (the first line of each file in conf/GROUP):", ""]
     for group in GROUPS[task]:
-        parts += listed(group, task)
+        parts += listed(group, task, found)
     parts += ["", "Set with key=value (defaults; recipes and experiments replace some of them):", ""]
     parts += [line(key) for key in keys_of(task)]
     first = GROUPS[task][0]
@@ -96,16 +104,18 @@ def overview(task: str) -> str:
     return "\n".join(parts)
 
 
-def listed(group: str, task: str) -> list[str]:
+def listed(group: str, task: str, found: Places = (CONF,)) -> list[str]:
     """A group's options, each with the first comment of its file."""
     names = [
-        name for name in options(group) if not name.startswith("small/") and (name != "trained" or task != "train")
+        name
+        for name in options(group, found)
+        if not name.startswith("small/") and (name != "trained" or task != "train")
     ]
     if group in MANY[task]:
         folders = [f"{folder}/..." for folder in dict.fromkeys(n.split("/")[0] for n in names if "/" in n)]
         message = ", ".join([n for n in names if "/" not in n] + folders)
         return textwrap.wrap(message, WIDTH, initial_indent=f"{group + '=':<12}", subsequent_indent=" " * 12)
-    shown = [f"{name:<22}{summary(path(group, name))}".rstrip() for name in names]
+    shown = [f"{name:<22}{summary(path(group, name, found))}".rstrip() for name in names]
     heads = [f"{group}=", *[""] * len(shown)]
     return [f"{head:<12}{text}" for head, text in zip(heads, shown, strict=False)]
 
@@ -116,24 +126,27 @@ def line(key: Key) -> str:
     return f"{key.name}={default}".ljust(40) + textwrap.shorten(key.comment, WIDTH - 38, placeholder=" ...")
 
 
-def topic(task: str, word: str) -> str:
+def topic(task: str, word: str, found: Places = (CONF,)) -> str:
     """A group with all its options, one option, or a key.
 
     Raises:
         ConfigError: if it is none of them.
     """
     group, _, name = word.partition("=")
-    groups = [*GROUPS[task], *GROUPS_INSIDE] if task == "sample" else all_groups()
-    if group in groups:
-        names = [name] if name else options(group)
-        if name and name not in options(group):
-            raise ConfigError(f"{word} is no option of {group}{nearest(name, options(group))}")
-        return "\n\n".join(f"{group}={n}\n{textwrap.indent(text(group, n), '  ')}" for n in names)
-    found = [f"{where}{line(key)}" for where, key in every_key(task) if key.name == group or ends(key.name, group)]
-    if found:
-        return "\n".join(dict.fromkeys(found))
-    close = nearest(group, [*groups, *(key.name for _, key in every_key(task))])
-    raise ConfigError(f"--help {word}: no group and no key of that name{close}; groups: {', '.join(groups)}")
+    known = [*GROUPS[task], *GROUPS_INSIDE] if task == "sample" else all_groups(found)
+    if group in known:
+        there = options(group, found)
+        if name and name not in there:
+            raise ConfigError(f"{word} is no option of {group}{nearest(name, there)}")
+        return "\n\n".join(
+            f"{group}={n}\n{textwrap.indent(text(group, n, found), '  ')}" for n in ([name] if name else there)
+        )
+    keyed = every_key(task, found=found)
+    lines = [f"{where}{line(key)}" for where, key in keyed if key.name == group or ends(key.name, group)]
+    if lines:
+        return "\n".join(dict.fromkeys(lines))
+    close = nearest(group, [*known, *(key.name for _, key in keyed)])
+    raise ConfigError(f"--help {word}: no group and no key of that name{close}; groups: {', '.join(known)}")
 
 
 GROUPS_INSIDE = ("sampler/predictor", "sampler/corrector")
@@ -153,16 +166,16 @@ def keys_of(task: str) -> list[Key]:
 
 
 @functools.cache
-def every_key(task: str, reverse: bool = False) -> tuple[tuple[str, Key], ...]:
+def every_key(task: str, reverse: bool = False, found: Places = (CONF,)) -> tuple[tuple[str, Key], ...]:
     """(option that has it, key) of all files of a command's groups; "" for the command's own keys."""
     own = [("", key) for key in keys(CONF / f"{task}.yaml")]
-    groups = [*GROUPS[task], *GROUPS_INSIDE] if task == "sample" else all_groups()
+    known = [*GROUPS[task], *GROUPS_INSIDE] if task == "sample" else all_groups(found)
     of_groups = [
         (f"{group}={name}  ", Key(f"{prefix(group)}.{key.name}", key.default, key.comment))
-        for group in groups
+        for group in known
         if group not in ("experiment", "recipe", "debug", "hydra")
-        for name in options(group)
-        for key in keys(path(group, name))
+        for name in options(group, found)
+        for key in keys(path(group, name, found))
     ]
     return tuple(reversed([*own, *of_groups])) if reverse else (*own, *of_groups)
 
@@ -172,25 +185,25 @@ def prefix(group: str) -> str:
     return group.replace("/", ".")
 
 
-def all_groups() -> list[str]:
+def all_groups(found: Places = (CONF,)) -> list[str]:
     """Every group that train.py knows."""
-    return [*sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name != "hydra"), *GROUPS_INSIDE]
+    return [group for group in groups(found, GROUPS_INSIDE) if group != "hydra"]
 
 
-def options(group: str) -> list[str]:
+def options(group: str, found: Places = (CONF,)) -> list[str]:
     """Names of a group's options, without those of the groups inside it."""
-    names = sorted(str(p.relative_to(CONF / group).with_suffix("")) for p in (CONF / group).rglob("*.yaml"))
-    return [n for n in names if f"{group}/{n.partition('/')[0]}" not in GROUPS_INSIDE]
+    return options_in(group, found, GROUPS_INSIDE)
 
 
-def path(group: str, name: str) -> Path:
-    """The file of an option."""
-    return CONF / group / f"{name}.yaml"
+def path(group: str, name: str, found: Places = (CONF,)) -> Path:
+    """The file of an option: as for Hydra, that of the first directory that has it."""
+    files = [place / group / f"{name}.yaml" for place in found]
+    return next((file for file in files if file.is_file()), files[0])
 
 
-def text(group: str, name: str) -> str:
+def text(group: str, name: str, found: Places = (CONF,)) -> str:
     """The file of an option as it is, without the class's name."""
-    lines = path(group, name).read_text(encoding="utf-8").splitlines()
+    lines = path(group, name, found).read_text(encoding="utf-8").splitlines()
     return "\n".join(line for line in lines if not line.strip().startswith("_target_"))
 
 

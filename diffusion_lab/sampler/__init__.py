@@ -1,14 +1,13 @@
 """Samplers: one loop, and the steps and correctors that it follows, each written as its paper prints it."""
 
-from diffusion_lab.sampler.ancestral import DDIM, Ancestral, EulerAncestral
+from diffusion_lab.sampler.ancestral import DDIM, Ancestral, EulerAncestral, EulerMaruyama, ReverseDiffusion
 from diffusion_lab.sampler.corrector import AnnealedLangevin, Langevin
 from diffusion_lab.sampler.edm import EDM, Restart
 from diffusion_lab.sampler.loop import Sampler, State
 from diffusion_lab.sampler.multistep import PNDM, AdamsBashforth, DPMSolver, UniPC
 from diffusion_lab.sampler.ode import ProbabilityFlow
-from diffusion_lab.sampler.reverse_sde import EulerMaruyama, ReverseDiffusion
 from diffusion_lab.sampler.singlestep import DPMpp2SAncestral, DPMppSDE, DPMSolver2S, DPMSolverSingle, RungeKutta
-from diffusion_lab.sampler.step import Corrector, Step
+from diffusion_lab.sampler.step import Corrector, Solver, Step
 
 __all__ = [
     "DDIM",
@@ -31,6 +30,7 @@ __all__ = [
     "ReverseDiffusion",
     "RungeKutta",
     "Sampler",
+    "Solver",
     "State",
     "Step",
     "UniPC",

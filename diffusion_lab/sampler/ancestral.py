@@ -68,7 +68,45 @@ class EulerAncestral(Step):
     s_noise: float = 1.0
 
     def __call__(self, p, x, t, s, denoise, noise, past) -> Any:
-        n, n_s, alpha_s = p.noise_to_signal(t), p.noise_to_signal(s), p.alpha(s)
-        down, up = ancestral_step(n, n_s, self.eta)
+        n, alpha_s = p.noise_to_signal(t), p.alpha(s)
+        down, up = ancestral_step(n, p.noise_to_signal(s), self.eta)
         y = x / p.alpha(t) + (down - n) * denoise(x, t).eps
         return alpha_s * y + noise(alpha_s * self.s_noise * up)
+
+
+@dataclass(frozen=True)
+class ReverseDiffusion(Step):
+    """Discretises the reverse SDE as the forward one, x_t = k x_s + sqrt(v) z; Song et al. 2021, Eq. 46.
+
+        x_s = (2 - k) x_t + v score + sqrt(v) z,   (k, v) = process.discretize(s, t)
+
+    With `probability_flow` the same step of the ODE (Eq. 13): half the score and no noise.
+    """
+
+    probability_flow: bool = False
+
+    def check(self, p) -> None:
+        if len(p.times) > 1:
+            p.discretize(p.times[1], p.times[0])  # of all steps at once
+
+    def __call__(self, p, x, t, s, denoise, noise, past) -> Any:
+        k, v = p.discretize(s, t)
+        drift, std = (v / 2, 0.0) if self.probability_flow else (v, math.sqrt(v))
+        return (2 - k) * x + drift * denoise(x, t).score + noise(std)
+
+
+@dataclass(frozen=True)
+class EulerMaruyama(Step):
+    """Euler-Maruyama on the reverse SDE dx = (f x - g^2 score) dt + g dw; Song et al. 2021, Eq. 6 and Appendix G.
+
+        x_s = (1 - f h) x_t + g^2 h score + g sqrt(h) z,   h = t - s
+
+    With `probability_flow` Euler's step of the ODE (Eq. 13): half the score and no noise.
+    """
+
+    probability_flow: bool = False
+
+    def __call__(self, p, x, t, s, denoise, noise, past) -> Any:
+        h, f, g = t - s, p.f(t), p.g(t)
+        drift, std = (g**2 * h / 2, 0.0) if self.probability_flow else (g**2 * h, g * math.sqrt(h))
+        return (1 - f * h) * x + drift * denoise(x, t).score + noise(std)

@@ -33,21 +33,20 @@ class Langevin(Corrector):
     norm: Literal["batch", "image"] = "image"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.snr <= 0 or self.steps < 1:
             raise ValueError(f"a Langevin corrector needs snr > 0 and steps >= 1, got {self.snr} and {self.steps}")
-        if self.norm not in ("batch", "image"):
-            raise ValueError(f"norm={self.norm!r} is unknown; allowed: batch, image")
 
     def __call__(self, p, x, t, denoise, noise) -> Any:
-        snr = self.snr * (2 * p.signal_kept(t)) ** 0.5
+        size, norm = 2 * p.signal_kept(t) * self.snr**2, torch.linalg.vector_norm
+        inside = tuple(range(1, x.dim()))
         for _ in range(self.steps):
             score, z = denoise(x, t).score, noise()
-            inside = tuple(range(1, z.dim()))
-            z_norm, score_norm = (torch.linalg.vector_norm(v, dim=inside, keepdim=True) for v in (z, score))
+            z_norm, score_norm = norm(z, dim=inside, keepdim=True), norm(score, dim=inside, keepdim=True)
             if self.norm == "batch":
                 z_norm, score_norm = z_norm.mean(), score_norm.mean()
-            root = snr * (z_norm / score_norm)  # sqrt(e)
-            x = torch.addcmul(x, score, root.square()).addcmul_(z, root, value=math.sqrt(2))
+            ratio = z_norm.div_(score_norm)  # e = size ratio^2
+            x = x.addcmul(score, ratio.square(), value=size).addcmul_(z, ratio, value=math.sqrt(2 * size))
         return x
 
 
@@ -88,5 +87,5 @@ class AnnealedLangevin(Corrector):
     def __call__(self, p, x, t, denoise, noise) -> Any:
         e = self.size(p, t)
         for _ in range(self.steps):
-            x = x + e * denoise(x, t).score + noise((2 * e) ** 0.5)
+            x = x + e * denoise(x, t).score + noise(math.sqrt(2 * e))
         return x

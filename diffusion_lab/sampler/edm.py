@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from diffusion_lab.sampler.step import Step, interval
+from diffusion_lab.sampler.step import Solver
 
 
 def heun(p, x, t, s, denoise) -> Any:
@@ -18,11 +18,17 @@ def heun(p, x, t, s, denoise) -> Any:
     return p.alpha(s) * (y + h / 2 * (d + d_s))
 
 
+def noised(p, x, t, t_hat, s_noise, noise) -> Any:
+    """x at a later time: y_hat = y + s_noise sqrt(n_hat^2 - n^2) z."""
+    std = p.alpha(t_hat) * s_noise * math.sqrt(p.noise_to_signal(t_hat) ** 2 - p.noise_to_signal(t) ** 2)
+    return p.alpha(t_hat) / p.alpha(t) * x + noise(std)
+
+
 @dataclass(frozen=True)
-class EDM(Step):
+class EDM(Solver):
     """Karras et al. 2022 (arXiv:2206.00364), Algorithm 2, in y = x / alpha and n = sigma / alpha.
 
-        n_hat = (1 + gamma) n,   y_hat = y + sqrt(n_hat^2 - n^2) s_noise z
+        n_hat = (1 + gamma) n,   y_hat = y + s_noise sqrt(n_hat^2 - n^2) z
         y_s = y_hat + (n_s - n_hat) eps_hat,
         order 2:  y_s = y_hat + (n_s - n_hat) (eps_hat + eps_s) / 2     with eps_s at that first y_s
 
@@ -39,13 +45,11 @@ class EDM(Step):
     s_noise: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.order not in (1, 2):
-            raise ValueError(f"EDM's sampler has order 1 (Euler) or 2 (Heun), got {self.order}")
+        super().__post_init__()
         if self.churn < 0 or self.s_noise <= 0:
             raise ValueError(f"churn must be >= 0 and s_noise > 0, got {self.churn} and {self.s_noise}")
 
     def __call__(self, p, x, t, s, denoise, noise, past) -> Any:
-        interval(p, t, s)
         x, t = self.churned(p, x, t, noise)
         if self.order == 2:
             return heun(p, x, t, s, denoise)
@@ -64,12 +68,11 @@ class EDM(Step):
         if n_hat <= n:
             return x, t
         t_hat = p.time(-math.log(n_hat))
-        alpha_hat = p.alpha(t_hat)
-        return alpha_hat / p.alpha(t) * x + noise(alpha_hat * self.s_noise * math.sqrt(n_hat**2 - n**2)), t_hat
+        return noised(p, x, t, t_hat, self.s_noise, noise), t_hat
 
 
 @dataclass(frozen=True)
-class Restart(Step):
+class Restart(Solver):
     """Heun's method that goes back: noise is added, and the last part of the way is solved again.
 
     Xu et al. 2023 (arXiv:2306.14878), Algorithm 1: at the time of the grid whose n = sigma / alpha is nearest to `low`
@@ -97,25 +100,28 @@ class Restart(Step):
         if self.steps < 2 or self.repeats < 0:
             raise ValueError(f"restart needs steps >= 2 and repeats >= 0, got {self.steps} and {self.repeats}")
 
-    def __call__(self, p, x, t, s, denoise, noise, past) -> Any:
-        interval(p, t, s)
-        x = heun(p, x, t, s, denoise)
-        n = p.noise_to_signal(s)
-        nearest = min(p.times, key=lambda time: abs(p.noise_to_signal(time) - self.low))
-        if s != nearest or not self.repeats:
-            return x
-        if n >= self.high:
+    def check(self, p) -> None:
+        super().check(p)
+        n = p.noise_to_signal(self.nearest(p))
+        if n >= self.high and self.nearest(p) != p.times[0] and self.repeats:
             raise ValueError(
                 f"restart goes back to sigma / alpha = {self.high:.3g}, but the time nearest to low = {self.low:.3g} "
                 f"has {n:.3g}: use more sampler.steps, or a higher `high`"
             )
-        times = self.times(p, s)
-        for _ in range(self.repeats):
-            up = p.alpha(times[0]) * self.s_noise * math.sqrt(p.noise_to_signal(times[0]) ** 2 - n**2)
-            x = p.alpha(times[0]) / p.alpha(s) * x + noise(up)
-            for late, early in pairwise(times):
-                x = heun(p, x, late, early, denoise)
+
+    def __call__(self, p, x, t, s, denoise, noise, past) -> Any:
+        x = heun(p, x, t, s, denoise)
+        if s == self.nearest(p):
+            times = self.times(p, s)
+            for _ in range(self.repeats):
+                x = noised(p, x, s, times[0], self.s_noise, noise)
+                for late, early in pairwise(times):
+                    x = heun(p, x, late, early, denoise)
         return x
+
+    def nearest(self, p) -> float:
+        """The time of the grid that is nearest to `low`."""
+        return min(p.times, key=lambda t: abs(p.noise_to_signal(t) - self.low))
 
     def times(self, p, s: float) -> list[float]:
         """Times from n = high down to s, even in n^(1/rho)."""

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from diffusion_lab.denoiser import Denoiser, Preconditioning
-from diffusion_lab.sampler.prediction import Coefficients, Prediction, coefficients
 from diffusion_lab.sampler.scalar_process import ScalarProcess
+from diffusion_lab.sampler.step import Coefficients, Prediction, coefficients
+from diffusion_lab.sampler.threshold import Threshold
 
 HISTORY = 8
 """Predictions that a step may look back at."""
 
-Threshold = Callable[[Tensor], Tensor]
-"""What is done to each prediction of x_0: clipping, dynamic thresholding."""
+Kind = Literal["step", "correct", "last"]
+"""The methods of an `Engine` that call a step."""
 
 
 class Engine(ABC):
@@ -26,54 +27,62 @@ class Engine(ABC):
 
     Args:
         denoiser, p: the network and its process at the sampler's times.
-        thresholded: whether the sampler changes each prediction of x_0.
+        thresholded: whether the sampler changes each prediction of x_0; for a corrector, which takes the score, it
+            never does.
     """
+
+    corrected = False
+    """Whether a corrector moves x before each step; the sampler sets it."""
 
     def __init__(self, denoiser: Denoiser, p: ScalarProcess, thresholded: bool) -> None:
         self.denoiser, self.p, self.thresholded = denoiser, p, thresholded
-        self.past: deque[Prediction] = deque(maxlen=HISTORY)
+        self.past: list[Prediction] = []
         self.latest: Prediction | None = None
         self._coefficients: dict[tuple[float, bool], Coefficients] = {}
-
-    def predicted(self, t: float, x: Any, output: Any) -> Prediction:
-        """The prediction in the network's output, or in x_0 where a threshold has changed it; later steps see it."""
-        key = t, self.thresholded
-        if key not in self._coefficients:
-            eps = None if self.thresholded else self.denoiser.parameterization.eps
-            self._coefficients[key] = coefficients(*self.p.alpha_sigma(t), eps)
-        self.latest = prediction = Prediction(t, x, output, self._coefficients[key])
-        self.past.appendleft(prediction)
-        return prediction
 
     @abstractmethod
     def noise(self, std: float = 1.0) -> Any:
         """Fresh noise, N(0, std^2 I)."""
 
     @abstractmethod
-    def denoise(self, x: Any, t: float) -> Prediction:
+    def predict(self, x: Any, t: float, thresholded: bool) -> Prediction:
         """The network's prediction at x and t."""
+
+    def coefficients(self, t: float, thresholded: bool) -> Coefficients:
+        """Of a prediction, or of one that a threshold has changed, which is x_0."""
+        key = t, thresholded
+        if key not in self._coefficients:
+            eps = None if thresholded else self.denoiser.parameterization.eps
+            self._coefficients[key] = coefficients(*self.p.alpha_sigma(t), eps)
+        return self._coefficients[key]
+
+    def denoise(self, x: Any, t: float) -> Prediction:
+        """The network's prediction at x and t, which later steps see."""
+        prediction = self.predict(x, t, self.thresholded)
+        self.past = [prediction, *self.past[: HISTORY - 1]]
+        return prediction
+
+    def before(self, t: float) -> list[Prediction]:
+        """What a step at t sees of the past; predictions at t are of another x where a corrector has moved it since."""
+        return [one for one in self.past if one.t != t] if self.corrected else self.past
+
+    def apply(self, kind: Kind, step: Callable[..., Any] | None, x: Any, *times: float) -> Any:
+        """x after a step, by the method of this name."""
+        return getattr(self, kind)(step, x, *times)
 
     def step(self, step: Callable[..., Any], x: Any, t: float, s: float) -> Any:
         """x after a step from t to s."""
-        return step(self.p, x, t, s, self.denoise, self.noise, list(self.past))
+        return step(self.p, x, t, s, self.denoise, self.noise, self.before(t))
+
+    def correct(self, corrector: Callable[..., Any], x: Any, t: float) -> Any:
+        """x after a corrector at t, whose predictions are its own."""
+        return corrector(self.p, x, t, partial(self.predict, thresholded=False), self.noise)
 
     def last(self, step: Callable[..., Any] | None, x: Any, t: float) -> Any:
         """x_0 at the end: as the step before has it in `last`, else as predicted at x and t (Tweedie's formula)."""
         if not hasattr(step, "last"):
             return self.denoise(x, t).x0
-        return step.last(self.p, x, t, self.denoise, self.noise, list(self.past))
-
-    def correct(self, corrector: Callable[..., Any], x: Any, t: float) -> Any:
-        """x after a corrector at t, whose score no threshold changes; predictions at t, of another x, are forgotten."""
-        past, thresholded, self.thresholded = self.before(t), self.thresholded, False
-        try:
-            return corrector(self.p, x, t, self.denoise, self.noise)
-        finally:
-            self.past, self.thresholded = past, thresholded
-
-    def before(self, t: float) -> deque[Prediction]:
-        """The predictions at other times than t."""
-        return deque((prediction for prediction in self.past if prediction.t != t), HISTORY)
+        return step.last(self.p, x, t, self.denoise, self.noise, self.before(t))
 
 
 class Written(Engine):
@@ -86,31 +95,50 @@ class Written(Engine):
 
     def __init__(self, denoiser: Denoiser, p: ScalarProcess, like: Tensor, threshold: Threshold | None) -> None:
         super().__init__(denoiser, p, threshold is not None)
-        self.like, self.threshold, self.stream = like, threshold, None
+        self.like, self.threshold = like, threshold
         self._preconditionings: dict[float, Preconditioning] = {}
+        self._outputs: dict[tuple[float, bool], Callable[[Tensor], Tensor]] = {}
 
     def start(self, stream: Callable[[], Tensor]) -> None:
-        """Begin with a batch whose noise `stream` gives."""
-        self.stream, self.latest = stream, None
-        self.past.clear()
+        """Begin with a batch whose noise `stream` gives, always in the same memory."""
+        self.stream, self.latest, self.past = stream, None, []
 
     def noise(self, std: float = 1.0) -> Tensor | float:
+        if std == 1:
+            return self.stream().clone()
         return std * self.stream() if std else 0.0
 
-    def denoise(self, x: Tensor, t: float) -> Prediction:
-        read = self.bounded if self.thresholded else self.denoiser.network_output
-        output = read(x, self.preconditioning(t))
-        return self.predicted(t, x, output if output.dtype is x.dtype else output.to(x.dtype))
+    def coefficients(self, t: float, thresholded: bool) -> Coefficients:
+        """As scalars like x, which operations take faster than numbers of Python."""
+        key = t, thresholded
+        if key not in self._coefficients:
+            alpha, sigma, *pairs = super().coefficients(t, thresholded)
+            scalar = partial(torch.tensor, dtype=self.like.dtype, device=self.like.device)
+            pairs = (tuple(None if weight is None else scalar(weight) for weight in pair) for pair in pairs)
+            self._coefficients[key] = Coefficients(alpha, sigma, *pairs)
+        return self._coefficients[key]
 
-    def bounded(self, x: Tensor, preconditioning: Preconditioning) -> Tensor:
-        """The prediction of x_0 at x after the sampler's threshold."""
-        output = self.denoiser.network_output(x, preconditioning)
-        return self.threshold((x * preconditioning.c_skip).addcmul_(output, preconditioning.c_out))
+    def predict(self, x: Tensor, t: float, thresholded: bool) -> Prediction:
+        output = self.output_at(t, thresholded)(x)
+        output = output if output.dtype is x.dtype else output.to(x.dtype)
+        self.latest = Prediction(t, x, output, self.coefficients(t, thresholded))
+        return self.latest
 
-    def preconditioning(self, t: float) -> Preconditioning:
-        """How the network is called at t; for the whole grid at once."""
-        if t not in self._preconditionings:
-            times = [t] if self._preconditionings or t not in self.p.times else list(dict.fromkeys(self.p.times))
-            each = self.denoiser.preconditionings(torch.tensor(times, dtype=torch.float64), self.like)
-            self._preconditionings.update(zip(times, each, strict=True))
-        return self._preconditionings[t]
+    def output_at(self, t: float, thresholded: bool) -> Callable[[Tensor], Tensor]:
+        """x -> the network's output at t, or its prediction of x_0 after the sampler's threshold."""
+        key = t, thresholded
+        if key not in self._outputs:
+            if t not in self._preconditionings:
+                self.prepare([t, *self.p.times])
+            c = self._preconditionings[t]
+            output = self.denoiser.output_at(c)
+            bounded = lambda x: self.threshold((x * c.c_skip).addcmul_(output(x), c.c_out))  # noqa: E731
+            self._outputs[key] = bounded if thresholded else output
+        return self._outputs[key]
+
+    def prepare(self, times: Iterable[float]) -> None:
+        """Find how the network is called at all of these times, at once."""
+        new = [t for t in dict.fromkeys(times) if t not in self._preconditionings]
+        if new:
+            each = self.denoiser.preconditionings(torch.tensor(new, dtype=torch.float64), self.like)
+            self._preconditionings.update(zip(new, each, strict=True))

@@ -6,6 +6,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -14,9 +15,9 @@ from torch import Tensor
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.noise import Generators, draw, stream
 from diffusion_lab.process import NoiseProcess, Spacing
-from diffusion_lab.sampler.engine import Engine, Threshold, Written
+from diffusion_lab.sampler.engine import Engine, Written
 from diffusion_lab.sampler.plan import Plan
-from diffusion_lab.sampler.record import Form, NotLinear, Recorder
+from diffusion_lab.sampler.record import Form, Instruction, NotLinear, Recorder
 from diffusion_lab.sampler.scalar_process import ScalarProcess
 from diffusion_lab.sampler.step import Corrector, Step
 from diffusion_lab.sampler.threshold import clipped, dynamic
@@ -38,15 +39,14 @@ class Sampler:
     DDPM is a predictor only, NCSN a corrector only, ScoreSDE both, in this order (that of its official program;
     Algorithms 2 and 3 of Song et al. 2021 print the predictor first).
 
-    The steps are recorded once for a batch of some shape, which yields their coefficients, and replayed on tensors
-    (`record`); what is not linear is run as it is written.
+    The steps are recorded once and replayed on tensors (`record`); what is not linear runs as it is written.
 
     Args:
         predictor: the step to less noise; None leaves x as it is between two times.
         corrector: Langevin steps at fixed noise; None makes none.
         steps: number of times at which the network is evaluated by a predictor of one evaluation a step; None takes
             every level of a discrete process, or 1000 times of a continuous one.
-        spacing, rho: how the times are spread (`NoiseProcess.grid`); "explicit" takes them from `times`.
+        spacing, rho: how the times are spread (`NoiseProcess.timesteps`); "explicit" takes them from `times`.
         t_start, t_end: the first and the last of these times; None takes 1 and the process's t_min.
         denoise: end with x_0 as predicted at the last time (Tweedie's formula): DDPM's last step, NCSNv2's denoising
             step, ScoreSDE's noise removal.
@@ -112,10 +112,10 @@ class Sampler:
             )
         return times
 
-    def caution(self, denoiser: Denoiser) -> str | None:
-        """What a user should know of a grid that starts where some signal is left, although x starts without any."""
-        process, times = denoiser.process, self.timesteps(denoiser)
-        alpha, sigma = (k.item() for k in process.alpha_sigma(times[0]))
+    def caution(self, denoiser: Denoiser, times: Tensor | None = None) -> str | None:
+        """A warning about timesteps that start where some signal is left, although x starts as noise alone."""
+        process, times = denoiser.process, self.timesteps(denoiser) if times is None else times
+        alpha, sigma = process.alpha_sigma(times[0])
         if self.predictor is None or self.start != "prior" or process.keeps_signal or alpha < 0.05 * sigma:
             return None
         later = self.times is None and times[0].item() < process.span(self.t_start, self.t_end)[0]
@@ -126,26 +126,56 @@ class Sampler:
         )
 
     def check(self, denoiser: Denoiser) -> Tensor:
-        """`timesteps`, raising ValueError too if a step cannot be made between them."""
+        """`timesteps`, raising ValueError too if the steps between them cannot be made."""
         times = self.timesteps(denoiser)
-        self.record(denoiser, torch.zeros(1, 1, dtype=self.dtype))
+        self.instructions(denoiser, self.steps_between(times, denoiser), thresholded=False, count=2)
         return times
+
+    def steps_between(self, times: Tensor, denoiser: Denoiser) -> ScalarProcess:
+        """The process at these times, between which the predictor finds that it can make its steps."""
+        p = ScalarProcess(denoiser.process, times, self.denoise)
+        if isinstance(self.predictor, Step):
+            self.predictor.check(p)
+        return p
 
     def follow(self, engine: Engine, x: Any) -> Iterator[tuple[float, Any]]:
         """(t, x) after every step from the initial state x; an engine gives the steps forms or tensors."""
-        p, t = engine.p, engine.p.times[0]
-        for t, s in zip(p.times, [*p.times[1:], None], strict=True):
+        times, engine.corrected = engine.p.times, self.corrector is not None
+        for t, s in zip(times, [*times[1:], None], strict=True):
             if self.corrector is not None:
-                x = engine.correct(self.corrector, x, t)
+                x = engine.apply("correct", self.corrector, x, t)
             if s is not None and self.predictor is not None:
-                x = engine.step(self.predictor, x, t, s)
+                x = engine.apply("step", self.predictor, x, t, s)
                 yield s, x
             elif self.predictor is None:
                 yield t, x
         if self.denoise:
-            yield 0.0, engine.last(self.predictor, x, t)
+            yield 0.0, engine.apply("last", self.predictor, x, t)
         elif self.predictor is not None:
             yield t, x
+
+    def instructions(
+        self, denoiser: Denoiser, p: ScalarProcess, thresholded: bool, shown: bool = False, count: int | None = None
+    ) -> list[Instruction]:
+        """The sampler's first `count` steps, or all, recorded; anew with each step that turns out to be not linear."""
+        as_written: list[Any] = []
+        while True:
+            recorder = Recorder(denoiser, p, thresholded, as_written)
+            try:
+                return recorder.follow(islice(self.follow(recorder, Form({0: 1.0})), count), shown)
+            except NotLinear as error:
+                as_written.append(error.step)
+
+    def written(self, denoiser: Denoiser, times: Tensor, like: Tensor) -> Written:
+        """What runs the steps between these times as they are written, on batches like `like` (B, ...)."""
+        bounds, threshold = denoiser.parameterization.range_of(like.shape), None
+        if bounds and self.dynamic_threshold is not None:
+            threshold = dynamic(*bounds, self.dynamic_threshold)
+        elif bounds and self.clip:
+            threshold = clipped(*bounds)
+        written = Written(denoiser, self.steps_between(times, denoiser), like, threshold)
+        written.corrected = self.corrector is not None
+        return written
 
     def record(self, denoiser: Denoiser, like: Tensor, shown: bool = False) -> Plan:
         """The sampler as it runs on batches like `like` (B, ...): all coefficients, computed in float64.
@@ -156,34 +186,15 @@ class Sampler:
         Raises:
             ValueError: if the process has no such grid, or a step cannot be made.
         """
-        p = ScalarProcess(denoiser.process, self.timesteps(denoiser), self.denoise)
-        threshold = self.threshold(denoiser, like)
-        as_written: list[Any] = []
-        while True:
-            recorder = Recorder(denoiser, p, threshold is not None, as_written)
-            try:
-                recorder.follow(self.follow(recorder, Form({0: 1.0})), shown)
-            except NotLinear as error:
-                as_written.append(error.step)
-                continue
-            return Plan(recorder.instructions, Written(denoiser, p, like, threshold))
-
-    def threshold(self, denoiser: Denoiser, like: Tensor) -> Threshold | None:
-        """What is done to each prediction of x_0."""
-        bounds = denoiser.parameterization.range_of(like.shape)
-        if bounds and self.dynamic_threshold is not None:
-            return dynamic(*bounds, self.dynamic_threshold)
-        return clipped(*bounds) if self.clip and bounds else None
-
-    def warn(self, denoiser: Denoiser) -> None:
-        """Say what `caution` has to say."""
-        if said := self.caution(denoiser):
-            warnings.warn(said, stacklevel=3)
+        times = self.timesteps(denoiser)
+        if said := self.caution(denoiser, times):
+            warnings.warn(said, stacklevel=4)
+        written = self.written(denoiser, times, like)
+        return Plan(self.instructions(denoiser, written.p, written.thresholded, shown), written)
 
     @torch.no_grad()
     def trajectory(self, denoiser: Denoiser, x: Tensor, generator: Generators = None) -> Iterator[State]:
         """Follow the reverse process from x = x_1, shape (B, ...), yielding the state after every step."""
-        self.warn(denoiser)
         x = x.to(self.dtype)
         for t, noisy, x0 in self.record(denoiser, x, shown=True)(x, generator):
             yield State(t, noisy, x0)
@@ -191,43 +202,45 @@ class Sampler:
     @torch.no_grad()
     def as_written(self, denoiser: Denoiser, x: Tensor, generator: Generators = None) -> Tensor:
         """The sample from x = x_1, with every step run on tensors as it is written."""
-        x, p = x.to(self.dtype), ScalarProcess(denoiser.process, self.timesteps(denoiser), self.denoise)
-        written = Written(denoiser, p, x, self.threshold(denoiser, x))
+        x = x.to(self.dtype)
+        written = self.written(denoiser, self.timesteps(denoiser), x)
         written.start(stream(x.shape, generator, x.dtype, x.device))
         return deque(self.follow(written, x), maxlen=1).pop()[1]
 
     def prior_std(self, process: NoiseProcess) -> float:
-        """Standard deviation of the noise that sampling starts from: the process's, or its share at t_start."""
+        """Standard deviation of the noise that sampling starts from: the process's, or its share at the first time."""
         if self.times is not None:
             start = explicit(process, self.times, self.unit)[0].item()
-        elif self.t_start is not None:
-            start, _ = process.span(self.t_start, self.t_end)
         else:
-            return process.prior_std
+            start, _ = process.span(self.t_start, self.t_end)
         first, one = process.sigma(torch.tensor([start, 1.0], dtype=torch.float64)).tolist()
-        return process.prior_std * first / one
+        return process.prior_std * (first / one)
 
     def prior(
         self, denoiser: Denoiser, shape: Sequence[int], generator: Generators, device: torch.device | str = "cpu"
     ) -> Tensor:
         """x_1 of `shape` (B, ...)."""
-        z = draw(shape, generator, self.dtype, device)
+        return self.beginning(denoiser, shape)(draw(shape, generator, self.dtype, device))
+
+    def beginning(self, denoiser: Denoiser, shape: Sequence[int]) -> Callable[[Tensor], Tensor]:
+        """What makes x_1 of `shape` (B, ...) of noise z, N(0, I)."""
         if self.start == "prior":
-            return self.prior_std(denoiser.process) * z
+            std = self.prior_std(denoiser.process)
+            return lambda z: std * z
         reach = denoiser.process.prior_std
         low, high = denoiser.parameterization.range_of(shape) or (-reach, reach)
-        return low + (high - low) * torch.special.ndtr(z)
+        return lambda z: low + (high - low) * torch.special.ndtr(z)
 
     def prepare(
         self, denoiser: Denoiser, shape: Sequence[int], device: torch.device | str = "cpu"
     ) -> Callable[[Generators], Tensor]:
         """Records the sampler for `shape` (B, ...); gives what draws such samples from a generator or one an image."""
-        self.warn(denoiser)
         plan = self.record(denoiser, torch.empty(*shape, dtype=self.dtype, device=device))
+        beginning = self.beginning(denoiser, shape)
 
         @torch.no_grad()
         def draw_samples(generator: Generators = None) -> Tensor:
-            x = self.prior(denoiser, shape, generator, device)
+            x = beginning(draw(shape, generator, self.dtype, device))
             return deque(plan(x, generator), maxlen=1).pop()[1]
 
         return draw_samples

@@ -18,14 +18,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from diffusion_lab.sampler.prediction import Prediction
 from diffusion_lab.sampler.scalar_process import ScalarProcess
-from diffusion_lab.sampler.step import Step, interval
+from diffusion_lab.sampler.step import Prediction, Solver
 
 
 def earlier(past: Sequence[Prediction], t: float, most: int) -> list[Prediction]:
-    """The predictions at times before the step at t, the latest first; the last of each time."""
-    return list({one.t: one for one in reversed(past) if one.t > t}.values())[::-1][:most]
+    """The predictions at other times than t, the latest first; the last of each time."""
+    return list({one.t: one for one in reversed(past) if one.t != t}.values())[::-1][:most]
 
 
 def weighted(weights: Sequence[float], terms: Sequence[Any]) -> Any:
@@ -35,11 +34,11 @@ def weighted(weights: Sequence[float], terms: Sequence[Any]) -> Any:
 
 def final_order(p: ScalarProcess, t: float, order: int, lower: bool) -> int:
     """The order of a step at t: where `lower`, at most the steps that are left, the denoising one too if it is made."""
-    return min(order, len(p.times) - p.index(t) - (not p.denoised)) if lower else order
+    return min(order, len(p.times) - p.times.index(t) - (not p.denoised)) if lower else order
 
 
 @dataclass(frozen=True)
-class DPMSolver(Step):
+class DPMSolver(Solver):
     """DPM-Solver++ (2M, 3M) in multistep form; Lu et al. 2022b (arXiv:2211.01095), Algorithm 2 and Appendix B.
 
     With h = lambda_s - lambda_t, phi_1 = 1 - e^-h, phi_2 = 1 - phi_1 / h, phi_3 = 1/2 - phi_2 / h, and D_1, D_2 the
@@ -65,15 +64,12 @@ class DPMSolver(Step):
     lower_order_final: bool = False
 
     def __post_init__(self) -> None:
-        if self.order not in (1, 2, 3):
-            raise ValueError(f"DPM-Solver++ has order 1, 2 or 3, got {self.order}")
-        if self.predicts not in ("x0", "eps"):
-            raise ValueError(f"predicts={self.predicts!r} is unknown; allowed: x0, eps")
+        super().__post_init__()
         if self.stochastic and self.predicts == "eps":
             raise ValueError("stochastic=true solves the SDE in terms of x_0: set sampler.predictor.predicts=x0")
 
     def __call__(self, p, x, t, s, denoise, noise, past) -> Any:
-        h, order = interval(p, t, s), final_order(p, t, self.order, self.lower_order_final)
+        h, order = p.lambda_(s) - p.lambda_(t), final_order(p, t, self.order, self.lower_order_final)
         known = [denoise(x, t), *earlier(past, t, order - 1)]
         back = [(p.lambda_(one.t) - p.lambda_(t)) / h for one in known[1:]]
         if self.predicts == "eps":
@@ -106,7 +102,7 @@ def dpm_weights(h: float, back: Sequence[float]) -> list[float]:
 
 
 @dataclass(frozen=True)
-class UniPC(Step):
+class UniPC(Solver):
     """UniPC; Zhao et al. 2023 (arXiv:2302.04867), Algorithms 5 to 7, in terms of x_0.
 
     A predictor of order p through the last p predictions, refined (UniC) by the one at the point it reached, which then
@@ -117,14 +113,8 @@ class UniPC(Step):
     variant: Literal["bh1", "bh2"] = "bh2"
     lower_order_final: bool = False
 
-    def __post_init__(self) -> None:
-        if self.order not in (1, 2, 3):
-            raise ValueError(f"UniPC has order 1, 2 or 3, got {self.order}")
-        if self.variant not in ("bh1", "bh2"):
-            raise ValueError(f"variant={self.variant!r} is unknown; allowed: bh1, bh2")
-
     def __call__(self, p, x, t, s, denoise, noise, past) -> Any:
-        h, order = interval(p, t, s), final_order(p, t, self.order, self.lower_order_final)
+        h, order = p.lambda_(s) - p.lambda_(t), final_order(p, t, self.order, self.lower_order_final)
         now = past[0] if past and past[0].t == t else denoise(x, t)
         known = [now, *earlier(past, t, order - 1)]
         back = [(p.lambda_(one.t) - p.lambda_(t)) / h for one in known[1:]]
@@ -159,7 +149,7 @@ PLACES, SHARES = ((a + b) / 2 for a, b in zip(np.polynomial.legendre.leggauss(32
 
 
 @dataclass(frozen=True)
-class AdamsBashforth(Step):
+class AdamsBashforth(Solver):
     """Integrates a polynomial through the last predictions of eps: x_s / alpha_s = x_t / alpha_t + int eps dn.
 
     The polynomial is one in
@@ -173,14 +163,7 @@ class AdamsBashforth(Step):
     order: Literal[1, 2, 3, 4] = 4
     variable: Literal["sigma", "t", "log_sigma"] = "sigma"
 
-    def __post_init__(self) -> None:
-        if self.order not in (1, 2, 3, 4):
-            raise ValueError(f"the Adams-Bashforth solver has order 1 to 4, got {self.order}")
-        if self.variable not in ("sigma", "t", "log_sigma"):
-            raise ValueError(f"variable={self.variable!r} is unknown; allowed: sigma, t, log_sigma")
-
     def __call__(self, p, x, t, s, denoise, noise, past) -> Any:
-        interval(p, t, s)
         known = [denoise(x, t), *earlier(past, t, self.order - 1)]
         weights = self.weights(p, t, s, [one.t for one in known])
         return p.alpha(s) * (x / p.alpha(t) + weighted(weights, [one.eps for one in known]))
@@ -204,7 +187,7 @@ class AdamsBashforth(Step):
 
 
 @dataclass(frozen=True)
-class PNDM(Step):
+class PNDM(Solver):
     """Pseudo linear multistep method (PLMS); Liu et al. 2022 (arXiv:2202.09778), Eqs. 11 to 13.
 
     DDIM's step with a combination of the last four predictions of eps in place of the last one (Adams-Bashforth for
@@ -212,14 +195,15 @@ class PNDM(Step):
     """
 
     def __call__(self, p, x, t, s, denoise, noise, past) -> Any:
-        interval(p, t, s)
         h = p.noise_to_signal(s) - p.noise_to_signal(t)
         y, eps = x / p.alpha(t), [denoise(x, t).eps, *(one.eps for one in earlier(past, t, 3))]
         if len(eps) == 1:
             eps.append(denoise(p.alpha(s) * (y + h * eps[0]), s).eps)
-            weights = (0.5, 0.5)
-        else:
-            weights = {2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}[
-                len(eps)
-            ]
-        return p.alpha(s) * (y + h * weighted(weights, eps))
+            return p.alpha(s) * (y + h / 2 * (eps[0] + eps[1]))
+        return p.alpha(s) * (y + h * weighted(ADAMS_BASHFORTH[len(eps)], eps))
+
+
+ADAMS_BASHFORTH = {
+    2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)
+}  # fmt: skip
+"""Number of predictions -> their weights, the latest first, in a step as long as those before."""

@@ -8,13 +8,12 @@ between.  What is left to do for a batch is a few fused multiply-adds (`plan.Pla
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, NamedTuple
 
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.sampler.engine import Engine
-from diffusion_lab.sampler.prediction import Prediction
+from diffusion_lab.sampler.engine import Engine, Kind
 from diffusion_lab.sampler.scalar_process import ScalarProcess
+from diffusion_lab.sampler.step import Prediction
 
 
 class NotLinear(TypeError):
@@ -42,7 +41,7 @@ class Form:
                 terms[array] = terms.get(array, 0.0) + weight
             return Form(terms)
         if isinstance(other, int | float) and other == 0:
-            return Form(dict(self.terms))
+            return self
         raise NotLinear("a number is added to an array")
 
     def __mul__(self, factor: Any) -> Form:
@@ -79,66 +78,46 @@ class Form:
         raise NotLinear("a function of torch is called with an array")
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluate:
-    """array = network(source, t), or the prediction of x_0 after the sampler's threshold."""
+class Evaluate(NamedTuple):
+    """array = the network's output at reads[0] and t, or its prediction of x_0 after the sampler's threshold."""
 
     array: int
-    source: int
+    reads: tuple[int]
     t: float
     thresholded: bool
 
-    @property
-    def reads(self) -> tuple[int, ...]:
-        return (self.source,)
 
-
-@dataclass(frozen=True, slots=True)
-class Combine:
-    """array = sum of the terms."""
+class Combine(NamedTuple):
+    """array = sum_k weights[k] reads[k]."""
 
     array: int
-    terms: dict[int, float]
-
-    @property
-    def reads(self) -> tuple[int, ...]:
-        return tuple(self.terms)
+    reads: tuple[int, ...]
+    weights: tuple[float, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
+class Draw(NamedTuple):
     """array = fresh noise, N(0, I)."""
 
     array: int
-    reads: ClassVar[tuple[int, ...]] = ()
+    reads: tuple[()] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """array = what a method of `Engine` gives for tensors: (step, source, *times)."""
+class Run(NamedTuple):
+    """array = reads[0] after a step that is run on tensors, by a method of `Engine` at these times."""
 
     array: int
-    source: int
-    method: Literal["step", "correct", "last"]
+    reads: tuple[int]
+    kind: Kind
     step: Callable[..., Any]
     times: tuple[float, ...]
 
-    @property
-    def reads(self) -> tuple[int, ...]:
-        return (self.source,)
 
-
-@dataclass(frozen=True, slots=True)
-class Show:
-    """The state after a step; x0 is None where a step that was run has made the last prediction."""
+class Show(NamedTuple):
+    """The state after a step: reads = (x, x_0), or (x,) where a step that was run has made the last prediction."""
 
     t: float
-    x: int
-    x0: int | None
-
-    @property
-    def reads(self) -> tuple[int, ...]:
-        return (self.x,) if self.x0 is None else (self.x, self.x0)
+    reads: tuple[int, ...]
+    array: None = None
 
 
 Instruction = Evaluate | Combine | Draw | Run | Show
@@ -152,79 +131,59 @@ class Recorder(Engine):
     """
 
     def __init__(
-        self, denoiser: Denoiser, p: ScalarProcess, thresholded: bool, as_written: Collection[Callable[..., Any]] = ()
+        self,
+        denoiser: Denoiser,
+        p: ScalarProcess,
+        thresholded: bool = False,
+        as_written: Collection[Callable[..., Any]] = (),
     ) -> None:
         super().__init__(denoiser, p, thresholded)
         self.as_written = as_written
         self.instructions: list[Instruction] = []
         self.arrays = 1  # the first is the initial state
 
-    def new(self) -> int:
-        """The number of one more array."""
+    def note(self, kind: type[Instruction], *of_what: Any) -> Form:
+        """One more array, made by an instruction."""
+        self.instructions.append(kind(self.arrays, *of_what))
         self.arrays += 1
-        return self.arrays - 1
+        return Form({self.arrays - 1: 1.0})
 
     def noise(self, std: float = 1.0) -> Form | float:
-        if std == 0:
-            return 0.0
-        array = self.new()
-        self.instructions.append(Draw(array))
-        return Form({array: std})
+        return self.note(Draw) * std if std else 0.0
 
     def array(self, x: Form) -> int:
         """The number of an array that is the form; the form is that array from now on."""
-        terms = {array: weight for array, weight in x.terms.items() if weight != 0}
+        terms = {array: weight for array, weight in x.terms.items() if weight != 0} or x.terms
         if list(terms.values()) != [1.0]:
-            array = self.new()
-            self.instructions.append(Combine(array, terms))
-            terms = {array: 1.0}
+            terms = self.note(Combine, tuple(terms), tuple(terms.values())).terms
         x.terms = terms
         return next(iter(terms))
 
-    def denoise(self, x: Form, t: float) -> Prediction:
-        source, output = self.array(x), self.new()
-        self.instructions.append(Evaluate(output, source, t, self.thresholded))
-        return self.predicted(t, Form({source: 1.0}), Form({output: 1.0}))
+    def predict(self, x: Form, t: float, thresholded: bool) -> Prediction:
+        source = self.array(x)
+        output = self.note(Evaluate, (source,), t, thresholded)
+        self.latest = Prediction(t, Form({source: 1.0}), output, self.coefficients(t, thresholded))
+        return self.latest
 
-    def step(self, step: Callable[..., Any], x: Form, t: float, s: float) -> Form:
-        return self.attempt("step", step, x, t, s)
-
-    def correct(self, corrector: Callable[..., Any], x: Form, t: float) -> Form:
-        past = self.before(t)
-        x = self.attempt("correct", corrector, x, t)
-        self.past = past
-        return x
-
-    def last(self, step: Callable[..., Any] | None, x: Form, t: float) -> Form:
-        return self.attempt("last", step, x, t)
-
-    def attempt(self, method: Literal["step", "correct", "last"], step: Any, x: Form, *times: float) -> Form:
-        """What a step gives from x, which is made an array first; NotLinear names the step.
-
-        A step that has to be run on tensors gives a new array.
-        """
+    def apply(self, kind: Kind, step: Callable[..., Any] | None, x: Form, *times: float) -> Form:
+        """x after a step, which is recorded or, where that is known to fail, noted to be run; NotLinear names it."""
         source = self.array(x)
         if step in self.as_written:
-            array = self.new()
-            self.instructions.append(Run(array, source, method, step, times))
             self.latest = None
-            return Form({array: 1.0})
+            return self.note(Run, (source,), kind, step, times)
         try:
-            return getattr(super(), method)(step, x, *times)
+            return super().apply(kind, step, x, *times)
         except NotLinear as error:
             error.step = step
             raise
 
-    def follow(self, states: Iterator[tuple[float, Form]], shown: bool) -> None:
-        """Note what the loop computes, and which states it gives: all of them, or the last."""
+    def follow(self, states: Iterator[tuple[float, Form]], shown: bool) -> list[Instruction]:
+        """What the loop computes, and which of its states it gives: all of them, or the last."""
         for t, x in states:
             if shown:
-                self.show(t, x)
+                array = self.array(x)
+                x0 = array if t == 0 else self.latest and self.array(self.latest.x0)
+                self.instructions.append(Show(t, (array,) if x0 is None else (array, x0)))
         if not shown:
-            self.instructions.append(Show(t, self.array(x), None))
-
-    def show(self, t: float, x: Form) -> None:
-        """A state with the latest prediction of x_0; at the end both are one."""
-        array = self.array(x)
-        x0 = array if t == 0 else self.latest and self.array(self.latest.x0)
-        self.instructions.append(Show(t, array, x0))
+            self.instructions.append(Show(t, (self.array(x),)))
+        return self.instructions

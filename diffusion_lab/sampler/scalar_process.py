@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -16,34 +17,34 @@ Pair = tuple[float, float]
 class ScalarProcess:
     """alpha, sigma and what follows from them as Python floats, computed in float64.
 
-    A step of a sampler is recorded once for each interval of the grid.  Scalar tensors would make that slow, so all
-    times of the grid are computed at once, and other times when they are first asked for.
+    A step is recorded once for each interval of the grid.  Scalar tensors would make that slow, so that what depends on
+    a time or an interval of the grid is computed for all of them when it is first asked for.
 
     Args:
         process: the noise process.
-        times: the sampler's grid, decreasing, (S,).
+        times: the sampler's grid, (S,).
         denoised: whether a denoising step leads from the last of these times to t = 0.
     """
 
     def __init__(self, process: NoiseProcess, times: Tensor | Sequence[float], denoised: bool = True) -> None:
-        grid = torch.as_tensor(times, dtype=torch.float64)
-        self.process, self.grid, self.times, self.denoised = process, grid, grid.tolist(), denoised
+        self.process, self.denoised = process, denoised
+        self.times: list[float] = torch.as_tensor(times, dtype=torch.float64).tolist()
         self.t_min, self.t_max, self.levels = process.t_min, process.t_max, process.levels
-        self._position = {t: i for i, t in reversed(list(enumerate(self.times)))}
-        self._alpha_sigma: dict[float, Pair] = {}
-        self._discretized: dict[Pair, Pair] = {}
-        self._f_g: dict[float, Pair] = {}
-        self._kept: dict[float, Pair] = {}
-        self._inside: dict[tuple[float, ...], dict[Pair, list[float]]] = {}
-        self._table: tuple[Tensor, Tensor] | None = None
+        self._grid = {1: dict.fromkeys((t,) for t in self.times), 2: dict.fromkeys(pairwise(self.times))}
+        self._known: dict[tuple[Hashable, ...], list[float]] = {}
 
-    def index(self, t: float) -> int:
-        """Position of a time of the grid."""
-        return self._position[t]
+    def _look_up(self, what: Hashable, compute: Callable[..., Sequence[Tensor]], *key: float) -> list[float]:
+        """What `compute` gives at a time or at the ends of an interval."""
+        if (found := self._known.get((what, *key))) is None:
+            keys = list(self._grid[len(key)]) if key in self._grid[len(key)] else [key]
+            values = torch.stack(tuple(compute(*torch.tensor(keys, dtype=torch.float64).T)), 1)
+            self._known |= {(what, *one): value for one, value in zip(keys, values.tolist(), strict=True)}
+            found = self._known[(what, *key)]
+        return found
 
-    def alpha_sigma(self, t: float) -> Pair:
-        """(alpha, sigma)."""
-        return self._known(self._alpha_sigma, t, lambda times: self.process.alpha_sigma(times))
+    def alpha_sigma(self, t: float) -> list[float]:
+        """alpha and sigma."""
+        return self._look_up("alpha_sigma", self.process.alpha_sigma, t)
 
     def alpha(self, t: float) -> float:
         """Signal scale."""
@@ -65,44 +66,36 @@ class ScalarProcess:
 
     def f(self, t: float) -> float:
         """Drift coefficient."""
-        return self._known(self._f_g, t, lambda times: (self.process.f(times), self.process.g(times)))[0]
+        return self._look_up("f", lambda t: [self.process.f(t)], t)[0]
 
     def g(self, t: float) -> float:
         """Diffusion coefficient."""
-        return self._known(self._f_g, t, lambda times: (self.process.f(times), self.process.g(times)))[1]
+        return self._look_up("g", lambda t: [self.process.g(t)], t)[0]
 
     def time(self, lambda_: float) -> float:
         """The time in (0, t_max] at which log(alpha / sigma) has a value; the nearest end beyond its range.
 
-        A bracket from a table, then searches among 64 points at a time.
+        The range of times that holds it is divided by 64 again and again, down to the last digits.
         """
-        if self._table is None:
-            t = torch.linspace(0, self.process.t_max, 1025, dtype=torch.float64)[1:]
-            self._table = t, -self.process.log_snr(t) / 2
-        t, falling = self._table
-        right = int(torch.searchsorted(falling, -lambda_).clamp(0, len(t) - 1))
-        low, high = (t[right - 1].item() if right else 0.0), t[right].item()
-        inner = torch.arange(1, 64, dtype=torch.float64) / 64
-        for _ in range(8):
-            points = low + (high - low) * inner
-            before = int((self.process.log_snr(points) / 2 > lambda_).sum())
-            low, high = (points[before - 1].item() if before else low), (points[before].item() if before < 63 else high)
-        return high
+        low, width = 0.0, self.t_max
+        for _ in range(10):
+            width /= 64
+            ends = low + width * torch.arange(1, 64, dtype=torch.float64)
+            low += width * int((self.process.log_snr(ends) / 2 > lambda_).sum())
+        return low + width
+
+    def inside(self, t: float, s: float, fractions: tuple[float, ...]) -> list[float]:
+        """Times at lambda_t + fraction (lambda_s - lambda_t)."""
+
+        def compute(late: Tensor, early: Tensor) -> Sequence[Tensor]:
+            start, end = (self.process.log_snr(times)[:, None] for times in (late, early))
+            return self.process.time(torch.lerp(start, end, torch.tensor(fractions, dtype=torch.float64))).unbind(1)
+
+        return self._look_up(fractions, compute, t, s)
 
     def between(self, t: float, s: float, fraction: float) -> float:
         """The time at lambda_t + fraction (lambda_s - lambda_t)."""
         return self.inside(t, s, (fraction,))[0]
-
-    def inside(self, t: float, s: float, fractions: tuple[float, ...]) -> list[float]:
-        """Times at lambda_t + fraction (lambda_s - lambda_t); computed for all intervals of the grid at once."""
-        known = self._inside.setdefault(fractions, {})
-        if (t, s) not in known:
-            pairs = list(zip(self.times, self.times[1:], strict=False))
-            pairs = pairs if (t, s) in set(pairs) else [(t, s)]
-            late, early = self.process.log_snr(torch.tensor(pairs, dtype=torch.float64))[..., None].unbind(1)
-            times = self.process.time(torch.lerp(late, early, torch.tensor(fractions, dtype=torch.float64)))
-            known.update(zip(pairs, times.tolist(), strict=True))
-        return known[t, s]
 
     def transition(self, s: float, t: float) -> Pair:
         """(scale, variance) of q(x_t | x_s), s < t."""
@@ -120,28 +113,14 @@ class ScalarProcess:
         """Variance of the model's step from t to s, as `NoiseProcess.reverse_variance`."""
         return {"fixed_small": self.posterior(s, t)[2], "fixed_large": self.transition(s, t)[1]}[variance]
 
-    def discretize(self, s: float, t: float) -> Pair:
-        """(scale, variance) of the forward step from s to t as the method discretises it."""
-        if (s, t) not in self._discretized:
-            late, early = self.grid[:-1], self.grid[1:]
-            if t not in self._position or s not in self._position or self._position[s] != self._position[t] + 1:
-                late, early = (torch.tensor([end], dtype=torch.float64) for end in (t, s))
-            found = zip(*(k.tolist() for k in (early, late, *self.process.discretize(early, late))), strict=True)
-            self._discretized.update({(s, t): (scale, variance) for s, t, scale, variance in found})
-        return self._discretized[s, t]
+    def discretize(self, s: float, t: float) -> list[float]:
+        """Scale and variance of the forward step from s to t as the method discretises it."""
+        return self._look_up("discretize", lambda late, early: self.process.discretize(early, late), t, s)
 
     def signal_kept(self, t: float) -> float:
         """(alpha_t / alpha_s)^2 with s one level, or a thousandth of the clock, before t: 1 - beta_t."""
 
-        def kept(late: Tensor) -> tuple[Tensor, Tensor]:
-            scale, variance = self.process.discretize((late - 1 / (self.levels or 1000)).clamp(min=0), late)
-            return scale**2, variance
+        def kept(late: Tensor) -> Sequence[Tensor]:
+            return [self.process.discretize((late - 1 / (self.levels or 1000)).clamp(min=0), late)[0] ** 2]
 
-        return self._known(self._kept, t, kept)[0]
-
-    def _known(self, table: dict[float, Pair], t: float, compute: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Pair:
-        if t not in table:
-            times = torch.tensor([t], dtype=torch.float64) if table or t not in self._position else self.grid
-            pairs = zip(*(k.tolist() for k in compute(times)), strict=True)
-            table.update(zip(times.tolist(), pairs, strict=True))
-        return table[t]
+        return self._look_up("signal_kept", kept, t)[0]

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from diffusion_lab.sampler.ancestral import ancestral_step
-from diffusion_lab.sampler.step import Step, interval
+from diffusion_lab.sampler.step import Solver
 
 
 @dataclass(frozen=True)
-class DPMSolverSingle(Step):
+class DPMSolverSingle(Solver):
     """DPM-Solver-1, 2 and 3; Lu et al. 2022 (arXiv:2206.00927), Eq. 3.7, Algorithms 1 and 2.
 
     `order` evaluations a step.  With h = lambda_s - lambda_t, E(r) = e^(r h) - 1, r = 1/2 (order 2) or 1/3, u the point
@@ -24,17 +24,12 @@ class DPMSolverSingle(Step):
 
     order: Literal[1, 2, 3] = 3
 
-    def __post_init__(self) -> None:
-        if self.order not in (1, 2, 3):
-            raise ValueError(f"DPM-Solver has order 1, 2 or 3, got {self.order}")
-
     def __call__(self, p, x, t, s, denoise, noise, past) -> Any:
-        h, eps = interval(p, t, s), denoise(x, t).eps
+        h, eps, r = p.lambda_(s) - p.lambda_(t), denoise(x, t).eps, 1 / self.order
         grown = lambda r: math.expm1(r * h)  # noqa: E731
-        first = lambda time, r: p.alpha(time) / p.alpha(t) * x - p.sigma(time) * grown(r) * eps  # noqa: E731
+        first = lambda u, r: p.alpha(u) / p.alpha(t) * x - p.sigma(u) * grown(r) * eps  # noqa: E731
         if self.order == 1:
             return first(s, 1.0)
-        r = 1 / self.order
         t_1 = p.between(t, s, r)
         d = denoise(first(t_1, r), t_1).eps - eps
         if self.order == 2:
@@ -45,7 +40,7 @@ class DPMSolverSingle(Step):
 
 
 @dataclass(frozen=True)
-class DPMSolver2S(Step):
+class DPMSolver2S(Solver):
     """DPM-Solver++ (2S); Lu et al. 2022b (arXiv:2211.01095), Algorithm 1; two evaluations a step.
 
     u at lambda_t + r h:  u = (sigma_u / sigma_t) x + alpha_u (1 - e^(-r h)) x0,
@@ -59,7 +54,7 @@ class DPMSolver2S(Step):
             raise ValueError(f"r must be in (0, 1], got {self.r}")
 
     def __call__(self, p, x, t, s, denoise, noise, past) -> Any:
-        h, x0 = interval(p, t, s), denoise(x, t).x0
+        h, x0 = p.lambda_(s) - p.lambda_(t), denoise(x, t).x0
         t_u = p.between(t, s, self.r)
         u = p.sigma(t_u) / p.sigma(t) * x - p.alpha(t_u) * math.expm1(-self.r * h) * x0
         d = (1 - 0.5 / self.r) * x0 + 0.5 / self.r * denoise(u, t_u).x0
@@ -67,7 +62,7 @@ class DPMSolver2S(Step):
 
 
 @dataclass(frozen=True)
-class DPMpp2SAncestral(Step):
+class DPMpp2SAncestral(Solver):
     """DPM-Solver++ (2S) to a lower noise, then fresh noise (Katherine Crowson, k-diffusion).
 
     In y = x / alpha and n = sigma / alpha: (down, up) = ancestral_step(n, n_s, eta), a step of `DPMSolver2S` from n to
@@ -78,21 +73,18 @@ class DPMpp2SAncestral(Step):
     s_noise: float = 1.0
 
     def __call__(self, p, x, t, s, denoise, noise, past) -> Any:
-        interval(p, t, s)
-        n, n_s = p.noise_to_signal(t), p.noise_to_signal(s)
-        down, up = ancestral_step(n, n_s, self.eta)
-        y, x0 = x / p.alpha(t), denoise(x, t).x0
+        n, y, x0 = p.noise_to_signal(t), x / p.alpha(t), denoise(x, t).x0
+        down, up = ancestral_step(n, p.noise_to_signal(s), self.eta)
         if down > 0:
             middle = math.sqrt(n * down)  # of lambda
             t_u = p.time(-math.log(middle))
-            u = p.alpha(t_u) * (middle / n * y + (1 - middle / n) * x0)
-            x0 = denoise(u, t_u).x0
+            x0 = denoise(p.alpha(t_u) * (middle / n * y + (1 - middle / n) * x0), t_u).x0
         y = down / n * y + (1 - down / n) * x0
         return p.alpha(s) * y + noise(p.alpha(s) * self.s_noise * up)
 
 
 @dataclass(frozen=True)
-class DPMppSDE(Step):
+class DPMppSDE(Solver):
     """DPM-Solver++ of the SDE with noise between its two evaluations (Katherine Crowson, k-diffusion).
 
     In y = x / alpha and n = sigma / alpha, with x0 at n and x0_u at the point u at lambda_t + r h:
@@ -112,7 +104,6 @@ class DPMppSDE(Step):
             raise ValueError(f"r must be between 0 and 1, got {self.r}")
 
     def __call__(self, p, x, t, s, denoise, noise, past) -> Any:
-        interval(p, t, s)
         t_u = p.between(t, s, self.r)
         n, n_u, n_s = (p.noise_to_signal(time) for time in (t, t_u, s))
         y, x0, z_u = x / p.alpha(t), denoise(x, t).x0, noise()
@@ -125,8 +116,16 @@ class DPMppSDE(Step):
         return p.alpha(s) * (down / n * y + (1 - down / n) * d + self.s_noise * up * z)
 
 
+TABLEAUX: dict[str, tuple[tuple[tuple[float, ...], ...], tuple[float, ...]]] = {
+    "midpoint": (((), (0.5,)), (0.0, 1.0)),
+    "heun": (((), (1.0,)), (0.5, 0.5)),
+    "rk4": (((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+}
+"""Butcher's tableaux: the rows of coefficients of the stages, and the weights of their slopes."""
+
+
 @dataclass(frozen=True)
-class RungeKutta(Step):
+class RungeKutta(Solver):
     """An explicit Runge-Kutta step of the probability-flow ODE, with as many evaluations as the method has stages.
 
     Args:
@@ -138,32 +137,17 @@ class RungeKutta(Step):
     method: Literal["midpoint", "heun", "rk4"] = "rk4"
     time: Literal["sigma", "t"] = "sigma"
 
-    def __post_init__(self) -> None:
-        for key, value, allowed in (("method", self.method, TABLEAUX), ("time", self.time, ("sigma", "t"))):
-            if value not in allowed:
-                raise ValueError(f"{key}={value!r} is unknown; allowed: {', '.join(allowed)}")
-
     def __call__(self, p, x, t, s, denoise, noise, past) -> Any:
-        interval(p, t, s)
-        rows, weights = TABLEAUX[self.method]
-        own, n = self.time == "t", p.noise_to_signal(t)
-        y, h = (x, s - t) if own else (x / p.alpha(t), p.noise_to_signal(s) - n)
+        (rows, weights), in_t, n = TABLEAUX[self.method], self.time == "t", p.noise_to_signal(t)
+        y, h = (x, s - t) if in_t else (x / p.alpha(t), p.noise_to_signal(s) - n)
         slopes: list[Any] = []
         for row in rows:
-            part = sum(row)
-            at = {0: t, 1: s}[part] if part in (0, 1) else t + part * h if own else p.time(-math.log(n + part * h))
+            c = sum(row)
+            at = {0: t, 1: s}[c] if c in (0, 1) else t + c * h if in_t else p.time(-math.log(n + c * h))
             u = y + h * sum(a * slope for a, slope in zip(row, slopes, strict=True)) if slopes else y
-            if own:
+            if in_t:
                 slopes.append(p.f(at) * u + p.g(at) ** 2 / (2 * p.sigma(at)) * denoise(u, at).eps)
             else:
                 slopes.append(denoise(p.alpha(at) * u, at).eps)
         y = y + h * sum(b * slope for b, slope in zip(weights, slopes, strict=True))
-        return y if own else p.alpha(s) * y
-
-
-TABLEAUX: dict[str, tuple[tuple[tuple[float, ...], ...], tuple[float, ...]]] = {
-    "midpoint": (((), (0.5,)), (0.0, 1.0)),
-    "heun": (((), (1.0,)), (0.5, 0.5)),
-    "rk4": (((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
-}
-"""Butcher's tableaux: the rows of coefficients of the stages, and the weights of their slopes."""
+        return y if in_t else p.alpha(s) * y

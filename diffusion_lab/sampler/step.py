@@ -1,13 +1,77 @@
-"""What a sampler's step is: one function, written as its paper prints it."""
+"""What a sampler's step is: one function, written as its paper prints it; and what it sees of the network."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from diffusion_lab.sampler.prediction import Prediction
 from diffusion_lab.sampler.scalar_process import ScalarProcess
+
+Weights = tuple[Any, Any]
+"""Of x and of the network's output; None is 0."""
+
+
+class Coefficients(NamedTuple):
+    """How x_0, eps and the score follow from x and the network's output at one time; all are linear in both."""
+
+    alpha: float
+    sigma: float
+    x0: Weights
+    eps: Weights
+    score: Weights
+
+
+def coefficients(alpha: float, sigma: float, eps: Callable[..., float] | None) -> Coefficients:
+    """Of x_0 = (x - sigma eps) / alpha and score = -eps / sigma.
+
+    Args:
+        eps: (output, x, alpha, sigma) -> eps, as `Parameterization` has it; None where the output is x_0.
+    """
+    if eps is None:
+        by_x, by_output, x0 = 1 / sigma, -alpha / sigma, (None, 1.0)
+    else:  # eps is linear in x and the output, so its values at (1, 0) and (0, 1) say all of it
+        by_x, by_output = eps(0.0, 1.0, alpha, sigma), eps(1.0, 0.0, alpha, sigma)
+        left = 1 - sigma * by_x
+        x0 = left / alpha if abs(left) > 1e-15 else None, -sigma * by_output / alpha  # no trace of x by rounding alone
+    return Coefficients(alpha, sigma, x0, (by_x or None, by_output), (-by_x / sigma or None, -by_output / sigma))
+
+
+class Prediction:
+    """The network's prediction at x = alpha x_0 + sigma eps and t, as x_0, as eps, as the score or as v.
+
+    x and the output are tensors or, while a sampler is recorded, linear forms.
+    """
+
+    __slots__ = ("at", "output", "t", "x")
+
+    def __init__(self, t: float, x: Any, output: Any, at: Coefficients) -> None:
+        self.t, self.x, self.output, self.at = t, x, output, at
+
+    def _combine(self, weights: Weights) -> Any:
+        by_x, by_output = weights
+        return by_output * self.output if by_x is None else by_x * self.x + by_output * self.output
+
+    @property
+    def x0(self) -> Any:
+        """The clean image E[x_0 | x] (Tweedie's formula)."""
+        return self._combine(self.at.x0)
+
+    @property
+    def eps(self) -> Any:
+        """The noise."""
+        return self._combine(self.at.eps)
+
+    @property
+    def score(self) -> Any:
+        """grad log p_t(x)."""
+        return self._combine(self.at.score)
+
+    @property
+    def v(self) -> Any:
+        """v = alpha eps - sigma x_0 (Salimans & Ho 2022, Appendix D)."""
+        return self.at.alpha * self.eps - self.at.sigma * self.x0
+
 
 Denoise = Callable[[Any, float], Prediction]
 """(x, t) -> the network's prediction."""
@@ -16,7 +80,18 @@ Noise = Callable[..., Any]
 """(std = 1) -> fresh noise, N(0, std^2 I)."""
 
 
-class Step(ABC):
+class Options(ABC):  # noqa: B024
+    """A dataclass whose fields of type Literal take no other value."""
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if get_origin(kind) is Literal and value not in get_args(kind):
+                allowed = ", ".join(map(str, get_args(kind)))
+                raise ValueError(f"{type(self).__name__}: {name}={value!r} is unknown; allowed: {allowed}")
+
+
+class Step(Options):
     """A step of a sampler from x at time t to time s < t.
 
     `x` is a tensor or, while the sampler is recorded, a linear form: sums, and products with numbers, are recorded and
@@ -36,13 +111,24 @@ class Step(ABC):
             denoise: (x, t) -> the network's prediction there, with `x0`, `eps` and `score`.
             noise: (std) -> fresh noise, N(0, std^2 I).
             past: predictions of the steps before, the latest first.
-
-        Raises:
-            ValueError: if the step cannot be made.
         """
 
+    def check(self, p: ScalarProcess) -> None:
+        """Raise ValueError if the steps between the times of p cannot be made."""
 
-class Corrector(ABC):
+
+class Solver(Step):
+    """A step that divides by its length."""
+
+    def check(self, p: ScalarProcess) -> None:
+        if len(set(p.times)) < len(p.times):
+            raise ValueError(
+                "this grid repeats levels, and the sampler needs steps of some length: use fewer sampler.steps, or "
+                "another sampler.spacing"
+            )
+
+
+class Corrector(Options):
     """`steps` steps that move x at fixed noise towards p_t (Song et al. 2021, Section 4.2)."""
 
     steps: int
@@ -50,17 +136,3 @@ class Corrector(ABC):
     @abstractmethod
     def __call__(self, p: ScalarProcess, x: Any, t: float, denoise: Denoise, noise: Noise) -> Any:
         """x after the steps at time t."""
-
-
-def interval(p: ScalarProcess, t: float, s: float) -> float:
-    """h = lambda_s - lambda_t of a step.
-
-    Raises:
-        ValueError: if it is not positive, for steps that divide by it.
-    """
-    if not s < t:
-        raise ValueError(
-            "this grid repeats levels, and the sampler needs steps of some length: use fewer sampler.steps, or "
-            "another sampler.spacing"
-        )
-    return p.lambda_(s) - p.lambda_(t)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
-from diffusion_lab.sampler.engine import Threshold
+Threshold = Callable[[Tensor], Tensor]
+"""x_0 -> x_0; it may write to what it is given."""
 
 
 def clipped(low: float, high: float) -> Threshold:

@@ -27,20 +27,16 @@ def explicit(process: NoiseProcess, times: Sequence[float], unit: Unit) -> Tenso
     given = torch.tensor(list(times), dtype=torch.float64)
     if given.numel() == 0 or not (given.diff() < 0).all() or not (given > 0).all():
         raise ValueError(f"sampler.times must be positive and strictly decreasing, got {list(times)}")
+    ends = torch.tensor([process.t_train_min, 1.0], dtype=torch.float64)
     if unit == "sigma":
-        lowest, highest = (
-            process.alpha_sigma(torch.tensor(t, dtype=torch.float64)) for t in (process.t_train_min, 1.0)
-        )
-        lowest, highest = ((sigma / alpha).item() for alpha, sigma in (lowest, highest))
-        if given[0] > highest * (1 + 1e-9) or given[-1] < lowest * (1 - 1e-9):
-            raise ValueError(
-                f"sampler.times in sigma / alpha must lie between {lowest:.6g} and {highest:.6g}, got {list(times)}"
-            )
-        return process.time(-2 * given.log()).clamp(process.t_train_min, 1.0)
-    t = given / process.levels if unit == "level" else given
-    if t[0] > 1 or t[-1] < process.t_train_min:
-        scale = process.levels if unit == "level" else 1
-        raise ValueError(
-            f"sampler.times must lie between {process.t_train_min * scale:g} and {scale:g}, got {list(times)}"
-        )
-    return t
+        ends = (-process.log_snr(ends) / 2).exp()
+    elif unit == "level":
+        ends = ends * process.levels
+    low, high = ends.tolist()
+    if given[0] > high * (1 + 1e-9) or given[-1] < low * (1 - 1e-9):
+        raise ValueError(f"sampler.times must lie between {low:.6g} and {high:.6g}, got {list(times)}")
+    if unit == "sigma":
+        given = process.time(-2 * given.log())
+    elif unit == "level":
+        given = given / process.levels
+    return given.clamp(process.t_train_min, 1.0)
