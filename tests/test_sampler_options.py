@@ -44,9 +44,9 @@ def test_explicit_times_below_one_start_from_their_own_share_of_the_noise():
     [
         ({"spacing": "explicit"}, "go together"),
         ({"times": [1.0, 0.5]}, "go together"),
-        ({"spacing": "explicit", "times": [1.0, 0.5], "t_end": 0.1}, "leave out sampler.t_start"),
+        ({"spacing": "explicit", "times": [1.0, 0.5], "t_end": 0.1}, "sampler.times says all times: leave out sampler.t_start"),
         ({"spacing": "explicit", "times": [0.5, 0.5]}, "strictly decreasing"),
-        ({"spacing": "explicit", "times": []}, "strictly decreasing"),
+        ({"spacing": "explicit", "times": []}, "go together"),
         ({"spacing": "explicit", "times": [1.5, 0.5]}, "between 1e-05 and 1,"),
         ({"spacing": "explicit", "times": [1.0, 0.0]}, "positive"),
         ({"spacing": "explicit", "times": [9.0, 1.0], "unit": "level"}, "use sampler.unit=t or sigma"),

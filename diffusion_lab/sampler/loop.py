@@ -21,7 +21,7 @@ from diffusion_lab.sampler.record import Form, Instruction, NotLinear, Recorder
 from diffusion_lab.sampler.scalar_process import ScalarProcess
 from diffusion_lab.sampler.step import Corrector, Step
 from diffusion_lab.sampler.threshold import clipped, dynamic
-from diffusion_lab.sampler.timesteps import Unit, explicit
+from diffusion_lab.sampler.timesteps import Unit, explicit, sectioned
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,16 @@ class Sampler:
         corrector: Langevin steps at fixed noise; None makes none.
         steps: number of times at which the network is evaluated by a predictor of one evaluation a step; None takes
             every level of a discrete process, or 1000 times of a continuous one.
-        spacing, rho: how the times are spread (`NoiseProcess.grid`); "explicit" takes them from `times`.
+        spacing, rho: how the times are spread (`NoiseProcess.grid`); "explicit" takes them from `times`, and "sections"
+            as many as `sections` says of each part of the levels (`timesteps.sectioned`), both in place of `steps`.
         t_start, t_end: the first and the last of these times; None takes 1 and the process's t_min.
         denoise: end with x_0 as predicted at the last time (Tweedie's formula): DDPM's last step, NCSNv2's denoising
             step, ScoreSDE's noise removal.
         clip: clip each prediction of x_0 to the model's image range (points, latents and fields have none).
         dynamic_threshold: this quantile of |x_0| bounds each prediction of x_0 (`threshold.dynamic`), 0.995 in Imagen;
             None does not.
-        times, unit: the times themselves, in place of `steps`, for spacing "explicit" (`timesteps.explicit`).
+        times, unit: for spacing "explicit", the times themselves (`timesteps.explicit`).
+        sections: for spacing "sections", how many levels of each part, that of the least noise first.
         start: "prior", N(0, prior_std^2 I), scaled by sigma(t_start) / sigma(1) where t_start is given, or "uniform",
             between the ends of the image range (NCSN) and, for points, between -prior_std and prior_std.
         precision: dtype of everything outside the network.
@@ -65,7 +67,7 @@ class Sampler:
         predictor: Step | None = None,
         corrector: Corrector | None = None,
         steps: int | None = None,
-        spacing: Spacing | Literal["explicit"] = "uniform",
+        spacing: Spacing | Literal["explicit", "sections"] = "uniform",
         rho: float = 7.0,
         denoise: bool = True,
         clip: bool = False,
@@ -76,19 +78,21 @@ class Sampler:
         dynamic_threshold: float | None = None,
         times: Sequence[float] | None = None,
         unit: Unit = "t",
+        sections: Sequence[int] | None = None,
     ) -> None:
         if predictor is None and corrector is None:
             raise ValueError("a sampler needs a predictor, a corrector, or both")
         if start not in ("prior", "uniform"):
             raise ValueError(f"start={start!r} is unknown; allowed: prior, uniform")
-        if (times is None) == (spacing == "explicit"):
-            raise ValueError("sampler.times and sampler.spacing=explicit go together: give both, or neither")
-        if times is not None and not (t_start is None and t_end is None):
-            raise ValueError("sampler.times are all times: leave out sampler.t_start and sampler.t_end")
+        for key, given, name in (("times", times, "explicit"), ("sections", sections, "sections")):
+            if (not given) == (spacing == name):
+                raise ValueError(f"sampler.{key} and sampler.spacing={name} go together: give both, or neither")
+            if given and not (t_start is None and t_end is None):
+                raise ValueError(f"sampler.{key} says all times: leave out sampler.t_start and sampler.t_end")
         if dynamic_threshold is not None and (clip or not 0 < dynamic_threshold <= 1):
             raise ValueError("sampler.dynamic_threshold is a quantile in (0, 1], such as 0.995, in place of clip=true")
         self.predictor, self.corrector = predictor, corrector
-        self.times, self.unit, self.dynamic_threshold = times, unit, dynamic_threshold
+        self.times, self.unit, self.sections, self.dynamic_threshold = times, unit, sections, dynamic_threshold
         self.steps, self.spacing, self.rho, self.t_start, self.t_end = steps, spacing, rho, t_start, t_end
         self.denoise, self.clip, self.start = denoise, clip, start
         self.dtype = {"float32": torch.float32, "float64": torch.float64}[precision]
@@ -104,7 +108,10 @@ class Sampler:
             raise ValueError("a single noise level leaves a predictor no step to make: use sampler=langevin")
         if self.times is not None:
             return explicit(process, self.times, self.unit)
-        times = process.grid(self.steps, self.spacing, self.rho, self.t_start, self.t_end)
+        if self.sections is not None:
+            times = sectioned(process, self.sections)
+        else:
+            times = process.grid(self.steps, self.spacing, self.rho, self.t_start, self.t_end)
         std, sigma = self.prior_std(process), process.sigma(times[0]).item()
         if self.predictor is not None and self.start == "prior" and sigma < std / 2:
             raise ValueError(
