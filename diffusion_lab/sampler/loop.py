@@ -6,7 +6,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any, Literal
 
 import torch
@@ -17,7 +17,7 @@ from diffusion_lab.noise import Generators, draw, stream
 from diffusion_lab.process import NoiseProcess, Spacing
 from diffusion_lab.sampler.engine import Engine, Written
 from diffusion_lab.sampler.plan import Plan
-from diffusion_lab.sampler.record import Form, Instruction, NotLinear, Recorder
+from diffusion_lab.sampler.record import Draw, Form, Instruction, NotLinear, Recorder, Run
 from diffusion_lab.sampler.scalar_process import ScalarProcess
 from diffusion_lab.sampler.step import Corrector, Step
 from diffusion_lab.sampler.threshold import clipped, dynamic
@@ -215,6 +215,29 @@ class Sampler:
         written.start(stream(x.shape, generator, x.dtype, x.device))
         return deque(self.follow(written, x), maxlen=1).pop()[1]
 
+    @torch.no_grad()
+    def invert(self, denoiser: Denoiser, x0: Tensor) -> Tensor:
+        """x_1 from which this sampler leads to x_0 (B, ...), but for its error: its steps from the last time to t = 1.
+
+        DDIM inversion (Song, Meng & Ermon 2021, Section 5.4) where the step is `DDIM`.
+
+        Raises:
+            ValueError: for a sampler that draws noise, clips, or has steps that cannot be recorded.
+        """
+        if self.corrector is not None or self.clip or self.dynamic_threshold is not None:
+            raise ValueError("only a deterministic sampler without corrector and clipping has an inverse: sampler=ddim")
+        times = self.timesteps(denoiser)
+        forward = self.instructions(denoiser, self.steps_between(times, denoiser), thresholded=False)
+        if any(type(one) in (Draw, Run) for one in forward):
+            raise ValueError(
+                "this sampler draws noise or clips, and only a deterministic one has an inverse: use sampler=ddim"
+            )
+        x = first_noised(denoiser, x0.to(self.dtype), times[-1])
+        written = self.written(denoiser, times.flip(0), x)
+        for t, s in pairwise(written.p.times):
+            x = written.apply("step", self.predictor, x, t, s)
+        return x
+
     def prior_std(self, process: NoiseProcess) -> float:
         """Standard deviation of the noise that sampling starts from: the process's, or its share at the first time."""
         if self.times is not None:
@@ -266,3 +289,9 @@ class Sampler:
             generator: one for the batch, or a sequence with one for each image (`image_generators`).
         """
         return self.prepare(denoiser, shape, device)(generator)
+
+
+def first_noised(denoiser: Denoiser, x0: Tensor, t: Tensor) -> Tensor:
+    """x_t of x_0 (B, ...) on the probability flow, at a time t of little noise: alpha x_0 + sigma eps(alpha x_0, t)."""
+    alpha, sigma = denoiser.process.marginal(t, x0)
+    return alpha * x0 + sigma * denoiser(alpha * x0, t).eps
