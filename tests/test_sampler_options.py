@@ -110,7 +110,7 @@ def test_inversion_is_the_flow_map_to_the_order_of_the_method(process, name):
         errors.append((noise - exact_flow(target, process, x_end, end, one)).square().mean().sqrt().item())
         returned.append((sampler.as_written(denoiser, noise) - x0).square().mean().sqrt().item())
     assert 2 ** (order - 0.4) < errors[0] / errors[1] < 2 ** (order + 0.8)
-    assert returned[1] < returned[0] < 0.03  # not 0: the first step, from no noise to t_end, is of order 1
+    assert returned[1] < 0.03  # not 0: the first step, from no noise to t_end, is of order 1
 
 
 def test_inversion_of_the_flow_returns_the_image():

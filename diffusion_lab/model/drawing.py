@@ -224,7 +224,7 @@ class Drawing(Conditioned):
             label: as of `sample`; image i is of label[i % len(label)].
 
         Raises:
-            ValueError: for a sampler that draws noise or clips, and as `sample` does.
+            ValueError: for a sampler that draws noise, clips, or is not linear, and as `sample` does.
         """
         sampler = self.chosen_sampler(Sampler(DDIM()) if sampler is None else sampler, steps)
         with self.evaluating():

@@ -6,7 +6,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -16,12 +16,13 @@ from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.noise import Generators, draw, stream
 from diffusion_lab.process import NoiseProcess, Spacing
 from diffusion_lab.sampler.engine import Engine, Written
+from diffusion_lab.sampler.inversion import first_noised, inverted
 from diffusion_lab.sampler.plan import Plan
-from diffusion_lab.sampler.record import Draw, Form, Instruction, NotLinear, Recorder, Run
+from diffusion_lab.sampler.record import Form, Instruction, NotLinear, Recorder
 from diffusion_lab.sampler.scalar_process import ScalarProcess
 from diffusion_lab.sampler.step import Corrector, Step
-from diffusion_lab.sampler.threshold import clipped, dynamic
-from diffusion_lab.sampler.timesteps import Unit, explicit, sectioned
+from diffusion_lab.sampler.threshold import chosen
+from diffusion_lab.sampler.timesteps import Unit, explicit, sectioned, signal_left
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,8 @@ class Sampler:
     """Starts from noise and follows a grid of times down to data: at each time the corrector, then the predictor.
 
     DDPM is a predictor only, NCSN a corrector only, ScoreSDE both, in this order (that of its official program;
-    Algorithms 2 and 3 of Song et al. 2021 print the predictor first).
-
-    The steps are recorded once for a batch of some shape, which yields their coefficients, and replayed on tensors
-    (`record`); what is not linear is run as it is written.
+    Algorithms 2 and 3 of Song et al. 2021 print the predictor first).  The steps are recorded once for a batch of some
+    shape and replayed on tensors (`record`); what is not linear is run as it is written.
 
     Args:
         predictor: the step to less noise; None leaves x as it is between two times.
@@ -122,15 +121,11 @@ class Sampler:
 
     def caution(self, denoiser: Denoiser, times: Tensor | None = None) -> str | None:
         """What a user should know of a grid that starts where some signal is left, although x starts without any."""
-        process, times = denoiser.process, self.timesteps(denoiser) if times is None else times
-        alpha, sigma = (k.item() for k in process.scales(times[0]))
-        if self.predictor is None or self.start != "prior" or process.keeps_signal or alpha < 0.05 * sigma:
+        times, process = self.timesteps(denoiser) if times is None else times, denoiser.process
+        if self.predictor is None or self.start != "prior" or process.keeps_signal:
             return None
-        later = self.times is None and times[0].item() < process.span(self.t_start, self.t_end)[0]
-        remedy = "sampler.spacing=trailing starts later" if later else "the schedule has no more noise than this"
-        return (
-            f"the first of the sampler's {len(times)} times, t = {times[0]:.3g}, keeps alpha = {alpha:.2g} of the "
-            f"signal, but sampling starts from noise alone: {remedy} (Lin et al. 2023)"
+        return signal_left(
+            process, times, None if self.times is not None else process.span(self.t_start, self.t_end)[0]
         )
 
     def check(self, denoiser: Denoiser) -> Tensor:
@@ -176,20 +171,13 @@ class Sampler:
 
     def written(self, denoiser: Denoiser, times: Tensor, like: Tensor) -> Written:
         """What runs the steps between these times as they are written, on batches like `like` (B, ...)."""
-        bounds, threshold = denoiser.parameterization.range_of(like.shape), None
-        if bounds and self.dynamic_threshold is not None:
-            threshold = dynamic(*bounds, self.dynamic_threshold)
-        elif bounds and self.clip:
-            threshold = clipped(*bounds)
-        written = Written(denoiser, self.steps_between(times, denoiser), like, threshold)
-        written.corrected = self.corrector is not None
-        return written
+        threshold = chosen(denoiser.parameterization.range_of(like.shape), self.clip, self.dynamic_threshold)
+        return Written(denoiser, self.steps_between(times, denoiser), like, threshold, self.corrector is not None)
 
     def record(self, denoiser: Denoiser, like: Tensor, shown: bool = False) -> Plan:
         """The sampler as it runs on batches like `like` (B, ...): all coefficients, computed in float64.
 
-        Args:
-            shown: yield the state after every step, with x_0, instead of the last one.
+        With `shown` it yields the state after every step, with x_0, instead of the last one.
 
         Raises:
             ValueError: if the process has no such grid, or a step cannot be made.
@@ -215,28 +203,14 @@ class Sampler:
         written.start(stream(x.shape, generator, x.dtype, x.device))
         return deque(self.follow(written, x), maxlen=1).pop()[1]
 
-    @torch.no_grad()
     def invert(self, denoiser: Denoiser, x0: Tensor) -> Tensor:
-        """x_1 from which this sampler leads to x_0 (B, ...), but for its error: its steps from the last time to t = 1.
-
-        DDIM inversion (Song, Meng & Ermon 2021, Section 5.4) where the step is `DDIM`.
-
-        Raises:
-            ValueError: for a sampler that draws noise, clips, or has steps that cannot be recorded.
-        """
+        """x_1 from which this sampler leads to x_0 (B, ...); raises ValueError as `inversion.inverted`."""
         if self.corrector is not None or self.clip or self.dynamic_threshold is not None:
-            raise ValueError("only a deterministic sampler without corrector and clipping has an inverse: sampler=ddim")
+            raise ValueError("a sampler with corrector or clipping has no inverse: use sampler=ddim")
         times = self.timesteps(denoiser)
         forward = self.instructions(denoiser, self.steps_between(times, denoiser), thresholded=False)
-        if any(type(one) in (Draw, Run) for one in forward):
-            raise ValueError(
-                "this sampler draws noise or clips, and only a deterministic one has an inverse: use sampler=ddim"
-            )
         x = first_noised(denoiser, x0.to(self.dtype), times[-1])
-        written = self.written(denoiser, times.flip(0), x)
-        for t, s in pairwise(written.p.times):
-            x = written.apply("step", self.predictor, x, t, s)
-        return x
+        return inverted(forward, self.predictor, self.written(denoiser, times.flip(0), x), x)
 
     def prior_std(self, process: NoiseProcess) -> float:
         """Standard deviation of the noise that sampling starts from: the process's, or its share at the first time."""
@@ -277,21 +251,7 @@ class Sampler:
         return draw_samples
 
     def __call__(
-        self,
-        denoiser: Denoiser,
-        shape: Sequence[int],
-        generator: Generators = None,
-        device: torch.device | str = "cpu",
+        self, denoiser: Denoiser, shape: Sequence[int], generator: Generators = None, device: torch.device | str = "cpu"
     ) -> Tensor:
-        """Samples of `shape` (B, ...) in the model's range.
-
-        Args:
-            generator: one for the batch, or a sequence with one for each image (`image_generators`).
-        """
+        """Samples of `shape` (B, ...) in the model's range, from one generator or one for each image."""
         return self.prepare(denoiser, shape, device)(generator)
-
-
-def first_noised(denoiser: Denoiser, x0: Tensor, t: Tensor) -> Tensor:
-    """x_t of x_0 (B, ...) on the probability flow, at a time t of little noise: alpha x_0 + sigma eps(alpha x_0, t)."""
-    alpha, sigma = denoiser.process.marginal(t, x0)
-    return alpha * x0 + sigma * denoiser(alpha * x0, t).eps

@@ -11,7 +11,8 @@ from torch import Tensor
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.flow import check_process, check_tolerances, solve
 from diffusion_lab.noise import Generators
-from diffusion_lab.sampler.loop import Sampler, State, first_noised
+from diffusion_lab.sampler.inversion import first_noised
+from diffusion_lab.sampler.loop import Sampler, State
 
 
 class ProbabilityFlow(Sampler):
@@ -67,7 +68,6 @@ class ProbabilityFlow(Sampler):
         """x at times[1:] of the solution through x at times[0], each of the shape of x; times may run either way."""
         return [x for (x,) in solve(denoiser, x.to(self.dtype), times, self.rtol, self.atol, self.method)]
 
-    @torch.no_grad()
     def invert(self, denoiser: Denoiser, x0: Tensor) -> Tensor:
         """x_1 from which the flow leads to x_0 (B, ...)."""
         times = self.check(denoiser)

@@ -63,3 +63,20 @@ def sectioned(process: NoiseProcess, sections: Sequence[int]) -> Tensor:
         levels += [start + round(i * stride) for i in range(count)]
         start = end
     return torch.tensor(levels[::-1], dtype=torch.float64) / process.levels
+
+
+def signal_left(process: NoiseProcess, times: Tensor, latest: float | None) -> str | None:
+    """What a user should know of times that start where some signal is left, although x starts without any.
+
+    Args:
+        latest: the time at which the sampler might start; None if its times are given.
+    """
+    alpha, sigma = (k.item() for k in process.scales(times[0]))
+    if alpha < 0.05 * sigma:
+        return None
+    later = latest is not None and times[0].item() < latest
+    remedy = "sampler.spacing=trailing starts later" if later else "the schedule has no more noise than this"
+    return (
+        f"the first of the sampler's {len(times)} times, t = {times[0]:.3g}, keeps alpha = {alpha:.2g} of the "
+        f"signal, but sampling starts from noise alone: {remedy} (Lin et al. 2023)"
+    )
