@@ -209,3 +209,13 @@ def test_what_has_no_grey_levels_is_seen_and_drawn_as_it_is():
     assert abs(drawn.mean() - 3) < 0.1 and abs(drawn.std() - 2) < 0.2 and drawn.max() > 5 and drawn.min() < 0
     images = DDPM(network, Linear(), DenoisingLoss(), sampler, shape=(4, 8, 8), grey_levels=256, levels=100)
     assert images.sample(4).max() <= 1 and images.denoiser.parameterization.bounded
+
+
+def test_images_are_inverted_to_noise_that_leads_back_to_them():
+    model = DDPM(MLP(), Linear(), DenoisingLoss(), Sampler(DDIM(), steps=2), shape=(2,), grey_levels=None)
+    points = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    noise = model.invert(points)
+    *_, state = Sampler(DDIM()).trajectory(model.denoiser, noise)
+    assert noise.shape == points.shape and (state.x - points).abs().max() < 0.05
+    with pytest.raises(ValueError, match="draws noise"):
+        model.invert(points, sampler=Sampler(DDIM(1.0)), steps=5)

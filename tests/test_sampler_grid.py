@@ -29,6 +29,7 @@ from diffusion_lab.process import (
     Spacing,
     SubVP,
 )
+from diffusion_lab.process.base import Even
 from diffusion_lab.sampler import DDIM, EDM, AnnealedLangevin, ProbabilityFlow, Sampler
 
 PROCESSES = {
@@ -63,18 +64,22 @@ def test_the_first_time_of_every_grid_has_the_noise_of_the_prior(process, spacin
         except ValueError as error:
             one_is_the_lowest = steps == 1 and spacing != "trailing"
             too_many = process.levels and steps and steps > process.levels
-            if not (one_is_the_lowest or too_many or spacing == "leading"):
+            if not (one_is_the_lowest or too_many or spacing in ("leading", "strided")):
                 raise AssertionError(f"{steps} steps are refused") from error
             continue
         taken += 1
         alpha, sigma = (k.item() for k in process.alpha_sigma(times[0]))
         assert (times.diff() <= 0).all() and times[0] <= 1 and times[-1] >= process.t_min * (1 - 1e-12)
         assert steps is None or len(times) == steps
-        if process.keeps_signal or spacing not in ("uniform", "quadratic", "leading") or process.levels is None:
+        if (
+            process.keeps_signal
+            or spacing not in ("uniform", "quadratic", "leading", "strided")
+            or process.levels is None
+        ):
             assert times[0] == 1 and sigma == pytest.approx(process.prior_std, rel=1e-3)
         assert sigma > 0.7 * process.prior_std
         assert (sampler.caution(denoiser) is None) == (process.keeps_signal or alpha < 0.05 * sigma)
-    assert taken or (spacing == "leading" and (process.keeps_signal or process.levels is None))
+    assert taken or (spacing in ("leading", "strided") and (process.keeps_signal or process.levels is None))
 
 
 @pytest.mark.parametrize("process", ["ncsn", "ncsnv2", "ve_discrete", "ve"])
@@ -115,6 +120,32 @@ def test_the_spacings_of_discrete_levels_are_those_of_lin_et_al_table_2():
         VP(Linear()).timesteps(5, "leading")
 
 
+def test_respacing_is_improved_diffusions():
+    """space_timesteps(N, "ddim50") and space_timesteps(N, "10,15,20"), written down by hand; zero-based as there."""
+    taken = lambda ladder, **settings: (  # noqa: E731
+        (ladder.level(Sampler(DDIM(), **settings).check(Denoiser(None, ladder, Parameterization()))) - 1)
+        .flip(0)
+        .tolist()
+    )
+    for steps, last, stride in ((50, 980, 20), (7, 858, 143), (250, 996, 4), (1000, 999, 1)):
+        assert taken(DiscreteProcess(Linear()), steps=steps, spacing="strided") == list(range(0, last + 1, stride))
+    with pytest.raises(ValueError, match="no whole stride takes 300 of 1000 levels"):
+        taken(DiscreteProcess(Linear()), steps=300, spacing="strided")
+    # 10 levels in parts of 4, 3 and 3; in one part, every 9/4-th, rounded.
+    assert taken(DiscreteProcess(Cosine(), 10), spacing="sections", sections=[2, 1, 3]) == [0, 3, 4, 7, 8, 9]
+    assert taken(DiscreteProcess(Cosine(), 10), spacing="sections", sections=[5]) == [0, 2, 4, 7, 9]
+    assert taken(DiscreteProcess(Linear()), spacing="sections", sections=[3, 2]) == [0, 250, 499, 500, 999]
+    for settings, message in (
+        ({"sections": [4, 4, 4]}, "4 of the 3 levels from 5 to 7"), ({"sections": [4, 0]}, "0 of the 5 levels"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            taken(DiscreteProcess(Cosine(), 10), spacing="sections", **settings)
+    with pytest.raises(ValueError, match="this process has none"):
+        Sampler(DDIM(), spacing="sections", sections=[3]).check(Denoiser(None, VP(Linear()), Parameterization()))
+    with pytest.raises(ValueError, match="sampler.sections and sampler.spacing=sections go together"):
+        Sampler(DDIM(), sections=[3])
+
+
 def test_the_continuous_quadratic_grid_is_dpm_solvers():
     """torch.linspace(t_T ** 0.5, t_0 ** 0.5, N + 1).pow(2) of the official program."""
     for process in (VP(Linear()), VE(Geometric())):
@@ -140,7 +171,7 @@ def test_a_sampler_starts_and_ends_where_it_is_told(process, spacing):
     try:
         times = process.timesteps(5, spacing, t_start=start, t_end=end)
     except ValueError:
-        assert spacing == "leading"
+        assert spacing in ("leading", "strided")
         return
     assert len(times) == 5 and times[0] <= start + 1e-12 and times[-1] >= end - 1e-12
     if spacing != "trailing":
@@ -148,7 +179,7 @@ def test_a_sampler_starts_and_ends_where_it_is_told(process, spacing):
         assert times[-1] == pytest.approx(end, abs=1e-9)
     if process.levels is None or spacing in ("trailing", "linspace", "linear", "log_snr", "karras"):
         assert times[0] == pytest.approx(start, abs=1e-9)
-    if spacing in get_args(Spacing)[:5] and process.levels:
+    if spacing in get_args(Even) and process.levels:
         assert torch.equal(process.level(times), process.level(times).round())
 
 

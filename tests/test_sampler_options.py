@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import analytic
 import pytest
 import torch
+from exact import exact_denoiser
+from test_sampler import exact_flow, straight_denoiser
 
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import VE, VP, DiscreteProcess, Geometric, Linear
-from diffusion_lab.sampler import DDIM, Sampler
+from diffusion_lab.sampler import DDIM, EDM, AdamsBashforth, Langevin, ProbabilityFlow, Sampler
 
 
 def denoiser_of(process, network=None):
@@ -44,9 +47,12 @@ def test_explicit_times_below_one_start_from_their_own_share_of_the_noise():
     [
         ({"spacing": "explicit"}, "go together"),
         ({"times": [1.0, 0.5]}, "go together"),
-        ({"spacing": "explicit", "times": [1.0, 0.5], "t_end": 0.1}, "leave out sampler.t_start"),
+        (
+            {"spacing": "explicit", "times": [1.0, 0.5], "t_end": 0.1},
+            "sampler.times says all times: leave out sampler.t_start",
+        ),
         ({"spacing": "explicit", "times": [0.5, 0.5]}, "strictly decreasing"),
-        ({"spacing": "explicit", "times": []}, "strictly decreasing"),
+        ({"spacing": "explicit", "times": []}, "go together"),
         ({"spacing": "explicit", "times": [1.5, 0.5]}, "between 1e-05 and 1,"),
         ({"spacing": "explicit", "times": [1.0, 0.0]}, "positive"),
         ({"spacing": "explicit", "times": [9.0, 1.0], "unit": "level"}, "use sampler.unit=t or sigma"),
@@ -79,3 +85,50 @@ def test_dynamic_thresholding_is_imagens(low, high):
         want = each.clamp(-s, s) / s
         torch.testing.assert_close(got, (low + high) / 2 + (high - low) / 2 * want, rtol=1e-9, atol=1e-9)
     assert first.min() >= low and first.max() <= high
+
+
+INVERSIONS = {"ddim": (DDIM(), 1), "heun": (EDM(2), 2), "lms": (AdamsBashforth(2), 2)}
+
+
+@pytest.mark.parametrize(
+    "process", [VP(Linear()), VE(Geometric(0.01, 20.0)), DiscreteProcess(Linear())], ids=["vp", "ve", "ddpm"]
+)
+@pytest.mark.parametrize("name", INVERSIONS)
+def test_inversion_is_the_flow_map_to_the_order_of_the_method(process, name):
+    """On Gaussian data from t_end to 1 in closed form; from images, whose own noise is 0, and back again."""
+    target, denoiser, (step, order) = analytic.diag64(), straight_denoiser(process), INVERSIONS[name]
+    x0 = target.m[0].reshape(1, 1, 8, 8) + 0.5 * torch.randn(
+        4, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    errors, returned = [], []
+    for steps in (60, 120):
+        sampler = Sampler(step, None, steps + 1, "log_snr", precision="float64", t_end=0.02)
+        end, one = sampler.timesteps(denoiser)[[-1, 0]]
+        alpha, sigma = process.alpha_sigma(end)
+        x_end = alpha * x0 + sigma * denoiser(alpha * x0, end).eps
+        noise = sampler.invert(denoiser, x0)
+        errors.append((noise - exact_flow(target, process, x_end, end, one)).square().mean().sqrt().item())
+        returned.append((sampler.as_written(denoiser, noise) - x0).square().mean().sqrt().item())
+    assert 2 ** (order - 0.4) < errors[0] / errors[1] < 2 ** (order + 0.8)
+    assert returned[1] < 0.03  # not 0: the first step, from no noise to t_end, is of order 1
+
+
+def test_inversion_of_the_flow_returns_the_image():
+    denoiser, flow = exact_denoiser(analytic.gmm2d(), VP(Linear())), ProbabilityFlow(1e-8, 1e-8, precision="float64")
+    x0 = torch.randn(5, 2, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    *_, back = flow.trajectory(denoiser, flow.invert(denoiser, x0))
+    assert (back.x - x0).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    "sampler, message",
+    [
+        (Sampler(DDIM(0.5), steps=5), "draws noise"),
+        (Sampler(DDIM(), Langevin(), steps=5), "corrector"),
+        (Sampler(DDIM(), steps=5, clip=True), "clipping"),
+        (Sampler(EDM(2, churn=3.0), steps=5), "draws noise"),
+    ],
+)
+def test_what_has_no_inverse_is_refused(sampler, message):
+    with pytest.raises(ValueError, match=message):
+        sampler.invert(exact_denoiser(analytic.gmm2d(), VP(Linear())), torch.zeros(1, 2, 1, 1))

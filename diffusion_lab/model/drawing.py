@@ -19,7 +19,7 @@ from diffusion_lab.memory import memory_of_machine
 from diffusion_lab.model.conditions import Conditioned, Guidance
 from diffusion_lab.model.labels import Label
 from diffusion_lab.noise import image_generators
-from diffusion_lab.sampler import Corrector, Sampler, State, Step
+from diffusion_lab.sampler import DDIM, Corrector, Sampler, State, Step
 
 REMEDY = "try another checkpoint, weights=raw, more sampler.steps, sampler.clip=true or trainer.precision=32-true"
 """What may help where samples are not finite."""
@@ -212,6 +212,24 @@ class Drawing(Conditioned):
                     which = shown([first + i for i in bad])
                     raise NonFinite(f"sample {which} is lost at step {step} of the sampler, t={state.t:.4g}; {REMEDY}")
                 yield state
+
+    def invert(
+        self, images: Tensor, *, sampler: Sampler | str | None = None, steps: int | None = None, label: Label = None
+    ) -> Tensor:
+        """The noise x_1 (B, ...) from which a deterministic sampler leads to images (B, ...) like those of `sample`.
+
+        Args:
+            sampler: DDIM over all levels, or 1000 times, unless another is given, such as "heun" or "ode".
+            steps: as of `sample`.
+            label: as of `sample`; image i is of label[i % len(label)].
+
+        Raises:
+            ValueError: for a sampler that draws noise, clips, or is not linear, and as `sample` does.
+        """
+        sampler = self.chosen_sampler(Sampler(DDIM()) if sampler is None else sampler, steps)
+        with self.evaluating():
+            denoiser = self.asked(self.labels_of(range(len(images)), 0, label))
+            return sampler.invert(denoiser, self.encode(images.to(self.device)))
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -9,10 +9,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-Even = Literal["uniform", "quadratic", "trailing", "leading", "linspace"]
+Even = Literal["uniform", "quadratic", "trailing", "leading", "linspace", "strided"]
 """Spacings by t or by sqrt(t); on a discrete process they choose among its levels."""
 
-Spacing = Literal["uniform", "quadratic", "trailing", "leading", "linspace", "linear", "log_snr", "karras"]
+Spacing = Literal["uniform", "quadratic", "trailing", "leading", "linspace", "strided", "linear", "log_snr", "karras"]
 """How a sampler's times are spread; see `NoiseProcess.timesteps`."""
 
 Variance = Literal["fixed_small", "fixed_large"]
@@ -137,6 +137,8 @@ class NoiseProcess(nn.Module, ABC):
         - "quadratic": even in sqrt(t) (DPM-Solver's `time_quadratic`); on discrete levels DDIM's sequence.
         - "trailing": even in t from t_start on, without t_end (Lin et al. 2023, Table 2).
         - "leading": diffusers' steps of floor(N / steps) levels from the lowest one on; of discrete levels only.
+        - "strided": every k-th level from the lowest one on, k the least that gives `steps` of them ("ddim50" in the
+          program of Nichol & Dhariwal 2021); of discrete levels only.
         - "linear": even in t between discrete levels too (Song et al. 2021, Table 1, P2000).
         - "log_snr": even in log(alpha/sigma) (Lu et al. 2022, Section 3.4).
         - "karras": even in (sigma/alpha)^(1/rho) (Karras et al. 2022, Eq. 5).

@@ -111,8 +111,11 @@ class DiscreteProcess(NoiseProcess):
         if not 1 <= steps <= count:
             whose = f"the model's {count} levels" if count == self.levels else f"the {count} levels of this range of t"
             raise ValueError(f"sampler steps must be between 1 and {whose}, got {steps}")
-        if spacing == "leading" and self.keeps_signal:
-            raise ValueError("spacing=leading starts below the largest noise, where the prior is: use uniform")
+        if spacing in ("leading", "strided") and self.keeps_signal:
+            raise ValueError(f"spacing={spacing} starts below the largest noise, where the prior is: use uniform")
+        stride = next((k for k in range(1, count + 1) if -(-count // k) == steps), None)
+        if spacing == "strided" and stride is None:
+            raise ValueError(f"no whole stride takes {steps} of {count} levels: use sampler.spacing=linspace")
         i, evenly = torch.arange(steps), torch.linspace(0, count - 1, steps, dtype=torch.float64).round()
         top = count - 1 if self.keeps_signal else 0.8 * count
         squares = torch.linspace(0, top**0.5, steps, dtype=torch.float64) ** 2
@@ -121,6 +124,7 @@ class DiscreteProcess(NoiseProcess):
             "quadratic": squares.round() if self.keeps_signal else squares.floor(),
             "trailing": (count - i.flip(0) * (count / steps)).round() - 1,
             "leading": i * (count // steps),
+            "strided": i * (stride or 1),
             "linspace": evenly,
         }[spacing]
         return (low + indices).flip(0).to(torch.float64) / self.levels

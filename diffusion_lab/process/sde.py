@@ -22,8 +22,8 @@ class SDE(NoiseProcess):
         steps = 1000 if steps is None else steps
         if steps < 1:
             raise ValueError(f"a sampler needs at least 1 step, got {steps}")
-        if spacing == "leading":
-            raise ValueError("spacing=leading chooses among discrete levels, and this process has none: use uniform")
+        if spacing in ("leading", "strided"):
+            raise ValueError(f"spacing={spacing} chooses among discrete levels, and this process has none: use uniform")
         if spacing == "trailing":
             return torch.linspace(start, end, steps + 1, dtype=torch.float64)[:-1]
         power = 2 if spacing == "quadratic" else 1

@@ -93,8 +93,11 @@ class Written(Engine):
         threshold: applied to predictions of x_0; None where none is.
     """
 
-    def __init__(self, denoiser: Denoiser, p: ScalarProcess, like: Tensor, threshold: Threshold | None) -> None:
+    def __init__(
+        self, denoiser: Denoiser, p: ScalarProcess, like: Tensor, threshold: Threshold | None, corrected: bool = False
+    ) -> None:
         super().__init__(denoiser, p, threshold is not None)
+        self.corrected = corrected
         self.like, self.threshold = like, threshold
         self._preconditionings: dict[float, Preconditioning] = {}
         self._outputs: dict[tuple[float, bool], Callable[[Tensor], Tensor]] = {}

@@ -16,12 +16,13 @@ from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.noise import Generators, draw, stream
 from diffusion_lab.process import NoiseProcess, Spacing
 from diffusion_lab.sampler.engine import Engine, Written
+from diffusion_lab.sampler.inversion import first_noised, inverted
 from diffusion_lab.sampler.plan import Plan
 from diffusion_lab.sampler.record import Form, Instruction, NotLinear, Recorder
 from diffusion_lab.sampler.scalar_process import ScalarProcess
 from diffusion_lab.sampler.step import Corrector, Step
-from diffusion_lab.sampler.threshold import clipped, dynamic
-from diffusion_lab.sampler.timesteps import Unit, explicit
+from diffusion_lab.sampler.threshold import chosen
+from diffusion_lab.sampler.timesteps import Unit, explicit, sectioned, signal_left
 
 
 @dataclass(frozen=True)
@@ -37,23 +38,24 @@ class Sampler:
     """Starts from noise and follows a grid of times down to data: at each time the corrector, then the predictor.
 
     DDPM is a predictor only, NCSN a corrector only, ScoreSDE both, in this order (that of its official program;
-    Algorithms 2 and 3 of Song et al. 2021 print the predictor first).
-
-    The steps are recorded once and replayed on tensors (`record`); what is not linear runs as it is written.
+    Algorithms 2 and 3 of Song et al. 2021 print the predictor first).  The steps are recorded once for a batch of some
+    shape and replayed on tensors (`record`); what is not linear is run as it is written.
 
     Args:
         predictor: the step to less noise; None leaves x as it is between two times.
         corrector: Langevin steps at fixed noise; None makes none.
         steps: number of times at which the network is evaluated by a predictor of one evaluation a step; None takes
             every level of a discrete process, or 1000 times of a continuous one.
-        spacing, rho: how the times are spread (`NoiseProcess.timesteps`); "explicit" takes them from `times`.
+        spacing, rho: how the times are spread (`NoiseProcess.timesteps`); "explicit" takes them from `times`, and "sections"
+            as many as `sections` says of each part of the levels (`timesteps.sectioned`), both in place of `steps`.
         t_start, t_end: the first and the last of these times; None takes 1 and the process's t_min.
         denoise: end with x_0 as predicted at the last time (Tweedie's formula): DDPM's last step, NCSNv2's denoising
             step, ScoreSDE's noise removal.
         clip: clip each prediction of x_0 to the model's image range (points, latents and fields have none).
         dynamic_threshold: this quantile of |x_0| bounds each prediction of x_0 (`threshold.dynamic`), 0.995 in Imagen;
             None does not.
-        times, unit: the times themselves, in place of `steps`, for spacing "explicit" (`timesteps.explicit`).
+        times, unit: for spacing "explicit", the times themselves (`timesteps.explicit`).
+        sections: for spacing "sections", how many levels of each part, that of the least noise first.
         start: "prior", N(0, prior_std^2 I), scaled by sigma(t_start) / sigma(1) where t_start is given, or "uniform",
             between the ends of the image range (NCSN) and, for points, between -prior_std and prior_std.
         precision: dtype of everything outside the network.
@@ -64,7 +66,7 @@ class Sampler:
         predictor: Step | None = None,
         corrector: Corrector | None = None,
         steps: int | None = None,
-        spacing: Spacing | Literal["explicit"] = "uniform",
+        spacing: Spacing | Literal["explicit", "sections"] = "uniform",
         rho: float = 7.0,
         denoise: bool = True,
         clip: bool = False,
@@ -75,19 +77,21 @@ class Sampler:
         dynamic_threshold: float | None = None,
         times: Sequence[float] | None = None,
         unit: Unit = "t",
+        sections: Sequence[int] | None = None,
     ) -> None:
         if predictor is None and corrector is None:
             raise ValueError("a sampler needs a predictor, a corrector, or both")
         if start not in ("prior", "uniform"):
             raise ValueError(f"start={start!r} is unknown; allowed: prior, uniform")
-        if (times is None) == (spacing == "explicit"):
-            raise ValueError("sampler.times and sampler.spacing=explicit go together: give both, or neither")
-        if times is not None and not (t_start is None and t_end is None):
-            raise ValueError("sampler.times are all times: leave out sampler.t_start and sampler.t_end")
+        for key, given, name in (("times", times, "explicit"), ("sections", sections, "sections")):
+            if (not given) == (spacing == name):
+                raise ValueError(f"sampler.{key} and sampler.spacing={name} go together: give both, or neither")
+            if given and not (t_start is None and t_end is None):
+                raise ValueError(f"sampler.{key} says all times: leave out sampler.t_start and sampler.t_end")
         if dynamic_threshold is not None and (clip or not 0 < dynamic_threshold <= 1):
             raise ValueError("sampler.dynamic_threshold is a quantile in (0, 1], such as 0.995, in place of clip=true")
         self.predictor, self.corrector = predictor, corrector
-        self.times, self.unit, self.dynamic_threshold = times, unit, dynamic_threshold
+        self.times, self.unit, self.sections, self.dynamic_threshold = times, unit, sections, dynamic_threshold
         self.steps, self.spacing, self.rho, self.t_start, self.t_end = steps, spacing, rho, t_start, t_end
         self.denoise, self.clip, self.start = denoise, clip, start
         self.dtype = {"float32": torch.float32, "float64": torch.float64}[precision]
@@ -103,7 +107,10 @@ class Sampler:
             raise ValueError("a single noise level leaves a predictor no step to make: use sampler=langevin")
         if self.times is not None:
             return explicit(process, self.times, self.unit)
-        times = process.timesteps(self.steps, self.spacing, self.rho, self.t_start, self.t_end)
+        if self.sections is not None:
+            times = sectioned(process, self.sections)
+        else:
+            times = process.timesteps(self.steps, self.spacing, self.rho, self.t_start, self.t_end)
         std, sigma = self.prior_std(process), process.sigma(times[0]).item()
         if self.predictor is not None and self.start == "prior" and sigma < std / 2:
             raise ValueError(
@@ -113,16 +120,12 @@ class Sampler:
         return times
 
     def caution(self, denoiser: Denoiser, times: Tensor | None = None) -> str | None:
-        """A warning about timesteps that start where some signal is left, although x starts as noise alone."""
-        process, times = denoiser.process, self.timesteps(denoiser) if times is None else times
-        alpha, sigma = process.alpha_sigma(times[0])
-        if self.predictor is None or self.start != "prior" or process.keeps_signal or alpha < 0.05 * sigma:
+        """What a user should know of a grid that starts where some signal is left, although x starts without any."""
+        times, process = self.timesteps(denoiser) if times is None else times, denoiser.process
+        if self.predictor is None or self.start != "prior" or process.keeps_signal:
             return None
-        later = self.times is None and times[0].item() < process.span(self.t_start, self.t_end)[0]
-        remedy = "sampler.spacing=trailing starts later" if later else "the schedule has no more noise than this"
-        return (
-            f"the first of the sampler's {len(times)} times, t = {times[0]:.3g}, keeps alpha = {alpha:.2g} of the "
-            f"signal, but sampling starts from noise alone: {remedy} (Lin et al. 2023)"
+        return signal_left(
+            process, times, None if self.times is not None else process.span(self.t_start, self.t_end)[0]
         )
 
     def check(self, denoiser: Denoiser) -> Tensor:
@@ -168,20 +171,13 @@ class Sampler:
 
     def written(self, denoiser: Denoiser, times: Tensor, like: Tensor) -> Written:
         """What runs the steps between these times as they are written, on batches like `like` (B, ...)."""
-        bounds, threshold = denoiser.parameterization.range_of(like.shape), None
-        if bounds and self.dynamic_threshold is not None:
-            threshold = dynamic(*bounds, self.dynamic_threshold)
-        elif bounds and self.clip:
-            threshold = clipped(*bounds)
-        written = Written(denoiser, self.steps_between(times, denoiser), like, threshold)
-        written.corrected = self.corrector is not None
-        return written
+        threshold = chosen(denoiser.parameterization.range_of(like.shape), self.clip, self.dynamic_threshold)
+        return Written(denoiser, self.steps_between(times, denoiser), like, threshold, self.corrector is not None)
 
     def record(self, denoiser: Denoiser, like: Tensor, shown: bool = False) -> Plan:
         """The sampler as it runs on batches like `like` (B, ...): all coefficients, computed in float64.
 
-        Args:
-            shown: yield the state after every step, with x_0, instead of the last one.
+        With `shown` it yields the state after every step, with x_0, instead of the last one.
 
         Raises:
             ValueError: if the process has no such grid, or a step cannot be made.
@@ -206,6 +202,15 @@ class Sampler:
         written = self.written(denoiser, self.timesteps(denoiser), x)
         written.start(stream(x.shape, generator, x.dtype, x.device))
         return deque(self.follow(written, x), maxlen=1).pop()[1]
+
+    def invert(self, denoiser: Denoiser, x0: Tensor) -> Tensor:
+        """x_1 from which this sampler leads to x_0 (B, ...); raises ValueError as `inversion.inverted`."""
+        if self.corrector is not None or self.clip or self.dynamic_threshold is not None:
+            raise ValueError("a sampler with corrector or clipping has no inverse: use sampler=ddim")
+        times = self.timesteps(denoiser)
+        forward = self.instructions(denoiser, self.steps_between(times, denoiser), thresholded=False)
+        x = first_noised(denoiser, x0.to(self.dtype), times[-1])
+        return inverted(forward, self.predictor, self.written(denoiser, times.flip(0), x), x)
 
     def prior_std(self, process: NoiseProcess) -> float:
         """Standard deviation of the noise that sampling starts from: the process's, or its share at the first time."""
@@ -246,15 +251,7 @@ class Sampler:
         return draw_samples
 
     def __call__(
-        self,
-        denoiser: Denoiser,
-        shape: Sequence[int],
-        generator: Generators = None,
-        device: torch.device | str = "cpu",
+        self, denoiser: Denoiser, shape: Sequence[int], generator: Generators = None, device: torch.device | str = "cpu"
     ) -> Tensor:
-        """Samples of `shape` (B, ...) in the model's range.
-
-        Args:
-            generator: one for the batch, or a sequence with one for each image (`image_generators`).
-        """
+        """Samples of `shape` (B, ...) in the model's range, from one generator or one for each image."""
         return self.prepare(denoiser, shape, device)(generator)

@@ -11,6 +11,7 @@ from torch import Tensor
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.flow import check_process, check_tolerances, solve
 from diffusion_lab.noise import Generators
+from diffusion_lab.sampler.inversion import first_noised
 from diffusion_lab.sampler.loop import Sampler, State
 
 
@@ -66,6 +67,12 @@ class ProbabilityFlow(Sampler):
     def solve(self, denoiser: Denoiser, x: Tensor, times: Sequence[float]) -> list[Tensor]:
         """x at times[1:] of the solution through x at times[0], each of the shape of x; times may run either way."""
         return [x for (x,) in solve(denoiser, x.to(self.dtype), times, self.rtol, self.atol, self.method)]
+
+    def invert(self, denoiser: Denoiser, x0: Tensor) -> Tensor:
+        """x_1 from which the flow leads to x_0 (B, ...)."""
+        times = self.check(denoiser)
+        (x,) = self.solve(denoiser, first_noised(denoiser, x0.to(self.dtype), times[-1]), times[[-1, 0]].tolist())
+        return x
 
     @torch.no_grad()
     def trajectory(self, denoiser: Denoiser, x: Tensor, generator: Generators = None) -> Iterator[State]:

@@ -10,6 +10,13 @@ Threshold = Callable[[Tensor], Tensor]
 """x_0 -> x_0; it may write to what it is given."""
 
 
+def chosen(bounds: tuple[float, float] | None, clip: bool, quantile: float | None) -> Threshold | None:
+    """That of a sampler, for arrays of a range; None where they have none, or it does nothing."""
+    if bounds is None or not (clip or quantile):
+        return None
+    return clipped(*bounds) if clip else dynamic(*bounds, quantile)
+
+
 def clipped(low: float, high: float) -> Threshold:
     """x_0 clipped to [low, high] (Ho et al. 2020)."""
     return lambda x0: x0.clamp_(low, high)

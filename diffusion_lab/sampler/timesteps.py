@@ -1,4 +1,4 @@
-"""Times that a user gives, in units of the process."""
+"""Times that a user gives: themselves, or how many of each section of the levels."""
 
 from __future__ import annotations
 
@@ -40,3 +40,43 @@ def explicit(process: NoiseProcess, times: Sequence[float], unit: Unit) -> Tenso
     elif unit == "level":
         given = given / process.levels
     return given.clamp(process.t_train_min, 1.0)
+
+
+def sectioned(process: NoiseProcess, sections: Sequence[int]) -> Tensor:
+    """The times, (S,), float64, of `sections[k]` levels, evenly spaced in the k-th of equal parts of all levels.
+
+    `space_timesteps` of Nichol & Dhariwal 2021's program (improved-diffusion); the first part is of the least noise.
+
+    Raises:
+        ValueError: for a part that has not so many levels.
+    """
+    if process.levels is None:
+        raise ValueError("spacing=sections chooses among discrete levels, and this process has none: use uniform")
+    (size, extra), levels, start = divmod(process.levels, len(sections)), [], 1
+    for k, count in enumerate(sections):
+        end = start + size + (k < extra)
+        if not 1 <= count <= end - start:
+            raise ValueError(
+                f"sampler.sections: {count} of the {end - start} levels from {start} to {end - 1} cannot be taken"
+            )
+        stride = (end - 1 - start) / (count - 1) if count > 1 else 1
+        levels += [start + round(i * stride) for i in range(count)]
+        start = end
+    return torch.tensor(levels[::-1], dtype=torch.float64) / process.levels
+
+
+def signal_left(process: NoiseProcess, times: Tensor, latest: float | None) -> str | None:
+    """What a user should know of times that start where some signal is left, although x starts without any.
+
+    Args:
+        latest: the time at which the sampler might start; None if its times are given.
+    """
+    alpha, sigma = (k.item() for k in process.alpha_sigma(times[0]))
+    if alpha < 0.05 * sigma:
+        return None
+    later = latest is not None and times[0].item() < latest
+    remedy = "sampler.spacing=trailing starts later" if later else "the schedule has no more noise than this"
+    return (
+        f"the first of the sampler's {len(times)} times, t = {times[0]:.3g}, keeps alpha = {alpha:.2g} of the "
+        f"signal, but sampling starts from noise alone: {remedy} (Lin et al. 2023)"
+    )
