@@ -46,7 +46,7 @@ class Sampler:
         corrector: Langevin steps at fixed noise; None makes none.
         steps: number of times at which the network is evaluated by a predictor of one evaluation a step; None takes
             every level of a discrete process, or 1000 times of a continuous one.
-        spacing, rho: how the times are spread (`NoiseProcess.timesteps`); "explicit" takes them from `times`, and "sections"
+        spacing, rho: see `NoiseProcess.timesteps`; "explicit" takes them from `times`, and "sections"
             as many as `sections` says of each part of the levels (`timesteps.sectioned`), both in place of `steps`.
         t_start, t_end: the first and the last of these times; None takes 1 and the process's t_min.
         denoise: end with x_0 as predicted at the last time (Tweedie's formula): DDPM's last step, NCSNv2's denoising
