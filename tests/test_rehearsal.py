@@ -203,6 +203,7 @@ REFUSED = {
     "loss of one generator": ({"loss": PlainNoise()}, "loss PlainNoise fails where generator is a list.*noise.draw.*draw_each"),
     "loss without generator": ({"loss": lambda denoiser, x0: x0.flatten(1).mean(1)}, "has no gradient"),
     "loss that fails": ({"loss": OwnLoss(lambda x: x[5:][0])}, "the loss OwnLoss: IndexError"),
+    "whole losses": ({"loss": OwnLoss(lambda x: x.round().long())}, r"OwnLoss gives torch.int64 of shape \(2,\)"),
     "steep loss": ({"loss": OwnLoss(lambda x: (x - x.detach()).sqrt())}, "gradient of the loss OwnLoss is not finite"),
     "sampler of another shape": ({"sampler": OneShot(lambda x: x[:, :1])}, r"sampler OneShot gives \(2, 1, 8, 8\)"),
     "sampler of NaN": ({"sampler": OneShot(lambda x: x * torch.nan)}, "sampler OneShot gives NaN"),
@@ -328,12 +329,19 @@ class Counting(DataModule):
 
 @pytest.mark.parametrize("network", [BatchNorm, Locked], ids=["copied", "in place"])
 def test_nothing_that_training_reads_is_changed(network):
-    model = model_of(network(), likelihood={"flow": FlowLikelihood(1e-2, 1e-2)})
+    def drawing(losses):
+        random.random(), np.random.rand(), torch.rand(())  # noqa: NPY002
+        return losses
+
+    def backend(*_):
+        raise AssertionError("two items are not worth a compilation")
+
+    model = model_of(network(), OwnLoss(drawing), likelihood={"flow": FlowLikelihood(1e-2, 1e-2)})
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     model.eval()
     model.denoiser.network.conv.train()
-    model.network.compile(backend="eager")
+    model.network.compile(backend=backend)
 
     def state():
         tensors = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters()), torch.get_rng_state()]
@@ -360,6 +368,28 @@ def test_a_training_is_bit_equal_with_and_without_it(network, tmp_path):
         trainer.fit(model, datamodule=data)
         weights.append([*model.state_dict().values(), torch.get_rng_state()])
     assert all(map(torch.equal, *weights))
+
+
+def test_a_long_sampler_asks_the_converted_network_a_few_times_only():
+    seen = []
+    network = Net(lambda h, x, t: seen.append(h.dtype) or h)
+    rehearse(
+        model_of(network, sampler=Sampler(DDIM(), steps=100), process=VP(Linear())),
+        items(),
+        convert=lambda model: model.double(),
+    )
+    assert set(seen) == {torch.float64} and len(seen) < 50
+
+
+def test_a_gradient_that_float16_cannot_hold_is_left_to_the_scaler():
+    model = model_of(loss=OwnLoss(lambda x: (x - x.detach()).sqrt()))
+    assert rehearse(model, items(), context=lambda: torch.autocast("cpu", torch.float16)) == []
+
+
+def test_what_is_only_sampled_from_needs_no_loss_and_no_optimizer():
+    model = model_of(loss=PlainNoise())
+    model.optimizer = None
+    assert rehearse(model, items(), training=False) == []
 
 
 def test_it_can_be_left_out(tmp_path):
