@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "loss": {"denoiser", "process", "noise"},
     "flow": {"runge_kutta", "denoiser", "process", "noise"},
     "sampler": {"flow", "denoiser", "process", "noise"},
+    "verification": {"denoiser", "noise", "parameterization", "process", "sampler"},
     "likelihood": {"flow", "denoiser", "process", "noise"},
     "model": {
         *("finite", "first_edition", "memory", "noise", "ranks"),
