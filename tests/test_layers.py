@@ -52,6 +52,7 @@ MAY_IMPORT = {
     "run": {
         *("errors", "output", "finite", "first_edition", "ranks", "storage", "config", "logger", "checkpoint"),
         *("callback", "data", "denoiser", "evaluation", "guidance", "interop", "metric", "model", "plot", "sampler"),
+        "verification",
     },
     "launch": {"errors", "output", "storage", "config", "run", "comparison"},
     "bench": {
@@ -65,6 +66,7 @@ MAY_IMPORT = {
     "train": COMMAND,
     "sample": COMMAND,
     "compare": COMMAND,
+    "verify": COMMAND,
     "stats": COMMAND,
     "referee": COMMAND,
     "__init__": {"checkpoint"},

@@ -12,8 +12,8 @@ import pytest
 from test_sampler_grid import NAMES
 from zygote import run
 
-from diffusion_lab.launch.compose import composed, plain
-from diffusion_lab.launch.instantiate import instantiate
+from diffusion_lab.config.compose import composed, plain
+from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.sampler import DDIM, EDM, Ancestral, Corrector, Sampler, Step
 from diffusion_lab.verification import check_sampler
 

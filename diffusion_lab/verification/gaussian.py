@@ -24,14 +24,14 @@ class Gaussian:
 
     def moments(self, process: NoiseProcess, t: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of x_t, (D,)."""
-        alpha, sigma = process.scales(t)
+        alpha, sigma = process.alpha_sigma(t)
         return alpha * self.mean, (alpha**2 * self.variance + sigma**2).sqrt()
 
     def denoiser(self, process: NoiseProcess) -> Denoiser:
         """The best one: eps = sigma (x - alpha mean) / (alpha^2 variance + sigma^2), for points (B, D)."""
 
-        def eps(x: Tensor, told: Tensor) -> Tensor:
-            t = told[:1].double()
+        def eps(x: Tensor, c_noise: Tensor) -> Tensor:
+            t = c_noise[:1].double()
             t = (t + 1) / process.levels if process.levels else t / 999
             mean, std = self.moments(process, t)
             return (x - mean.to(x)) * (process.sigma(t) / std**2).to(x)

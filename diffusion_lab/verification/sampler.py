@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.noise import image_generators
-from diffusion_lab.process import VE, VP, Geometric, Ladder, Linear, NoiseProcess
+from diffusion_lab.process import VE, VP, DiscreteProcess, Geometric, Linear, NoiseProcess
 from diffusion_lab.sampler import ProbabilityFlow, Sampler
 from diffusion_lab.sampler.record import Draw, Evaluate, Run
 from diffusion_lab.verification.gaussian import Gaussian, GaussianLaw
@@ -51,7 +51,7 @@ class Check:
 
 def processes() -> dict[str, NoiseProcess]:
     """One of each kind."""
-    return {"VP": VP(Linear()), "VE": VE(Geometric(0.01, 20.0)), "DDPM": Ladder(Linear())}
+    return {"VP": VP(Linear()), "VE": VE(Geometric(0.01, 20.0)), "DDPM": DiscreteProcess(Linear())}
 
 
 def check_sampler(sampler: Sampler) -> Iterator[Check]:
