@@ -101,7 +101,7 @@ def test_without_classes_a_network_is_what_it_was_and_refuses_labels(name):
     assert tables and all(len(table) == 4 for table in tables.values())
     assert tables.keys() == added.keys() or name == "ncsnpp not told t"  # whose blocks were told nothing
     assert torch.equal(plain(x, t), again(x, t))
-    with pytest.raises(ValueError, match="without classes: give it no label"):
+    with pytest.raises(ValueError, match="without classes: leave out label"):
         plain(x, t, label=torch.zeros(4, dtype=torch.int64))
     with pytest.raises(ValueError, match="3 classes: give each image a label"):
         conditional(x, t)

@@ -123,13 +123,13 @@ def test_no_two_series_share_an_image():
 
 def test_every_method_has_the_row_of_its_paper():
     parts = {"network": MLP(), "loss": DenoisingLoss(), "sampler": Sampler(DDIM(), steps=2), "shape": (2,)}
-    ladder, sigmas = Linear(), Geometric(0.01, 1.0)
+    linear, sigmas = Linear(), Geometric(0.01, 1.0)
     rows = {
-        DDPM(schedule=ladder, **parts): Parameterization("eps", "level", -1.0, 1.0, True),
+        DDPM(schedule=linear, **parts): Parameterization("eps", "level", -1.0, 1.0, True),
         NCSN(schedule=sigmas, **parts): Parameterization("score", "level_from_top", 0.0, 1.0),
         NCSNv2(schedule=sigmas, **parts): Parameterization("scaled_score", "nothing", 0.0, 1.0),
         ScoreMatching(**parts): Parameterization("scaled_score", "nothing", 0.0, 1.0),
-        ScoreSDE(process=VP(ladder), unit_input=True, **parts): Parameterization("eps", "time_999", -1.0, 1.0, True),
+        ScoreSDE(process=VP(linear), unit_input=True, **parts): Parameterization("eps", "time_999", -1.0, 1.0, True),
     }
     for model, row in rows.items():
         assert model.denoiser.parameterization == row, type(model).__name__

@@ -317,7 +317,7 @@ def test_a_configuration_names_every_argument_and_explains_it(name, shape):
         ({"attention": [12, 16]}, r"attention=\[12\].*choose from \[32, 16, 8, 4\]"),
         ({"channels": 48}, "48 channels do not divide into groups=32.*such as 16"),
         ({"heads": 3}, "256 channels: heads=3 does not divide"),
-        ({"channels": 2, "groups": 2}, "time embedding of 2 dimensions.*from 4 up"),
+        ({"channels": 2, "groups": 2}, "time embedding of 2 dimensions.*even number >= 4"),
         ({"blocks": 0}, "blocks=0.*at least 1"),
         ({"multipliers": []}, r"multipliers=\[\].*at least one"),
         ({"up_attention": "first"}, "up_attention='first'.*'every' or 'last'"),
@@ -337,7 +337,7 @@ def test_an_empty_perceptron_is_refused(form):
 @pytest.mark.parametrize(
     "net, shape, message",
     [
-        (FRESH["unet"], (2, 1, 8, 8), r"\(2, 1, 8, 8\): the network takes \(batch, 3, height, width\)"),
+        (FRESH["unet"], (2, 1, 8, 8), r"\(2, 1, 8, 8\): the network needs \(batch, 3, height, width\)"),
         (FRESH["unet"], (2, 3, 8, 7), "divisible by 2"),
         (FRESH["unet"], (3, 8, 8), r"\(3, 8, 8\)"),
         (FRESH["mlp"], (2, 2), r"\(2, 2\).*\(batch, 3\)"),

@@ -326,7 +326,7 @@ def test_sizes_and_options_that_do_not_fit_are_refused(form, message):
 
 @pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 3, 8, 6), (3, 8, 8)])
 def test_inputs_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match=r"the network takes \(batch, 3, height, width\), .* divisible by 4"):
+    with pytest.raises(ValueError, match=r"the network needs \(batch, 3, height, width\), .* divisible by 4"):
         small()(torch.zeros(shape), torch.zeros(2))
 
 

@@ -139,7 +139,7 @@ def test_instance_norm_plus_is_its_formula():
         np.testing.assert_allclose(output, truth_of_norm(x, gamma[same], alpha[same], beta[same]), rtol=1e-10)
 
 
-def test_between_two_levels_a_norm_is_interpolated_and_beyond_the_ladder_it_stays():
+def test_a_norm_is_interpolated_between_levels_and_constant_beyond_the_last():
     torch.manual_seed(0)
     norm = ConditionalInstanceNormPlus(4, levels=10)
     nn.init.normal_(norm.table)
@@ -345,14 +345,14 @@ def test_a_configuration_names_every_argument_and_explains_it(name, shape):
     [
         ({"image_size": 31}, "image_size=31 cannot be halved 1 times.*multiple of 2"),
         ({"image_size": 34, **DEEPER}, "image_size=34 cannot be halved 2 times.*multiple of 4"),
-        ({"dilations": (1, 1, 2)}, r"dilations=\[1, 1, 2\].*one number a stage"),
-        ({"dilations": (1, 1, 0, 4)}, "each dilation at least 1"),
+        ({"dilations": (1, 1, 2)}, r"dilations=\[1, 1, 2\].*one number per stage"),
+        ({"dilations": (1, 1, 0, 4)}, "each dilation must be at least 1"),
         ({"multipliers": ()}, "at least one multiplier"),
         ({"blocks": 0}, "blocks=0"),
-        ({"levels": 0}, "levels=0: give at least 1, or null"),
+        ({"levels": 0}, "levels=0: must be at least 1, or null"),
         ({"pool": "sum"}, "pool='sum'.*'average' or 'max'"),
-        ({"channels": 1}, "channels=1: it compares channels"),
-        ({"channels": 1, **NCSN}, "channels=1: it compares channels"),
+        ({"channels": 1}, "compares channels and needs at least 2, got channels=1"),
+        ({"channels": 1, **NCSN}, "compares channels and needs at least 2, got channels=1"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(form, message):
@@ -362,5 +362,5 @@ def test_sizes_that_do_not_fit_are_refused(form, message):
 
 @pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 3, 8, 7), (3, 8, 8)])
 def test_inputs_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match=r"takes \(batch, 3, height, width\), height and width divisible by 2"):
+    with pytest.raises(ValueError, match=r"needs \(batch, 3, height, width\), height and width divisible by 2"):
         small()(torch.zeros(shape), torch.zeros(2))

@@ -177,43 +177,43 @@ def frozen(network):
 
 
 REFUSED = {
-    "fewer channels": ({"network": Net(out=1)}, r"network Net gives \(B, 1, 8, 8\), \(B, 3, 8, 8\) needed"),
-    "squeezed": ({"network": Net(lambda h, x, t: h[:, :1].squeeze())}, r"gives \(B, 8, 8\), \(B, 3, 8, 8\) needed"),
-    "batch of one squeezed": ({"network": Net(lambda h, x, t: h.squeeze(0))}, r"gives \(3, 8, 8\), \(B, 3, 8, 8\)"),
-    "mean of the batch": ({"network": Net(lambda h, x, t: h.mean(0, True))}, r"gives \(1, 3, 8, 8\), \(B, 3, 8, 8\)"),
-    "tuple": ({"network": Net(lambda h, x, t: (h, None))}, r"network Net gives a tuple, a tensor \(B, 3, 8, 8\)"),
-    "dict": ({"network": Net(lambda h, x, t: {"sample": h})}, "network Net gives a dict, a tensor"),
-    "None": ({"network": Net(lambda h, x, t: None)}, "network Net gives a NoneType, a tensor"),
-    "whole numbers": ({"network": Net(lambda h, x, t: h.long())}, "network Net gives torch.int64, real numbers"),
-    "complex": ({"network": Net(lambda h, x, t: h.to(torch.complex64))}, "network Net gives torch.complex64"),
-    "NaN": ({"network": Net(lambda h, x, t: h / 0 * 0)}, "network Net gives NaN or infinity for x .* and t"),
+    "fewer channels": ({"network": Net(out=1)}, r"network Net returns \(B, 1, 8, 8\), expected \(B, 3, 8, 8\)"),
+    "squeezed": ({"network": Net(lambda h, x, t: h[:, :1].squeeze())}, r"returns \(B, 8, 8\), expected \(B, 3, 8, 8\)"),
+    "batch of one squeezed": ({"network": Net(lambda h, x, t: h.squeeze(0))}, r"returns \(3, 8, 8\), expected \(B, 3, 8, 8\)"),
+    "mean of the batch": ({"network": Net(lambda h, x, t: h.mean(0, True))}, r"returns \(1, 3, 8, 8\), expected \(B, 3, 8, 8\)"),
+    "tuple": ({"network": Net(lambda h, x, t: (h, None))}, r"network Net returns a tuple, expected a tensor \(B, 3, 8, 8\)"),
+    "dict": ({"network": Net(lambda h, x, t: {"sample": h})}, "network Net returns a dict, expected a tensor"),
+    "None": ({"network": Net(lambda h, x, t: None)}, "network Net returns a NoneType, expected a tensor"),
+    "whole numbers": ({"network": Net(lambda h, x, t: h.long())}, "network Net returns torch.int64, expected real numbers"),
+    "complex": ({"network": Net(lambda h, x, t: h.to(torch.complex64))}, "network Net returns torch.complex64"),
+    "NaN": ({"network": Net(lambda h, x, t: h / 0 * 0)}, "network Net returns NaN or infinity for finite x .* and t"),
     "tuple while training": (
-        {"network": Net(lambda h, x, t: (h, h) if torch.is_grad_enabled() else h)}, "network Net gives a tuple"),
+        {"network": Net(lambda h, x, t: (h, h) if torch.is_grad_enabled() else h)}, "network Net returns a tuple"),
     "constant": ({"network": Net(lambda h, x, t: torch.ones_like(x))}, "output of the network Net does not depend on"),
     "wants level numbers": (
         {"network": Net(lambda h, x, t: h + nn.functional.embedding(t, torch.ones(9, 1)))}, r"Net cannot take x .* t \(B,\) float32"),
-    "no module": ({"network": lambda x, t: x}, "the network <lambda> is no torch.nn.Module"),
+    "no module": ({"network": lambda x, t: x}, "the network <lambda> must be a torch.nn.Module"),
     "wrong signature": ({"network": nn.Conv2d(3, 3, 3)}, "the network Conv2d cannot take .*TypeError"),
-    "nothing trained": ({"network": frozen(Net())}, "the loss OwnLoss has no gradient.*nothing in Net is trained"),
+    "nothing trained": ({"network": frozen(Net())}, "the loss OwnLoss has no gradient.*all of Net is frozen"),
     "detached": ({"network": Net(lambda h, x, t: h.detach())}, "the loss OwnLoss has no gradient"),
-    "scalar loss": ({"loss": OwnLoss(torch.mean)}, r"loss OwnLoss gives .* of shape \(\).* shape \(B,\)"),
-    "loss of pixels": ({"loss": OwnLoss(lambda x: x[:, None])}, r"loss OwnLoss gives .* of shape \(2, 1\)"),
-    "loss in a dict": ({"loss": OwnLoss(lambda x: {"loss": x})}, "loss OwnLoss gives dict: the loss of each item"),
+    "scalar loss": ({"loss": OwnLoss(torch.mean)}, r"loss OwnLoss returns .* of shape \(\).* shape \(B,\)"),
+    "loss of pixels": ({"loss": OwnLoss(lambda x: x[:, None])}, r"loss OwnLoss returns .* of shape \(2, 1\)"),
+    "loss in a dict": ({"loss": OwnLoss(lambda x: {"loss": x})}, "loss OwnLoss returns dict, expected the loss of each item"),
     "loss of NaN": ({"loss": OwnLoss(lambda x: x.log() * torch.nan)}, "loss OwnLoss is not finite"),
     "loss of one generator": ({"loss": PlainNoise()}, "loss PlainNoise fails where generator is a list.*noise.draw.*draw_each"),
     "loss without generator": ({"loss": lambda denoiser, x0: x0.flatten(1).mean(1)}, "has no gradient"),
     "loss that fails": ({"loss": OwnLoss(lambda x: x[5:][0])}, "the loss OwnLoss: IndexError"),
     "whole losses": ({"loss": OwnLoss(lambda x: x.round().long())}, r"OwnLoss gives torch.int64 of shape \(2,\)"),
     "steep loss": ({"loss": OwnLoss(lambda x: (x - x.detach()).sqrt())}, "gradient of the loss OwnLoss is not finite"),
-    "sampler of another shape": ({"sampler": OneShot(lambda x: x[:, :1])}, r"sampler OneShot gives \(2, 1, 8, 8\)"),
-    "sampler of NaN": ({"sampler": OneShot(lambda x: x * torch.nan)}, "sampler OneShot gives NaN"),
+    "sampler of another shape": ({"sampler": OneShot(lambda x: x[:, :1])}, r"sampler OneShot returns \(2, 1, 8, 8\)"),
+    "sampler of NaN": ({"sampler": OneShot(lambda x: x * torch.nan)}, "sampler OneShot returns NaN"),
     "sampler that fails": ({"sampler": OneShot(lambda x: x.nothing)}, "sampler OneShot: AttributeError"),
-    "sampler of a list": ({"sampler": OneShot(list)}, "sampler OneShot gives list"),
+    "sampler of a list": ({"sampler": OneShot(list)}, "sampler OneShot returns list"),
     "no noise at the end": (
-        {"process": OwnVP(lambda a, s, t: (a, s * (t > 0.01)))}, r"process OwnVP: sigma\(.*\) = 0, a positive number"),
-    "noise first": ({"process": OwnVP(lambda a, s, t: (s, a))}, "process OwnVP: alpha/sigma grows with t"),
-    "scales of another shape": ({"process": OwnVP(lambda a, s, t: (a.mean(), s))}, r"OwnVP: alpha\(t\) gives shape \(\)"),
-    "likelihood of the batch": ({"likelihood": {"own": OwnLikelihood()}}, r"likelihood=own .* gives log_likelihood \(\)"),
+        {"process": OwnVP(lambda a, s, t: (a, s * (t > 0.01)))}, r"process OwnVP: sigma\(.*\) = 0, expected a positive number"),
+    "noise first": ({"process": OwnVP(lambda a, s, t: (s, a))}, "process OwnVP: alpha/sigma increases with t"),
+    "scales of another shape": ({"process": OwnVP(lambda a, s, t: (a.mean(), s))}, r"OwnVP: alpha\(t\) has shape \(\)"),
+    "likelihood of the batch": ({"likelihood": {"own": OwnLikelihood()}}, r"likelihood=own .* returns log_likelihood of shape \(\)"),
 }  # fmt: skip
 
 
@@ -263,7 +263,7 @@ NOTES = {
     "no way back to x": (CutOff, "has no gradient in its input: likelihood=flow would be wrong"),
     "ignores t": (lambda: Net(lambda h, x, t: h / (1 + 1e-3 * t.to(x))[:, None, None, None].detach() * 0 + x.sin()), "does not depend on t"),
     "mixes the batch": (lambda: Net(lambda h, x, t: h - x.mean(0, True)), "mixes the items of a batch"),
-    "half": (lambda: Net(lambda h, x, t: h.half()), "gives float16 for inputs of float32, and its precision is lost"),
+    "half": (lambda: Net(lambda h, x, t: h.half()), "returns float16 for inputs of float32, which loses precision"),
     "random": (lambda: Net(lambda h, x, t: h * torch.rand(())), "random in eval mode"),
 }  # fmt: skip
 
@@ -276,13 +276,13 @@ def test_what_a_network_may_do_but_should_know_is_told(network, note, tmp_path):
 
 
 DATA = {
-    "bytes": (TensorDataset((items() * 255).byte()), {}, "values from .* to .*, and images of 256 grey levels must be in"),
+    "bytes": (TensorDataset((items() * 255).byte()), {}, "values from .* to .*, but images of 256 grey levels must be in"),
     "centred": (TensorDataset(items() * 2 - 1), {}, r"values from -\d.* must be in \[0, 1\].*grey_levels=None"),
-    "another shape": (TensorDataset(items((1, 8, 8))), {}, r"items of shape \(1, 8, 8\), and the model is of shape \(3,"),
-    "NaN": (TensorDataset(items() * torch.nan), {}, "the data hold NaN or infinity"),
-    "no tuple": (items(), {}, r"the data give batches of Tensor: tuples \(x, label\)"),
-    "dict": ([{"image": image} for image in items()], {}, "the data give batches of dict"),
-    "fails": (range(3), {"collate_fn": len}, "the data give batches of int"),
+    "another shape": (TensorDataset(items((1, 8, 8))), {}, r"the data have shape \(1, 8, 8\), but the model has shape \(3,"),
+    "NaN": (TensorDataset(items() * torch.nan), {}, "the data contain NaN or infinity"),
+    "no tuple": (items(), {}, r"the data return batches of type Tensor, expected tuples \(x, label\)"),
+    "dict": ([{"image": image} for image in items()], {}, "the data return batches of type dict"),
+    "fails": (range(3), {"collate_fn": len}, "the data return batches of type int"),
 }  # fmt: skip
 
 
@@ -300,23 +300,23 @@ def test_a_stream_of_data_is_rehearsed_without_its_items(tmp_path):
             return iter([(items(count=4),)] * 3)
 
     trainer_of(tmp_path).fit(model_of(), DataLoader(Stream(), batch_size=None))
-    with pytest.raises(ValueError, match="network Net gives"):
+    with pytest.raises(ValueError, match="network Net returns"):
         trainer_of(tmp_path).fit(model_of(Net(out=1)), DataLoader(Stream(), batch_size=None))
 
 
 def test_a_model_without_optimizer_says_so(tmp_path):
     model = model_of()
     model.optimizer = None
-    with pytest.raises(ValueError, match="no optimizer, and can only be sampled from"):
+    with pytest.raises(ValueError, match="no optimizer and cannot be trained"):
         trainer_of(tmp_path).fit(model, DataLoader(TensorDataset(items())))
 
 
 def test_the_sizes_that_a_network_takes_are_told():
     for size, near in (((10, 8), "8x8 and 12x8"), ((8, 2), "8x4")):
-        with pytest.raises(ValueError, match=f"; it takes images of {near}$"):
+        with pytest.raises(ValueError, match=f"; it accepts images of {near}$"):
             rehearse(model_of(Halving(), shape=(3, *size)), items((3, *size)))
     unet = UNet(3, 8, channels=8, multipliers=(1, 1, 1), blocks=1, attention=(), groups=2)
-    with pytest.raises(ValueError, match="UNet cannot take .*divisible by 4; it takes images of 8x12"):
+    with pytest.raises(ValueError, match="UNet cannot take .*divisible by 4; it accepts images of 8x12"):
         rehearse(model_of(unet, shape=(3, 8, 11)), items((3, 8, 11)))
 
 
@@ -458,7 +458,7 @@ class Remote(DataModule):
         return Late()
 """
 OWN = {
-    "network": ("mine.Net\nout: 2", "the network Net gives (B, 2, 8, 8), (B, 1, 8, 8) needed"),
+    "network": ("mine.Net\nout: 2", "the network Net returns (B, 2, 8, 8), (B, 1, 8, 8) needed"),
     "loss": ("mine.Loss", "the loss Loss fails where generator is a list with one for each"),
     "sampler": ("mine.Thin", "the sampler Thin gives (2, 1, 4, 8), real numbers of"),
     "data": ("mine.Plain\nshape: [1, 8, 8]", "data._target_=mine.Plain is no diffusion_lab.data.DataModule: derive"),
