@@ -219,20 +219,20 @@ def test_a_path_may_begin_with_a_tilde_and_must_be_one(saved, monkeypatch):
 
 
 @pytest.mark.parametrize("count, options, message", [
-    (-1, {}, "count=-1 must be a whole number of at least 0"),
-    (2.5, {}, "count=2.5 must be a whole number"),
-    ("2", {}, "count='2' must be a whole number"),
+    (-1, {}, "count=-1 must be an integer >= 0"),
+    (2.5, {}, "count=2.5 must be an integer"),
+    ("2", {}, "count='2' must be an integer"),
     (None, {}, "count=None must be"),
-    (2, {"seed": -1}, "seed=-1 must be a whole number of at least 0"),
+    (2, {"seed": -1}, "seed=-1 must be an integer >= 0"),
     (2, {"seed": "now"}, "seed='now' must be"),
-    (2, {"batch_size": 0}, "batch_size=0 must be a whole number of at least 1"),
+    (2, {"batch_size": 0}, "batch_size=0 must be an integer >= 1"),
     (2, {"first": -4}, "first=-4 must be"),
-    (2, {"steps": 0}, "steps=0 must be a whole number of at least 1"),
+    (2, {"steps": 0}, "steps=0 must be an integer >= 1"),
     (2, {"steps": 2000}, "between 1 and the model's 1000 levels, got 2000"),
     (2, {"sampler": "ode", "steps": 5}, "ProbabilityFlow has no number of steps"),
     (2, {"sampler": "dimm"}, "dimm is no sampler .did you mean ddim"),
     (2, {"sampler": "trained"}, "trained is no sampler"),
-    (2, {"sampler": DDIM()}, "is not a sampler: use for example .*Sampler.DDIM.., steps=50"),
+    (2, {"sampler": DDIM()}, "is not a sampler: use for example .*Sampler.DDIM.., 50"),
     (2, {"sampler": Sampler}, "is not a sampler: use"),
 ])  # fmt: skip
 def test_what_is_asked_of_a_model_is_checked(saved, count, options, message):

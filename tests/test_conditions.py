@@ -143,7 +143,7 @@ def test_labels_are_given_by_number_by_name_cycled_or_each():
     assert labels.describe(None) == "drawn with the training frequencies"
     assert (labels.describe("each"), labels.describe([2, "cat"])) == ("each class in turn", "ship, cat")
     for wrong in (3, -1, "bird", [0, 5], True, 1.5, []):
-        with pytest.raises(ValueError, match=r"give 0 to 2 \(cat, dog, ship\), a list of them, or each"):
+        with pytest.raises(ValueError, match=r"choose 0 to 2 \(cat, dog, ship\), a list of them, or each"):
             labels.of(wrong, 0, range(3))
 
 
@@ -217,7 +217,7 @@ def test_a_model_without_labels_refuses_them_and_one_without_dropout_is_not_guid
     for model, why in ((plain, "without labels"), (conditional(dropout=0.0), "label_dropout=0")):
         with pytest.raises(ValueError, match=f"trained with{why.removeprefix('with')}|{why}"):
             model.sample(2, guidance=ClassifierFree(2.0))
-    with pytest.raises(ValueError, match="label=8 is no class"):
+    with pytest.raises(ValueError, match="label=8 is not a class"):
         conditional().sample(2, label=8)
 
 
@@ -392,7 +392,7 @@ def test_counts_of_a_grid_with_a_row_for_each_class(tmp_path, monkeypatch):
         samples.picture, "grid", lambda images, columns=None: shown.append((images, columns)) or images[0]
     )
     monkeypatch.setattr(samples.picture, "save_png", lambda *_: None)
-    model = SimpleNamespace(shape=(1, 2, 2), grey_levels=17, labels=Labels([1] * 3))
+    model = SimpleNamespace(shape=(1, 2, 2), is_image=True, grey_levels=17, labels=Labels([1] * 3))
     labels = model.labels.of("each", 0, range(8))
     samples.draw_samples(
         model, labels.float()[:, None, None, None].expand(8, 1, 2, 2), tmp_path / "x.png", None, labels

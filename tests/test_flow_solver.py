@@ -56,9 +56,9 @@ def test_tableaus_have_their_order(method, order):
 
     # A step of half the length errs less by 2^(order + 1), and its estimate by 2^order.
     h = {"dopri5": 0.1, "dopri8": 0.6, "bosh3": 0.01}[method]
-    (long, c_noise), (short, told_short) = step(h), step(h / 2)
+    (long, long_estimate), (short, short_estimate) = step(h), step(h / 2)
     assert order + 0.4 < math.log2(long / short) < order + 2
-    assert order - 0.6 < math.log2(c_noise / told_short) < order + 1
+    assert order - 0.6 < math.log2(long_estimate / short_estimate) < order + 1
 
 
 @pytest.mark.parametrize("method", ["dopri5", "dopri8", "bosh3"])

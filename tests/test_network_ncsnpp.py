@@ -213,9 +213,9 @@ def test_variance_of_the_layers_at_the_start(block, shortcut):
         stage.residual.shortcut.weight: shortcut / 192,
         stage.attention.qkv.weight: 0.1 / 256,
         stage.attention.out.weight: 0.5 / 256,
-        net.inputs[1].resample.conv.weight: 2 / (9 * (3 + 128)),
-        net.outputs[0].head[2].weight: 1 / (9 * 256),
-        net.outputs[1].resample.conv.weight: 2 / (9 * (256 + 128)),
+        net.input_pyramid[0].resample.conv.weight: 2 / (9 * (3 + 128)),
+        net.output_pyramid[0].head[2].weight: 1 / (9 * 256),
+        net.output_pyramid[1].resample.conv.weight: 2 / (9 * (256 + 128)),
         net.conv_out[2].weight: 0.5 * 2 / (9 * (128 + 3)),
     }
     for weight, variance in expected.items():

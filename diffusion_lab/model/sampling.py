@@ -111,7 +111,7 @@ class Sampling(Conditioned):
             sampler = self.sampler_of(sampler)
         if isinstance(sampler, (type, Step, Corrector)) or not callable(sampler):
             raise ValueError(
-                f"sampler={sampler!r} is not a sampler: use for example diffusion_lab.sampler.Sampler(DDIM(), steps=50), "
+                f"sampler={sampler!r} is not a sampler: use for example diffusion_lab.sampler.Sampler(DDIM(), 50), "
                 'or for a model from diffusion_lab.load its name, such as "ddim"'
             )
         if steps is not None:
@@ -123,7 +123,7 @@ class Sampling(Conditioned):
             sampler.check(self.denoiser)
         return sampler
 
-    def drawing(
+    def prepare_sampling(
         self, sampler: Sampler, size: int, denoiser: Denoiser | None = None
     ) -> Callable[[Sequence[torch.Generator]], Tensor]:
         """Return a function from a list of generators to `size` samples in the model's range; a sampler may precompute.
