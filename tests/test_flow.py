@@ -188,7 +188,7 @@ def test_a_flow_that_cannot_be_solved_reports_where_and_a_remedy():
         ),
     ):
         denoiser = Denoiser(network, process, Parameterization(c_noise="time_999"))
-        with pytest.raises(RuntimeError, match=r"the ODE solver \(dopri5, rtol=1e-05, atol=1e-05\) is stuck " + why):
+        with pytest.raises(RuntimeError, match=r"the ODE solver \(dopri5, rtol=1e-05, atol=1e-05\) failed " + why):
             FlowLikelihood(precision="float64")(denoiser, torch.ones(2, 2), None, seeded(0))
 
 
