@@ -154,7 +154,7 @@ GROUPS_INSIDE = ("sampler/predictor", "sampler/corrector")
 
 def ends(name: str, last: str) -> bool:
     """Whether the last part of a key is this one."""
-    return "." not in last and name.rpartition(".")[2] == last
+    return name.rpartition(".")[2] == last
 
 
 def keys_of(task: str) -> list[Key]:

@@ -29,7 +29,7 @@ def convert(config: DictConfig) -> None:
         known = declared.parameters(path, node) or {}
         for key in known.keys() & node.keys():
             value = schema.converted(known[key], node[key])
-            if type(value) is not type(node[key]) or value is not node[key]:
+            if value is not node[key]:
                 OmegaConf.update(config, typed_key(raw, f"{path}.{key}".lstrip(".")), value)
 
 
