@@ -134,6 +134,7 @@ def test_sampling_refuses_in_one_line(digits):
 def test_missing_data_is_refused_before_training(tmp_path):
     said = run("train.py", "data=cifar10", "logger=csv", "trainer.accelerator=cpu", cwd=tmp_path, code=2)
     assert "data.download=true" in said and "Traceback" not in said
+    assert not [*tmp_path.rglob("*")]  # nor does it leave a directory
 
 
 def test_points_in_the_plane(tmp_path):
