@@ -202,6 +202,9 @@ REFUSED = {
     "loss of NaN": ({"loss": UserLoss(lambda x: x.log() * torch.nan)}, "loss UserLoss is not finite"),
     "loss of one generator": ({"loss": PlainNoise()}, "loss PlainNoise fails where generator is a list.*noise.draw.*draw_each"),
     "loss without generator": ({"loss": lambda denoiser, x0: x0.flatten(1).mean(1)}, "has no gradient"),
+    "loss that requires a generator": (
+        {"loss": lambda denoiser, x0, generator: x0.flatten(1).mean(1)}, r"must be called as loss\(denoiser, x0, generator=None\)",
+    ),
     "loss that fails": ({"loss": UserLoss(lambda x: x[5:][0])}, "the loss UserLoss: IndexError"),
     "whole losses": ({"loss": UserLoss(lambda x: x.round().long())}, r"UserLoss returns torch.int64 of shape \(2,\)"),
     "steep loss": ({"loss": UserLoss(lambda x: (x - x.detach()).sqrt())}, "gradient of the loss UserLoss is not finite"),

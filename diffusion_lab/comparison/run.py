@@ -183,8 +183,9 @@ def names(runs: Sequence[Run], leave_out: Sequence[str] = ()) -> list[str]:
         keys = [*dict.fromkeys([*method, *keys])]
     short = [key.rpartition(".")[2] for key in keys]
     label = {key: end if short.count(end) == 1 else key for key, end in zip(keys, short, strict=True)}
+    alone = {*CLEAR_ALONE, *METHOD}
     named = [
-        " ".join(one[key] if key in {*CLEAR_ALONE, *METHOD} else f"{label[key]}={one[key]}" for key in keys if key in one)
+        " ".join(one[key] if key in alone else f"{label[key]}={one[key]}" for key in keys if key in one)
         or "default" * bool(keys)
         for one in found
     ]

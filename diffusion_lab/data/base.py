@@ -32,7 +32,7 @@ class Splits:
     """
 
     train: Dataset
-    held_out: Dataset
+    held_out: Dataset | None = None
     how: str = "as given"
     notes: Sequence[str] = ()
 
@@ -104,6 +104,9 @@ class DataModule(pl.LightningDataModule, ABC):
         """The loaded and checked data sets."""
         name, loaded = type(self).__name__, self.load()
         splits = loaded if isinstance(loaded, Splits) else Splits(*in_two(loaded))
+        if splits.held_out is None:
+            train, held_out, how = in_two(splits.train)
+            splits = replace(splits, train=train, held_out=held_out, how=how)
         splits = replace(splits, train=with_protocol(splits.train), held_out=with_protocol(splits.held_out))
         parts = [sample(splits.train), sample(splits.held_out)]
         for part in parts:
