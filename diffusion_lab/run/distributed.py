@@ -8,6 +8,9 @@ from typing import Any
 from diffusion_lab.config.environment import cluster_ranks
 from diffusion_lab.errors import ConfigError
 
+OF_RANKS = ("timeout", "max_restarts", "rdzv_endpoint")
+"""Keys of group trainer that are no arguments of Lightning's Trainer."""
+
 
 def cluster() -> list[Any]:
     """Lightning's plug-in for SLURM, if that has started us, without its own way to queue a job again.

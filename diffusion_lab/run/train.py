@@ -33,7 +33,7 @@ from diffusion_lab.run.compiled import compile_network
 from diffusion_lab.run.conditioning import described, tell_labels
 from diffusion_lab.run.data_module import data_module
 from diffusion_lab.run.data_place import moved, places
-from diffusion_lab.run.distributed import cluster, set_timeout
+from diffusion_lab.run.distributed import OF_RANKS, cluster, set_timeout
 from diffusion_lab.run.failure import explained
 from diffusion_lab.run.initial import initialise
 from diffusion_lab.run.plan import check_room, size_on_disk
@@ -60,6 +60,8 @@ def train(config: DictConfig) -> None:
     settings = plain(config)
     settings["choices"] = {group: choices[group] for group in CHOICES}
     settings["overrides"] = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and (newest := run_directory.checkpoints(run_dir)):
+        settings["ckpt_path"] = str(newest[0])  # trainer.max_restarts: a rank has died
     resume = settings["ckpt_path"] and run_directory.find(settings["ckpt_path"], settings["paths"]["log_dir"])
     before = checkpoint_file.read(resume) if resume else None
     if before and "optimizer_states" not in before:
@@ -131,7 +133,7 @@ def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, 
             if hasattr(callback, "check"):
                 callback.check(data, model)
         # Loggers join later: only the first rank has them, and the rank is known once there is a trainer.
-        keys = {key: value for key, value in settings["trainer"].items() if key != "timeout"}
+        keys = {key: value for key, value in settings["trainer"].items() if key not in OF_RANKS}
         if keys["val_check_interval"] is not None:  # of optimiser steps; Lightning's is of batches
             keys["val_check_interval"] = int(keys["val_check_interval"]) * keys["accumulate_grad_batches"]
         trainer = instantiate({"profiler": Unprofiled(), **keys, "_partial_": True}, "trainer")(
