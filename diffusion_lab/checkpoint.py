@@ -1,4 +1,4 @@
-"""From a checkpoint to a model."""
+"""Load a model from a checkpoint."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ Weights = Literal["ema", "raw"]
 
 
 def build(contents: dict[str, Any], weights: Weights = "ema") -> Model:
-    """The model of a checkpoint that was read: rebuilt from its configuration, with the chosen weights, in eval mode.
+    """Build the model from a checkpoint's contents: from its configuration, with the chosen weights, in eval mode.
 
     Raises:
-        CheckpointError: if the weights asked for do not exist, are not there or do not fit the configuration.
+        CheckpointError: if `weights` is invalid, or the weights are missing or do not fit the configuration.
     """
     if weights not in get_args(Weights):
         raise CheckpointError(f"weights={weights!r} must be {' or '.join(get_args(Weights))}")
-    started = contents["config"].get(packages.RECORD)
-    packages.admit(started)
+    recorded = contents["config"].get(packages.RECORD)
+    packages.admit(recorded)
     try:
         model = instantiate(contents["config"]["model"], "model")
     except ConfigError as error:
-        raise CheckpointError(f"{error}{packages.lacking(started)}") from error
-    own = model.state_dict()
-    state = first_edition.rename(contents["state_dict"], own)
+        raise CheckpointError(f"{error}{packages.lacking(recorded)}") from error
+    expected = model.state_dict()
+    state = first_edition.rename(contents["state_dict"], expected)
     if weights == "ema":
-        average = contents.get("ema", {}).get("weights")
-        if not average:
+        ema = contents.get("ema", {}).get("weights")
+        if not ema:
             raise CheckpointError("the checkpoint holds no EMA weights: use weights=raw")
-        state |= first_edition.rename({f"denoiser.network.{name}": value for name, value in average.items()}, own)
+        state |= first_edition.rename({f"denoiser.network.{name}": value for name, value in ema.items()}, expected)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -53,36 +53,36 @@ def build(contents: dict[str, Any], weights: Weights = "ema") -> Model:
 
 
 def named_sampler(config: dict[str, Any], name: str) -> Any:
-    """The sampler of a name, as `sample.py sampler=<name>` builds it for a model trained with a configuration."""
-    from diffusion_lab.config.named_sampler import named_sampler  # composed by Hydra, which `load` does without
+    """Build the sampler that `sample.py sampler=<name>` uses for a model trained with this configuration."""
+    from diffusion_lab.config.named_sampler import named_sampler  # needs Hydra, which `load` does not import
 
     return named_sampler(config, name)
 
 
 def device_of(name: str | torch.device) -> torch.device:
-    """A device that is there.
+    """Return the device of this name after checking that it works.
 
     Raises:
-        ValueError: for a name that means none, or one that this machine does not have.
+        ValueError: if the name is invalid or this machine has no such device.
     """
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()
-    except Exception as error:  # each backend says in its own way that it is missing
-        found = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        found += ["mps"] if torch.backends.mps.is_available() else []
-        raise ValueError(f"device={name!r} is not on this machine: choose from {', '.join(found)}") from error
+    except Exception as error:  # backends raise different errors if they are missing
+        available = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        available += ["mps"] if torch.backends.mps.is_available() else []
+        raise ValueError(f"device={name!r} is not on this machine: choose from {', '.join(available)}") from error
     return device
 
 
 def load(path: str | Path, *, weights: Weights = "ema", device: str | torch.device = "cpu") -> Model:
-    """The model of a run directory, a checkpoint file, or "last", ready to `.sample(...)`.
+    """Load the model of a run directory, a checkpoint file, or "last" (the newest run), ready to `.sample(...)`.
 
     >>> model = diffusion_lab.load("logs/train/ddpm_digits/2026-11-21_10-00-00")
     >>> images = model.sample(16)
 
     Raises:
-        ValueError: for weights or a device that do not exist, and a path without a checkpoint that can be read.
+        ValueError: if `weights` or `device` is invalid, or the path has no readable checkpoint.
     """
     if not isinstance(path, (str, Path)):
         raise ValueError(f"load({path!r}): give the path of a run directory or a .ckpt file, or 'last'")
@@ -91,12 +91,12 @@ def load(path: str | Path, *, weights: Weights = "ema", device: str | torch.devi
 
 
 class AutoguidanceOf(Autoguidance):
-    """Autoguidance by the model of a checkpoint, which is read when it is needed first.
+    """Autoguidance by the model of a checkpoint, which is loaded on first use.
 
     Args:
         ckpt_path: a run directory or a checkpoint file.
-        scale, interval: as of `Autoguidance`.
-        weights: which of the checkpoint's.
+        scale, interval: as in `Autoguidance`.
+        weights: the EMA or the raw weights of the checkpoint.
     """
 
     def __init__(

@@ -13,6 +13,7 @@ COMMANDS = {
     "sample": ("sample", "draw samples from a checkpoint, and score them"),
     "compare": ("compare", "runs side by side"),
     "stats": ("stats", "reference statistics of a data set"),
+    "verify": ("verify", "a sampler against exact laws"),
     "referee": ("referee", "torch-fidelity's scores of two sets of images"),
     "import": ("interop", "a checkpoint of another program becomes one of ours"),
 }

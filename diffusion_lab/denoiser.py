@@ -1,4 +1,4 @@
-"""The denoiser: a network, the process whose noise it removes, and the meaning of its output."""
+"""The denoiser: a network, its noise process, and the meaning of its output."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from diffusion_lab.process import NoiseProcess
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimate of the noise in x = alpha x_0 + sigma eps, and of x_0, score and v with it; all of the shape of x."""
+    """An estimate of eps in x = alpha x_0 + sigma eps, and the same estimate as x_0, score or v; of the shape of x."""
 
     x: Tensor
     alpha: Tensor
@@ -40,13 +40,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Preconditioning:
-    """What surrounds the network F at one time, in the notation of Karras et al. 2022 (Eq. 7); the same for every x.
+    """Preconditioning of the network F at one time, in the notation of Karras et al. 2022 (Eq. 7).
 
         D(x) = c_skip x + c_out F(c_in x + c_shift, c_noise)
 
-    D is the estimate of x_0.  `c_noise` is (B,), `dtype` the precision of the network's input (None: that of x), the
-    others are scalar tensors like x (a Python number would be wrapped anew by every operation).  c_in and c_shift are
-    None where the network's input is x itself.
+    D is the estimate of x_0.  `c_noise` has shape (B,), `dtype` is the precision of the network's input (None: that of
+    x).  The other coefficients are scalar tensors of the dtype of x (Python numbers would be wrapped by every
+    operation); c_in and c_shift are None if the network's input is x itself.
     """
 
     c_noise: Tensor
@@ -60,17 +60,17 @@ class Preconditioning:
 class Denoiser(nn.Module):
     """A network together with its noise process and the meaning of its output; the only caller of the network.
 
-    Losses call it as a module.  Samplers and the probability flow know all their times beforehand: they ask for the
-    `preconditionings` once and call `network_output`.  A condition is bound by `given`: whatever takes a denoiser takes
-    a bound one, and knows nothing of the condition.
+    Losses call it as a module.  Samplers and the probability flow know all their times in advance: they compute the
+    `preconditionings` once and call `network_output`.  `given` binds a condition; losses, samplers and likelihoods take
+    a bound denoiser like any other.
 
     Args:
-        network: any callable (x, conditioning (B,), **condition) -> tensor of the shape of x, which writes to neither.
+        network: any callable (x, c_noise (B,), **condition) -> tensor of the shape of x; it must not modify its inputs.
         process: the noise process.
-        parameterization: meaning of the output and of the conditioning.
+        parameterization: meaning of the output and of the noise conditioning.
 
-    `nfe` counts the calls of the network since it was last set to 0.  `classes` is the number of classes whose labels
-    the network takes (None: it takes none), and `null` the label that stands for none of them, if it has learned one.
+    `nfe` counts network evaluations since it was last set to 0.  `classes` is the number of classes of a
+    class-conditional network (None: unconditional), and `null` its null label, if it was trained with label dropout.
     """
 
     guided = False
@@ -83,11 +83,11 @@ class Denoiser(nn.Module):
         self.classes: int | None = None
         self.null: int | None = None
         self.condition: dict[str, Tensor] = {}
-        self.calls = [0]  # shared with the bound ones
+        self.calls = [0]  # shared with bound denoisers
 
     @property
     def nfe(self) -> int:
-        """Calls of the network since it was last set to 0, those of bound denoisers included."""
+        """Network evaluations since it was last set to 0, including those of bound denoisers."""
         return self.calls[0]
 
     @nfe.setter
@@ -95,41 +95,42 @@ class Denoiser(nn.Module):
         self.calls[0] = count
 
     def given(self, **condition: Tensor) -> Denoiser:
-        """This denoiser with a condition, such as label=y (B,), in place of any that it had; all else is shared.
+        """Return this denoiser bound to a condition, such as label=y (B,), which replaces any earlier one.
 
-        Without a condition a network that has learned to do without a label estimates the marginal score.
+        Everything else is shared.  Without a condition a network trained with label dropout estimates the marginal
+        score.
         """
         bound = copy.copy(self)
-        with torch.inference_mode(False):  # what is made in it cannot be part of a derivative later
+        with torch.inference_mode(False):  # autograd cannot use tensors created in inference mode
             bound.condition = {key: value.clone() for key, value in condition.items()}
         return bound
 
     def with_network(self, network: Callable[..., Tensor]) -> Denoiser:
-        """A denoiser with the same process and parameterization, and another network."""
+        """Return a denoiser with the same process and parameterization, and another network."""
         return Denoiser(network, self.process, self.parameterization)
 
     def condition_of(self, x: Tensor) -> dict[str, Tensor]:
-        """The network's arguments beside x (B, ...) and c_noise."""
+        """The network's arguments besides x (B, ...) and c_noise."""
         if self.condition or self.null is None:
             return self.condition
         return {"label": torch.full((len(x),), self.null, device=x.device)}
 
     def forward(self, x: Tensor, t: Tensor, **condition: Tensor) -> Estimate:
-        """The estimate at x (B, ...) and t, (B,) or scalar; `condition` is as in `given`, for this call.
+        """The estimate at x (B, ...) and t, (B,) or scalar; `condition` is as in `given`, for this call only.
 
-        The network runs in its own precision; everything around it in the precision of x.
+        The network runs in its own precision, everything else in the precision of x.
         """
         row = self.parameterization
         alpha, sigma = self.process.marginal(t, x)
         network_input = row.network_input(x, alpha, sigma).to(self.network_dtype or x.dtype)
         self.nfe += 1
-        # Contiguous: torch.compile would compile the network once more for another stride.
+        # Contiguous: torch.compile would recompile the network for another stride.
         c_noise = self.c_noise(t, x).expand(len(x)).contiguous()
         output = self.network(network_input, c_noise, **(condition or self.condition_of(x)))
         return Estimate(x, alpha, sigma, row.eps(output.to(x.dtype), x, alpha, sigma))
 
     def skip_and_out(self, times: Tensor) -> tuple[Tensor, Tensor]:
-        """(c_skip, c_out) of x_0 = c_skip x + c_out output at `times` (S,); each (S,), float64."""
+        """(c_skip, c_out) with x_0 = c_skip x + c_out output at `times` (S,); each (S,), float64."""
         t = times.double()
         (alpha, sigma), one, zero = self.process.alpha_sigma(t), torch.ones_like(t), torch.zeros_like(t)
         # An estimate is linear in x and the output, so its values at (1, 0) and (0, 1) are the coefficients.
@@ -140,7 +141,7 @@ class Denoiser(nn.Module):
         return c_skip, c_out
 
     def preconditionings(self, times: Tensor, like: Tensor) -> list[Preconditioning]:
-        """The `Preconditioning` of arrays like `like` (B, ...) at each of `times` (S,); computed in float64."""
+        """The `Preconditioning` at each of `times` (S,) for x like `like` (B, ...); computed in float64."""
         t = times.double()
         one = torch.ones(len(t), *(1,) * (like.dim() - 1), dtype=torch.float64)
         at_1, at_0 = (self.parameterization.network_input(x, *self.process.marginal(t, one)) for x in (one, 0 * one))
@@ -153,7 +154,7 @@ class Denoiser(nn.Module):
         return [Preconditioning(noise, dtype, *row) for noise, *row in zip(c_noise, *columns, strict=True)]
 
     def network_output(self, x: Tensor, preconditioning: Preconditioning) -> Tensor:
-        """The network's output F at x (B, ...), as `forward` calls it at the time of the preconditioning."""
+        """The network's output F at x (B, ...) and the time of the preconditioning."""
         c = preconditioning
         network_input = x if c.c_in is None else (x * c.c_in).add_(c.c_shift)
         if c.dtype is not None:
@@ -162,7 +163,7 @@ class Denoiser(nn.Module):
         return self.network(network_input, c.c_noise, **(self.condition if self.null is None else self.condition_of(x)))
 
     def output_at(self, preconditioning: Preconditioning) -> Callable[[Tensor], Tensor]:
-        """`network_output` at one time, with the network and the condition of now looked up once."""
+        """`network_output` at one time as a function of x, with network and condition looked up only once."""
         c = preconditioning
         if (c.c_in, c.dtype, self.null) != (None, None, None) or type(
             self
@@ -177,16 +178,16 @@ class Denoiser(nn.Module):
         return output
 
     def c_noise(self, t: Tensor, like: Tensor) -> Tensor:
-        """c_noise at t: what the network is conditioned on, of the shape of t, on the device of `like`."""
-        # In the network's precision, but float32 at least: bfloat16 cannot tell level 998 from 999.
+        """c_noise at t, of the shape of t, on the device of `like`."""
+        # The network's precision, but at least float32: bfloat16 cannot distinguish levels 998 and 999.
         precision = torch.promote_types(self.network_dtype or like.dtype, torch.float32)
         return self.parameterization.conditioning(self.process, t).to(like.device, precision)
 
     @property
     def network_dtype(self) -> torch.dtype | None:
-        """Precision of the parameters that are trained, or the coarsest where all are frozen; None without any."""
+        """Precision of the trained parameters, or the lowest precision if all are frozen; None without parameters."""
         if not isinstance(self.network, nn.Module):
             return None
-        # The first will do, and thousands take milliseconds; what is never trained may keep a precision of its own.
+        # Checking only the first is enough and saves milliseconds; frozen parameters may have another precision.
         trained = next((p.dtype for p in self.network.parameters() if p.requires_grad), None)
         return trained or min((p.dtype for p in self.network.parameters()), key=lambda d: d.itemsize, default=None)

@@ -1,4 +1,4 @@
-"""Numbers that are none: where they are, and the error that says so."""
+"""Detecting NaN and infinity, and the error that reports them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ if TYPE_CHECKING:
 
 
 class NonFinite(RuntimeError):
-    """A NaN or an infinity where a number must be; one line that says where, and what to do."""
+    """A NaN or an infinity was found; the message says in one line where, and what to do."""
 
 
 def bad_items(x: Tensor) -> list[int]:
-    """Which items of x (B, ...) hold a NaN or an infinity."""
+    """Indices of the items of x (B, ...) that contain a NaN or an infinity."""
     return (~x.isfinite().reshape(len(x), -1).all(1)).nonzero().flatten().tolist()
 
 
 def shown(items: Sequence[object], most: int = 4) -> str:
-    """The first of some things, and how many more there are."""
+    """Format a list for a message: the first `most` items, and the number of the others."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(map(str, items[:most])) + more

@@ -1,4 +1,4 @@
-"""Names of the first edition and what they are called now, so that its checkpoints and runs stay usable."""
+"""Old and new names, so that checkpoints and runs of the first edition stay usable."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 KEYS = {"told": "c_noise"}
-"""Keys of a configuration."""
+"""Renamed configuration keys."""
 
 CLASSES = {
     "diffusion_lab.process.Ladder": "diffusion_lab.process.DiscreteProcess",
@@ -15,7 +15,7 @@ CLASSES = {
     "diffusion_lab.launch.wandb_logger.": "diffusion_lab.logger.wandb.",
     "diffusion_lab.launch.tensorboard_logger.": "diffusion_lab.logger.tensorboard.",
 }
-"""Classes that a configuration names, or the modules they are in."""
+"""Renamed classes and modules in configurations."""
 
 WEIGHTS = (
     (r"enter\.0\.(0\.)?(weight|bias)$", lambda m, last: f"conv_in.{m[2]}"),
@@ -28,11 +28,11 @@ WEIGHTS = (
     (r"enter\.(weight|bias)$", lambda m, last: f"linear_in.{m[1]}"),
     (r"leave\.(weight|bias)$", lambda m, last: f"linear_out.{m[1]}"),
 )
-"""Ends of parameters' names in U-Nets, RefineNets and perceptrons; `last` is the number of the lowest resolution."""
+"""Renamed parameters of U-Nets, RefineNets and MLPs, as suffixes; `last` is the index of the lowest resolution."""
 
 
 def settings(node: Any) -> Any:
-    """A plain configuration under today's names."""
+    """Return a plain configuration with the new names."""
     if isinstance(node, Mapping):
         return {KEYS.get(key, key): settings(value) for key, value in node.items()}
     if isinstance(node, list):
@@ -41,7 +41,7 @@ def settings(node: Any) -> Any:
 
 
 def override(line: str) -> str:
-    """An override such as sde.told=level under today's names."""
+    """Return an override such as sde.told=level with the new names."""
     key, equals, value = line.partition("=")
     for old, new in KEYS.items():
         key = re.sub(rf"(^|[.+~]){old}$", rf"\g<1>{new}", key)
@@ -49,28 +49,28 @@ def override(line: str) -> str:
 
 
 def replaced(text: str) -> str:
-    """A text with today's names of classes."""
+    """Return a text with the new names of classes."""
     for old, new in CLASSES.items():
         text = re.sub(rf"{re.escape(old)}(?!\w)" if old[-1] != "." else re.escape(old), new, text)
     return text
 
 
-def weights(names: Iterable[str], own: Collection[str]) -> dict[str, str]:
-    """Name in a checkpoint -> name in the network whose parameters are called `own`, where that has another."""
+def weights(names: Iterable[str], expected: Collection[str]) -> dict[str, str]:
+    """Map parameter names of a checkpoint to those the network expects, where the two differ."""
     names = list(names)
-    levels = [int(found[1]) for name in names if (found := re.search(r"(?:^|\.)down\.(\d+)\.", name))]
+    levels = [int(match[1]) for name in names if (match := re.search(r"(?:^|\.)down\.(\d+)\.", name))]
     last, renamed = max(levels, default=0), {}
-    for name in names if not {*names} <= {*own} else ():
-        for pattern, new in WEIGHTS if name not in own else ():
-            found = re.search(rf"(?:(?<=\.)|^){pattern}", name)
-            candidate = found and name[: found.start()] + new(found, last) + name[found.end() :]
-            if candidate in own:
+    for name in names if not {*names} <= {*expected} else ():
+        for pattern, new in WEIGHTS if name not in expected else ():
+            match = re.search(rf"(?:(?<=\.)|^){pattern}", name)
+            candidate = match and name[: match.start()] + new(match, last) + name[match.end() :]
+            if candidate in expected:
                 renamed[name] = candidate
                 break
     return renamed
 
 
-def rename(tensors: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
-    """Tensors by name, under the names of the network whose parameters are called `own`."""
-    names = weights(tensors, own)
+def rename(tensors: Mapping[str, Any], expected: Collection[str]) -> dict[str, Any]:
+    """Return tensors by name under the parameter names that the network expects."""
+    names = weights(tensors, expected)
     return {names.get(name, name): value for name, value in tensors.items()}

@@ -1,4 +1,4 @@
-"""The probability-flow ODE, with the divergence of its velocity, and its solution; for sampling and for likelihood."""
+"""The probability-flow ODE, the divergence of its velocity, and its solver; for sampling and likelihood."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from diffusion_lab.process import NoiseProcess
 from diffusion_lab.runge_kutta import Method, Slope, SolverError, integrate
 
 Probe = Literal["rademacher", "gaussian", "exact"]
-"""How the divergence is taken: Hutchinson's estimate from random signs or normals, or the trace itself."""
+"""How the divergence is computed: Hutchinson's estimator with Rademacher or Gaussian vectors, or the exact trace."""
 
 
-def directions(like: Tensor, probe: Probe, probes: int, generator: Generators = None) -> Tensor:
+def probe_vectors(like: Tensor, probe: Probe, probes: int, generator: Generators = None) -> Tensor:
     """Vectors v_1, ..., v_K with sum_k v_k^T J v_k = tr J, in expectation or exactly; shape (K, B, ...).
 
-    K = probes random vectors over sqrt(K) (Hutchinson 1990), or for "exact" the D unit vectors.  With a generator for
-    each image, the vectors of image i depend on generator i alone.
+    K = probes random vectors divided by sqrt(K) (Hutchinson 1990), or the D unit vectors for "exact".  With one
+    generator per image, the vectors of image i depend on generator i alone.
     """
     batch, shape = like.shape[0], like.shape[1:]
     if probe == "exact":
         unit = torch.eye(math.prod(shape), dtype=like.dtype, device=like.device)
         return unit.reshape(-1, 1, *shape).expand(-1, batch, *shape)
-    # In float64 whatever x is in: the precision of a computation does not change what is drawn.
+    # Always drawn in float64, so that the random numbers do not depend on the precision of x.
     z = draw((batch, probes, *shape), generator, torch.float64).transpose(0, 1)
     if probe == "rademacher":
         z = torch.where(z < 0, -1.0, 1.0)
@@ -36,12 +36,12 @@ def directions(like: Tensor, probe: Probe, probes: int, generator: Generators = 
 
 
 class Clock:
-    """The clock u and the scale r on which the probability flow of data of unit variance stands still.
+    """The time u in which the probability flow is solved; for data of unit variance x / r is constant in it.
 
         u = asinh(sigma / alpha),   r = sqrt(alpha^2 + sigma^2),   du/dt = g^2 / (2 sigma r)
 
-    At the end of the data u is sigma/alpha, at that of the noise the log of twice it: even where the velocity in t is
-    infinite at t = 0 (VP), x grows a thousandfold (VE), or the rate of a ladder has kinks, that in u is smooth.
+    u is about sigma/alpha near the data and log(2 sigma/alpha) near the noise.  The velocity in u is smooth even where
+    the velocity in t is infinite at t = 0 (VP), x grows a thousandfold (VE), or discrete noise levels cause kinks.
     """
 
     def __init__(self, process: NoiseProcess, low: float, high: float) -> None:
@@ -50,16 +50,16 @@ class Clock:
         self.values = self.of(self.at(self.angles))
 
     def of(self, t: Tensor) -> Tensor:
-        """u at t, of its shape."""
+        """u at t, of the shape of t."""
         alpha, sigma = self.process.alpha_sigma(t)
         return (sigma / alpha).asinh()
 
     def at(self, angle: Tensor) -> Tensor:
-        """t, which goes from low to high in a quarter of a turn, most slowly at the ends, where u goes fastest."""
+        """t = low + (high - low) sin^2(angle) for angles in [0, pi/2]: dense at both ends, where u changes fastest."""
         return self.low + (self.high - self.low) * angle.sin().square()
 
     def time(self, u: Tensor) -> Tensor:
-        """t in [low, high] at u (S,), to the last digits: Newton's iteration from a table that is linear in `at`."""
+        """t in [low, high] at u (S,), to float64 precision: Newton's method, started from a table of `at`."""
         right = torch.searchsorted(self.values, u).clamp(1, len(self.values) - 1)
         part = (u - self.values[right - 1]) / (self.values[right] - self.values[right - 1])
         t = self.at(torch.lerp(self.angles[right - 1], self.angles[right], part))
@@ -71,16 +71,16 @@ class Clock:
 
 
 class Velocity:
-    """Velocity of the probability flow (Song et al. 2021, Eq. 13) of z = x / r, on the `Clock`.
+    """Velocity of the probability flow (Song et al. 2021, Eq. 13) of z = x / r in the time u of `Clock`.
 
         dx/dt = f x - g^2/2 score   becomes   dz/du = eps(x, t) - sigma x / r^2
 
-    which is the guess of the noise less that of data of unit variance: r and the drift f have been integrated exactly.
+    The second term is the optimal estimate of eps for data of unit variance: r and the drift f are integrated exactly.
 
     Args:
-        low, high: the times between which it is asked for.
+        low, high: range of t in which the velocity is evaluated.
         like: (B, ...), of the device and dtype of z.
-        vectors: `directions`, for the rate of log |det dz| too: sum_k v_k^T (d velocity / dz) v_k, (B,).
+        vectors: `probe_vectors`; with them also d log |det dz| / du = sum_k v_k^T (d velocity / dz) v_k, (B,).
     """
 
     def __init__(
@@ -90,12 +90,12 @@ class Velocity:
         self.clock = Clock(denoiser.process, low, high)
 
     def scale(self, t: Tensor) -> Tensor:
-        """r at t, of its shape."""
+        """r at t, of the shape of t."""
         alpha, sigma = self.denoiser.process.alpha_sigma(t)
         return (alpha**2 + sigma**2).sqrt()
 
     def __call__(self, clocks: list[float]) -> list[Slope]:
-        """An `Equation`: the slope of (z,), or of (z, log |det dz|), at each value of the clock."""
+        """An `Equation`: the slope of (z,), or of (z, log |det dz|), at each u of `clocks`."""
         t = self.clock.time(torch.tensor(clocks, dtype=torch.float64))
         (alpha, sigma), (c_skip, c_out) = self.denoiser.process.alpha_sigma(t), self.denoiser.skip_and_out(t)
         scale = (alpha**2 + sigma**2).sqrt()
@@ -111,26 +111,26 @@ class Velocity:
         """dz/du = by_z z + by_output output at x = scale z."""
 
         def at(z: Tensor, integrals: bool) -> tuple[Tensor | None, ...]:
-            differentiated = integrals and self.vectors is not None
-            with torch.set_grad_enabled(differentiated):
-                z = z.detach().requires_grad_(differentiated)
+            needs_grad = integrals and self.vectors is not None
+            with torch.set_grad_enabled(needs_grad):
+                z = z.detach().requires_grad_(needs_grad)
                 output = self.denoiser.network_output(z * scale, preconditioning).to(z.dtype)
-                speed = torch.add(by_z * z, output, alpha=by_output)
+                velocity = torch.add(by_z * z, output, alpha=by_output)
             if self.vectors is None:
-                return (speed,)
-            return speed.detach(), divergence(speed, z, self.vectors) if integrals else None
+                return (velocity,)
+            return velocity.detach(), divergence(velocity, z, self.vectors) if integrals else None
 
         return at
 
 
-def divergence(speed: Tensor, z: Tensor, vectors: Tensor) -> Tensor:
-    """The sum over k of v_k^T (d speed / dz) v_k for `directions` v, (B,): a vector-Jacobian product for each.
+def divergence(velocity: Tensor, z: Tensor, vectors: Tensor) -> Tensor:
+    """sum_k v_k^T (d velocity / dz) v_k for `probe_vectors` v, (B,): one vector-Jacobian product per vector.
 
-    The network's parameters collect no gradient.
+    The network's parameters receive no gradient.
     """
     total = z.new_zeros(len(z))
     for k, vector in enumerate(vectors, start=1):
-        (product,) = torch.autograd.grad(speed, z, vector, retain_graph=k < len(vectors))
+        (product,) = torch.autograd.grad(velocity, z, vector, retain_graph=k < len(vectors))
         total += (product * vector).flatten(1).sum(1)
     return total
 
@@ -144,10 +144,10 @@ def solve(
     method: Method = "dopri5",
     vectors: Tensor | None = None,
 ) -> list[tuple[Tensor, ...]]:
-    """(x,) at times[1:] on the probability flow through x (B, ...) at times[0], which may run either way.
+    """Solve the probability-flow ODE from x (B, ...) at times[0], in either direction; return (x,) at times[1:].
 
-    With `directions` also log |det dx(t) / dx(times[0])|, (B,).  The tolerances are those of x on the scale where data
-    of unit variance have it, x / sqrt(alpha^2 + sigma^2): of x itself at the end of the data.
+    With `vectors` (of `probe_vectors`) also log |det dx(t) / dx(times[0])|, (B,).  The tolerances apply to
+    x / sqrt(alpha^2 + sigma^2), which has unit variance for data of unit variance and is x at t = 0.
 
     Raises:
         RuntimeError: if the solver cannot meet the tolerances.
@@ -158,26 +158,26 @@ def solve(
     start = (x / scales[0],) if vectors is None else (x / scales[0], x.new_zeros(len(x)))
     try:
         solved = integrate(flow, start, flow.clock.of(stops).tolist(), rtol, atol, method)
-    except SolverError as stuck:
-        t = flow.clock.time(torch.tensor([stuck.at], dtype=torch.float64)).item()
+    except SolverError as error:
+        t = flow.clock.time(torch.tensor([error.at], dtype=torch.float64)).item()
         raise RuntimeError(
-            f"the ODE solver ({method}, rtol={rtol:g}, atol={atol:g}) is stuck near t = {t:.6g}: {stuck.why}; "
-            f"loosen the tolerances, or look for nan in the network"
-        ) from stuck
-    grown = [math.log(scale / scales[0]) * x[0].numel() for scale in scales[1:]]
+            f"the ODE solver ({method}, rtol={rtol:g}, atol={atol:g}) failed near t = {t:.6g}: {error.reason}; "
+            f"loosen the tolerances, or check the network's output for NaN"
+        ) from error
+    log_dets = [math.log(scale / scales[0]) * x[0].numel() for scale in scales[1:]]  # of x = scale z
     return [
-        (scale * z, *(change + log for change in changes))
-        for (z, *changes), scale, log in zip(solved, scales[1:], grown, strict=True)
+        (scale * z, *(change + log_det for change in changes))
+        for (z, *changes), scale, log_det in zip(solved, scales[1:], log_dets, strict=True)
     ]
 
 
 def check_process(process: NoiseProcess) -> None:
-    """Raises ValueError if the process has only one time, so that nothing flows."""
+    """Raise ValueError if the process has a single noise level, and therefore no probability flow."""
     if process.t_min >= 1:
         raise ValueError(f"the probability flow needs a process with more than one noise level, not {process.levels}")
 
 
 def check_tolerances(rtol: float, atol: float) -> None:
-    """Raises ValueError unless both are positive."""
+    """Raise ValueError unless both tolerances are positive."""
     if not (rtol > 0 and atol > 0):
         raise ValueError(f"rtol and atol must be positive, got rtol={rtol} and atol={atol}")

@@ -1,4 +1,4 @@
-"""Where noise comes from when it must be reproducible: one generator for a batch, or one for each image."""
+"""Reproducible random numbers: one generator for a batch, or one for each image."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 def image_generators(seed: int, indices: Sequence[int], device: torch.device | str = "cpu") -> list[torch.Generator]:
-    """One generator for each image, a function of (seed, index of the image) alone.
+    """One generator per image, which depends on (seed, image index) alone.
 
-    So image i is driven by the same noise whatever the batch it is drawn in and the device it is dealt to.
+    Image i therefore gets the same noise in any batch and on any rank.
     """
-    words = (int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0]) for index in indices)
-    return [torch.Generator(device).manual_seed(word >> 1) for word in words]  # 63 bits: MT19937 takes an int64
+    seeds = (int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0]) for index in indices)
+    return [torch.Generator(device).manual_seed(each >> 1) for each in seeds]  # 63 bits: MT19937 takes an int64
 
 
 def draw(shape: Sequence[int], generator: Generators, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-    """Standard normal noise of `shape` (B, ...), drawn where the generator lives; raises as `stream` does."""
+    """Standard normal noise of `shape` (B, ...), drawn on the generator's device; raises as `stream` does."""
     return stream(shape, generator, dtype, device)()
 
 
 def stream(
     shape: Sequence[int], generator: Generators, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> Callable[[], Tensor]:
-    """What gives new noise, like that of `draw`, whenever it is called, and always in the same memory.
+    """Return a function that returns new noise, as `draw` does, at each call; it reuses one buffer.
 
     Raises:
-        ValueError: if there is a generator for each image but not B of them.
+        ValueError: if `generator` is a sequence of other than B generators.
     """
     if generator is None or isinstance(generator, torch.Generator):
         noise = torch.empty(*shape, dtype=dtype, device=device if generator is None else generator.device)
         parts = [(noise, generator)]
     elif len(generator) != shape[0]:
-        raise ValueError(f"{len(generator)} generators for a batch of {shape[0]} images: give one for each image")
+        raise ValueError(f"{len(generator)} generators for a batch of {shape[0]} images: give one per image")
     else:
         noise = torch.empty(*shape, dtype=dtype, device=generator[0].device)
         parts = list(zip(noise, generator, strict=True))
-    at_home = noise.device == torch.device(device)
+    same_device = noise.device == torch.device(device)
 
     def fresh() -> Tensor:
-        for part, own in parts:
-            part.normal_(generator=own)
-        return noise if at_home else noise.to(device)
+        for part, of_part in parts:
+            part.normal_(generator=of_part)
+        return noise if same_device else noise.to(device)
 
     return fresh
 
@@ -57,7 +57,7 @@ def draw_each(
     device: torch.device,
     generator: Generators,
 ) -> Tensor:
-    """`sample(count, device, generator)`, (..., count); a generator for each image gives each what it draws alone."""
+    """`sample(count, device, generator)`, (..., count); with one generator per image, one call per image."""
     if generator is None or isinstance(generator, torch.Generator):
         return sample(count, device, generator)
-    return torch.cat([sample(1, device, own) for own in generator], -1)
+    return torch.cat([sample(1, device, of_image) for of_image in generator], -1)

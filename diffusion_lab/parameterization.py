@@ -1,4 +1,4 @@
-"""The parameterization table: what a network predicts, its noise conditioning and range of images; one row a paper.
+"""The parameterization table, one row per paper: what the network predicts, its noise conditioning and image range.
 
 Every output is converted into an estimate of the noise eps in x = alpha x_0 + sigma eps; estimates of x_0, the score
 and v follow from it (`denoiser.Estimate`).
@@ -35,23 +35,23 @@ CONDITIONING: dict[str, Callable[[NoiseProcess, Tensor], Tensor]] = {
     "log_sigma": lambda process, t: process.sigma(t).log(),
     "nothing": lambda process, t: torch.zeros_like(t),
 }
-"""(process, t) -> c_noise, what the network is conditioned on: DDPM's zero-based level, NCSN's level counted from the
-largest sigma (both are real numbers between two levels), ScoreSDE's 999 t, NCSN++'s log sigma, NCSNv2's nothing."""
+"""(process, t) -> c_noise, the network's noise conditioning: DDPM's zero-based level, NCSN's level counted from the
+largest sigma (both real-valued between two levels), ScoreSDE's 999 t, NCSN++'s log sigma, or nothing (NCSNv2)."""
 
 
 @dataclass(frozen=True)
 class Parameterization:
-    """One row of the table.
+    """One row of the parameterization table.
 
     Args:
         output: meaning of the network's output; "scaled_score" is sigma * score = -eps.
-        c_noise: what the network is conditioned on, a row of `CONDITIONING`.
-        low, high: range of the images inside the model ([-1, 1] for DDPM, [0, 1] for NCSN); every published network
-            sees this range stretched to [-1, 1].
-        bounded: whether images have that range at all.  Latents, fields and other real numbers have none: they are
-            neither scaled nor clipped.
+        c_noise: the network's noise conditioning, a key of `CONDITIONING`.
+        low, high: image range inside the model ([-1, 1] for DDPM, [0, 1] for NCSN); the network's input is rescaled
+            from this range to [-1, 1], as in every published network.
+        bounded: whether images have this range.  False for latents, fields and other real numbers, which are neither
+            scaled nor clipped.
         unit_input: divide the network's input by sqrt(alpha^2 + sigma^2), its scale for data of unit variance (sigma on
-            the network's scale).  This is 1 for DDPM; it keeps a network usable when sigma grows to 50.
+            the network's scale).  This is 1 for DDPM; a network needs it when sigma grows to 50.
 
     Raises:
         ValueError: if an option is unknown or low >= high.
@@ -72,19 +72,19 @@ class Parameterization:
             raise ValueError(f"the image range needs low < high, got [{self.low}, {self.high}]")
 
     def range_of(self, shape: Sequence[int]) -> tuple[float, float] | None:
-        """[low, high] of arrays (B, ...) of a shape; None for points, and for what is not bounded."""
+        """[low, high] for images of shape (B, C, H, W); None for points and for unbounded data."""
         return (self.low, self.high) if self.bounded and len(shape) == 4 else None
 
     def network_input(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """The network's input for x: images (B, C, H, W) rescaled from [low, high] to [-1, 1], other data unchanged."""
+        """The network's input at x: images (B, C, H, W) rescaled from [low, high] to [-1, 1], other data unchanged."""
         low, high = self.range_of(x.shape) or (-1.0, 1.0)
-        stretch, centre = 2 / (high - low), (low + high) / (high - low)
-        if (stretch, centre) != (1.0, 0.0):
-            x = stretch * x - centre
-        return x / (alpha**2 + (stretch * sigma) ** 2).sqrt() if self.unit_input else x
+        scale, shift = 2 / (high - low), (low + high) / (high - low)
+        if (scale, shift) != (1.0, 0.0):
+            x = scale * x - shift
+        return x / (alpha**2 + (scale * sigma) ** 2).sqrt() if self.unit_input else x
 
     def eps(self, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """The estimate of eps that the network's output stands for, of the shape of x."""
+        """Convert the network's output into an estimate of eps, of the shape of x."""
         return TO_EPS[self.output](output, x, alpha, sigma)
 
     def conditioning(self, process: NoiseProcess, t: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The processes of one job, which share its work: who am I, what do the others have, is everybody well."""
+"""Communication between the ranks of a distributed job; without one, there is a single rank 0."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class RankFailed(RuntimeError):
 
 
 def rank_and_world() -> tuple[int, int]:
-    """(number of this process, number of processes); (0, 1) in a single process."""
-    alone = not (dist.is_available() and dist.is_initialized())
-    return (0, 1) if alone else (dist.get_rank(), dist.get_world_size())
+    """(rank, number of ranks); (0, 1) without torch.distributed."""
+    distributed = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
 
 
 def gather(value: T) -> list[T]:
-    """The value of every rank, in rank order, on every rank."""
+    """Return the values of all ranks, in rank order, on every rank."""
     world = rank_and_world()[1]
     if world == 1:
         return [value]
@@ -32,7 +32,7 @@ def gather(value: T) -> list[T]:
 
 
 def from_first(value: T) -> T:
-    """Rank 0's value, on every rank."""
+    """Return rank 0's value on every rank."""
     if rank_and_world()[1] == 1:
         return value
     values = [value]
@@ -41,23 +41,23 @@ def from_first(value: T) -> T:
 
 
 def shard(items: Sequence[T]) -> Sequence[T]:
-    """This rank's share: item k falls to rank k modulo the number of ranks."""
+    """This rank's shard: item k belongs to rank k modulo the number of ranks."""
     rank, world = rank_and_world()
     return items[rank::world]
 
 
 def share_of(count: int) -> range:
-    """This rank's share of 0..count-1, consecutive and as even as can be."""
+    """This rank's contiguous shard of 0..count-1; the sizes of the shards differ by at most 1."""
     rank, world = rank_and_world()
     return range(rank * count // world, (rank + 1) * count // world)
 
 
 @contextmanager
 def synchronized() -> Iterator[None]:
-    """No rank goes on before all have left this block, and a failure of one is raised by all, instead of a wait.
+    """Context at whose end all ranks wait for each other; if one fails, all raise instead of waiting for it.
 
     Raises:
-        RankFailed: on the ranks that did not fail themselves, with the message of the one that did.
+        RankFailed: on the ranks that did not fail, with the message of the first one that did.
     """
     failure = None
     try:
@@ -73,9 +73,9 @@ def synchronized() -> Iterator[None]:
 
 
 def on_first(work: Callable[[], T]) -> T:
-    """What `work` gives on rank 0, on every rank."""
-    found: Any = None
+    """Run `work` on rank 0 and return its result on every rank."""
+    result: Any = None
     with synchronized():
         if rank_and_world()[0] == 0:
-            found = work()
-    return from_first(found)
+            result = work()
+    return from_first(result)

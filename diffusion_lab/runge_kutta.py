@@ -1,4 +1,7 @@
-"""Adaptive Runge-Kutta pairs, for equations in which an evaluation is dear and some parts are only integrals."""
+"""Adaptive Runge-Kutta solvers for ODEs with expensive evaluations and quadrature components.
+
+A quadrature component is an integral along the solution: its slope depends on x, and no slope depends on it.
+"""
 
 from __future__ import annotations
 
@@ -12,35 +15,35 @@ import torch
 from torch import Tensor
 
 Method = Literal["dopri5", "dopri8", "bosh3"]
-"""Pairs of order 5 (Dormand & Prince, the published choice), 8 for tolerances far below 1e-5, or 3 for loose ones."""
+"""Order 5 (Dormand & Prince, used by the papers), 8 (for tolerances far below 1e-5) or 3 (for loose tolerances)."""
 
 State = tuple[Tensor, ...]
-"""(x, q_1, ...), each (B, ...): the solution, and integrals along it, on which nothing depends."""
+"""(x, q_1, ...), each (B, ...): the solution, and the quadrature components."""
 
 Slope = Callable[[Tensor, bool], tuple[Tensor | None, ...]]
-"""(x, whole) -> d state / du at one u; if not `whole`, only that of x, and None for the integrals."""
+"""(x, integrals) -> d state / du at one u; without `integrals` only that of x, and None for the quadrature."""
 
 Equation = Callable[[list[float]], Sequence[Slope]]
-"""Values of u -> the slope at each: what depends on u alone is computed for all stages of a step at once."""
+"""Values of u -> the slope at each, so that terms of u alone are computed for all stages of a step at once."""
 
 
 class SolverError(Exception):
-    """The solver cannot go on from u = `at`, and why."""
+    """The solver failed at u = `at`."""
 
-    def __init__(self, at: float, why: str) -> None:
-        super().__init__(why)
-        self.at, self.why = at, why
+    def __init__(self, at: float, reason: str) -> None:
+        super().__init__(reason)
+        self.at, self.reason = at, reason
 
 
 @dataclass(frozen=True)
 class ButcherTableau:
-    """An explicit Runge-Kutta method with an embedded one, whose difference is the error of a step.
+    """An explicit Runge-Kutta method with an embedded one; the difference of the two estimates the error of a step.
 
     Args:
-        order: the power of the step's length with which the error of the embedded solution grows.
-        rows: weights of the stages so far in the place where the next one is taken.  The last is at the end of the
-            step: the first of the next one.
-        error: weights of the stages in the error.
+        order: the error of the embedded solution grows as step size^order.
+        rows: rows a_ij of the tableau for the stages after the first.  The last row gives the solution at the end of
+            the step, and its stage is the first stage of the next step (FSAL).
+        error: weights of the stages in the error estimate.
     """
 
     order: int
@@ -49,17 +52,17 @@ class ButcherTableau:
 
     @cached_property
     def nodes(self) -> tuple[float, ...]:
-        """Where in the step the stages after the first are taken."""
+        """Nodes c_i of the stages after the first, as fractions of the step."""
         return tuple(round(math.fsum(row), 15) for row in self.rows)  # exactly 1 at the end
 
     @cached_property
     def integrals(self) -> tuple[bool, ...]:
-        """Which of the stages after the first matter to an integral; others lead only to the next places."""
+        """Which stages after the first have a weight in the quadrature; the others are needed for x only."""
         return tuple(bool(w or e) for w, e in zip((*self.rows[-1][1:], 1), self.error[1:], strict=True))
 
 
 def embedded(order: int, rows: tuple[tuple[float, ...], ...], other: tuple[float, ...]) -> ButcherTableau:
-    """The pair whose embedded solution has weights `other`."""
+    """The tableau whose embedded solution has weights `other`."""
     best = (*rows[-1], *(0.0,) * (len(other) - len(rows[-1])))
     return ButcherTableau(order, rows, tuple(b - o for b, o in zip(best, other, strict=True)))
 
@@ -80,7 +83,7 @@ TABLEAUS: dict[str, ButcherTableau] = {
         ),
         (5179 / 57600, 0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40),
     ),
-    # Prince & Dormand 1981, Table 2: RK8(7)13M; rational numbers good to 18 digits
+    # Prince & Dormand 1981, Table 2: RK8(7)13M; rational approximations to 18 digits
     "dopri8": embedded(
         8,
         (
@@ -123,38 +126,38 @@ def integrate(
     method: Method = "dopri5",
     max_steps: int = 10_000,
 ) -> list[State]:
-    """Solve d state / du = slope from u = stops[0] on, in either direction; the states at stops[1:].
+    """Solve d state / du = slope from u = stops[0], in either direction; return the states at stops[1:].
 
-    A step is accepted when the error of every sample, root mean square over all that the state holds of it and relative
-    to atol + rtol |state|, is at most 1: whatever else is in the batch, a sample is solved at least as well as alone.
-    Steps end at each of the stops, and no slope is taken beyond the last.
+    A step is accepted if the error norm of every sample (`error_norm`) is at most 1.  A sample is therefore solved at
+    least as accurately as alone, whatever else is in the batch.  Steps end at each stop, and the slope is never
+    evaluated beyond the last one.
 
     Raises:
-        Stuck: if the steps shrink to nothing or more than `max_steps` lie between two stops.
+        SolverError: if the step size underflows, or more than `max_steps` steps are needed between two stops.
     """
     tableau, u = TABLEAUS[method], stops[0]
     span = stops[-1] - u
     rates = equation([u])[0](state[0], True)
-    length = first_length(equation, state[0], rates[0], u, span, rtol, atol, tableau.order)
-    solved, growth = [], 10.0
+    step_size = initial_step_size(equation, state[0], rates[0], u, span, rtol, atol, tableau.order)
+    solved, max_factor = [], 10.0
     for stop in stops[1:]:
-        tried = 0
+        steps = 0
         while u != stop:
-            # A step may be a tenth longer than seems best, rather than leave a rest for another.
-            end = stop if abs(stop - u) <= 1.1 * length else u + math.copysign(length, span)
+            # A step may be 10 % longer than estimated, to avoid a tiny last step.
+            end = stop if abs(stop - u) <= 1.1 * step_size else u + math.copysign(step_size, span)
             if abs(end - u) < 1e-14 * abs(span) and end != stop:
-                raise SolverError(u, "the steps shrink to nothing")
-            if (tried := tried + 1) > max_steps:
+                raise SolverError(u, "the step size underflows")
+            if (steps := steps + 1) > max_steps:
                 raise SolverError(u, f"max_steps={max_steps} exceeded")
-            there, slopes = attempt(tableau, equation, u, end, state, rates)
-            error = error_norm(advance(None, end - u, tableau.error, slopes), state, there, rtol, atol)
+            next_state, slopes = attempt(tableau, equation, u, end, state, rates)
+            error = error_norm(advance(None, end - u, tableau.error, slopes), state, next_state, rtol, atol)
             factor = 0.9 * error ** (-1 / tableau.order) if 0 < error < math.inf else 10 * (error == 0)
-            taken, factor = abs(end - u), min(max(factor, 0.2), growth)
-            if error <= 1:  # a step cut short by a stop is no reason for a shorter one after it
-                length = max(factor * taken, length * (taken < length))
-                u, state, rates, growth = end, there, slopes[-1], 10.0
-            else:  # nan too, as it may be after a step that was far too long
-                length, growth = factor * taken, 1.0
+            tried, factor = abs(end - u), min(max(factor, 0.2), max_factor)
+            if error <= 1:  # a step shortened to end at a stop does not shorten the next one
+                step_size = max(factor * tried, step_size * (tried < step_size))
+                u, state, rates, max_factor = end, next_state, slopes[-1], 10.0
+            else:  # also for NaN, which a far too long step may produce
+                step_size, max_factor = factor * tried, 1.0
         solved.append(state)
     return solved
 
@@ -162,7 +165,7 @@ def integrate(
 def attempt(
     tableau: ButcherTableau, equation: Equation, u: float, end: float, state: State, rates: State
 ) -> tuple[State, list[tuple[Tensor | None, ...]]]:
-    """The state at `end` from that at u, whose slope is `rates`; and the slopes of all stages."""
+    """One step from u to `end`: the state at `end`, and the slopes of all stages; `rates` is the slope at u."""
     h, slopes = end - u, [rates]
     at = equation([u + c * h if c < 1 else end for c in tableau.nodes])
     for row, slope, integrals in zip(tableau.rows, at, tableau.integrals, strict=True):
@@ -174,7 +177,7 @@ def attempt(
 def advance(
     start: State | None, h: float, weights: Sequence[float], slopes: Sequence[tuple[Tensor | None, ...]]
 ) -> State:
-    """start + h sum_k weights[k] slopes[k], part by part; None starts from zero."""
+    """start + h sum_k weights[k] slopes[k] for each component; start=None stands for zero."""
     ends = [k.mul(h * weights[0]) if start is None else torch.add(start[n], k, alpha=h * weights[0])
             for n, k in enumerate(slopes[0])]  # fmt: skip
     for weight, parts in zip(weights[1:], slopes[1:], strict=True):
@@ -185,7 +188,7 @@ def advance(
 
 
 def error_norm(difference: State, before: State, after: State, rtol: float, atol: float) -> float:
-    """The largest root mean square over the samples, each over all its parts, of difference / tolerance."""
+    """Maximum over the samples of the root mean square of difference / (atol + rtol |state|) over all components."""
     squares, count = 0.0, 0
     for d, b, a in zip(difference, before, after, strict=True):
         ratio = (d / torch.maximum(b.abs(), a.abs()).mul_(rtol).add_(atol)).reshape(len(d), -1)
@@ -193,21 +196,21 @@ def error_norm(difference: State, before: State, after: State, rtol: float, atol
     return math.sqrt(squares.max().item() / count)
 
 
-def first_length(
+def initial_step_size(
     equation: Equation, x: Tensor, rate: Tensor, u: float, span: float, rtol: float, atol: float, order: int
 ) -> float:
-    """A length for the first step, by one evaluation more; Hairer, Norsett & Wanner 1993, Section II.4.
+    """The size of the first step, at the cost of one evaluation; Hairer, Norsett & Wanner 1993, Section II.4.
 
     Raises:
-        Stuck: if the slope is not finite.
+        SolverError: if the slope is not finite.
     """
     value, slope = error_norm((x,), (x,), (x,), rtol, atol), error_norm((rate,), (x,), (x,), rtol, atol)
     if not math.isfinite(slope):
         raise SolverError(u, f"the slope is {slope}")
     trial = min(0.01 * value / slope if value > 1e-5 and slope > 1e-5 else 1e-6 * abs(span), abs(span))
     h = math.copysign(trial, span)
-    bend = equation([u + h])[0](x + h * rate, False)[0] - rate
-    change = error_norm((bend,), (x,), (x,), rtol, atol) / trial
-    steepest = max(slope, change if math.isfinite(change) else 0.0)  # it may have gone far too far
-    length = (0.01 / steepest) ** (1 / order) if steepest > 1e-15 else 1e-3 * abs(span)
-    return min(100 * trial, length, abs(span))
+    change = equation([u + h])[0](x + h * rate, False)[0] - rate
+    second = error_norm((change,), (x,), (x,), rtol, atol) / trial
+    steepest = max(slope, second if math.isfinite(second) else 0.0)  # the trial step may be far too long
+    step_size = (0.01 / steepest) ** (1 / order) if steepest > 1e-15 else 1e-3 * abs(span)
+    return min(100 * trial, step_size, abs(span))

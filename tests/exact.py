@@ -1,4 +1,4 @@
-"""Denoisers that know the truth: networks without weights, for the exact targets of reference/analytic.py."""
+"""Exact denoisers: networks without weights, for the analytic targets of reference/analytic.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diffusion_lab.process import DiscreteProcess, NoiseProcess
 
 
 class ExactNetwork:
-    """The optimal eps of a target, computed in float64; told the level of a ladder or 999 t of a continuous process."""
+    """The optimal eps of a target in float64, given the level of a discrete process or 999 t of a continuous one."""
 
     def __init__(self, target: analytic.Mixture, process: NoiseProcess) -> None:
         self.target, self.process = target, process

@@ -1,4 +1,4 @@
-"""Checkpoints: plain, self-sufficient, whole or absent; and a configuration cannot call what it likes."""
+"""Checkpoints: plain, self-contained, written atomically; and configurations cannot build arbitrary classes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def saved(tmp_path):
     return path, model, contents
 
 
-def test_load_gives_the_model_ready_to_sample(saved):
+def test_load_returns_the_model_ready_to_sample(saved):
     path, model, _ = saved
     raw = diffusion_lab.load(path, weights="raw")
     assert torch.equal(raw.sample(3, seed=1), model.eval().sample(3, seed=1))
@@ -72,7 +72,7 @@ def test_sampling_restores_training_mode_and_ignores_batch_size(saved):
 
 
 def other(path, kind):
-    """A file that is no checkpoint."""
+    """A file that is not a checkpoint."""
     if kind == "weights":
         torch.save({"weights": torch.ones(2)}, path)
     elif kind == "archive":
@@ -83,7 +83,7 @@ def other(path, kind):
 
 
 @pytest.mark.parametrize("damage", [0, 100, -1000, "weights", "archive", "text"])
-def test_a_file_that_was_cut_or_is_another_gives_way_to_the_one_before_it(saved, tmp_path, capsys, damage):
+def test_a_truncated_or_foreign_file_is_skipped_for_the_previous_checkpoint(saved, tmp_path, capsys, damage):
     path, *_ = saved
     newer = path.with_name("step_00000009.ckpt")
     if isinstance(damage, int):
@@ -152,7 +152,7 @@ def test_hostile_pickle_is_not_executed_by_reading_resuming_or_sampling(saved, t
 
 
 def resume(path):
-    """Go on from a checkpoint as train.py does, which has read it before."""
+    """Resume from a checkpoint as train.py does, which has read it before."""
     trainer = pl.Trainer(accelerator="cpu", max_steps=9, logger=False, enable_checkpointing=False,
                          enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
     trainer.fit(instantiate(MODEL, "model"), datamodule=Toy2D(train_size=8), ckpt_path=path, weights_only=True)
@@ -188,7 +188,7 @@ def test_bad_arguments_name_the_node():
         instantiate({**MODEL, "schedule": {"_target_": "diffusion_lab.process.Linear", "beta_min": 30.0}}, "model")
 
 
-def test_missing_ema_and_wrong_weights_are_said(saved):
+def test_missing_ema_and_wrong_weights_are_reported(saved):
     contents = saved[2]
     with pytest.raises(CheckpointError, match="weights=raw"):
         checkpoint.build({k: v for k, v in contents.items() if k != "ema"})
@@ -210,7 +210,7 @@ def test_weights_and_devices_that_do_not_exist_are_refused(saved, options, messa
     assert "\n" not in str(refusal.value)
 
 
-def test_a_path_may_begin_with_a_tilde_and_must_be_one(saved, monkeypatch):
+def test_a_path_may_start_with_a_tilde_and_must_be_valid(saved, monkeypatch):
     monkeypatch.setenv("HOME", str(saved[0].parents[2]))
     assert diffusion_lab.load("~/run").sample(1).shape == (1, 2)
     for path in (None, 3, ["run"]):
@@ -219,29 +219,29 @@ def test_a_path_may_begin_with_a_tilde_and_must_be_one(saved, monkeypatch):
 
 
 @pytest.mark.parametrize("count, options, message", [
-    (-1, {}, "count=-1 must be a whole number of at least 0"),
-    (2.5, {}, "count=2.5 must be a whole number"),
-    ("2", {}, "count='2' must be a whole number"),
+    (-1, {}, "count=-1 must be an integer >= 0"),
+    (2.5, {}, "count=2.5 must be an integer"),
+    ("2", {}, "count='2' must be an integer"),
     (None, {}, "count=None must be"),
-    (2, {"seed": -1}, "seed=-1 must be a whole number of at least 0"),
+    (2, {"seed": -1}, "seed=-1 must be an integer >= 0"),
     (2, {"seed": "now"}, "seed='now' must be"),
-    (2, {"batch_size": 0}, "batch_size=0 must be a whole number of at least 1"),
+    (2, {"batch_size": 0}, "batch_size=0 must be an integer >= 1"),
     (2, {"first": -4}, "first=-4 must be"),
-    (2, {"steps": 0}, "steps=0 must be a whole number of at least 1"),
+    (2, {"steps": 0}, "steps=0 must be an integer >= 1"),
     (2, {"steps": 2000}, "between 1 and the model's 1000 levels, got 2000"),
     (2, {"sampler": "ode", "steps": 5}, "ProbabilityFlow has no number of steps"),
     (2, {"sampler": "dimm"}, "dimm is no sampler .did you mean ddim"),
     (2, {"sampler": "trained"}, "trained is no sampler"),
-    (2, {"sampler": DDIM()}, "is no sampler: give one such as .*Sampler.DDIM.., steps=50"),
-    (2, {"sampler": Sampler}, "is no sampler: give one"),
+    (2, {"sampler": DDIM()}, "is not a sampler: use for example .*Sampler.DDIM.., 50"),
+    (2, {"sampler": Sampler}, "is not a sampler: use"),
 ])  # fmt: skip
-def test_what_is_asked_of_a_model_is_checked(saved, count, options, message):
+def test_arguments_of_sample_are_checked(saved, count, options, message):
     with pytest.raises(ValueError, match=message) as refusal:
         diffusion_lab.load(saved[0]).sample(count, **options)
     assert "\n" not in str(refusal.value)
 
 
-def test_samplers_go_by_name_and_steps_and_seeds_may_be_left_open(saved):
+def test_samplers_by_name_with_optional_steps_and_seeds(saved):
     model, own = diffusion_lab.load(saved[0], weights="raw"), saved[1].eval()
     assert model.sample(0).shape == (0, 2) and model.sample(3.0).shape == (3, 2)
     assert not torch.equal(model.sample(2, seed=None), model.sample(2, seed=None))
@@ -250,28 +250,28 @@ def test_samplers_go_by_name_and_steps_and_seeds_may_be_left_open(saved):
     assert not torch.equal(model.sample(2, steps=9), model.sample(2)) and model.sampler.steps == 5
     again = pickle.loads(pickle.dumps(model))
     assert torch.equal(again.sample(2, sampler="heun"), model.sample(2, sampler="heun"))
-    with pytest.raises(ValueError, match="to a model from diffusion_lab.load"):
+    with pytest.raises(ValueError, match="for a model from diffusion_lab.load"):
         own.sample(2, sampler="ddim")
 
 
-def test_samplers_of_the_users_own_give_what_was_asked_for_or_are_refused(saved):
+def test_user_samplers_are_checked(saved):
     model = diffusion_lab.load(saved[0])
     assert model.sample(3, sampler=lambda denoiser, shape, generators, device: torch.zeros(shape)).shape[0] == 3
     for wrong, got in ((torch.zeros(1, 2), r"\(1, 2\)"), (None, "a NoneType")):
-        with pytest.raises(ValueError, match=rf"the sampler gives {got}, a tensor \(3, 2\) is needed"):
+        with pytest.raises(ValueError, match=rf"the sampler returns {got}, expected a tensor \(3, 2\)"):
             model.sample(3, sampler=lambda *_, wrong=wrong: wrong)
     with pytest.raises(NonFinite, match="samples 0, 1 are not finite"):
         model.sample(2, sampler=lambda *_: torch.full((2, 2), torch.nan))
-    with pytest.raises(ValueError, match=r"<lambda> has no trajectory\(...\) to follow"):
+    with pytest.raises(ValueError, match=r"<lambda> has no method trajectory\(...\)"):
         next(model.trajectory(2, sampler=lambda *_: None))
 
 
 def test_more_samples_than_memory_holds_are_refused_at_once(saved):
-    with pytest.raises(ValueError, match=r"count=1,000,000,000,000,000 samples take .* GiB of memory: draw parts"):
+    with pytest.raises(ValueError, match=r"count=1,000,000,000,000,000 samples take .* GiB of memory: sample parts"):
         diffusion_lab.load(saved[0]).sample(10**15)
 
 
-def test_an_interrupted_save_leaves_the_old_file_and_no_litter(saved, monkeypatch):
+def test_an_interrupted_save_keeps_the_old_file_and_no_temporary_files(saved, monkeypatch):
     path, _, contents = saved
     before = path.read_bytes()
 

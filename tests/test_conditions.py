@@ -1,4 +1,4 @@
-"""Labels from data to samples: networks that take them, models that drop them, series that are asked for them."""
+"""Class-conditional models: networks with labels, label dropout, labels of samples, label agreement."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ NCSNPP = {**UNET, "progressive_input": "none"}
 NETWORKS = {
     "unet": lambda **of: UNet(**UNET, dropout=0.0, **of),
     "ncsnpp": lambda **of: NCSNpp(**NCSNPP, dropout=0.0, **of),
-    "ncsnpp not told t": lambda **of: NCSNpp(**NCSNPP, dropout=0.0, conditional=False, **of),
+    "ncsnpp unconditional": lambda **of: NCSNpp(**NCSNPP, dropout=0.0, conditional=False, **of),
     "ncsn": lambda **of: RefineNet(**REFINE, levels=5, pool="average", **of),
     "ncsnv2": lambda **of: RefineNet(**REFINE, **of),
     "mlp": lambda **of: MLP(width=8, depth=1, embedding=8, **of),
@@ -62,7 +62,7 @@ def one_thread():
 
 
 def stirred(network, by=0.3):
-    """The network with every parameter moved: what starts as zero shows nothing."""
+    """The network with every parameter perturbed, as some are initialised to zero."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for p in network.parameters():
@@ -89,7 +89,7 @@ def test_a_network_with_classes_depends_on_each_images_own_label(name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_without_classes_a_network_is_what_it_was_and_refuses_labels(name):
+def test_an_unconditional_network_is_unchanged_and_refuses_labels(name):
     torch.manual_seed(0)
     plain, (x, t) = NETWORKS[name](), seen(name)
     torch.manual_seed(0)
@@ -99,16 +99,16 @@ def test_without_classes_a_network_is_what_it_was_and_refuses_labels(name):
     added = {k: v for k, v in conditional.state_dict().items() if k not in plain.state_dict()}
     tables = {k: v for k, v in added.items() if "labels.weight" in k}
     assert tables and all(len(table) == 4 for table in tables.values())
-    assert tables.keys() == added.keys() or name == "ncsnpp not told t"  # whose blocks were told nothing
+    assert tables.keys() == added.keys() or name == "ncsnpp unconditional"  # whose blocks had no embedding
     assert torch.equal(plain(x, t), again(x, t))
-    with pytest.raises(ValueError, match="without classes: give it no label"):
+    with pytest.raises(ValueError, match="without classes: leave out label"):
         plain(x, t, label=torch.zeros(4, dtype=torch.int64))
     with pytest.raises(ValueError, match="3 classes: give each image a label"):
         conditional(x, t)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_label_is_learned_by_every_loss_and_validated_where_gradients_are_off(name):
+def test_every_loss_trains_every_label_embedding_and_validates_without_gradients(name):
     network, (x, _) = stirred(NETWORKS[name](classes=3)), seen(name)
     row = Parameterization("scaled_score", "level")
     denoiser = Denoiser(network, DiscreteProcess(Linear(), 5), row)
@@ -125,7 +125,7 @@ def test_every_label_is_learned_by_every_loss_and_validated_where_gradients_are_
 # --------------------------------------------------------------------------- labels of a series
 
 
-def test_labels_are_drawn_with_the_training_frequencies_by_seed_and_number_alone():
+def test_random_labels_follow_the_training_frequencies_and_depend_on_seed_and_index_alone():
     labels = Labels([10, 0, 30, 60])
     drawn = labels.of(None, 4, range(4000))
     share = torch.bincount(drawn, minlength=4) / 4000
@@ -134,7 +134,7 @@ def test_labels_are_drawn_with_the_training_frequencies_by_seed_and_number_alone
     assert not torch.equal(labels.of(None, 5, range(100)), drawn[:100])
 
 
-def test_labels_are_given_by_number_by_name_cycled_or_each():
+def test_labels_are_specified_by_number_name_list_or_each():
     labels = Labels([5, 5, 5], ["cat", "dog", "ship"])
     assert labels.of(2, 0, range(3)).tolist() == labels.of("ship", 0, range(3)).tolist() == [2, 2, 2]
     assert labels.of([0, "ship"], 0, range(1, 6)).tolist() == [2, 0, 2, 0, 2]
@@ -143,11 +143,11 @@ def test_labels_are_given_by_number_by_name_cycled_or_each():
     assert labels.describe(None) == "drawn with the training frequencies"
     assert (labels.describe("each"), labels.describe([2, "cat"])) == ("each class in turn", "ship, cat")
     for wrong in (3, -1, "bird", [0, 5], True, 1.5, []):
-        with pytest.raises(ValueError, match=r"give 0 to 2 \(cat, dog, ship\), a list of them, or each"):
+        with pytest.raises(ValueError, match=r"choose 0 to 2 \(cat, dog, ship\), a list of them, or each"):
             labels.of(wrong, 0, range(3))
 
 
-def test_each_label_is_dropped_on_its_own_with_the_given_probability():
+def test_each_label_is_dropped_independently_with_the_given_probability():
     labels, given = Labels([1, 1], dropout=0.2), torch.zeros(5000, dtype=torch.int64)
     torch.manual_seed(0)
     dropped = labels.with_dropout(given)
@@ -159,7 +159,7 @@ def test_each_label_is_dropped_on_its_own_with_the_given_probability():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_data_tell_their_classes():
+def test_data_modules_report_their_classes():
     assert sum(Digits().class_counts()) == 1400 and len(Digits().class_counts()) == 10
     patches = Patches(train_size=50, held_out_size=10)
     assert patches.class_names == ("china", "flower") and sum(patches.class_counts()) == 50
@@ -185,7 +185,7 @@ def conditional(dropout=0.1, **of):
 
 
 @pytest.mark.parametrize("guidance", [None, ClassifierFree(2.0)], ids=["", "guided"])
-def test_image_i_depends_on_seed_number_and_its_label_alone(guidance):
+def test_image_i_depends_on_seed_index_and_label_alone(guidance):
     model, more = conditional(), {"guidance": guidance, "seed": 3}
     near = {"rtol": 1e-4, "atol": 1e-4}
     whole = model.sample(11, label=[1, 4, 6], **more)
@@ -200,7 +200,7 @@ def test_image_i_depends_on_seed_number_and_its_label_alone(guidance):
     assert torch.allclose(last.x.float(), whole[4:6], **near)
 
 
-def test_scale_1_is_no_guidance_and_scale_0_draws_without_the_label():
+def test_scale_1_is_no_guidance_and_scale_0_samples_unconditionally():
     model = conditional()
     assert torch.equal(model.sample(4, label=2, guidance=ClassifierFree(1.0)), model.sample(4, label=2))
     none = model.sample(4, label=2, guidance=ClassifierFree(0.0))
@@ -217,12 +217,12 @@ def test_a_model_without_labels_refuses_them_and_one_without_dropout_is_not_guid
     for model, why in ((plain, "without labels"), (conditional(dropout=0.0), "label_dropout=0")):
         with pytest.raises(ValueError, match=f"trained with{why.removeprefix('with')}|{why}"):
             model.sample(2, guidance=ClassifierFree(2.0))
-    with pytest.raises(ValueError, match="label=8 is no class"):
+    with pytest.raises(ValueError, match="label=8 is not a class"):
         conditional().sample(2, label=8)
 
 
 class Seen:
-    """A loss that notes the labels it is given."""
+    """A loss that records its labels."""
 
     def __init__(self):
         self.labels, self.of = [], DenoisingLoss()
@@ -232,7 +232,7 @@ class Seen:
         return self.of(denoiser, x0, generator)
 
 
-def test_training_drops_labels_by_the_image_and_validation_keeps_them():
+def test_training_drops_labels_per_image_and_validation_keeps_them():
     model = conditional(dropout=0.5)
     model.loss, label = Seen(), torch.arange(400) % 8
     batch = torch.randn(400, 2), label
@@ -271,7 +271,7 @@ def test_a_conditional_run_that_is_resumed_is_bit_equal_to_an_unbroken_one(tmp_p
 # --------------------------------------------------------------------------- evaluation
 
 
-def test_agreement_is_the_share_of_samples_of_the_class_asked_for(tmp_path):
+def test_agreement_is_the_share_of_samples_of_the_requested_class(tmp_path):
     data, model = Toy2D(train_size=500, held_out_size=200), conditional()
     means = data.target.modes.means.float()
     model.sample = lambda count, *, seed, first, **_: means[
@@ -291,7 +291,7 @@ def test_agreement_is_the_share_of_samples_of_the_class_asked_for(tmp_path):
     assert agreement(series, None, data, 60, 2) == {} and "labels" not in series.noted({name: record})[name]["protocol"]
 
 
-def test_the_classifier_of_the_features_tells_the_classes_if_it_knows_as_many(tmp_path):
+def test_the_feature_classifier_is_used_if_it_has_the_same_classes(tmp_path):
     from diffusion_lab.metric import ClassifierFeatures
 
     data, extractor = Digits(), ClassifierFeatures(steps=150)
@@ -310,7 +310,7 @@ def test_the_classifier_of_the_features_tells_the_classes_if_it_knows_as_many(tm
     assert agreement_names(model, extractor, data, 200) == []
 
 
-def test_the_likelihood_of_a_conditional_model_is_given_each_items_label(tmp_path):
+def test_the_likelihood_of_a_conditional_model_uses_each_items_label(tmp_path):
     model, data = conditional(), Toy2D(train_size=50, held_out_size=12)
     model.likelihood = {"flow": FlowLikelihood(1e-2, 1e-2)}
     record = score_likelihood(model, "flow", data, tmp_path, 12, batch_size=5)["flow_nats"]
@@ -352,7 +352,7 @@ def test_the_settings_of_a_conditional_model_hold_its_classes():
         labelled({"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 2})
 
 
-def test_a_run_from_before_there_were_labels_goes_on():
+def test_a_run_without_label_settings_is_resumed():
     total = {"data": {"batch_size": 4}, "trainer": {"accumulate_grad_batches": 1}}
     now = {**total, "data": {"batch_size": 4, "conditional": False}, "label_dropout": None, "guidance": {},
            "network": {"classes": None}, "model": {"guidance": {}}, "choices": {"guidance": "none"}}  # fmt: skip
@@ -378,7 +378,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("arguments, message", REFUSED, ids=[a for a, _ in REFUSED])
-def test_labels_that_cannot_be_are_refused_in_one_line_before_anything_is_loaded(arguments, message):
+def test_invalid_labels_are_refused_in_one_line_before_anything_is_loaded(arguments, message):
     with pytest.raises(ConfigError, match=message) as error:
         check("train", arguments.split())
     assert "\n" not in str(error.value)
@@ -392,7 +392,7 @@ def test_counts_of_a_grid_with_a_row_for_each_class(tmp_path, monkeypatch):
         samples.picture, "grid", lambda images, columns=None: shown.append((images, columns)) or images[0]
     )
     monkeypatch.setattr(samples.picture, "save_png", lambda *_: None)
-    model = SimpleNamespace(shape=(1, 2, 2), grey_levels=17, labels=Labels([1] * 3))
+    model = SimpleNamespace(shape=(1, 2, 2), is_image=True, grey_levels=17, labels=Labels([1] * 3))
     labels = model.labels.of("each", 0, range(8))
     samples.draw_samples(
         model, labels.float()[:, None, None, None].expand(8, 1, 2, 2), tmp_path / "x.png", None, labels

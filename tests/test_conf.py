@@ -1,4 +1,4 @@
-"""The command line: everything composes, the published numbers are there, and mistakes are refused in words."""
+"""The configuration: all options compose, with the published numbers; mistakes are refused with a message."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_every_class_and_key_in_conf_exists():
                 assert schema.parameters(line.split()[-1]) is not None, f"{path}: {line}"
 
 
-def test_every_key_is_explained():
+def test_every_key_has_a_comment():
     """Each key of a component has a comment on its line, or is a section or a plain reference to another group."""
     for path in CONF.rglob("*.yaml"):
         if path.relative_to(CONF).parts[0] in ("recipe", "debug", "hydra", "experiment"):
@@ -162,7 +162,7 @@ def test_help_is_useful_and_needs_no_torch(tmp_path):
         assert word in done.stdout
 
 
-def test_sample_needs_a_checkpoint_and_knows_its_words():
+def test_sample_needs_a_checkpoint_and_refuses_unknown_keys():
     with pytest.raises(ConfigError, match="ckpt_path must be given"):
         check("sample", [])
     with pytest.raises(ConfigError, match="did you mean num_samples"):

@@ -1,4 +1,4 @@
-"""Readings, which samplers use, against `forward` and the algebra of x = alpha x_0 + sigma eps, for the whole table."""
+"""Preconditionings, which samplers use, against `forward` and x = alpha x_0 + sigma eps, for every parameterization."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from diffusion_lab.parameterization import CONDITIONING, TO_EPS, Parameterizatio
 from diffusion_lab.process import VE, VP, DiscreteProcess, Geometric, Linear, SubVP
 
 PROCESSES = (DiscreteProcess(Linear(), 50), SubVP(Linear()), VE(Geometric(0.05, 20.0)))
-GUESS = {
+X0 = {
     "eps": lambda x, out, alpha, sigma: (x - sigma * out) / alpha,
     "x0": lambda x, out, alpha, sigma: out,
     "v": lambda x, out, alpha, sigma: (alpha * x - sigma * out) / (alpha**2 + sigma**2),
@@ -26,7 +26,7 @@ GUESS = {
 
 
 class Asked:
-    """A network that is not linear and notes what it was asked."""
+    """A nonlinear network that records its inputs."""
 
     def __call__(self, x, c_noise):
         self.seen, self.c_noise = x, c_noise
@@ -45,8 +45,8 @@ def close(got, want, tolerance):
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 2e-5)])
 @pytest.mark.parametrize("shape", [(3, 2, 4, 4), (3, 2)], ids=["images", "points"])
 @pytest.mark.parametrize("output", TO_EPS)
-def test_a_preconditioning_is_what_forward_does_at_its_time(output, shape, dtype, tolerance):
-    assert GUESS.keys() == TO_EPS.keys()
+def test_a_preconditioning_agrees_with_forward_at_its_time(output, shape, dtype, tolerance):
+    assert X0.keys() == TO_EPS.keys()
     times = torch.tensor([1.0, 0.04], dtype=torch.float64)
     z = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     rows = product(PROCESSES, CONDITIONING, ((-1.0, 1.0), (0.0, 1.0), (-0.5, 2.0)), (False, True))
@@ -67,11 +67,11 @@ def test_a_preconditioning_is_what_forward_does_at_its_time(output, shape, dtype
             if dtype == torch.float64:  # in float32 forward itself is further off where alpha is small
                 close(x0, estimate.x0, tolerance)
             exact, x = out.double(), x.double()
-            guess = GUESS[output](x, exact, alpha, sigma)
-            close(x0, guess.to(dtype), tolerance)
+            expected = X0[output](x, exact, alpha, sigma)
+            close(x0, expected.to(dtype), tolerance)
 
 
-def test_what_is_read_is_counted_and_asked_in_the_networks_precision():
+def test_network_outputs_are_counted_and_computed_in_the_networks_precision():
     asked = []
 
     class Network(nn.Linear):
@@ -88,7 +88,7 @@ def test_what_is_read_is_counted_and_asked_in_the_networks_precision():
             assert denoiser.nfe == count and asked[-1] == (dtype, full)
 
 
-def test_the_precision_of_a_network_is_that_of_what_is_trained():
+def test_the_precision_of_a_network_is_that_of_its_trained_parameters():
     half, full = torch.bfloat16, torch.float32
     both = nn.Sequential(FourierWaves(8, 16.0), nn.Linear(8, 2)).to(half)
     assert [p.dtype for p in both.parameters()] == [full, half, half]
@@ -100,7 +100,7 @@ def test_the_precision_of_a_network_is_that_of_what_is_trained():
 
 
 @pytest.mark.parametrize("each", [False, True])
-def test_a_stream_gives_what_draw_gives_in_one_memory(each):
+def test_a_stream_returns_the_same_noise_as_draw_in_one_buffer(each):
     shape, dtype = (4, 3, 5), torch.float64
     generators = lambda: image_generators(3, range(4)) if each else torch.Generator().manual_seed(3)  # noqa: E731
     fresh, source = stream(shape, generators(), dtype), generators()

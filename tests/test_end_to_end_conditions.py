@@ -108,9 +108,9 @@ def test_labels_and_guidance_decide_the_directory_and_go_into_results(digits):
 
 
 REFUSED = [
-    ("label=10", "label=10 is no class of this model: give 0 to 9"),
-    ("label=cat", "label=cat is no class"),
-    ("label=[0,-1]", "label=-1 is no class"),
+    ("label=10", "label=10 is not a class of this model: choose 0 to 9"),
+    ("label=cat", "label=cat is not a class"),
+    ("label=[0,-1]", "label=-1 is not a class"),
     ("guidance=classifier_free guidance.scale=-2", "out of range"),
     ("guidance=classifier_free guidance.interval=[3,1]", "must be [low, high]"),
     ("guidance=autoguidance guidance.ckpt_path=nowhere", "nowhere"),

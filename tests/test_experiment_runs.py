@@ -115,7 +115,7 @@ def test_it_trains(name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_its_loss_is_the_published_one(name):
-    """A network that puts out zeros leaves the noise itself as the residual."""
+    """With a network that outputs zeros the residual is the noise itself."""
     _, model, _, _ = row(name)
     process, generator = model.denoiser.process, torch.Generator().manual_seed(0)
     silent = Denoiser(lambda x, t: torch.zeros_like(x), process, model.denoiser.parameterization)
@@ -134,7 +134,7 @@ def test_its_loss_is_the_published_one(name):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_its_network_sees_what_the_published_one_sees(name):
+def test_its_network_has_the_published_inputs(name):
     c, model, _, _ = row(name)
     process, parameterization = model.denoiser.process, model.denoiser.parameterization
     last, levels_of_it = torch.ones(1, dtype=torch.float64), levels(c)

@@ -1,4 +1,4 @@
-"""Checkpoints that the first edition wrote (commit cfa3245): they load, sample as they did, and train on."""
+"""Checkpoints written by the first edition (commit cfa3245) load, sample as before, and can be resumed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SAMPLERS = {
 
 
 def written(model: str, folder: Path) -> Path:
-    """The checkpoint of a model, in a file of its own."""
+    """Unpack the checkpoint of a model."""
     file = folder / "checkpoints" / "step_00000003.ckpt"
     file.parent.mkdir()
     file.write_bytes(lzma.decompress((FOLDER / f"{model}.ckpt.xz").read_bytes()))
@@ -42,7 +42,7 @@ def written(model: str, folder: Path) -> Path:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.filterwarnings("ignore:the first of the sampler")
 def test_a_checkpoint_of_the_first_edition_samples_as_it_did(name, tmp_path):
-    """To rounding: the recorder adds in another order."""
+    """Up to rounding, as the recorder adds in another order."""
     file = written(name, tmp_path)
     with np.load(FOLDER / "samples.npz") as arrays:
         recorded = {key: torch.as_tensor(arrays[key]) for key in arrays.files if key.startswith(f"{name}.")}
@@ -54,7 +54,7 @@ def test_a_checkpoint_of_the_first_edition_samples_as_it_did(name, tmp_path):
         assert (last.x - want).abs().max() < 2e-5 * want.abs().max(), key
 
 
-def test_a_run_of_the_first_edition_trains_on(tmp_path):
+def test_a_run_of_the_first_edition_is_resumed(tmp_path):
     file = written("ddpm", tmp_path)
     settings = checkpoint_file.read(file)["config"]
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
@@ -66,7 +66,7 @@ def test_a_run_of_the_first_edition_trains_on(tmp_path):
 
 FORMER = (("conv_in.", "enter.0.{0}"), ("downsample.", "enter.{1}."), ("upsample.", "leave.{2}."), ("conv_out.", "leave.{3}."),
           ("input_pyramid.", "inputs.{1}."), ("output_pyramid.", "outputs.{2}."))  # fmt: skip
-"""What names of U-Nets began with."""
+"""Old prefixes of U-Net parameters."""
 
 
 def former(name: str, levels: int, wrapped: bool) -> str:
@@ -88,7 +88,7 @@ def former(name: str, levels: int, wrapped: bool) -> str:
     NCSNpp(3, 16, channels=8, multipliers=(1, 2), blocks=1, progressive="output_skip", progressive_input="none",
            resblock_type="ddpm", resamp_with_conv=False),
 ])  # fmt: skip
-def test_every_weight_of_a_u_net_finds_its_new_name(network):
+def test_every_u_net_parameter_is_renamed(network):
     own, levels = network.state_dict(), len(network.down)
     old = {f"inner.{former(name, levels, isinstance(network, NCSNpp))}": tensor for name, tensor in own.items()}
     assert not {name.removeprefix("inner.") for name in old} <= own.keys()
@@ -99,7 +99,7 @@ def test_every_weight_of_a_u_net_finds_its_new_name(network):
     assert first_edition.rename(mine, mine) == mine
 
 
-def test_keys_and_classes_of_the_first_edition_are_read_under_their_new_names():
+def test_keys_and_classes_of_the_first_edition_are_renamed():
     line = "model.told=nothing"
     assert first_edition.override(line) == "model.c_noise=nothing" and first_edition.override("+told=x") == "+c_noise=x"
     assert (

@@ -10,7 +10,7 @@ import torch
 from exact import ExactNetwork, exact_denoiser
 
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.flow import Clock, Velocity, directions, divergence, solve
+from diffusion_lab.flow import Clock, Velocity, divergence, probe_vectors, solve
 from diffusion_lab.likelihood import FlowLikelihood, bits_per_dim, dequantize
 from diffusion_lab.noise import draw, image_generators
 from diffusion_lab.parameterization import Parameterization
@@ -21,7 +21,7 @@ PROCESSES = {
     "ve": VE(Geometric(0.01, 50.0)),
     "vp": VP(Linear()),
     "subvp": SubVP(Linear()),
-    "ladder": DiscreteProcess(Linear(), 1000),
+    "discrete": DiscreteProcess(Linear(), 1000),
 }
 SDES = ["ve", "vp", "subvp"]
 CLOCKS = [*PROCESSES.values(), VP(Cosine()), VP(Sigmoid()), SubVP(Cosine()), DiscreteProcess(Geometric(0.01, 50.0), 10)]
@@ -30,7 +30,7 @@ CLOCKS += [DiscreteProcess(Cosine(), 4000), DiscreteProcess(Sigmoid(), 1000)]  #
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Tensors are tiny here: a second thread is only waited for."""
+    """Tensors are tiny here, so a second thread only costs time."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -53,8 +53,8 @@ def flowed(target, process, x, t0, t1):
     return (y @ target.u[0].T + alpha[1] * target.m[0]).reshape(x.shape), 0.5 * (v[1] / v[0]).log().sum()
 
 
-def told_otherwise(denoiser, row):
-    """The same estimate by a network that puts out something else."""
+def reparameterized(denoiser, row):
+    """The same estimates by a network with another parameterization."""
     meaning, process = Parameterization(**{**vars(denoiser.parameterization), **row}), denoiser.process
 
     def network(seen, c_noise):
@@ -71,7 +71,7 @@ def told_otherwise(denoiser, row):
 
 
 @pytest.mark.parametrize("process", CLOCKS, ids=repr)
-def test_clock_is_asinh_of_sigma_over_alpha_and_reads_backwards(process):
+def test_clock_is_asinh_of_sigma_over_alpha_and_is_inverted(process):
     first = process.t_train_min
     clock, t = Clock(process, first, 1.0), first ** torch.linspace(1, 0, 999).double()
     t = torch.cat([t, 1 - (1 - first) * 0.01 * torch.linspace(1, 0, 999).double()])
@@ -92,14 +92,14 @@ def slope_at(denoiser, z, t, vectors=None):
 @pytest.mark.parametrize("name", PROCESSES)
 @pytest.mark.parametrize("t", [0.0123, 0.4, 0.97])
 def test_velocity_is_the_derivative_of_the_exact_flow(name, t, row):
-    """On the clock u, of z = x / r; whatever the network puts out."""
+    """In the time u, for z = x / r and any parameterization."""
     target, process = analytic.gauss64(), PROCESSES[name]
     x, h = torch.randn(3, 1, 8, 8, dtype=torch.float64, generator=seeded(0)), 1e-4 * t
     flow = Velocity(exact_denoiser(target, process), 1e-3, 1.0, x)
     around = torch.tensor([t - h, t + h], dtype=torch.float64)
     ends = [flowed(target, process, x, t, s)[0] / flow.scale(around)[k] for k, s in enumerate(around.tolist())]
     want = (ends[1] - ends[0]) / flow.clock.of(around).diff()
-    denoiser = told_otherwise(exact_denoiser(target, process), row)
+    denoiser = reparameterized(exact_denoiser(target, process), row)
     slope, r = slope_at(denoiser, x, t)
     torch.testing.assert_close(slope(x / r, True)[0], want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
     assert denoiser.nfe == 1
@@ -110,7 +110,7 @@ def test_exact_trace_is_the_trace_of_the_jacobian(make):
     target, process = make(), PROCESSES["ve"]
     denoiser = exact_denoiser(target, process)
     z = target.sample(5, 0)[0]
-    slope, _ = slope_at(denoiser, z, 0.6, directions(z, "exact", 1))
+    slope, _ = slope_at(denoiser, z, 0.6, probe_vectors(z, "exact", 1))
     speed, trace = slope(z, True)
     for i in range(5):
         alone, _ = slope_at(denoiser, z[i : i + 1], 0.6)
@@ -122,7 +122,7 @@ def test_exact_trace_is_the_trace_of_the_jacobian(make):
 
 
 def alone_of(denoiser, z, t):
-    """eps - sigma x / r^2 as the estimate says it, at x = r z."""
+    """eps - sigma x / r^2 from the denoiser's estimate at x = r z."""
     time = torch.tensor(t, dtype=torch.float64)
     alpha, sigma = denoiser.process.alpha(time), denoiser.process.sigma(time)
     r = (alpha**2 + sigma**2).sqrt()
@@ -131,7 +131,7 @@ def alone_of(denoiser, z, t):
 
 @pytest.mark.parametrize("probe", ["rademacher", "gaussian"])
 def test_hutchinson_is_unbiased_and_has_its_variance(probe):
-    """Variance 2 |J|_F^2 / k from normals; for signs, the diagonal adds none (J is symmetric)."""
+    """Variance 2 |J|_F^2 / k for Gaussian vectors; for Rademacher vectors without the diagonal (J is symmetric)."""
     target, process, n = analytic.gauss64(), PROCESSES["vp"], 4000
     denoiser = exact_denoiser(target, process)
     z = target.sample(1, 0)[0]
@@ -139,7 +139,7 @@ def test_hutchinson_is_unbiased_and_has_its_variance(probe):
     off = jacobian - torch.diag(jacobian.diag()) if probe == "rademacher" else jacobian
     z = z.expand(n, -1, -1, -1)
     for k in (1, 4, 16):
-        vectors = directions(z, probe, k, seeded(k))
+        vectors = probe_vectors(z, probe, k, seeded(k))
         got = slope_at(denoiser, z, 0.3, vectors)[0](z, True)[1]
         want = (2 * off.square().sum() / k).sqrt().item()
         assert got.std().item() == pytest.approx(want, rel=0.06)  # 4.5 standard errors, tails included
@@ -148,18 +148,18 @@ def test_hutchinson_is_unbiased_and_has_its_variance(probe):
         torch.testing.assert_close(vectors.abs(), torch.full_like(vectors, 0.25))
 
 
-def test_divergence_is_that_of_a_known_field():
+def test_divergence_of_a_known_field():
     z = torch.randn(3, 2, 2, 2, dtype=torch.float64, generator=seeded(0)).requires_grad_()
-    got = divergence(z**3, z, directions(z.detach(), "exact", 1))
+    got = divergence(z**3, z, probe_vectors(z.detach(), "exact", 1))
     torch.testing.assert_close(got, 3 * z.detach().square().flatten(1).sum(1))
 
 
-def test_data_of_unit_variance_stand_still():
-    """On this clock the flow of N(0, I) has no velocity at all: z stays what it is."""
+def test_the_velocity_is_zero_for_data_of_unit_variance():
+    """In the time u the flow of N(0, I) is z = constant."""
     target = analytic.Mixture([1.0], [[0.0] * 4], [torch.eye(4).tolist()], (1, 2, 2))
     for process in PROCESSES.values():
         denoiser, x = exact_denoiser(target, process), target.sample(3, 0)[0].double()
-        ((end, change),) = solve(denoiser, x, (0.01, 1.0), 1e-6, 1e-6, vectors=directions(x, "exact", 1))
+        ((end, change),) = solve(denoiser, x, (0.01, 1.0), 1e-6, 1e-6, vectors=probe_vectors(x, "exact", 1))
         times = torch.tensor([0.01, 1.0], dtype=torch.float64)
         r = (process.alpha(times) ** 2 + process.sigma(times) ** 2).sqrt()
         torch.testing.assert_close(end, x * r[1] / r[0], rtol=1e-9, atol=1e-9)
@@ -167,25 +167,28 @@ def test_data_of_unit_variance_stand_still():
         assert denoiser.nfe <= 32  # the first step is a thousandth of the way, as nothing is known of its error
 
 
-def test_probes_of_an_image_are_its_own():
+def test_probe_vectors_of_an_image_depend_on_its_generator_alone():
     x = torch.zeros(6, 1, 8, 8, dtype=torch.float64)
-    every = directions(x, "rademacher", 3, image_generators(0, range(6)))
-    some = directions(x[:2], "rademacher", 3, image_generators(0, [4, 1]))
+    every = probe_vectors(x, "rademacher", 3, image_generators(0, range(6)))
+    some = probe_vectors(x[:2], "rademacher", 3, image_generators(0, [4, 1]))
     assert torch.equal(some, every[:, [4, 1]])
     assert not torch.equal(every[0], every[1]) and not torch.equal(every[:, 0], every[:, 1])
 
 
-def test_a_flow_that_cannot_be_solved_says_where_and_what_to_do():
+def test_a_flow_that_cannot_be_solved_reports_where_and_a_remedy():
     process = PROCESSES["vp"]
     for network, why in (
         (
             lambda x, c_noise: x * math.nan,
-            r"near t = 1e-05: the slope is nan; loosen .* or look for nan in the network",
+            r"near t = 1e-05: the slope is nan; loosen .* or check the network's output for NaN",
         ),
-        (lambda x, c_noise: torch.where(c_noise < 200, x, math.nan)[..., :2], r"near t = 0\.200\d*: the steps shrink"),
+        (
+            lambda x, c_noise: torch.where(c_noise < 200, x, math.nan)[..., :2],
+            r"near t = 0\.200\d*: the step size underflows",
+        ),
     ):
         denoiser = Denoiser(network, process, Parameterization(c_noise="time_999"))
-        with pytest.raises(RuntimeError, match=r"the ODE solver \(dopri5, rtol=1e-05, atol=1e-05\) is stuck " + why):
+        with pytest.raises(RuntimeError, match=r"the ODE solver \(dopri5, rtol=1e-05, atol=1e-05\) failed " + why):
             FlowLikelihood(precision="float64")(denoiser, torch.ones(2, 2), None, seeded(0))
 
 
@@ -194,12 +197,12 @@ def test_a_flow_that_cannot_be_solved_says_where_and_what_to_do():
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 @pytest.mark.parametrize(
-    "name, published, close", [("ve", 122, 1e-4), ("vp", 56, 1e-4), ("subvp", 68, 1e-4), ("ladder", 56, 5e-4)]
+    "name, published, close", [("ve", 122, 1e-4), ("vp", 56, 1e-4), ("subvp", 68, 1e-4), ("discrete", 56, 5e-4)]
 )
 def test_likelihood_of_an_image_is_the_exact_one(name, published, close, precision):
     """With a diagonal covariance one random sign vector gives the trace exactly; NFE are those of SciPy's RK45.
 
-    A ladder is less smooth in time, so the solver errs more; and its data are placed at its first level.
+    A discrete process is less smooth in time, so the solver's error is larger; and the data are at its first level.
     """
     target, process = analytic.diag64(), PROCESSES[name]
     denoiser = exact_denoiser(target, process)
@@ -214,7 +217,7 @@ def test_likelihood_of_an_image_is_the_exact_one(name, published, close, precisi
     assert not want
     error = (bits_per_dim(got.log_likelihood, 64) - bits_per_dim(target.logpdf(x0), 64)).mean().abs().item()
     print(f"{name} {precision}: NFE {got.nfe} (published {published}), bits/dim error {error:.1e}")
-    if name != "ladder":
+    if name != "discrete":
         assert error < 2e-4
     assert got.nfe == denoiser.nfe - 3 <= 1.5 * published
     torch.testing.assert_close(sum(got.terms.values()), -got.log_likelihood)
@@ -254,7 +257,7 @@ def test_estimated_likelihood_is_unbiased(probe, probes):
 
 
 def ranged(target, process, low, high):
-    """The exact denoiser of images in [low, high], whose network sees them in [-1, 1]."""
+    """The exact denoiser of images in [low, high], with network inputs in [-1, 1]."""
     exact = ExactNetwork(target, process)
 
     def network(seen, c_noise):
@@ -278,7 +281,7 @@ def test_offset_follows_from_the_range_and_the_levels(low, high, levels, offset)
     torch.testing.assert_close(got.log_likelihood + got.terms["bins"], want, rtol=0, atol=1e-3)
 
 
-def test_dequantization_fills_each_bin_evenly():
+def test_dequantization_is_uniform_in_each_bin():
     level = torch.arange(17, dtype=torch.float64).repeat_interleave(2000)
     x = dequantize(level / 16, 0.0, 1.0, 17, seeded(0))
     assert torch.equal((x * 17).floor(), level)
@@ -330,7 +333,7 @@ class Scaled(torch.nn.Module):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
-def test_network_with_weights_of_its_own_precision_in_any_gradient_mode(dtype, precision, mode):
+def test_network_in_another_precision_in_any_gradient_mode(dtype, precision, mode):
     """VE with eps_hat = x/2: d log x / dt = (log sigma)' sigma / 2, so x grows by exp((sigma_1 - sigma_0) / 2)."""
     process = VE(Geometric(0.01, 2.0))
     denoiser = Denoiser(Scaled(dtype), process, Parameterization(c_noise="time_999"))
@@ -349,7 +352,7 @@ def test_network_with_weights_of_its_own_precision_in_any_gradient_mode(dtype, p
     assert not any(term.requires_grad for term in got.terms.values())
 
 
-def test_sensible_numbers():
+def test_invalid_numbers_are_refused():
     with pytest.raises(ValueError, match="rtol and atol must be positive"):
         FlowLikelihood(rtol=0)
     with pytest.raises(ValueError, match="rtol and atol must be positive"):
@@ -405,7 +408,7 @@ def test_probability_flow_is_invertible(name):
     assert z.std().item() == pytest.approx(process.prior_std, rel=0.25)
 
 
-def test_drawing_goes_straight_through_and_agrees_with_the_trajectory():
+def test_samples_agree_with_the_end_of_the_trajectory():
     target, process = analytic.gauss64(), PROCESSES["vp"]
     denoiser, generators = exact_denoiser(target, process), lambda: image_generators(3, range(5))
     plain, sampler = ProbabilityFlow(denoise=False), ProbabilityFlow(frames=4)

@@ -11,7 +11,7 @@ from diffusion_lab.runge_kutta import TABLEAUS, SolverError, integrate
 
 
 def plain(function):
-    """(u, *state) -> slopes as an equation; it is asked for nothing that is not wanted."""
+    """Turn (u, *state) -> slopes into an `Equation`, which computes only the requested slopes."""
 
     def equation(values):
         def at(u):
@@ -33,7 +33,7 @@ def powers(tableau):
 
 
 @pytest.mark.parametrize("method, order", [("dopri5", 5), ("dopri8", 8), ("bosh3", 3)])
-def test_pairs_are_of_their_order(method, order):
+def test_tableaus_have_their_order(method, order):
     """Quadrature of u^k exact up to the order, and errors of y' = y that fall as its power; the embedded one less so."""
     tableau = TABLEAUS[method]
     nodes, best = powers(tableau)
@@ -56,15 +56,15 @@ def test_pairs_are_of_their_order(method, order):
 
     # A step of half the length errs less by 2^(order + 1), and its estimate by 2^order.
     h = {"dopri5": 0.1, "dopri8": 0.6, "bosh3": 0.01}[method]
-    (long, c_noise), (short, told_short) = step(h), step(h / 2)
+    (long, long_estimate), (short, short_estimate) = step(h), step(h / 2)
     assert order + 0.4 < math.log2(long / short) < order + 2
-    assert order - 0.6 < math.log2(c_noise / told_short) < order + 1
+    assert order - 0.6 < math.log2(long_estimate / short_estimate) < order + 1
 
 
 @pytest.mark.parametrize("method", ["dopri5", "dopri8", "bosh3"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("times", [(0.0, 0.7, 1.5), (1.5, 0.7, 0.0)])
-def test_integrate_solves_what_has_a_closed_form(method, dtype, times):
+def test_integrate_agrees_with_closed_forms(method, dtype, times):
     """y' = y cos t has y = C exp(sin t); the integrals of 2 t and of y cos t along it are t^2 and y."""
 
     def function(t, y):
@@ -81,7 +81,7 @@ def test_integrate_solves_what_has_a_closed_form(method, dtype, times):
 
 @pytest.mark.parametrize("method, most", [("dopri5", 5e-6), ("dopri8", 5e-7), ("bosh3", 5e-5)])
 def test_error_follows_the_tolerance(method, most):
-    """Ten times closer for a tolerance ten times smaller, give or take; evaluations as many as steps need."""
+    """About ten times smaller for a tolerance ten times smaller; no superfluous evaluations."""
     errors = []
     for tolerance in (1e-4, 1e-6, 1e-8):
         x = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
@@ -99,7 +99,7 @@ def test_a_solution_keeps_no_graph_of_the_network():
     assert not y.requires_grad
 
 
-def test_a_sample_is_solved_as_well_in_a_crowd_as_alone():
+def test_a_sample_is_solved_as_accurately_in_a_large_batch_as_alone():
     """A thousand samples at rest must not hide the error of one that moves: not one step may differ."""
 
     def solve(y):
@@ -118,8 +118,8 @@ def test_a_sample_is_solved_as_well_in_a_crowd_as_alone():
     torch.testing.assert_close(crowd[:1], alone, rtol=1e-12, atol=0)
 
 
-def test_an_integral_that_errs_shortens_the_steps():
-    """x rests while its integral is rough: the error of a sample is that of all the state holds of it."""
+def test_the_error_of_an_integral_shortens_the_steps():
+    """x is constant and its integral is rough: the error norm includes all components of the state."""
     start = (torch.zeros(2, 1, dtype=torch.float64), torch.zeros(2, dtype=torch.float64))
     function = plain(lambda t, x: (torch.zeros_like(x), torch.full((2,), math.cos(40 * t), dtype=torch.float64)))
     ((_, q),) = integrate(function, start, (0.0, 1.0), 1e-6, 1e-6)
@@ -128,7 +128,7 @@ def test_an_integral_that_errs_shortens_the_steps():
 
 @pytest.mark.parametrize("method", ["dopri5", "dopri8", "bosh3"])
 @pytest.mark.parametrize("times", [(1e-5, 1.0), (1.0, 0.6, 1e-3), (0.5, 0.50001)])
-def test_solver_never_leaves_the_interval_and_meets_every_stop(method, times):
+def test_the_solver_stays_in_the_interval_and_ends_a_step_at_every_stop(method, times):
     asked = []
 
     def function(t, y):
@@ -144,7 +144,7 @@ def test_solver_never_leaves_the_interval_and_meets_every_stop(method, times):
 
 
 @pytest.mark.parametrize("method, stages, idle", [("dopri5", 6, 1), ("dopri8", 13, 4), ("bosh3", 3, 0)])
-def test_an_integral_is_not_asked_for_where_it_has_no_weight(method, stages, idle):
+def test_an_integral_is_not_evaluated_at_stages_without_weight(method, stages, idle):
     wanted = []
 
     def equation(values):
@@ -156,31 +156,31 @@ def test_an_integral_is_not_asked_for_where_it_has_no_weight(method, stages, idl
 
     start = (torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
     integrate(equation, start, (0.0, 1.0), 1e-3, 1e-3, method)
-    steps, rest = divmod(len(wanted) - 2, stages)  # the first slope, and one for the length of the first step
+    steps, rest = divmod(len(wanted) - 2, stages)  # the first slope, and one for the size of the first step
     assert rest == 0 and wanted.count(False) == 1 + steps * idle
 
 
-def test_a_solver_that_cannot_go_on_says_so():
+def test_a_failing_solver_reports_where_and_why():
     start = (torch.full((2, 3), 2.0, dtype=torch.float64),)
-    with pytest.raises(SolverError, match="shrink to nothing") as stuck:
+    with pytest.raises(SolverError, match="step size underflows") as error:
         integrate(plain(lambda t, y: (y**2,)), start, (0.0, 1.0), 1e-5, 1e-5)  # y = 1 / (1/2 - t)
-    assert stuck.value.at == pytest.approx(0.5, abs=1e-3)
-    with pytest.raises(SolverError, match="nan") as stuck:
+    assert error.value.at == pytest.approx(0.5, abs=1e-3)
+    with pytest.raises(SolverError, match="nan") as error:
         integrate(plain(lambda t, y: (y * math.nan,)), start, (0.0, 1.0), 1e-5, 1e-5)
-    assert stuck.value.at == 0
+    assert error.value.at == 0
     with pytest.raises(SolverError, match="the slope is inf"):
         integrate(plain(lambda t, y: (y * math.inf,)), start, (0.0, 1.0), 1e-5, 1e-5)
     with pytest.raises(SolverError, match="max_steps=5 exceeded"):
         integrate(plain(lambda t, y: (y * math.cos(99 * t),)), start, (0.0, 1.0), 1e-8, 1e-8, max_steps=5)
-    with pytest.raises(SolverError, match="shrink to nothing") as stuck:
+    with pytest.raises(SolverError, match="step size underflows") as error:
         integrate(plain(lambda t, y: (y * (1 if t < 0.3 else math.nan),)), start, (0.0, 1.0), 1e-5, 1e-5)
-    assert stuck.value.at == pytest.approx(0.3, abs=1e-6)
+    assert error.value.at == pytest.approx(0.3, abs=1e-6)
 
 
 @pytest.mark.parametrize("beyond", [math.nan, math.inf])
-def test_a_first_look_too_far_ahead_does_not_end_a_solution(beyond):
-    """The slope is next to nothing at first, so that the first step is tried over the whole way, where it is not."""
+def test_a_trial_step_that_is_far_too_long_does_not_end_the_solution(beyond):
+    """The slope is almost 0 at first, so the trial step spans the whole interval, where the slope is not finite."""
     start = (torch.ones(2, 3, dtype=torch.float64),)
-    with pytest.raises(SolverError, match="shrink to nothing") as stuck:
+    with pytest.raises(SolverError, match="step size underflows") as error:
         integrate(plain(lambda t, y: (y * (1e-6 if t < 0.3 else beyond),)), start, (0.0, 1.0), 1e-5, 1e-5)
-    assert stuck.value.at == pytest.approx(0.3, abs=1e-6)
+    assert error.value.at == pytest.approx(0.3, abs=1e-6)

@@ -1,4 +1,4 @@
-"""A network dealt to two CPU processes: the numbers, the files and the pictures of one that is not."""
+"""FSDP on two CPU ranks: the same numbers, files and samples as without sharding."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_gradients_of_every_network_are_those_of_one_process(runs):
 
 
 @pytest.mark.parametrize("name", ["unet", "ncsnpp", "ncsn"])
-def test_most_of_a_network_is_put_together_a_block_at_a_time(name):
+def test_most_of_a_network_is_gathered_block_by_block(name):
     network = NETWORKS[name][0]()
     found = list(blocks(network))
     sizes = [sum(p.numel() for p in block.parameters()) for block in found]
@@ -90,7 +90,7 @@ def test_checkpoints_are_those_of_one_process(runs, step):
     assert_close({k: alone[k] for k in STATE}, {k: dealt[k] for k in STATE}, 1e-6)
 
 
-def test_every_rank_knows_the_whole_norm_and_every_held_out_item_counts_once(runs):
+def test_every_rank_has_the_global_norm_and_every_held_out_item_counts_once(runs):
     _, alone, seen = runs
     for rank in seen:
         assert rank["unbroken"]["norms"] == pytest.approx(alone["norms"], rel=1e-5) and len(alone["norms"]) > STOP
@@ -98,7 +98,7 @@ def test_every_rank_knows_the_whole_norm_and_every_held_out_item_counts_once(run
     assert [rank["unbroken"]["batches"] for rank in seen] == [[2, 2], [1, 1]], "the test wants unequal shares"
 
 
-def test_a_rank_holds_its_part_alone(runs):
+def test_a_rank_holds_its_shard_only(runs):
     for run in ("unbroken", "resumed"):
         for name, whole in runs[1]["held"].items():
             parts = [rank[run]["held"][name] / whole for rank in runs[2]]
@@ -111,7 +111,7 @@ def test_a_resumed_run_is_bit_equal_to_an_unbroken_one(runs):
     assert len(unbroken["random"]) == 2
 
 
-def test_each_goes_on_from_the_other(runs, tmp_path):
+def test_sharded_and_unsharded_runs_resume_each_other(runs, tmp_path):
     folder = runs[0]
     wanted = read(file(folder / "alone", STEPS))
     back = read(train(tmp_path, STEPS, file(folder / "unbroken", STOP))[0])
@@ -119,7 +119,7 @@ def test_each_goes_on_from_the_other(runs, tmp_path):
         assert_close({k: wanted[k] for k in STATE}, {k: other[k] for k in STATE}, 1e-6)
 
 
-def test_what_a_rank_draws_alone_is_what_the_checkpoint_gives(runs):
+def test_samples_of_a_single_rank_are_those_of_the_checkpoint(runs):
     """One rank drew and the other did nothing: had it waited, there would be no end."""
     folder, _, (first, second) = runs
     seen = first["unbroken"]
@@ -132,7 +132,7 @@ def test_what_a_rank_draws_alone_is_what_the_checkpoint_gives(runs):
     assert ((likelihood(model()) / seen["likelihood"] - 1).abs() > 3e-3).all(), "any weights would do"
 
 
-def test_checkpoints_are_written_whole_by_the_first_rank(runs):
+def test_full_checkpoints_are_written_by_the_first_rank(runs):
     first, second = (rank["unbroken"]["written"] for rank in runs[2])
     assert first == [f"step_{step:08d}.ckpt" for step in (STOP, STEPS)] and second == []
 
@@ -151,7 +151,7 @@ def test_the_configuration_means_it():
     (["network=energy_small"], "Energy twice: use trainer=default"),
     (["trainer=default", "trainer.strategy=fsdp"], "use trainer=fsdp"),
 ])  # fmt: skip
-def test_what_cannot_be_is_refused_in_a_line(words, message):
+def test_impossible_settings_are_refused_in_one_line(words, message):
     with pytest.raises(ConfigError, match=message) as refused:
         check("train", ["trainer=fsdp", *words])
     assert "\n" not in str(refused.value)

@@ -286,7 +286,8 @@ def spoilt(**options):
 
 def test_samples_that_are_not_finite_are_never_drawn_and_their_step_is_told(tmp_path):
     with pytest.raises(
-        NonFinite, match=r"^samples 14 are not finite; sample 14 is lost at step 1 of the sampler, t=0\.\d+; try"
+        NonFinite,
+        match=r"^samples 14 are not finite; sample 14 is not finite from step 1 of the sampler, t=0\.\d+; try",
     ):
         spoilt().sample(3, first=12)
     model = spoilt()
@@ -294,7 +295,7 @@ def test_samples_that_are_not_finite_are_never_drawn_and_their_step_is_told(tmp_
     with pytest.raises(NonFinite, match="samples 2 are not finite"):
         series.complete(3)
     assert not list(tmp_path.rglob("*.npy"))
-    with pytest.raises(NonFinite, match=r"sample 7 is lost at step 2 of the sampler, t=0.1;"):
+    with pytest.raises(NonFinite, match=r"sample 7 is not finite from step 2 of the sampler, t=0.1;"):
         list(spoilt().trajectory(3, first=5))
 
 

@@ -26,7 +26,7 @@ CLASSES = 3
 
 
 class ClassScores:
-    """The exact network of the mixture: of the component that is the label, or of all where the label is none."""
+    """The exact network of the mixture: of the labelled component, or of all for the null label."""
 
     def __init__(self, process, row, target=TARGET):
         self.process, self.row, self.target, self.labels = process, row, target, []
@@ -80,7 +80,7 @@ def test_the_marginal_score_is_the_posterior_mean_of_class_scores_at_every_time(
 
 @pytest.mark.parametrize("output", TO_EPS)
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
-def test_a_guided_field_is_its_closed_form_at_every_time(process, output):
+def test_a_guided_field_matches_its_closed_form_at_every_time(process, output):
     denoiser, (z, label) = denoiser_of(process, output), points()
     times = times_of(process)
     for scale in (0.0, 1.0, 2.5):
@@ -98,7 +98,7 @@ def test_a_guided_field_is_its_closed_form_at_every_time(process, output):
 @pytest.mark.parametrize(
     "sampler", [Sampler(DDIM(), steps=9, precision="float64"), ProbabilityFlow()], ids=["ddim", "ode"]
 )
-def test_samplers_take_a_bound_and_guided_denoiser_as_any_other(sampler):
+def test_samplers_use_a_bound_and_guided_denoiser_like_any_other(sampler):
     process = PROCESSES["vp"]
     denoiser, (z, label) = denoiser_of(process), points()
     class_alone = denoiser_of(process)
@@ -123,7 +123,7 @@ def test_recorded_steps_with_guidance_are_the_steps_as_written():
     assert worst(recorded.x, sampler.as_written(guided, x, seeded[1])) < 1e-12
 
 
-def test_every_call_of_a_network_is_counted_in_the_denoiser_itself():
+def test_every_network_evaluation_is_counted_in_the_denoiser():
     process, steps = PROCESSES["ddpm"], 20
     denoiser, weak = denoiser_of(process), denoiser_of(process)
     bound, (x, _) = denoiser.given(label=points()[1]), points()
@@ -161,7 +161,7 @@ def test_the_interval_is_of_sigma_over_alpha_and_each_sample_has_its_own_time():
     assert worst(got[on], full[on]) < 1e-12 and worst(full[on], plain[on]) > 1e-2
 
 
-def test_autoguidance_draws_away_from_the_weaker_model_at_the_same_label():
+def test_autoguidance_extrapolates_from_the_weaker_model_at_the_same_label():
     process = PROCESSES["ve"]
     wide = analytic.Mixture(TARGET.w, TARGET.m, TARGET.c * 4, (2, 1, 1))
     denoiser, weak, (x, label) = denoiser_of(process), denoiser_of(process, target=wide), points()
@@ -185,7 +185,7 @@ def test_autoguidance_draws_away_from_the_weaker_model_at_the_same_label():
         (denoiser_of(PROCESSES["vp"], "v"), "parameterization"),
     ],
 )
-def test_autoguidance_refuses_a_weaker_model_of_another_kind(weak, what):
+def test_autoguidance_refuses_an_incompatible_weaker_model(weak, what):
     with pytest.raises(ValueError, match=f"another {what}"):
         Autoguidance(weak)(denoiser_of(PROCESSES["vp"]))
     weak = denoiser_of(PROCESSES["vp"])
@@ -195,12 +195,12 @@ def test_autoguidance_refuses_a_weaker_model_of_another_kind(weak, what):
 
 
 @pytest.mark.parametrize("scale, interval", [(-1, None), (float("nan"), None), (2, [1]), (2, [3, 1]), (2, [-1, 1])])
-def test_numbers_that_make_no_sense_are_refused(scale, interval):
+def test_invalid_scales_and_intervals_are_refused(scale, interval):
     with pytest.raises(ValueError, match="guidance.(scale|interval)="):
         ClassifierFree(scale, interval)
 
 
-def test_guidance_needs_a_model_that_has_learned_to_do_without_a_label():
+def test_classifier_free_guidance_needs_a_model_trained_with_label_dropout():
     denoiser = denoiser_of(PROCESSES["vp"])
     denoiser.null = None
     with pytest.raises(ValueError, match="label_dropout=0: leave out"):
@@ -210,7 +210,7 @@ def test_guidance_needs_a_model_that_has_learned_to_do_without_a_label():
         ClassifierFree()(denoiser)
 
 
-def test_the_density_of_a_guided_field_is_no_likelihood_unless_it_is_asked_for_by_name():
+def test_the_density_of_a_guided_field_must_be_requested_by_name():
     process, (x, label) = PROCESSES["ddpm"], points(3)
     bound = denoiser_of(process).given(label=label)
     guided = ClassifierFree(2.0)(bound)

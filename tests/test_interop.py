@@ -428,7 +428,7 @@ def test_nothing_is_left_half_written_nor_overwritten(recorded, tmp_path, capsys
 @pytest.mark.parametrize(
     "high, levels, message", [(90, 232, "from 90 to 0.01 in 232"), (50, 9, "from 50 to 0.01 in 9")]
 )
-def test_a_ladder_of_other_sigmas_is_remarked_upon(recorded, high, levels, message):
+def test_other_discrete_sigmas_cause_a_warning(recorded, high, levels, message):
     sigmas = official(recorded("net_ncsnv2_small"))["sigmas"].float()
 
     def remark(process: NoiseProcess) -> str | None:

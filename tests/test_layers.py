@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "loss": {"denoiser", "process", "noise"},
     "flow": {"runge_kutta", "denoiser", "process", "noise"},
     "sampler": {"flow", "denoiser", "process", "noise"},
+    "verification": {"denoiser", "noise", "parameterization", "process", "sampler"},
     "likelihood": {"flow", "denoiser", "process", "noise"},
     "model": {
         *("finite", "first_edition", "memory", "noise", "ranks"),
@@ -51,6 +52,7 @@ MAY_IMPORT = {
     "run": {
         *("errors", "output", "finite", "first_edition", "ranks", "storage", "config", "logger", "checkpoint"),
         *("callback", "data", "denoiser", "evaluation", "guidance", "interop", "metric", "model", "plot", "sampler"),
+        "verification",
     },
     "launch": {"errors", "output", "storage", "config", "run", "comparison"},
     "bench": {
@@ -64,6 +66,7 @@ MAY_IMPORT = {
     "train": COMMAND,
     "sample": COMMAND,
     "compare": COMMAND,
+    "verify": COMMAND,
     "stats": COMMAND,
     "referee": COMMAND,
     "__init__": {"checkpoint"},

@@ -39,7 +39,7 @@ def expected_bound(target, process, variance):
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 @pytest.mark.parametrize("schedule", [Linear(), Cosine(), Geometric(0.02, 20.0)], ids=lambda s: type(s).__name__)
-def test_bound_is_the_analytic_one_on_gaussian_data(schedule, variance):
+def test_bound_is_the_closed_form_on_gaussian_data(schedule, variance):
     target = analytic.gauss64()
     process = DiscreteProcess(schedule, 100)
     denoiser = exact_denoiser(target, process)
@@ -57,7 +57,7 @@ def test_bound_is_the_analytic_one_on_gaussian_data(schedule, variance):
     assert denoiser.nfe == 100
 
 
-def test_some_terms_estimate_all_of_them_without_bias():
+def test_a_subset_of_terms_is_an_unbiased_estimate():
     target, process = analytic.diag64(), DiscreteProcess(Linear(), 200)
     denoiser = exact_denoiser(target, process)
     x0, _ = target.sample(3000, 2)
@@ -69,7 +69,7 @@ def test_some_terms_estimate_all_of_them_without_bias():
 
 
 @pytest.mark.parametrize("levels", [2, 17, 256])
-def test_decoder_mass_sums_to_one_and_is_the_integral(levels):
+def test_decoder_probabilities_sum_to_one_and_are_the_integral(levels):
     grid = torch.linspace(-1, 1, levels, dtype=torch.float64)
     for mean, std in ((0.03, 0.3), (0.97, 0.01), (-2.0, 0.5), (0.0, 3.0)):
         mass = log_mass_of_level(grid, torch.full_like(grid, mean), std, -1.0, 1.0, levels).exp()
@@ -82,8 +82,8 @@ def test_decoder_mass_sums_to_one_and_is_the_integral(levels):
         )
 
 
-def test_decoder_mass_is_exact_in_the_far_tail():
-    """40 standard deviations out the mass is 1e-350, yet its logarithm is known: log(phi(z)/z) to leading order."""
+def test_decoder_probability_is_exact_in_the_far_tail():
+    """At 40 standard deviations the probability is 1e-350, yet its logarithm is known: log(phi(z)/z) to leading order."""
     z = torch.tensor([40.0], dtype=torch.float64)
     log_mass = log_mass_of_level(torch.zeros(1, dtype=torch.float64), -(z + 1 / 255) * 1.0, 1.0, -1.0, 1.0, 256)
     z_low = z  # the near edge of the bin
@@ -107,15 +107,15 @@ def test_bits_per_dim():
     assert bits_per_dim(torch.tensor(-64 * math.log(17.0)), 64).item() == pytest.approx(math.log2(17))
 
 
-def test_needs_levels_and_sensible_terms():
-    with pytest.raises(ValueError, match="discrete levels"):
+def test_the_bound_needs_discrete_levels_and_a_positive_number_of_terms():
+    with pytest.raises(ValueError, match="discrete noise levels"):
         VariationalBound()(exact_denoiser(analytic.gmm2d(), VP(Linear())), torch.zeros(1, 2, 1, 1), None)
     with pytest.raises(ValueError, match="at least 1"):
         VariationalBound(terms=0)
 
 
-def test_the_bound_clips_no_points_and_clips_images():
-    """Points and what is not bounded lie where they lie: a guess outside [-1, 1] is as good as one inside."""
+def test_the_bound_clips_images_but_not_points():
+    """Points and unbounded data have no range, so an estimate outside [-1, 1] must not be clipped."""
     for shape, bounded, clipped in (((2,), True, False), ((1, 2, 2), False, False), ((1, 2, 2), True, True)):
         row = Parameterization("eps", "level", -1.0, 1.0, bounded=bounded)
         denoiser = Denoiser(lambda x, t: torch.zeros_like(x), DiscreteProcess(Linear(), 20), row)

@@ -1,4 +1,4 @@
-"""Training losses against official values, and their weights against closed forms."""
+"""Training losses against official values, and their weightings against closed forms."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def losses(official, name, weights, reduction, theta, dtype):
 @pytest.mark.parametrize("rm, reduction", [(1, "mean"), (0, "half_sum")])
 @pytest.mark.parametrize("likelihood", [0, 1])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-5)])
-def test_losses_and_gradients_are_the_official_ones(recorded, name, rm, reduction, likelihood, dtype, tolerance):
+def test_losses_and_gradients_match_the_official_ones(recorded, name, rm, reduction, likelihood, dtype, tolerance):
     if likelihood and not name.startswith("cont"):
         pytest.skip("published for continuous processes only")
     official = recorded("sde_losses")
@@ -57,15 +57,17 @@ def test_losses_and_gradients_are_the_official_ones(recorded, name, rm, reductio
 
 @pytest.mark.parametrize("output", ["eps", "x0", "v", "score", "scaled_score"])
 @pytest.mark.parametrize("process", [DiscreteProcess(Linear()), DiscreteProcess(Geometric()), VP(Cosine())])
-def test_every_output_describes_the_same_guess(output, process):
-    """A network of each kind that says the same thing gives the same four views."""
+def test_every_parameterization_gives_the_same_estimate(output, process):
+    """Equivalent networks of every output type give the same x_0, eps, score and v."""
     generator = torch.Generator().manual_seed(0)
     x0, eps = (torch.randn(5, 1, 2, 2, generator=generator, dtype=torch.float64) for _ in range(2))
     t = torch.tensor([0.002, 0.1, 0.5, 0.9, 0.999], dtype=torch.float64)
     alpha, sigma = process.marginal(t, x0)
     x = alpha * x0 + sigma * eps
-    said = {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0, "score": -eps / sigma, "scaled_score": -eps}[output]
-    estimate = Denoiser(lambda x, c: said, process, Parameterization(output, "log_sigma"))(x, t)
+    prediction = {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0, "score": -eps / sigma, "scaled_score": -eps}[
+        output
+    ]
+    estimate = Denoiser(lambda x, c: prediction, process, Parameterization(output, "log_sigma"))(x, t)
     torch.testing.assert_close(estimate.eps, eps, rtol=1e-7, atol=1e-7)
     torch.testing.assert_close(estimate.x0, x0, rtol=1e-6, atol=1e-4 if isinstance(process, DiscreteProcess) else 1e-6)
     torch.testing.assert_close(estimate.v, alpha * eps - sigma * x0, rtol=1e-5, atol=1e-4)
@@ -74,15 +76,15 @@ def test_every_output_describes_the_same_guess(output, process):
 
 @pytest.mark.parametrize("weighting, output", [("x0", "x0"), ("v", "v"), ("simple", "eps")])
 @pytest.mark.parametrize("process", [DiscreteProcess(Linear()), SubVP(Linear()), DiscreteProcess(Geometric(0.01, 5.0))])
-def test_weightings_make_the_named_residual_even(weighting, output, process):
+def test_weightings_give_a_uniformly_weighted_residual_of_their_name(weighting, output, process):
     """With weighting=x0 the loss is the plain mean squared error of x_0, and so on."""
-    x0, eps, guess = (torch.randn(6, 3, 2, 2, dtype=torch.float64) for _ in range(3))
+    x0, eps, prediction = (torch.randn(6, 3, 2, 2, dtype=torch.float64) for _ in range(3))
     t = torch.tensor([0.01, 0.1, 0.3, 0.6, 0.8, 0.9], dtype=torch.float64)
     alpha, sigma = process.marginal(t, x0)
     true = {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0}[output]
-    denoiser = Denoiser(lambda x, c: guess, process, Parameterization(output, "log_sigma"))
+    denoiser = Denoiser(lambda x, c: prediction, process, Parameterization(output, "log_sigma"))
     loss = DenoisingLoss(weighting=weighting).at(denoiser, x0, t, eps)
-    torch.testing.assert_close(loss, (guess - true).square().flatten(1).mean(1))
+    torch.testing.assert_close(loss, (prediction - true).square().flatten(1).mean(1))
 
 
 def test_min_snr_is_the_published_clamp():
@@ -145,7 +147,7 @@ def test_weights_mix():
 
 
 @pytest.mark.parametrize("low, high", [(-1.0, 1.0), (0.0, 1.0), (2.0, 6.0)])
-def test_networks_see_images_stretched_to_one_range_and_of_unit_scale(low, high):
+def test_network_inputs_are_rescaled_to_one_range_and_unit_scale(low, high):
     alpha, sigma = torch.tensor(0.8), torch.tensor(3.0)
     ends = torch.tensor([low, high]).reshape(1, 1, 1, 2)
     seen = Parameterization(low=low, high=high).network_input(ends, torch.tensor(1.0), sigma)
@@ -162,7 +164,7 @@ def test_networks_see_images_stretched_to_one_range_and_of_unit_scale(low, high)
     assert scaled.std().item() == pytest.approx(1, abs=0.02)
 
 
-def test_a_network_in_bfloat16_is_told_the_level_exactly():
+def test_a_network_in_bfloat16_is_conditioned_on_the_exact_level():
     seen = {}
 
     class Half(torch.nn.Module):
@@ -176,11 +178,11 @@ def test_a_network_in_bfloat16_is_told_the_level_exactly():
 
     estimate = Denoiser(Half(), DiscreteProcess(Linear()), Parameterization())(torch.randn(3, 2), torch.tensor(0.999))
     assert seen["x"].dtype == torch.bfloat16 and estimate.eps.dtype == estimate.x0.dtype == torch.float32
-    assert seen["told"].tolist() == [998.0] * 3
+    assert seen["c_noise"].tolist() == [998.0] * 3
 
 
-def test_eps_mse_floor_of_the_correlated_gaussian():
-    """The exact denoiser reaches the known floor (reference/README), and nothing could be below it."""
+def test_eps_mse_lower_bound_of_the_correlated_gaussian():
+    """The exact denoiser attains the known minimum (reference/README)."""
     target = analytic.gauss64()
     denoiser = exact_denoiser(target, DiscreteProcess(Linear()))
     x0, _ = target.sample(8192, 0)
@@ -197,7 +199,7 @@ def test_eps_mse_floor_of_the_correlated_gaussian():
         ({"gamma": 0.0}, "gamma must be positive"),
     ],
 )
-def test_senseless_weights_are_refused(arguments, message):
+def test_invalid_weights_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         DenoisingLoss(**arguments)
     with pytest.raises(ValueError, match="low < high"):

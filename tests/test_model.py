@@ -1,4 +1,4 @@
-"""The wiring: ranges, the learning rate's warm-up, gradients that reach the network, noise of its own on every rank."""
+"""The model: image ranges, learning-rate schedule, gradients, validation noise, sampling and inversion."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_training_step_is_the_loss_of_the_encoded_batch():
     assert all(p.grad is not None for p in model.network.parameters())
 
 
-def test_dequantised_images_fill_their_grey_levels_and_validation_repeats_its_noise():
+def test_dequantised_images_fill_their_bins_and_validation_repeats_its_noise():
     seen = []
 
     def loss(denoiser, x0, generator=None):
@@ -93,7 +93,7 @@ def test_dequantised_images_fill_their_grey_levels_and_validation_repeats_its_no
     DenoisingLoss(), DenoisingLoss("likelihood", times="importance"), ImplicitScoreMatching(), SlicedScoreMatching(2),
 ])  # fmt: skip
 @pytest.mark.parametrize("process", [VP(Linear()), DiscreteProcess(Linear(), 10)], ids=["continuous", "levels"])
-def test_a_loss_draws_for_each_item_what_its_own_generator_gives(loss, process):
+def test_a_loss_draws_the_noise_of_each_item_from_its_generator(loss, process):
     torch.manual_seed(0)
     network, x0 = MLP(width=8, depth=1), torch.randn(5, 2)
     torch.nn.init.normal_(network.linear_out.weight)
@@ -113,7 +113,7 @@ def test_image_i_of_a_series_is_the_same_in_any_batch():
 
 
 def test_no_two_series_share_an_image():
-    """Image i of seed s is no image of another seed, as it would be were each drawn by seed + i."""
+    """Image i of seed s is not an image of another seed, as it would be with generators seeded by seed + i."""
     seeds = [generator.initial_seed() for seed in range(30) for generator in image_generators(seed, range(30))]
     assert len(set(seeds)) == 900
     model = DDPM(MLP(), Linear(), DenoisingLoss(), Sampler(DDIM(), steps=2), shape=(2,), grey_levels=None)
@@ -121,15 +121,15 @@ def test_no_two_series_share_an_image():
     assert len(drawn.unique(dim=0)) == 32
 
 
-def test_every_method_has_the_row_of_its_paper():
+def test_every_method_has_the_parameterization_of_its_paper():
     parts = {"network": MLP(), "loss": DenoisingLoss(), "sampler": Sampler(DDIM(), steps=2), "shape": (2,)}
-    ladder, sigmas = Linear(), Geometric(0.01, 1.0)
+    linear, sigmas = Linear(), Geometric(0.01, 1.0)
     rows = {
-        DDPM(schedule=ladder, **parts): Parameterization("eps", "level", -1.0, 1.0, True),
+        DDPM(schedule=linear, **parts): Parameterization("eps", "level", -1.0, 1.0, True),
         NCSN(schedule=sigmas, **parts): Parameterization("score", "level_from_top", 0.0, 1.0),
         NCSNv2(schedule=sigmas, **parts): Parameterization("scaled_score", "nothing", 0.0, 1.0),
         ScoreMatching(**parts): Parameterization("scaled_score", "nothing", 0.0, 1.0),
-        ScoreSDE(process=VP(ladder), unit_input=True, **parts): Parameterization("eps", "time_999", -1.0, 1.0, True),
+        ScoreSDE(process=VP(linear), unit_input=True, **parts): Parameterization("eps", "time_999", -1.0, 1.0, True),
     }
     for model, row in rows.items():
         assert model.denoiser.parameterization == row, type(model).__name__
@@ -142,7 +142,7 @@ def test_every_method_has_the_row_of_its_paper():
     assert c_noise.tolist() == [0, 9]
 
 
-def test_gradient_norm_is_the_global_one_and_clipped():
+def test_the_global_gradient_norm_is_logged_and_clipped():
     model = images_model()
     for p in model.network.parameters():
         p.grad = torch.ones_like(p)
@@ -170,7 +170,7 @@ class Rank:
         self.global_rank, self.global_step, self.world_size = rank, step, 2
 
 
-def test_every_rank_and_every_resume_has_its_own_noise():
+def test_every_rank_and_every_resumed_run_has_different_noise():
     drawn = []
     for rank, step in ((0, 0), (1, 0), (0, 10), (0, 0)):
         RankSeed(3).on_train_start(Rank(rank, step), None)
@@ -179,7 +179,7 @@ def test_every_rank_and_every_resume_has_its_own_noise():
     assert not torch.allclose(drawn[0], drawn[1]) and not torch.allclose(drawn[0], drawn[2])
 
 
-def test_images_taught_dequantized_are_drawn_at_the_level_whose_bin_they_lie_in():
+def test_samples_of_a_dequantized_model_are_rounded_to_the_level_of_their_bin():
     levels = torch.arange(17) / 16
     for u in (0.001, 0.5, 0.999):
         dequantized = ((levels * 16 + u) / 17).reshape(1, 1, 1, 17)
@@ -188,8 +188,8 @@ def test_images_taught_dequantized_are_drawn_at_the_level_whose_bin_they_lie_in(
     assert not torch.allclose(plain.decode(plain.encode(dequantized)).flatten(), levels)
 
 
-def test_what_has_no_grey_levels_is_seen_and_drawn_as_it_is():
-    """Latents with mean 3 and standard deviation 2: the exact denoiser of that Gaussian gives them back, unclipped."""
+def test_data_without_grey_levels_are_not_rescaled_or_clipped():
+    """Latents with mean 3 and standard deviation 2: the exact denoiser of that Gaussian samples them, unclipped."""
 
     class Gaussian(torch.nn.Module):
         def forward(self, x, t):  # eps_hat = sigma (x - alpha m) / (alpha^2 s^2 + sigma^2)
@@ -211,7 +211,7 @@ def test_what_has_no_grey_levels_is_seen_and_drawn_as_it_is():
     assert images.sample(4).max() <= 1 and images.denoiser.parameterization.bounded
 
 
-def test_images_are_inverted_to_noise_that_leads_back_to_them():
+def test_images_are_inverted_to_noise_that_is_sampled_back_to_them():
     model = DDPM(MLP(), Linear(), DenoisingLoss(), Sampler(DDIM(), steps=2), shape=(2,), grey_levels=None)
     points = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
     noise = model.invert(points)

@@ -1,4 +1,4 @@
-"""The networks against what their docstrings promise."""
+"""The U-Net and MLP against the equations and claims of their docstrings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ both = pytest.mark.parametrize("kind", FRESH)
 
 
 def case(kind: str, batch: int = 4, **form: object) -> tuple[nn.Module, Tensor, Tensor]:
-    """A network with weights of ordinary size in every layer, in evaluation mode, and an input."""
+    """A network in evaluation mode with weights of normal size in every layer, and an input."""
     torch.manual_seed(0)
     net = randomise(FRESH[kind](**form)).eval()
     return net, torch.randn(batch, *SHAPES[kind]), torch.linspace(0, 999, batch)
@@ -52,14 +52,14 @@ def error(value: Tensor, truth: Tensor) -> float:
 # --------------------------------------------------------------------------- parts
 
 
-def test_waves_are_sines_then_cosines_from_one_radian_to_1e_4():
+def test_sinusoidal_frequencies_are_from_1_to_1e_4():
     t = torch.tensor([0.0, 1.0, 999.0], dtype=torch.float64)
     frequencies = [1.0, 10000 ** (-1 / 3), 10000 ** (-2 / 3), 1e-4]
     truth = [[wave(value * w) for wave in (math.sin, math.cos) for w in frequencies] for value in t.tolist()]
     torch.testing.assert_close(sinusoidal(t, 8), torch.tensor(truth, dtype=torch.float64), rtol=1e-12, atol=1e-12)
 
 
-def test_a_bfloat16_network_still_tells_neighbouring_levels_apart():
+def test_a_bfloat16_network_distinguishes_neighbouring_levels():
     embedding = TimeEmbedding(32, 64).bfloat16()
     levels = torch.tensor([998, 999])
     assert levels.bfloat16().unique().numel() == 1
@@ -118,7 +118,7 @@ def test_mlp_is_its_equation():
 
 
 @pytest.mark.parametrize("pointwise", [1.0, 0.1])
-def test_variance_of_every_layer_at_the_start(pointwise):
+def test_initial_variance_of_every_layer(pointwise):
     torch.manual_seed(0)
     residual, attention = ResidualBlock(128, 192, 256, pointwise_scale=pointwise), AttentionBlock(128, 32, 1, pointwise)
     expected = {  # scale / fan average, of a uniform distribution: its bound is sqrt(3) standard deviations
@@ -137,7 +137,7 @@ def test_variance_of_every_layer_at_the_start(pointwise):
 
 
 @both
-def test_a_new_network_predicts_almost_nothing(kind):
+def test_the_initial_output_is_almost_zero(kind):
     torch.manual_seed(0)
     output = FRESH[kind]()(torch.randn(4, *SHAPES[kind]), torch.linspace(0, 999, 4))
     assert 0 < output.abs().max() < 1e-3
@@ -154,7 +154,7 @@ def test_gradients_reach_every_parameter(kind):
 
 
 @both
-def test_each_sample_is_told_its_own_level(kind):
+def test_each_sample_is_conditioned_on_its_own_level(kind):
     net, x, _ = case(kind, batch=1)
     with torch.no_grad():
         batch = net(x.repeat_interleave(2, dim=0), torch.tensor([998, 999]))
@@ -173,7 +173,7 @@ def test_dropout_only_in_training():
     assert error(first, second) > 0.05
 
 
-def test_dropout_stands_before_the_second_convolution():
+def test_dropout_is_applied_before_the_second_convolution():
     """conv2(dropout(silu(norm2(h)))), as in DDPM and score_sde: behind it, the same images come out of other noise."""
     block = ResidualBlock(8, 8, None, groups=2, dropout=0.5, init_scale=1.0).train()
     seen = {}
@@ -193,7 +193,7 @@ def test_dropout_stands_before_the_second_convolution():
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.875])
-def test_dropout_keeps_the_mean_and_draws_each_number_by_itself(p):
+def test_dropout_keeps_the_mean_and_is_independent(p):
     torch.manual_seed(0)
     x = torch.ones(64, 32, 16, 16).to(memory_format=torch.channels_last).requires_grad_()
     y = Dropout(p)(x)
@@ -213,7 +213,7 @@ def test_dropout_keeps_the_mean_and_draws_each_number_by_itself(p):
 
 
 @pytest.mark.parametrize("p, factor", [(0.0, 1.0), (1.0, 0.0)])
-def test_dropout_of_nothing_and_of_all(p, factor):
+def test_dropout_with_probability_0_and_1(p, factor):
     x = torch.randn(2, 3)
     assert Dropout(p)(x).equal(factor * x)
     assert Dropout(0.5).eval()(x).equal(x)
@@ -230,7 +230,7 @@ def test_channels_last_changes_the_memory_but_not_the_output():
     assert error(pixels, rows) < 1e-5
 
 
-def test_turning_kernels_and_image_turns_the_output():
+def test_rotating_kernels_and_image_rotates_the_output():
     net, _, t = case("unet")
     wide = torch.randn(4, 3, 8, 12)
     with torch.no_grad():
@@ -253,7 +253,7 @@ def test_bfloat16_autocast_stays_near_float32(kind):
 
 
 def assert_checkpointing_saves_memory_alone(made, share=0.5):
-    """The same gradients from less than this share of memory; made(checkpoint=...) is (network, x, t)."""
+    """Check for equal gradients with less than this share of memory; made(checkpoint=...) is (network, x, t)."""
 
     def gradients(checkpoint: bool) -> tuple[list[Tensor], int]:
         (net, x, t), kept = made(checkpoint=checkpoint), []
@@ -269,7 +269,7 @@ def assert_checkpointing_saves_memory_alone(made, share=0.5):
     assert few_kept < share * all_kept
 
 
-def test_checkpointing_gives_the_same_gradients_from_less_memory():
+def test_checkpointing_gives_the_same_gradients_with_less_memory():
     assert_checkpointing_saves_memory_alone(partial(case, "unet", dropout=0.5))
 
 
@@ -299,7 +299,7 @@ def test_compiles_into_one_graph_under_the_same_names(kind):
         ("ddpm_score_sde", [3, 32, 32]),
     ],
 )
-def test_a_configuration_names_every_argument_and_explains_it(name, shape):
+def test_a_configuration_has_every_argument_with_a_comment(name, shape):
     text = (CONF / f"{name}.yaml").read_text()
     config = OmegaConf.create({"data": {"shape": shape}, "network": OmegaConf.create(text)}).network
     with torch.device("meta"):
@@ -317,7 +317,7 @@ def test_a_configuration_names_every_argument_and_explains_it(name, shape):
         ({"attention": [12, 16]}, r"attention=\[12\].*choose from \[32, 16, 8, 4\]"),
         ({"channels": 48}, "48 channels do not divide into groups=32.*such as 16"),
         ({"heads": 3}, "256 channels: heads=3 does not divide"),
-        ({"channels": 2, "groups": 2}, "time embedding of 2 dimensions.*from 4 up"),
+        ({"channels": 2, "groups": 2}, "time embedding of 2 dimensions.*even number >= 4"),
         ({"blocks": 0}, "blocks=0.*at least 1"),
         ({"multipliers": []}, r"multipliers=\[\].*at least one"),
         ({"up_attention": "first"}, "up_attention='first'.*'every' or 'last'"),
@@ -329,7 +329,7 @@ def test_sizes_that_do_not_fit_are_refused(form, message):
 
 
 @pytest.mark.parametrize("form", [{"width": 0}, {"depth": 0}, {"dimensions": 0}])
-def test_an_empty_perceptron_is_refused(form):
+def test_an_empty_mlp_is_refused(form):
     with pytest.raises(ValueError, match=f"{next(iter(form))}=0.*at least 1"):
         MLP(**form)
 
@@ -337,7 +337,7 @@ def test_an_empty_perceptron_is_refused(form):
 @pytest.mark.parametrize(
     "net, shape, message",
     [
-        (FRESH["unet"], (2, 1, 8, 8), r"\(2, 1, 8, 8\): the network takes \(batch, 3, height, width\)"),
+        (FRESH["unet"], (2, 1, 8, 8), r"\(2, 1, 8, 8\): the network needs \(batch, 3, height, width\)"),
         (FRESH["unet"], (2, 3, 8, 7), "divisible by 2"),
         (FRESH["unet"], (3, 8, 8), r"\(3, 8, 8\)"),
         (FRESH["mlp"], (2, 2), r"\(2, 2\).*\(batch, 3\)"),

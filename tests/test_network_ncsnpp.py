@@ -1,4 +1,4 @@
-"""NCSN++ and DDPM++ against the official network in all its forms, and their parts against closed forms."""
+"""NCSN++ and DDPM++ against the official network with all options, and their layers against closed forms."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def official_weights(meta: dict) -> dict[str, Tensor]:
 
 
 def small(case: dict | None = None, **form: object) -> NCSNpp:
-    """A small network in evaluation mode: weights of ordinary size in every layer, or those of a recorded case."""
+    """A small network in evaluation mode, with weights of normal size or those of a recorded case."""
     torch.manual_seed(0)
     net = NCSNpp(3, 8, **{**SMALL, **(case["options"] if case else {}), **form}).eval()
     if case:
@@ -77,7 +77,7 @@ def test_same_weights_give_the_official_output(recorded, name, form, bound):
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=[words(case) for case in CASES])
 def test_every_form_gives_the_official_output_and_trains_every_weight(recorded, number):
-    """Each way of building the blocks, the input and the output; the options without a cross product take turns."""
+    """Each way of building the blocks, the input and the output; other options vary along with them."""
     record, case = recorded("net_ncsnpp_options"), CASES[number]
     net = small(case).double()
     output = net(record["x"], record["cond"].log() if case["options"]["embedding"] == "fourier" else record["cond"])
@@ -142,7 +142,7 @@ def test_filters_keep_constants_and_slopes_inside():
             torch.testing.assert_close(value, line.double().expand_as(value), rtol=0, atol=1e-12)
 
 
-def test_filters_with_a_convolution_are_their_two_steps():
+def test_filter_and_convolution_equal_their_composition():
     torch.manual_seed(0)
     x = torch.randn(2, 3, 4, 6).double()
     down, up = FirDownsample(3, 5).double(), FirUpsample(3, 5).double()
@@ -162,14 +162,14 @@ def test_filters_with_a_convolution_are_their_two_steps():
 # --------------------------------------------------------------------------- the Fourier embedding
 
 
-def test_fourier_waves_are_sines_then_cosines():
+def test_fourier_features_are_sines_then_cosines():
     waves, t = FourierWaves(8, scale=2.0).double(), torch.tensor([0.0, -4.6, 3.9], dtype=torch.float64)
     frequencies = waves.frequencies.tolist()
     truth = [[f(2 * math.pi * w * value) for f in (math.sin, math.cos) for w in frequencies] for value in t.tolist()]
     torch.testing.assert_close(waves(t), torch.tensor(truth, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
-def test_frequencies_are_drawn_saved_and_never_trained():
+def test_frequencies_are_random_saved_and_not_trained():
     torch.manual_seed(0)
     frequencies = FourierWaves(8192, scale=5.0).frequencies
     assert frequencies.std().item() == pytest.approx(5, rel=0.05)
@@ -196,14 +196,14 @@ def test_a_bfloat16_network_keeps_its_frequencies():
 
 
 @pytest.mark.parametrize("progressive", ["none", "output_skip", "residual"])
-def test_a_new_network_predicts_almost_nothing(progressive):
+def test_the_initial_output_is_almost_zero(progressive):
     torch.manual_seed(0)
     net = NCSNpp(3, 8, **SMALL, progressive=progressive)
     assert 0 < net(torch.randn(2, 3, 8, 8), torch.zeros(2)).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("block, shortcut", [("biggan", 1.0), ("ddpm", 0.1)])
-def test_variance_of_the_layers_at_the_start(block, shortcut):
+def test_initial_variance_of_the_layers(block, shortcut):
     torch.manual_seed(0)
     form = {"channels": 128, "multipliers": (1, 2), "blocks": 1, "attention": (4,)}
     net = NCSNpp(3, 8, **form, resblock_type=block, init_scale=0.5, progressive="residual")
@@ -213,9 +213,9 @@ def test_variance_of_the_layers_at_the_start(block, shortcut):
         stage.residual.shortcut.weight: shortcut / 192,
         stage.attention.qkv.weight: 0.1 / 256,
         stage.attention.out.weight: 0.5 / 256,
-        net.inputs[1].resample.conv.weight: 2 / (9 * (3 + 128)),
-        net.outputs[0].head[2].weight: 1 / (9 * 256),
-        net.outputs[1].resample.conv.weight: 2 / (9 * (256 + 128)),
+        net.input_pyramid[0].resample.conv.weight: 2 / (9 * (3 + 128)),
+        net.output_pyramid[0].head[2].weight: 1 / (9 * 256),
+        net.output_pyramid[1].resample.conv.weight: 2 / (9 * (256 + 128)),
         net.conv_out[2].weight: 0.5 * 2 / (9 * (128 + 3)),
     }
     for weight, variance in expected.items():
@@ -223,7 +223,7 @@ def test_variance_of_the_layers_at_the_start(block, shortcut):
         assert weight.abs().max().item() == pytest.approx(math.sqrt(3 * variance), rel=0.01)
 
 
-def test_each_sample_is_told_its_own_level_unless_none_is():
+def test_each_sample_is_conditioned_on_its_own_level_unless_unconditional():
     net, x = small(), torch.randn(1, 3, 8, 8)
     with torch.no_grad():
         batch = net(x.repeat_interleave(2, dim=0), torch.tensor([-1.0, 2.0]))
@@ -234,7 +234,7 @@ def test_each_sample_is_told_its_own_level_unless_none_is():
         assert deaf(x, torch.tensor([-1.0])).equal(deaf(x, torch.tensor([2.0])))
 
 
-def test_turning_kernels_and_image_turns_the_output():
+def test_rotating_kernels_and_image_rotates_the_output():
     net, t = small(progressive="residual"), torch.zeros(4)
     wide = torch.randn(4, 3, 8, 12)
     with torch.no_grad():
@@ -274,7 +274,7 @@ def test_channels_last_changes_the_memory_but_not_the_output():
         assert error(pixels, rows) < 1e-5
 
 
-def test_checkpointing_gives_the_same_gradients_from_less_memory():
+def test_checkpointing_gives_the_same_gradients_with_less_memory():
     made = lambda checkpoint: (small(checkpoint=checkpoint, dropout=0.5), torch.randn(4, 3, 8, 8), torch.zeros(4))  # noqa: E731
     assert_checkpointing_saves_memory_alone(made, share=0.6)
 
@@ -326,7 +326,7 @@ def test_sizes_and_options_that_do_not_fit_are_refused(form, message):
 
 @pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 3, 8, 6), (3, 8, 8)])
 def test_inputs_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match=r"the network takes \(batch, 3, height, width\), .* divisible by 4"):
+    with pytest.raises(ValueError, match=r"the network needs \(batch, 3, height, width\), .* divisible by 4"):
         small()(torch.zeros(shape), torch.zeros(2))
 
 

@@ -1,4 +1,4 @@
-"""The U-Net against the two official ones, weight for weight: the same weights must give the same output."""
+"""The U-Net against the two official ones: the same weights must give the same output."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OFFICIAL: dict[str, tuple[str, dict[str, object], Callable[[UNet], list[Link]]]]
 
 
 def official(recorded: Callable, port: str) -> tuple[UNet, dict[str, Tensor], Callable, list[Link]]:
-    """Our net in the form of a recorded official one; the official weights; the record; and the links of the two."""
+    """Our network in a recorded official configuration; official weights; recorded values; name mapping."""
     name, form, joined = OFFICIAL[port]
     record = recorded(name)
     weights = recipe_weights(record.meta["layout"], kinds=record.meta["kinds"])

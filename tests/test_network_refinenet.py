@@ -1,4 +1,4 @@
-"""The RefineNets against the official ones, weight for weight, and against their own formulas."""
+"""The RefineNets against the official ones with the same weights, and against their formulas."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def official(layout: list, kinds: dict[str, str]) -> dict[str, Tensor]:
 
 
 def small(**form: object) -> RefineNet:
-    """Two stages, all weights of ordinary size."""
+    """A network of two stages with weights of normal size."""
     torch.manual_seed(0)
     form = {"channels": 8, "multipliers": (1, 2), "dilations": (1, 1), **form}
     net = RefineNet(3, 8, **form)
@@ -111,7 +111,7 @@ def test_weights_of_another_network_are_refused_by_name(recorded):
 
 
 def truth_of_norm(x: np.ndarray, gamma: np.ndarray, alpha: np.ndarray, beta: np.ndarray) -> np.ndarray:
-    """The formula, an image and a channel at a time."""
+    """The formula, for each image and channel in a loop."""
     y = np.empty_like(x)
     for image, (gains, mixes, shifts) in enumerate(zip(gamma, alpha, beta, strict=True)):
         means = [plane.mean() for plane in x[image]]
@@ -139,7 +139,7 @@ def test_instance_norm_plus_is_its_formula():
         np.testing.assert_allclose(output, truth_of_norm(x, gamma[same], alpha[same], beta[same]), rtol=1e-10)
 
 
-def test_between_two_levels_a_norm_is_interpolated_and_beyond_the_ladder_it_stays():
+def test_a_norm_is_interpolated_between_levels_and_constant_beyond_the_last():
     torch.manual_seed(0)
     norm = ConditionalInstanceNormPlus(4, levels=10)
     nn.init.normal_(norm.table)
@@ -164,7 +164,7 @@ def test_a_norm_with_float32_weights_computes_in_float32():
         assert norm(x).equal(norm(x.float()))
 
 
-def test_a_bfloat16_level_is_still_the_level():
+def test_a_bfloat16_network_uses_the_exact_level():
     position = Position.of(torch.tensor([7, 501]), 502)
     assert position.below.tolist() == position.above.tolist() == [7, 501]
     net = small(**NCSN).bfloat16()
@@ -209,7 +209,7 @@ def test_chained_pooling_adds_each_link(pool):
         assert error(layer(x, None), h + link(h) + link(link(h))) < 1e-6
 
 
-def test_fusion_stretches_the_smaller_from_corner_to_corner():
+def test_fusion_resamples_the_smaller_input_with_aligned_corners():
     layer = Fusion([1, 1], 1, None)
     for conv in layer.convs:
         nn.init.dirac_(conv.weight)
@@ -224,7 +224,7 @@ def test_fusion_stretches_the_smaller_from_corner_to_corner():
 # --------------------------------------------------------------------------- the start of training
 
 
-def test_weights_start_as_the_official_ones_do():
+def test_weights_are_initialised_as_in_the_official_code():
     torch.manual_seed(0)
     net = RefineNet(3, 8, channels=64, multipliers=(1, 2), dilations=(1, 1), **NCSN)
     table = net.norm.table
@@ -248,7 +248,7 @@ def test_gradients_reach_every_parameter(form):
     assert [name for name, p in net.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-6] == []
 
 
-def test_a_level_between_two_trains_both_by_its_shares():
+def test_a_level_between_two_trains_both_in_proportion():
     net, (x, _) = small(**NCSN).double(), inputs(1)
     net(x.double(), torch.tensor([3.25], dtype=torch.float64)).square().sum().backward()
     gradient = net.norm.table.grad
@@ -259,7 +259,7 @@ def test_a_level_between_two_trains_both_by_its_shares():
 # --------------------------------------------------------------------------- behaviour
 
 
-def test_each_sample_is_told_its_own_level():
+def test_each_sample_is_conditioned_on_its_own_level():
     net, (x, _) = small(**NCSN), inputs(1)
     with torch.no_grad():
         batch = net(x.repeat(2, 1, 1, 1), torch.tensor([2.5, 7]))
@@ -268,7 +268,7 @@ def test_each_sample_is_told_its_own_level():
     assert error(batch[:1], batch[1:]) > 0.05
 
 
-def test_an_untold_network_does_not_read_t():
+def test_a_network_without_levels_ignores_t():
     net, (x, t) = small(), inputs()
     with torch.no_grad():
         assert net(x, t).equal(net(x, torch.full_like(t, torch.nan)))
@@ -296,7 +296,7 @@ def test_bfloat16_autocast_stays_near_float32(form):
 
 
 @pytest.mark.parametrize("form", [NCSN, {}])
-def test_checkpointing_gives_the_same_gradients_from_less_memory(form):
+def test_checkpointing_gives_the_same_gradients_with_less_memory(form):
     assert_checkpointing_saves_memory_alone(lambda checkpoint: (small(checkpoint=checkpoint, **form), *inputs()))
 
 
@@ -329,7 +329,7 @@ def config(name: str, shape: tuple[int, ...]) -> object:
     "name, shape",
     [("ncsn", (3, 32, 32)), ("ncsnv2", (3, 32, 32)), ("ncsn_small", (1, 8, 8)), ("ncsnv2_small", (1, 8, 8))],
 )
-def test_a_configuration_names_every_argument_and_explains_it(name, shape):
+def test_a_configuration_has_every_argument_with_a_comment(name, shape):
     text, node = (CONF / f"{name}.yaml").read_text(), config(name, shape)
     with torch.device("meta"):
         net = instantiate(node)
@@ -345,14 +345,14 @@ def test_a_configuration_names_every_argument_and_explains_it(name, shape):
     [
         ({"image_size": 31}, "image_size=31 cannot be halved 1 times.*multiple of 2"),
         ({"image_size": 34, **DEEPER}, "image_size=34 cannot be halved 2 times.*multiple of 4"),
-        ({"dilations": (1, 1, 2)}, r"dilations=\[1, 1, 2\].*one number a stage"),
-        ({"dilations": (1, 1, 0, 4)}, "each dilation at least 1"),
+        ({"dilations": (1, 1, 2)}, r"dilations=\[1, 1, 2\].*one number per stage"),
+        ({"dilations": (1, 1, 0, 4)}, "each dilation must be at least 1"),
         ({"multipliers": ()}, "at least one multiplier"),
         ({"blocks": 0}, "blocks=0"),
-        ({"levels": 0}, "levels=0: give at least 1, or null"),
+        ({"levels": 0}, "levels=0: must be at least 1, or null"),
         ({"pool": "sum"}, "pool='sum'.*'average' or 'max'"),
-        ({"channels": 1}, "channels=1: it compares channels"),
-        ({"channels": 1, **NCSN}, "channels=1: it compares channels"),
+        ({"channels": 1}, "compares channels and needs at least 2, got channels=1"),
+        ({"channels": 1, **NCSN}, "compares channels and needs at least 2, got channels=1"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(form, message):
@@ -362,5 +362,5 @@ def test_sizes_that_do_not_fit_are_refused(form, message):
 
 @pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 3, 8, 7), (3, 8, 8)])
 def test_inputs_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match=r"takes \(batch, 3, height, width\), height and width divisible by 2"):
+    with pytest.raises(ValueError, match=r"needs \(batch, 3, height, width\), height and width divisible by 2"):
         small()(torch.zeros(shape), torch.zeros(2))

@@ -1,4 +1,4 @@
-"""Schedules, SDEs and the ladder against official values, closed forms and autograd."""
+"""Schedules, SDEs and the discrete process against official values, closed forms and autograd."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ def test_vp_sigma_keeps_float32_precision_near_data():
 
 
 @pytest.mark.parametrize("levels", [100, 1000])
-def test_linear_ladder_matches_official_tables(recorded, levels):
+def test_discrete_linear_schedule_matches_official_tables(recorded, levels):
     official = recorded("sde_schedules")
     assert relative(Linear().betas(levels), official[f"vp.N{levels}.discrete_betas.f64"]) < 1e-9
     t = torch.arange(1, levels + 1, dtype=torch.float64) / levels
-    ladder = DiscreteProcess(Linear(), levels)
-    assert relative(ladder.alpha(t) ** 2, official[f"vp.N{levels}.alphas_cumprod.f64"]) < 1e-9
-    assert relative(ladder.alpha(t) ** 2 + ladder.sigma(t) ** 2, torch.ones_like(t)) < 1e-12
+    process = DiscreteProcess(Linear(), levels)
+    assert relative(process.alpha(t) ** 2, official[f"vp.N{levels}.alphas_cumprod.f64"]) < 1e-9
+    assert relative(process.alpha(t) ** 2 + process.sigma(t) ** 2, torch.ones_like(t)) < 1e-12
     sigmas = DiscreteProcess(Geometric(0.01, 50.0), levels).sigma(t)
     assert relative(sigmas, official[f"ve.N{levels}.discrete_sigmas.f64"]) < 1e-9
 
@@ -114,14 +114,14 @@ def test_cosine_and_sigmoid_closed_forms():
     torch.testing.assert_close(Sigmoid(tau=0.7).log_abar(t).exp(), jabri)
 
 
-LADDERS = [DiscreteProcess(Linear()), DiscreteProcess(Geometric(), 10), DiscreteProcess(Cosine(), 200)]
+DISCRETE = [DiscreteProcess(Linear()), DiscreteProcess(Geometric(), 10), DiscreteProcess(Cosine(), 200)]
 
 
 @pytest.mark.parametrize(
-    "sde", [*(build() for build in SDES.values()), VP(Cosine()), SubVP(Sigmoid()), *LADDERS, SingleLevel(0.3)]
+    "sde", [*(build() for build in SDES.values()), VP(Cosine()), SubVP(Sigmoid()), *DISCRETE, SingleLevel(0.3)]
 )
 def test_drift_and_diffusion_follow_from_the_marginal(sde: NoiseProcess):
-    """f = d log alpha / dt and g^2 = d sigma^2 / dt - 2 f sigma^2, of discrete levels read in continuous time too."""
+    """f = d log alpha / dt and g^2 = d sigma^2 / dt - 2 f sigma^2, also for discrete processes."""
     t = torch.linspace(0.00513, 0.99013, 50, dtype=torch.float64, requires_grad=True)
     (f,) = torch.autograd.grad((sde.alpha(t).log() + 0 * t).sum(), t)
     (rate,) = torch.autograd.grad((sde.sigma(t) ** 2).sum(), t)
@@ -129,18 +129,20 @@ def test_drift_and_diffusion_follow_from_the_marginal(sde: NoiseProcess):
     torch.testing.assert_close(sde.g(t) ** 2, rate - 2 * f * sde.sigma(t).detach() ** 2, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("ladder", LADDERS)
-def test_between_levels_the_ladder_is_smooth_monotone_and_of_its_family(ladder):
+@pytest.mark.parametrize("process", DISCRETE)
+def test_a_discrete_process_is_smooth_and_monotone_between_levels_and_stays_in_its_family(process):
     t = torch.linspace(1e-4, 1, 20_001, dtype=torch.float64)
-    assert (ladder.log_snr(t).diff() < 0).all()
-    kept = ladder.alpha(t) if isinstance(ladder.schedule, Geometric) else ladder.alpha(t) ** 2 + ladder.sigma(t) ** 2
+    assert (process.log_snr(t).diff() < 0).all()
+    kept = (
+        process.alpha(t) if isinstance(process.schedule, Geometric) else process.alpha(t) ** 2 + process.sigma(t) ** 2
+    )
     torch.testing.assert_close(kept, torch.ones_like(t), rtol=1e-12, atol=0)
-    level = torch.arange(2, ladder.levels, dtype=torch.float64) / ladder.levels
-    before, after = (ladder.g(level + side * 1e-9) for side in (-1, 1))  # f follows: both from one derivative
+    level = torch.arange(2, process.levels, dtype=torch.float64) / process.levels
+    before, after = (process.g(level + side * 1e-9) for side in (-1, 1))  # f follows: both from one derivative
     torch.testing.assert_close(before, after, rtol=1e-5, atol=0)
 
 
-def test_slopes_are_harmonic_means_and_flat_where_a_side_is():
+def test_slopes_are_harmonic_means_and_zero_next_to_a_flat_side():
     from diffusion_lab.process.discrete import monotone_slopes
 
     slopes = monotone_slopes(torch.tensor([0.0, 1.0, 4.0, 4.0, 6.0]).double())
@@ -150,7 +152,7 @@ def test_slopes_are_harmonic_means_and_flat_where_a_side_is():
 @pytest.mark.parametrize(
     "process", [VP(Linear()), VE(Geometric()), DiscreteProcess(Linear(), 10), DiscreteProcess(Geometric(), 10)]
 )
-def test_grids_of_the_clock(process):
+def test_timesteps_from_one_to_t_min(process):
     """Evenly from 1 to t_min, which is 1e-3 for VP and 1e-5 for VE (score_sde's run_lib), and the first level."""
     lowest = {VP: 1e-3, VE: 1e-5, DiscreteProcess: 0.1}[type(process)]
     even = 1 + (lowest - 1) * torch.arange(5).double() / 4
@@ -163,7 +165,7 @@ def test_grids_of_the_clock(process):
         assert 1e-5 <= times.min() < 1e-4 and times.max() <= 1
 
 
-def test_single_level_stands_at_one():
+def test_single_level_is_at_t_one():
     process = SingleLevel(0.3, 2.5)
     assert process.sigma(process.sample_times(3, torch.device("cpu"))).tolist() == pytest.approx([0.3] * 3)
     assert process.timesteps(None).tolist() == process.timesteps(1).tolist() == [1] and process.prior_std == 2.5
@@ -171,13 +173,13 @@ def test_single_level_stands_at_one():
         process.timesteps(5)
 
 
-def test_geometric_levels_are_geometric_between_too():
-    ladder, t = DiscreteProcess(Geometric(0.01, 1.0), 10), torch.tensor([0.25, 0.77], dtype=torch.float64)
-    torch.testing.assert_close(ladder.sigma(t), 0.01 * 100 ** ((10 * t - 1) / 9), rtol=1e-12, atol=0)
+def test_geometric_levels_are_also_geometric_in_between():
+    process, t = DiscreteProcess(Geometric(0.01, 1.0), 10), torch.tensor([0.25, 0.77], dtype=torch.float64)
+    torch.testing.assert_close(process.sigma(t), 0.01 * 100 ** ((10 * t - 1) / 9), rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("process", [build() for build in SDES.values()] + LADDERS)
-def test_time_inverts_log_snr_and_grids_are_even_in_what_they_say(process):
+@pytest.mark.parametrize("process", [build() for build in SDES.values()] + DISCRETE)
+def test_time_inverts_log_snr_and_spacings_are_even_in_their_variable(process):
     t = torch.linspace(0.002, 1, 50, dtype=torch.float64)
     torch.testing.assert_close(process.time(process.log_snr(t)), t, rtol=1e-9, atol=1e-12)
     even, karras = process.timesteps(9, "log_snr"), process.timesteps(9, "karras", rho=3.0)
@@ -191,17 +193,17 @@ def test_time_inverts_log_snr_and_grids_are_even_in_what_they_say(process):
         process.timesteps(1, "karras")
 
 
-@pytest.mark.parametrize("ladder", LADDERS)
-def test_importance_levels_of_a_ladder_are_whole_and_correct_for_it(ladder):
-    t, factor = ladder.importance_times(20_000, torch.device("cpu"), torch.Generator().manual_seed(0))
-    assert torch.equal(ladder.level(t), ladder.level(t).round()) and ladder.level(t).min() == 1
-    rate = (ladder.g(t.double()) / ladder.sigma(t.double())) ** 2
+@pytest.mark.parametrize("process", DISCRETE)
+def test_importance_times_of_a_discrete_process_are_levels_with_unbiased_weights(process):
+    t, factor = process.importance_times(20_000, torch.device("cpu"), torch.Generator().manual_seed(0))
+    assert torch.equal(process.level(t), process.level(t).round()) and process.level(t).min() == 1
+    rate = (process.g(t.double()) / process.sigma(t.double())) ** 2
     torch.testing.assert_close(factor * rate.float(), (factor * rate.float())[:1].expand(len(t)), rtol=1e-4, atol=0)
-    for h, exact in ((torch.ones_like(t), 1.0), (t, (1 + 1 / ladder.levels) / 2)):  # means over uniform levels
+    for h, exact in ((torch.ones_like(t), 1.0), (t, (1 + 1 / process.levels) / 2)):  # means over uniform levels
         assert (factor * h).mean().item() == pytest.approx(exact, abs=4.5 * (factor * h).std().item() / 20_000**0.5)
 
 
-def test_a_single_level_has_one_time_whatever_asks_for_it():
+def test_a_single_level_always_has_one_time():
     process = SingleLevel(0.1)
     assert all((x == 1).all() for x in process.importance_times(5, torch.device("cpu")))
     assert process.timesteps(1, "karras").tolist() == [1.0]
@@ -210,7 +212,7 @@ def test_a_single_level_has_one_time_whatever_asks_for_it():
 
 
 def test_times_keep_float32_under_another_default_dtype():
-    """Lightning's bf16-true makes bfloat16 the default, which cannot tell level 999 from 1000."""
+    """Lightning's bf16-true makes bfloat16 the default, which cannot distinguish levels 999 and 1000."""
     torch.set_default_dtype(torch.bfloat16)
     try:
         for process in (DiscreteProcess(Linear()), VP(Linear()), SingleLevel()):
@@ -220,14 +222,14 @@ def test_times_keep_float32_under_another_default_dtype():
         torch.set_default_dtype(torch.float32)
 
 
-def test_shortened_sigma_ladders_start_at_the_largest_noise():
+def test_subsets_of_sigma_levels_start_at_the_largest_noise():
     for steps in (3, 7, 10):
         assert DiscreteProcess(Geometric(0.01, 50), 10).timesteps(steps)[0] == 1
     assert DiscreteProcess(Geometric(0.01, 50), 10).timesteps(1)[0] == 0.1  # plain Langevin dynamics at the lowest
 
 
 @pytest.mark.parametrize("process", [build() for build in SDES.values()])
-def test_importance_times_are_even_in_log_snr_and_correct_for_it(process):
+def test_importance_times_are_uniform_in_log_snr_with_unbiased_weights(process):
     t, factor = process.importance_times(20_000, torch.device("cpu"), torch.Generator().manual_seed(0))
     high, low = process.log_snr(torch.tensor([process.t_train_min, 1.0], dtype=torch.float64))
     u = ((process.log_snr(t.double()) - low) / (high - low)).sort().values
@@ -255,50 +257,50 @@ def test_transitions_compose_and_posterior_is_bayes(process):
 
 
 def test_reverse_variances_are_ddpms(recorded):
-    ladder, betas = DiscreteProcess(Linear()), Linear().betas(1000)
+    process, betas = DiscreteProcess(Linear()), Linear().betas(1000)
     t = torch.arange(2, 1001, dtype=torch.float64) / 1000
     s = t - 1 / 1000
     abar = torch.cumprod(1 - betas, 0)
     small = betas[1:] * (1 - abar[:-1]) / (1 - abar[1:])
-    torch.testing.assert_close(ladder.reverse_variance(s, t, "fixed_small"), small, rtol=1e-9, atol=0)
-    torch.testing.assert_close(ladder.reverse_variance(s, t, "fixed_large"), betas[1:], rtol=1e-9, atol=0)
-    assert ladder.decoder_variance.item() == pytest.approx(small[0].item(), rel=1e-9)
+    torch.testing.assert_close(process.reverse_variance(s, t, "fixed_small"), small, rtol=1e-9, atol=0)
+    torch.testing.assert_close(process.reverse_variance(s, t, "fixed_large"), betas[1:], rtol=1e-9, atol=0)
+    assert process.decoder_variance.item() == pytest.approx(small[0].item(), rel=1e-9)
 
 
 def test_level_zero_is_clean_and_levels_round_trip():
-    ladder = DiscreteProcess(Cosine(), 1000)
+    process = DiscreteProcess(Cosine(), 1000)
     zero = torch.zeros(())
-    assert ladder.alpha(zero) == 1 and ladder.sigma(zero) == 0
+    assert process.alpha(zero) == 1 and process.sigma(zero) == 0
     level = torch.arange(1001)
     for dtype in (torch.float32, torch.float64):
-        assert torch.equal(ladder.level(level.to(dtype) / 1000), level.double())
+        assert torch.equal(process.level(level.to(dtype) / 1000), level.double())
 
 
 @pytest.mark.parametrize("steps", [10, 20, 50])
-def test_grids_are_ddims_sequences(recorded, steps):
-    official, ladder = recorded("ddim"), DiscreteProcess(Linear())
+def test_timesteps_are_ddims_sequences(recorded, steps):
+    official, process = recorded("ddim"), DiscreteProcess(Linear())
     for spacing, name in (("uniform", "uniform"), ("quadratic", "quad")):
-        grid = ladder.timesteps(steps, spacing)
-        assert torch.equal(ladder.level(grid.flip(0)) - 1, official[f"seq.{name}.N{steps}"].double())
+        grid = process.timesteps(steps, spacing)
+        assert torch.equal(process.level(grid.flip(0)) - 1, official[f"seq.{name}.N{steps}"].double())
 
 
-def test_full_grid_visits_every_level_and_too_many_steps_are_refused():
-    ladder = DiscreteProcess(Linear(), 30)
-    assert torch.equal(ladder.level(ladder.timesteps(None)), torch.arange(30.0, 0, -1).double())
+def test_all_timesteps_visit_every_level_and_too_many_steps_are_refused():
+    process = DiscreteProcess(Linear(), 30)
+    assert torch.equal(process.level(process.timesteps(None)), torch.arange(30.0, 0, -1).double())
     with pytest.raises(ValueError, match="between 1 and the model's 30 levels, got 31"):
-        ladder.timesteps(31)
+        process.timesteps(31)
 
 
 def test_training_times_cover_all_levels_evenly():
-    ladder = DiscreteProcess(Linear(), 10)
-    levels = ladder.level(ladder.sample_times(20_000, torch.device("cpu"), torch.Generator().manual_seed(0)))
+    process = DiscreteProcess(Linear(), 10)
+    levels = process.level(process.sample_times(20_000, torch.device("cpu"), torch.Generator().manual_seed(0)))
     counts = torch.bincount(levels.long(), minlength=11)
     assert counts[0] == 0 and counts[1:].min() > 1800 and counts[1:].max() < 2200
 
 
 def test_tables_survive_half_precision_and_stay_float64():
-    ladder = DiscreteProcess(Linear()).half()
-    assert ladder.alpha(torch.ones((), dtype=torch.float64)) == DiscreteProcess(Linear()).alpha(
+    process = DiscreteProcess(Linear()).half()
+    assert process.alpha(torch.ones((), dtype=torch.float64)) == DiscreteProcess(Linear()).alpha(
         torch.ones((), dtype=torch.float64)
     )
 
@@ -315,6 +317,6 @@ def test_tables_survive_half_precision_and_stay_float64():
         (lambda: VE(Linear()), "VE needs schedule=geometric"),
     ],
 )
-def test_bad_schedules_are_refused_in_words(build, message):
+def test_invalid_schedules_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()

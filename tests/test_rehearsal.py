@@ -1,4 +1,4 @@
-"""Parts of a user's own: each trains, is sampled from and measured, or is refused in one line before the first step."""
+"""A user's own components work in training, sampling and evaluation, or are refused before the first step."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SHAPE = (3, 8, 8)
 
 
 class Net(nn.Module):
-    """A network of the right kind, whose output is then changed."""
+    """A valid network whose output is changed by a function."""
 
     def __init__(self, change=lambda out, x, t: out, out: int = 3) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Halving(Net):
 
 
 class Timed(Net):
-    """Takes t as most networks do: in the precision of its weights."""
+    """Uses t in the precision of its weights, as most networks do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,14 +78,14 @@ class BatchNorm(Net):
 
 
 class Locked(BatchNorm):
-    """Holds what copy.deepcopy refuses."""
+    """Has an attribute that copy.deepcopy refuses."""
 
     def __init__(self) -> None:
         super().__init__()
         self.lock = threading.Lock()
 
 
-class OwnLoss:
+class UserLoss:
     """|eps_hat - eps|^2, by the functions of the contract, then changed."""
 
     def __init__(self, change=lambda losses: losses) -> None:
@@ -99,7 +99,7 @@ class OwnLoss:
 
 
 class PlainNoise:
-    """What most people write first: torch.randn takes one generator only."""
+    """A typical first attempt: torch.randn accepts one generator only."""
 
     def __call__(self, denoiser, x0, generator=None):
         t = denoiser.process.sample_times(len(x0), x0.device, generator)
@@ -108,7 +108,7 @@ class PlainNoise:
 
 
 class OneShot:
-    """A sampler of one's own: x_0 as guessed from pure noise, then changed."""
+    """A user's sampler: the estimate of x_0 at pure noise, then changed."""
 
     def __init__(self, change=lambda x: x) -> None:
         self.change = change
@@ -118,8 +118,8 @@ class OneShot:
         return self.change(denoiser(x, torch.ones(shape[0], device=device)).x0)
 
 
-class OwnVP(VP):
-    """VP with scales of one's own."""
+class UserVP(VP):
+    """VP with modified alpha and sigma."""
 
     def __init__(self, change=lambda alpha, sigma, t: (alpha, sigma)) -> None:
         super().__init__(Linear())
@@ -132,7 +132,7 @@ class OwnVP(VP):
         return self.change(super().alpha(t), super().sigma(t), t)[1]
 
 
-class OwnLikelihood:
+class UserLikelihood:
     name, TERMS = "own", ("all",)
 
     def __call__(self, denoiser, x0, grey_levels, generator=None):
@@ -150,7 +150,7 @@ def model_of(
     torch.manual_seed(0)
     row = Parameterization("eps", "time_999", -1.0, 1.0)
     return cls(
-        Denoiser(network or Net(), process or DiscreteProcess(Linear(), 20), row), loss or OwnLoss(),
+        Denoiser(network or Net(), process or DiscreteProcess(Linear(), 20), row), loss or UserLoss(),
         sampler or Sampler(DDIM(), steps=3), likelihood, lambda p: torch.optim.Adam(p, lr=1e-3), shape, grey_levels,
     )  # fmt: skip
 
@@ -177,48 +177,48 @@ def frozen(network):
 
 
 REFUSED = {
-    "fewer channels": ({"network": Net(out=1)}, r"network Net gives \(B, 1, 8, 8\), \(B, 3, 8, 8\) needed"),
-    "squeezed": ({"network": Net(lambda h, x, t: h[:, :1].squeeze())}, r"gives \(B, 8, 8\), \(B, 3, 8, 8\) needed"),
-    "batch of one squeezed": ({"network": Net(lambda h, x, t: h.squeeze(0))}, r"gives \(3, 8, 8\), \(B, 3, 8, 8\)"),
-    "mean of the batch": ({"network": Net(lambda h, x, t: h.mean(0, True))}, r"gives \(1, 3, 8, 8\), \(B, 3, 8, 8\)"),
-    "tuple": ({"network": Net(lambda h, x, t: (h, None))}, r"network Net gives a tuple, a tensor \(B, 3, 8, 8\)"),
-    "dict": ({"network": Net(lambda h, x, t: {"sample": h})}, "network Net gives a dict, a tensor"),
-    "None": ({"network": Net(lambda h, x, t: None)}, "network Net gives a NoneType, a tensor"),
-    "whole numbers": ({"network": Net(lambda h, x, t: h.long())}, "network Net gives torch.int64, real numbers"),
-    "complex": ({"network": Net(lambda h, x, t: h.to(torch.complex64))}, "network Net gives torch.complex64"),
-    "NaN": ({"network": Net(lambda h, x, t: h / 0 * 0)}, "network Net gives NaN or infinity for x .* and t"),
+    "fewer channels": ({"network": Net(out=1)}, r"network Net returns \(B, 1, 8, 8\), expected \(B, 3, 8, 8\)"),
+    "squeezed": ({"network": Net(lambda h, x, t: h[:, :1].squeeze())}, r"returns \(B, 8, 8\), expected \(B, 3, 8, 8\)"),
+    "batch of one squeezed": ({"network": Net(lambda h, x, t: h.squeeze(0))}, r"returns \(3, 8, 8\), expected \(B, 3, 8, 8\)"),
+    "mean of the batch": ({"network": Net(lambda h, x, t: h.mean(0, True))}, r"returns \(1, 3, 8, 8\), expected \(B, 3, 8, 8\)"),
+    "tuple": ({"network": Net(lambda h, x, t: (h, None))}, r"network Net returns a tuple, expected a tensor \(B, 3, 8, 8\)"),
+    "dict": ({"network": Net(lambda h, x, t: {"sample": h})}, "network Net returns a dict, expected a tensor"),
+    "None": ({"network": Net(lambda h, x, t: None)}, "network Net returns a NoneType, expected a tensor"),
+    "whole numbers": ({"network": Net(lambda h, x, t: h.long())}, "network Net returns torch.int64, expected real numbers"),
+    "complex": ({"network": Net(lambda h, x, t: h.to(torch.complex64))}, "network Net returns torch.complex64"),
+    "NaN": ({"network": Net(lambda h, x, t: h / 0 * 0)}, "network Net returns NaN or infinity for finite x .* and t"),
     "tuple while training": (
-        {"network": Net(lambda h, x, t: (h, h) if torch.is_grad_enabled() else h)}, "network Net gives a tuple"),
+        {"network": Net(lambda h, x, t: (h, h) if torch.is_grad_enabled() else h)}, "network Net returns a tuple"),
     "constant": ({"network": Net(lambda h, x, t: torch.ones_like(x))}, "output of the network Net does not depend on"),
     "wants level numbers": (
         {"network": Net(lambda h, x, t: h + nn.functional.embedding(t, torch.ones(9, 1)))}, r"Net cannot take x .* t \(B,\) float32"),
-    "no module": ({"network": lambda x, t: x}, "the network <lambda> is no torch.nn.Module"),
+    "no module": ({"network": lambda x, t: x}, "the network <lambda> must be a torch.nn.Module"),
     "wrong signature": ({"network": nn.Conv2d(3, 3, 3)}, "the network Conv2d cannot take .*TypeError"),
-    "nothing trained": ({"network": frozen(Net())}, "the loss OwnLoss has no gradient.*nothing in Net is trained"),
-    "detached": ({"network": Net(lambda h, x, t: h.detach())}, "the loss OwnLoss has no gradient"),
-    "scalar loss": ({"loss": OwnLoss(torch.mean)}, r"loss OwnLoss gives .* of shape \(\).* shape \(B,\)"),
-    "loss of pixels": ({"loss": OwnLoss(lambda x: x[:, None])}, r"loss OwnLoss gives .* of shape \(2, 1\)"),
-    "loss in a dict": ({"loss": OwnLoss(lambda x: {"loss": x})}, "loss OwnLoss gives dict: the loss of each item"),
-    "loss of NaN": ({"loss": OwnLoss(lambda x: x.log() * torch.nan)}, "loss OwnLoss is not finite"),
+    "nothing trained": ({"network": frozen(Net())}, "the loss UserLoss has no gradient.*all of Net is frozen"),
+    "detached": ({"network": Net(lambda h, x, t: h.detach())}, "the loss UserLoss has no gradient"),
+    "scalar loss": ({"loss": UserLoss(torch.mean)}, r"loss UserLoss returns .* of shape \(\).* shape \(B,\)"),
+    "loss of pixels": ({"loss": UserLoss(lambda x: x[:, None])}, r"loss UserLoss returns .* of shape \(2, 1\)"),
+    "loss in a dict": ({"loss": UserLoss(lambda x: {"loss": x})}, "loss UserLoss returns dict, expected the loss of each item"),
+    "loss of NaN": ({"loss": UserLoss(lambda x: x.log() * torch.nan)}, "loss UserLoss is not finite"),
     "loss of one generator": ({"loss": PlainNoise()}, "loss PlainNoise fails where generator is a list.*noise.draw.*draw_each"),
     "loss without generator": ({"loss": lambda denoiser, x0: x0.flatten(1).mean(1)}, "has no gradient"),
-    "loss that fails": ({"loss": OwnLoss(lambda x: x[5:][0])}, "the loss OwnLoss: IndexError"),
-    "whole losses": ({"loss": OwnLoss(lambda x: x.round().long())}, r"OwnLoss gives torch.int64 of shape \(2,\)"),
-    "steep loss": ({"loss": OwnLoss(lambda x: (x - x.detach()).sqrt())}, "gradient of the loss OwnLoss is not finite"),
-    "sampler of another shape": ({"sampler": OneShot(lambda x: x[:, :1])}, r"sampler OneShot gives \(2, 1, 8, 8\)"),
-    "sampler of NaN": ({"sampler": OneShot(lambda x: x * torch.nan)}, "sampler OneShot gives NaN"),
+    "loss that fails": ({"loss": UserLoss(lambda x: x[5:][0])}, "the loss UserLoss: IndexError"),
+    "whole losses": ({"loss": UserLoss(lambda x: x.round().long())}, r"UserLoss returns torch.int64 of shape \(2,\)"),
+    "steep loss": ({"loss": UserLoss(lambda x: (x - x.detach()).sqrt())}, "gradient of the loss UserLoss is not finite"),
+    "sampler of another shape": ({"sampler": OneShot(lambda x: x[:, :1])}, r"sampler OneShot returns \(2, 1, 8, 8\)"),
+    "sampler of NaN": ({"sampler": OneShot(lambda x: x * torch.nan)}, "sampler OneShot returns NaN"),
     "sampler that fails": ({"sampler": OneShot(lambda x: x.nothing)}, "sampler OneShot: AttributeError"),
-    "sampler of a list": ({"sampler": OneShot(list)}, "sampler OneShot gives list"),
+    "sampler of a list": ({"sampler": OneShot(list)}, "sampler OneShot returns list"),
     "no noise at the end": (
-        {"process": OwnVP(lambda a, s, t: (a, s * (t > 0.01)))}, r"process OwnVP: sigma\(.*\) = 0, a positive number"),
-    "noise first": ({"process": OwnVP(lambda a, s, t: (s, a))}, "process OwnVP: alpha/sigma grows with t"),
-    "scales of another shape": ({"process": OwnVP(lambda a, s, t: (a.mean(), s))}, r"OwnVP: alpha\(t\) gives shape \(\)"),
-    "likelihood of the batch": ({"likelihood": {"own": OwnLikelihood()}}, r"likelihood=own .* gives log_likelihood \(\)"),
+        {"process": UserVP(lambda a, s, t: (a, s * (t > 0.01)))}, r"process UserVP: sigma\(.*\) = 0, expected a positive number"),
+    "noise first": ({"process": UserVP(lambda a, s, t: (s, a))}, "process UserVP: alpha/sigma increases with t"),
+    "scales of another shape": ({"process": UserVP(lambda a, s, t: (a.mean(), s))}, r"UserVP: alpha\(t\) has shape \(\)"),
+    "likelihood of the batch": ({"likelihood": {"own": UserLikelihood()}}, r"likelihood=own .* returns log_likelihood of shape \(\)"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("parts, message", REFUSED.values(), ids=list(REFUSED))
-def test_a_part_that_gives_something_else_is_refused_in_one_line(parts, message):
+def test_an_invalid_component_is_refused_in_one_line(parts, message):
     model = model_of(**parts)
     with pytest.raises(ValueError, match=message) as refusal:
         rehearse(model, items(), likelihoods=list(model.likelihood))
@@ -240,14 +240,14 @@ WORKS = {
     "own sampler": {"sampler": OneShot()},
     "time in a layer": {"network": Timed(), "loss": DenoisingLoss(), "likelihood": {"bound": VariationalBound(terms=3)}},
     "adaptive": {"sampler": ProbabilityFlow(1e-2, 1e-2)},
-    "own process": {"process": OwnVP()},
+    "own process": {"process": UserVP()},
     "exploding": {"process": VE(Geometric(0.01, 50.0)), "sampler": Sampler(Ancestral(), steps=5)},
     "latents": {"grey_levels": None},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("parts", WORKS.values(), ids=list(WORKS))
-def test_what_passes_trains_validates_and_samples(parts, tmp_path):
+def test_valid_components_train_validate_and_sample(parts, tmp_path):
     model = model_of(**parts)
     x = items(model.shape, 8) if model.grey_levels else 3 * torch.randn(8, *model.shape)
     loader = DataLoader(TensorDataset(x), batch_size=4, shuffle=True)
@@ -263,31 +263,31 @@ NOTES = {
     "no way back to x": (CutOff, "has no gradient in its input: likelihood=flow would be wrong"),
     "ignores t": (lambda: Net(lambda h, x, t: h / (1 + 1e-3 * t.to(x))[:, None, None, None].detach() * 0 + x.sin()), "does not depend on t"),
     "mixes the batch": (lambda: Net(lambda h, x, t: h - x.mean(0, True)), "mixes the items of a batch"),
-    "half": (lambda: Net(lambda h, x, t: h.half()), "gives float16 for inputs of float32, and its precision is lost"),
+    "half": (lambda: Net(lambda h, x, t: h.half()), "returns float16 for inputs of float32, which loses precision"),
     "random": (lambda: Net(lambda h, x, t: h * torch.rand(())), "random in eval mode"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("network, note", NOTES.values(), ids=list(NOTES))
-def test_what_a_network_may_do_but_should_know_is_told(network, note, tmp_path):
+def test_unusual_networks_cause_a_warning(network, note, tmp_path):
     assert [note in message for message in rehearse(model_of(network()), items())] == [True]
     with pytest.warns(UserWarning, match=note):
         trainer_of(tmp_path).fit(model_of(network()), DataLoader(TensorDataset(items()), batch_size=2))
 
 
 DATA = {
-    "bytes": (TensorDataset((items() * 255).byte()), {}, "values from .* to .*, and images of 256 grey levels must be in"),
+    "bytes": (TensorDataset((items() * 255).byte()), {}, "values from .* to .*, but images of 256 grey levels must be in"),
     "centred": (TensorDataset(items() * 2 - 1), {}, r"values from -\d.* must be in \[0, 1\].*grey_levels=None"),
-    "another shape": (TensorDataset(items((1, 8, 8))), {}, r"items of shape \(1, 8, 8\), and the model is of shape \(3,"),
-    "NaN": (TensorDataset(items() * torch.nan), {}, "the data hold NaN or infinity"),
-    "no tuple": (items(), {}, r"the data give batches of Tensor: tuples \(x, label\)"),
-    "dict": ([{"image": image} for image in items()], {}, "the data give batches of dict"),
-    "fails": (range(3), {"collate_fn": len}, "the data give batches of int"),
+    "another shape": (TensorDataset(items((1, 8, 8))), {}, r"the data have shape \(1, 8, 8\), but the model has shape \(3,"),
+    "NaN": (TensorDataset(items() * torch.nan), {}, "the data contain NaN or infinity"),
+    "no tuple": (items(), {}, r"the data return batches of type Tensor, expected tuples \(x, label\)"),
+    "dict": ([{"image": image} for image in items()], {}, "the data return batches of type dict"),
+    "fails": (range(3), {"collate_fn": len}, "the data return batches of type int"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("data, options, message", DATA.values(), ids=list(DATA))
-def test_data_that_break_their_promise_are_refused_before_the_first_step(data, options, message, tmp_path):
+def test_invalid_data_are_refused_before_the_first_step(data, options, message, tmp_path):
     model = model_of()
     with pytest.raises(ValueError, match=message):
         trainer_of(tmp_path).fit(model, DataLoader(data, batch_size=2, **options))
@@ -300,35 +300,35 @@ def test_a_stream_of_data_is_rehearsed_without_its_items(tmp_path):
             return iter([(items(count=4),)] * 3)
 
     trainer_of(tmp_path).fit(model_of(), DataLoader(Stream(), batch_size=None))
-    with pytest.raises(ValueError, match="network Net gives"):
+    with pytest.raises(ValueError, match="network Net returns"):
         trainer_of(tmp_path).fit(model_of(Net(out=1)), DataLoader(Stream(), batch_size=None))
 
 
 def test_a_model_without_optimizer_says_so(tmp_path):
     model = model_of()
     model.optimizer = None
-    with pytest.raises(ValueError, match="no optimizer, and can only be sampled from"):
+    with pytest.raises(ValueError, match="no optimizer and cannot be trained"):
         trainer_of(tmp_path).fit(model, DataLoader(TensorDataset(items())))
 
 
-def test_the_sizes_that_a_network_takes_are_told():
+def test_the_sizes_that_a_network_accepts_are_reported():
     for size, near in (((10, 8), "8x8 and 12x8"), ((8, 2), "8x4")):
-        with pytest.raises(ValueError, match=f"; it takes images of {near}$"):
+        with pytest.raises(ValueError, match=f"; it accepts images of {near}$"):
             rehearse(model_of(Halving(), shape=(3, *size)), items((3, *size)))
     unet = UNet(3, 8, channels=8, multipliers=(1, 1, 1), blocks=1, attention=(), groups=2)
-    with pytest.raises(ValueError, match="UNet cannot take .*divisible by 4; it takes images of 8x12"):
+    with pytest.raises(ValueError, match="UNet cannot take .*divisible by 4; it accepts images of 8x12"):
         rehearse(model_of(unet, shape=(3, 8, 11)), items((3, 8, 11)))
 
 
 class Counting(DataModule):
-    """Our kind of data module, with an own source of randomness and a count of what was asked for."""
+    """A data module of ours."""
 
     def load(self):
         return Splits(TensorDataset((items(count=16) * 255).byte()), TensorDataset((items(count=4) * 255).byte()))
 
 
 @pytest.mark.parametrize("network", [BatchNorm, Locked], ids=["copied", "in place"])
-def test_nothing_that_training_reads_is_changed(network):
+def test_the_rehearsal_does_not_change_the_state_of_training(network):
     def drawing(losses):
         random.random(), np.random.rand(), torch.rand(())  # noqa: NPY002
         return losses
@@ -336,7 +336,7 @@ def test_nothing_that_training_reads_is_changed(network):
     def backend(*_):
         raise AssertionError("two items are not worth a compilation")
 
-    model = model_of(network(), OwnLoss(drawing), likelihood={"flow": FlowLikelihood(1e-2, 1e-2)})
+    model = model_of(network(), UserLoss(drawing), likelihood={"flow": FlowLikelihood(1e-2, 1e-2)})
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     model.eval()
@@ -357,7 +357,7 @@ def test_nothing_that_training_reads_is_changed(network):
 
 
 @pytest.mark.parametrize("network", [BatchNorm, Locked])
-def test_a_training_is_bit_equal_with_and_without_it(network, tmp_path):
+def test_training_is_bit_equal_with_and_without_the_rehearsal(network, tmp_path):
     weights = []
     for rehearsal in (True, False):
         torch.manual_seed(0)
@@ -370,7 +370,7 @@ def test_a_training_is_bit_equal_with_and_without_it(network, tmp_path):
     assert all(map(torch.equal, *weights))
 
 
-def test_a_long_sampler_asks_the_converted_network_a_few_times_only():
+def test_a_long_sampler_evaluates_the_converted_network_a_few_times_only():
     seen = []
     network = Net(lambda h, x, t: seen.append(h.dtype) or h)
     rehearse(
@@ -382,7 +382,7 @@ def test_a_long_sampler_asks_the_converted_network_a_few_times_only():
 
 
 def test_a_gradient_that_float16_cannot_hold_is_left_to_the_scaler():
-    model = model_of(loss=OwnLoss(lambda x: (x - x.detach()).sqrt()))
+    model = model_of(loss=UserLoss(lambda x: (x - x.detach()).sqrt()))
     assert rehearse(model, items(), context=lambda: torch.autocast("cpu", torch.float16)) == []
 
 
@@ -392,7 +392,7 @@ def test_what_is_only_sampled_from_needs_no_loss_and_no_optimizer():
     assert rehearse(model, items(), training=False) == []
 
 
-def test_it_can_be_left_out(tmp_path):
+def test_the_rehearsal_can_be_skipped(tmp_path):
     model = model_of(loss=PlainNoise())
     model.rehearsal = False
     trainer_of(tmp_path).fit(model, DataLoader(TensorDataset(items())))
@@ -400,7 +400,7 @@ def test_it_can_be_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("sampler", [DDIM(), Ancestral()])
-def test_a_model_is_pickled_with_all_its_parts(sampler):
+def test_a_model_with_its_components_can_be_pickled(sampler):
     likelihood = {"bound": VariationalBound(), "flow": FlowLikelihood()}
     for weighting in ("simple", "x0", "v", "min_snr", "likelihood"):
         loss = DenoisingLoss(weighting, times="importance", reduction="half_sum")
@@ -458,15 +458,15 @@ class Remote(DataModule):
         return Late()
 """
 OWN = {
-    "network": ("mine.Net\nout: 2", "the network Net gives (B, 2, 8, 8), (B, 1, 8, 8) needed"),
-    "loss": ("mine.Loss", "the loss Loss fails where generator is a list with one for each"),
-    "sampler": ("mine.Thin", "the sampler Thin gives (2, 1, 4, 8), real numbers of"),
+    "network": ("mine.Net\nout: 2", "the network Net returns (B, 2, 8, 8), expected (B, 1, 8, 8)"),
+    "loss": ("mine.Loss", "the loss Loss fails where generator is a list with one per"),
+    "sampler": ("mine.Thin", "the sampler Thin returns (2, 1, 4, 8), expected real numbers of"),
     "data": ("mine.Plain\nshape: [1, 8, 8]", "data._target_=mine.Plain is no diffusion_lab.data.DataModule: derive"),
 }  # fmt: skip
 
 
 def command(folder, script, *words, **parts):
-    """Run a script with options of one's own, each the class `mine.<part>`, in a folder that has them."""
+    """Run a script with user-defined options, each a class `mine.<component>`, in a folder with these."""
     (folder / "mine.py").write_text(PACKAGE)
     for group, target in parts.items():
         (folder / "conf" / group).mkdir(parents=True, exist_ok=True)
@@ -479,7 +479,7 @@ def command(folder, script, *words, **parts):
 
 
 @pytest.mark.parametrize("group", OWN)
-def test_the_command_line_refuses_a_users_part_before_a_directory_holds_anything(group, tmp_path):
+def test_the_command_line_refuses_an_invalid_component_before_it_writes_files(group, tmp_path):
     target, message = OWN[group]
     words = ["trainer.max_steps=3", "callback.evaluation.at_end=false", "logger=csv"]
     words += ["network=unet_small"] * (group == "data")
@@ -488,7 +488,7 @@ def test_the_command_line_refuses_a_users_part_before_a_directory_holds_anything
     assert not [path for path in (tmp_path / "logs").rglob("*") if path.is_file() and ".hydra" not in path.parts]
 
 
-def test_parts_of_a_users_own_train_go_on_and_sample_from_the_command_line(tmp_path):
+def test_user_components_train_resume_and_sample_from_the_command_line(tmp_path):
     parts = {
         "network": "mine.Net",
         "loss": "mine.GoodLoss",
@@ -516,7 +516,7 @@ def test_parts_of_a_users_own_train_go_on_and_sample_from_the_command_line(tmp_p
     assert code == 2 and "trajectory=true: OneShot has no trajectory(...)" in said
 
 
-def test_an_item_that_cannot_be_read_later_on_ends_the_training_in_a_line(tmp_path):
+def test_an_unreadable_item_ends_the_training_with_one_line(tmp_path):
     parts = {"network": "mine.Net", "data": "mine.Remote\nshape: [1, 8, 8]"}
     words = ["debug=fast", "logger=csv", "data.batch_size=8", "metric.features=null"]
     code, said = command(tmp_path, "train.py", *words, **parts)
@@ -524,13 +524,13 @@ def test_an_item_that_cannot_be_read_later_on_ends_the_training_in_a_line(tmp_pa
     assert code == 1 and found and int(found[1]) < 600, said
 
 
-def test_a_loss_that_only_training_can_use_trains_where_the_rehearsal_is_left_out(tmp_path):
+def test_a_loss_without_validation_support_trains_without_the_rehearsal(tmp_path):
     words = ["debug=fast", "logger=csv", "callback.evaluation.at_end=false", "trainer.val_check_interval=null"]
     code, said = command(tmp_path, "train.py", *words, "callback.samples.count=1", "rehearsal=false", loss="mine.Loss")
     assert code == 0, said
 
 
-def test_a_training_that_would_end_without_its_metric_is_refused_unless_that_is_wanted(tmp_path):
+def test_a_run_whose_metric_cannot_be_computed_is_refused_unless_requested(tmp_path):
     words = ["data=patches", "debug=fast", "network=unet_small", "data.train_size=64", "data.held_out_size=32"]
     words += ["network.attention=[]", "logger=csv", "trainer.max_steps=1", "callback.samples.count=1"]
     done = run(ROOT / "train.py", *words, "metric.features.weights=nowhere.pth", cwd=tmp_path)

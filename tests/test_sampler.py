@@ -29,11 +29,10 @@ from diffusion_lab.sampler import (
     Sampler,
     UniPC,
 )  # fmt: skip
-from diffusion_lab.sampler.engine import Written
 from diffusion_lab.sampler.multistep import dpm_weights
 from diffusion_lab.sampler.record import Combine, Evaluate, Form, Recorder
 from diffusion_lab.sampler.scalar_process import ScalarProcess
-from diffusion_lab.sampler.step import Prediction, coefficients
+from diffusion_lab.verification import Gaussian, GaussianLaw
 
 PROCESSES = {
     "linear": lambda: DiscreteProcess(Linear(), 1000),
@@ -116,37 +115,15 @@ def test_ddim_with_eta_one_is_ddpm_fixed_small_exactly():
         torch.testing.assert_close(*samples, rtol=1e-9, atol=1e-9)
 
 
-class AffineLaw(Written):
-    """Runs a sampler on Gaussian data exactly, in float64.
-
-    There score and x0_hat are affine in x, so in the eigenbasis of the covariance every state is a row of means and a
-    row of weights for each noise drawn so far, and needs no Monte Carlo.
-    """
-
-    def __init__(self, target, denoiser, times):
-        super().__init__(denoiser, ScalarProcess(denoiser.process, times), torch.zeros(1, 1), None)
-        self.variance, self.mean, self.rows = target.lam[0], target.u[0].T @ target.m[0], 1
-        self.like = torch.zeros(5_000, len(self.variance), dtype=torch.float64)
-
-    def noise(self, std=1.0):
-        z = torch.zeros_like(self.like)
-        if std:
-            self.rows += 1
-            z[self.rows - 1] = std
-        return z
-
-    def predict(self, x, t, thresholded):
-        alpha, sigma = self.p.alpha_sigma(t)
-        centred = x.clone()
-        centred[0] -= alpha * self.mean
-        eps = sigma * centred / (alpha**2 * self.variance + sigma**2)
-        return Prediction(t, x, eps, coefficients(alpha, sigma, self.denoiser.parameterization.eps))
+def gaussian(target):
+    """A Gaussian target in the eigenbasis of its covariance, where coordinates are independent."""
+    return Gaussian(target.u[0].T @ target.m[0], target.lam[0])
 
 
 def affine_law(target, process, sampler):
     """Exact mean and covariance of a sampler's output on Gaussian data."""
     denoiser = straight_denoiser(process)
-    law = AffineLaw(target, denoiser, sampler.check(denoiser))
+    law = GaussianLaw(gaussian(target), denoiser, sampler.check(denoiser))
     for _, x in sampler.follow(law, law.noise(process.prior_std)):
         pass
     u = target.u[0]
@@ -212,11 +189,9 @@ def test_many_steps_give_the_data_law(process, name):
 
 
 def exact_flow(target, process, x, t, s):
-    """The probability-flow ODE's map from t to s for Gaussian data: standardise at t, and undo it at s."""
-    u, m0, lam = target.u[0], target.u[0].T @ target.m[0], target.lam[0]
-    std = {r: (process.alpha(r) ** 2 * lam + process.sigma(r) ** 2).sqrt() for r in (t, s)}
-    z = (x.flatten(1) @ u - process.alpha(t) * m0) / std[t]
-    return ((z * std[s] + process.alpha(s) * m0) @ u.T).reshape(x.shape)
+    """The probability-flow ODE's map from t to s for Gaussian data."""
+    u = target.u[0]
+    return (gaussian(target).flow(process, x.flatten(1) @ u, t, s) @ u.T).reshape(x.shape)
 
 
 ORDERS = {

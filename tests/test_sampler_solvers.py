@@ -7,7 +7,7 @@ import math
 import analytic
 import pytest
 import torch
-from test_sampler import AffineLaw, exact_flow, straight_denoiser
+from test_sampler import exact_flow, gaussian, straight_denoiser
 
 from diffusion_lab.process import VE, VP, Cosine, DiscreteProcess, Geometric, Linear, SubVP
 from diffusion_lab.sampler import (
@@ -27,6 +27,7 @@ from diffusion_lab.sampler import (
     UniPC,
 )  # fmt: skip
 from diffusion_lab.sampler.scalar_process import ScalarProcess
+from diffusion_lab.verification import GaussianLaw
 
 PROCESSES = {
     "vp": VP(Linear()), "subvp": SubVP(Linear()), "ve": VE(Geometric(0.01, 20.0)), "ddpm": DiscreteProcess(Linear()),
@@ -144,13 +145,10 @@ def test_many_steps_give_the_data_law(process, name):
     target, process = analytic.gauss64(), PROCESSES[process]
     sampler = Sampler(STOCHASTIC[name], None, 100, "log_snr")
     denoiser = straight_denoiser(process)
-    law = AffineLaw(target, denoiser, sampler.timesteps(denoiser))
-    law.like = law.like[:400]
-    alpha, sigma = law.p.alpha_sigma(1.0)
-    start = law.noise(1.0) * (alpha**2 * law.variance + sigma**2).sqrt()
-    start[0] = alpha * law.mean
-    *_, (_, x) = sampler.follow(law, start)
-    assert (x[0] - law.mean).abs().max() < 0.01 and ((x[1:] ** 2).sum(0) / law.variance - 1).abs().max() < slack
+    law = GaussianLaw(gaussian(target), denoiser, sampler.timesteps(denoiser), 400)
+    *_, (_, x) = sampler.follow(law, law.begin())
+    assert (x[0] - law.data.mean).abs().max() < 0.01
+    assert ((x[1:] ** 2).sum(0) / law.data.variance - 1).abs().max() < slack
 
 
 @pytest.mark.parametrize("name", STOCHASTIC)
@@ -158,8 +156,7 @@ def test_samples_have_the_exact_law_of_their_sampler(name):
     """Few steps: mean and variance of what is drawn are those that the recorded noise says, pixel by pixel."""
     target, process = analytic.diag64(), PROCESSES["ve"]
     denoiser, sampler, n = straight_denoiser(process), Sampler(STOCHASTIC[name], None, 8, "karras"), 2_000
-    law = AffineLaw(target, denoiser, sampler.timesteps(denoiser))
-    law.like = law.like[:400]
+    law = GaussianLaw(gaussian(target), denoiser, sampler.timesteps(denoiser), 400)
     *_, (_, x) = sampler.follow(law, law.noise(process.prior_std))
     mean, variance = target.u[0] @ x[0], (target.u[0] ** 2) @ (x[1:] ** 2).sum(0)
     drawn = sampler(denoiser, (n, 1, 8, 8), torch.Generator().manual_seed(0)).flatten(1).double()

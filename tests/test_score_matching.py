@@ -133,7 +133,7 @@ def test_one_projection_is_the_formula():
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-6)])
-def test_annealed_sliced_loss_is_the_official_one(recorded, dtype, tolerance):
+def test_annealed_sliced_loss_matches_the_official_one(recorded, dtype, tolerance):
     official = recorded("ncsn")
     process = DiscreteProcess(Geometric(0.01, 1.0), 10)
     denoiser = Denoiser(analytic.toy_net, process, Parameterization(output="score", c_noise="level_from_top"))
@@ -154,7 +154,7 @@ def test_denoising_at_one_level_is_vincents_loss():
 
 
 @pytest.mark.parametrize("probe, fourth", [("rademacher", 1.0), ("gaussian", 3.0)])
-def test_projections_follow_their_law_and_the_generator(monkeypatch, probe, fourth):
+def test_projections_follow_their_distribution_and_the_generator(monkeypatch, probe, fourth):
     seen = []
     monkeypatch.setattr(SlicedScoreMatching, "at", lambda self, d, x0, t, eps, v: seen.append((t, eps, v)) or t)
     process, x0 = DiscreteProcess(Geometric(0.01, 1.0), 10), torch.zeros(20_000, 2)
@@ -175,13 +175,13 @@ def test_projections_follow_their_law_and_the_generator(monkeypatch, probe, four
 @pytest.mark.parametrize(
     "arguments, words", [({"projections": 0}, "at least 1"), ({"probe": "sphere"}, "rademacher, g")]
 )
-def test_senseless_options_are_refused(arguments, words):
+def test_invalid_options_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         SlicedScoreMatching(**arguments)
 
 
 class Clock(SingleLevel):
-    """sigma(t) is t itself: the very tensor that was made with autograd off."""
+    """sigma(t) is t itself, a tensor created with autograd off."""
 
     def sigma(self, t: torch.Tensor) -> torch.Tensor:
         return t
@@ -226,8 +226,8 @@ def test_networks_with_attention_train(network, loss):
     assert all(p.grad.abs().max() > 0 for p in network.parameters() if p.dim() == 2)
 
 
-def test_energy_is_a_potential_of_its_output():
-    """Output = -dE/dx by central differences, and its Jacobian is symmetric, unlike that of the network inside."""
+def test_the_output_of_energy_is_minus_its_gradient():
+    """Output = -dE/dx by central differences, and its Jacobian is symmetric, unlike that of the inner network."""
     inside = random_mlp()
     network, x, t, step = Energy(inside), draw(4, 2), draw(4, seed=1).abs(), 1e-5
     for axis in range(2):
@@ -250,7 +250,7 @@ class Shift(nn.Module):
         return 2 * label
 
 
-def test_energy_tells_its_network_the_condition():
+def test_energy_passes_the_condition_to_its_network():
     x, label = draw(3, 2), draw(3, 2, seed=1)
     torch.testing.assert_close(Energy(Shift())(x, ones(3), label=label), -(x - 2 * label))
 
@@ -268,7 +268,7 @@ class Gain(nn.Module):
 
 @pytest.mark.parametrize("inside", [random_mlp(), Gain()], ids=["mlp", "gain"])
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
-def test_energy_is_read_without_autograd(off, inside):
+def test_energy_is_evaluated_without_autograd(off, inside):
     network = Energy(inside)
     with off():
         x, t = draw(3, 2), ones(3)

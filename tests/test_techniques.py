@@ -23,7 +23,7 @@ from diffusion_lab.process.techniques import (
 
 @pytest.fixture(params=["cifar10_32", "celeba_64", "church_96", "bedroom_128", "tower_128", "ffhq_256"])
 def published(recorded, request):
-    """One of the paper's settings, and what was computed from it."""
+    """One of the paper's settings, and the values computed from it."""
     return recorded("ncsnv2_techniques").meta["notes"]["rows"][request.param]
 
 
@@ -33,7 +33,7 @@ def brute_force(points: torch.Tensor) -> float:
 
 
 class Largest(TorchDispatchMode):
-    """Bytes of the largest tensor that any operation made."""
+    """Size in bytes of the largest tensor that any operation created."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def test_largest_distance_is_that_of_all_pairs(seed, block):
     assert largest_distance(points, block) == pytest.approx(brute_force(points), rel=1e-13)
 
 
-def test_a_far_origin_and_whole_numbers_lose_no_digits():
+def test_a_far_origin_and_integers_lose_no_digits():
     points = torch.randint(0, 256, (50, 3, 2, 2), dtype=torch.uint8)
     truth = brute_force(points)
     assert largest_distance(points, 16) == pytest.approx(truth, rel=1e-14)
@@ -84,7 +84,7 @@ def test_memory_does_not_grow_with_the_data():
     assert largest.bytes <= 8 * max(3000, 50 * 30, 50 * 50) < data.untyped_storage().nbytes()
 
 
-def test_most_pairs_need_no_look(monkeypatch):
+def test_most_pairs_are_skipped(monkeypatch):
     looks = []
     monkeypatch.setattr("diffusion_lab.process.techniques.farthest", lambda a, b: looks.append(1) or 1.9)
     line = torch.linspace(-1, 1, 1000)[:, None]
@@ -99,7 +99,7 @@ def test_most_pairs_need_no_look(monkeypatch):
         (torch.zeros(1, 4), 8, "at least two points"),
         (torch.zeros(9), 8, r"shape \(9,\)"),
         (torch.zeros(9, 4), 0, "block=0"),
-        (torch.tensor([[0.0], [torch.nan], [1.0]]), 8, "not finite"),
+        (torch.tensor([[0.0], [torch.nan], [1.0]]), 8, "contain NaN"),
     ],
 )
 def test_data_without_a_distance_are_refused(data, block, message):
@@ -136,18 +136,18 @@ def test_ratio_solves_its_equation(dimensions, target):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: ratio(4), "dimensions=4: .*from 5 dimensions up"),
+        (lambda: ratio(4), "dimensions=4: .*only in 5 or more dimensions"),
         (lambda: ratio(64, 0.0), "target=0.0: .*between 0 and 0.997"),
         (lambda: ratio(64, 0.998), "target=0.998"),
         (lambda: number_of_levels(1.0, 1.0, 64), "0 < sigma_min < sigma_max"),
         (lambda: number_of_levels(0.0, 1.0, 64), "sigma_min=0.0"),
-        (lambda: step_size(1.0, 5), "gamma=1.0.*more than 1"),
+        (lambda: step_size(1.0, 5), "gamma=1.0.*need gamma > 1"),
         (lambda: step_size(1.1, 0), "steps=0"),
         (lambda: variance_ratio(1e-5, 1.1, 5, 0.0), "sigma_min=0.0"),
         (lambda: variance_ratio(2e-4, 1.1, 5, 0.01), "between 0 and 2 sigma_min"),
     ],
 )
-def test_what_has_no_solution_is_refused(call, message):
+def test_settings_without_a_solution_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
@@ -168,7 +168,7 @@ def test_variance_ratio_and_step_size_at_the_published_settings(published):
     assert variance_ratio(best, **form) < published["ratio_at_best_eps"]
 
 
-def test_variance_ratio_is_what_langevin_steps_do_to_a_variance():
+def test_variance_ratio_is_that_of_simulated_langevin_steps():
     sigma_min, gamma, steps, epsilon = 0.02, 1.3, 7, 3e-5
     sigma = 0.4
     variance, step = (gamma * sigma) ** 2, epsilon * sigma**2 / sigma_min**2
@@ -179,7 +179,7 @@ def test_variance_ratio_is_what_langevin_steps_do_to_a_variance():
 
 @pytest.mark.parametrize("gamma", [1.0001, 1.04, 1.7, 30.0])
 @pytest.mark.parametrize("steps", [1, 2, 5, 100])
-def test_step_size_is_where_the_ratio_is_least(gamma, steps):
+def test_step_size_minimises_the_variance_ratio(gamma, steps):
     best = step_size(gamma, steps, sigma_min=1.0)
     near, far = best * (1 + np.array([-1e-3, 1e-3])), np.geomspace(1e-8, 1.99, 4001)
     least = variance_ratio(best, gamma, steps, 1.0)
@@ -192,7 +192,7 @@ def test_step_size_is_where_the_ratio_is_least(gamma, steps):
 # --------------------------------------------------------------------------- all of them
 
 
-def test_advice_holds_together():
+def test_advice_is_consistent():
     points = torch.rand(60, 3, 4, 4)
     advice = advise(points, sigma_min=0.02, steps=3, block=7)
     assert advice.sigma_max == pytest.approx(brute_force(points), rel=1e-13)

@@ -54,7 +54,7 @@ def estimate(model: Model, evaluator: Evaluator, data: DataModule, times: int = 
     timed = batch if model.device.type != "cpu" else min(batch, PROBE)
     call = ranks.from_first(seconds_per_call(model, timed)) / timed  # of one sample
     call *= times / ranks.rank_and_world()[1]
-    denoiser = model.asked(model.labels_of([0], 0))
+    denoiser = model.sampling_denoiser(model.labels_of([0], 0))
     drawn = evaluator.samples * evaluator.repeats * network_calls(model.sampler, denoiser, model.shape)
     items = evaluator.likelihood_items(data) * evaluator.likelihood_repeats
     calls = sum(likelihood_calls(model, name) for name in model.likelihood)
@@ -90,7 +90,7 @@ def seconds_per_call(model: Model, batch: int) -> float:
     """Seconds of one call of the network for a batch, the first two not counted."""
     x = torch.zeros((batch, *model.shape), device=model.device)
     t = torch.tensor(0.5, device=model.device)
-    denoiser = model.of_data(torch.zeros(batch, dtype=torch.int64))
+    denoiser = model.conditional_denoiser(torch.zeros(batch, dtype=torch.int64))
     with model.evaluating():
         for timed in (False, False, True):
             if timed and x.device.type != "cpu":

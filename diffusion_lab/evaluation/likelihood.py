@@ -65,7 +65,7 @@ def score_likelihood(
         generators = image_generators(seed, chunk, "cpu")
         labels = data.labels("held_out", last - first + 1, first=first)[items - first]
         with model.evaluating():
-            calls, denoiser = model.denoiser.nfe, model.of_data(labels)
+            calls, denoiser = model.denoiser.nfe, model.conditional_denoiser(labels)
             denoiser = model.guidance(denoiser) if of_guided_field(model, name) else denoiser
             result = likelihood(denoiser, model.encode(x.to(model.device)), model.grey_levels, generators)
         found = [-result.log_likelihood, *result.terms.values()]

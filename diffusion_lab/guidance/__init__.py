@@ -1,4 +1,4 @@
-"""Guidance: what changes a denoiser's estimates while sampling, for every sampler alike."""
+"""Guidance: wraps a denoiser and changes its estimates, for any sampler."""
 
 from diffusion_lab.guidance.autoguidance import Autoguidance
 from diffusion_lab.guidance.classifier_free import ClassifierFree

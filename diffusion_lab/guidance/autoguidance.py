@@ -11,17 +11,18 @@ from diffusion_lab.guidance.guided import Guidance, Guided
 
 
 class Autoguidance(Guidance):
-    """D_weak(x) + scale (D(x) - D_weak(x)), D_weak a smaller or shorter trained denoiser of the same data (Eq. 3).
+    """D_weak(x) + scale (D(x) - D_weak(x)), with a smaller or less trained denoiser D_weak of the same data (Eq. 3).
 
-    Both are given the same label, if they take labels.  Scale 1 is no guidance; else each step calls both networks.
+    Both are conditioned on the same label, if they are class-conditional.  At scale 1 guidance is off; otherwise each
+    step evaluates both networks.
 
     Args:
-        weak: the weaker denoiser, or what loads it when it is needed first.
-        scale: from 0 up.
-        interval: (low, high) of sigma / alpha = exp(-log-SNR / 2) within which it is on; None: everywhere.
+        weak: the weaker denoiser, or a function that loads it on first use.
+        scale: guidance scale, >= 0.
+        interval: (low, high) of sigma / alpha = exp(-log-SNR / 2) in which guidance is on; None: everywhere.
 
     Raises:
-        ValueError: for a number out of range; on a call, for denoisers that cannot be put together.
+        ValueError: for a number out of range; on a call, for incompatible denoisers.
     """
 
     name = "autoguidance"
@@ -36,7 +37,7 @@ class Autoguidance(Guidance):
         self.weak = weak
 
     def __call__(self, denoiser: Denoiser) -> Denoiser:
-        """The guided denoiser."""
+        """Return the guided denoiser."""
         if not isinstance(self.weak, Denoiser):
             self.weak = self.weak()
         check_pair(denoiser, self.weak)
@@ -46,7 +47,7 @@ class Autoguidance(Guidance):
 
 
 def check_pair(strong: Denoiser, weak: Denoiser) -> None:
-    """Raise ValueError for denoisers of another noise, another meaning of the output, or other classes."""
+    """Raise ValueError unless both denoisers have the same noise process, parameterization and classes."""
     t = torch.linspace(max(strong.process.t_min, weak.process.t_min), 1, 50, dtype=torch.float64)
     noises = [torch.stack(d.process.alpha_sigma(t)) for d in (strong, weak)]
     for what, same in (
@@ -56,6 +57,6 @@ def check_pair(strong: Denoiser, weak: Denoiser) -> None:
     ):
         if not same:
             raise ValueError(
-                f"autoguidance needs two models of the same data and noise, and the weaker one has another {what}: "
+                f"autoguidance needs two models of the same data and noise, but the weaker one has another {what}: "
                 "choose another guidance.ckpt_path"
             )

@@ -9,17 +9,17 @@ from diffusion_lab.guidance.guided import Guidance, Guided
 
 
 class ClassifierFree(Guidance):
-    """score(x) + scale (score(x | label) - score(x)), the marginal score being the network's without a label.
+    """score(x) + scale (score(x | label) - score(x)), where score(x) is the network's output for the null label.
 
-    The paper's Eq. 6 has (1 + w) score(x | label) - w score(x), so scale = 1 + w: 1 is no guidance, 0 draws without the
-    label.  Where it is on, each step calls the network twice.
+    The paper's Eq. 6 is (1 + w) score(x | label) - w score(x), so scale = 1 + w: at 1 guidance is off, 0 samples
+    unconditionally.  Where guidance is on, each step evaluates the network twice.
 
     Args:
-        scale: from 0 up.
-        interval: (low, high) of sigma / alpha = exp(-log-SNR / 2) within which it is on; None: everywhere.
+        scale: guidance scale, >= 0.
+        interval: (low, high) of sigma / alpha = exp(-log-SNR / 2) in which guidance is on; None: everywhere.
 
     Raises:
-        ValueError: for a number out of range; on a call, for a model that has not learned to do without a label.
+        ValueError: for a number out of range; on a call, for a model trained without label dropout.
     """
 
     name = "classifier_free"
@@ -28,11 +28,11 @@ class ClassifierFree(Guidance):
         super().__init__(scale, interval)
 
     def __call__(self, denoiser: Denoiser) -> Denoiser:
-        """The guided denoiser of one that is bound to labels."""
+        """Return the guided denoiser of a denoiser that is bound to labels."""
         if denoiser.null is None:
             why = "trained with label_dropout=0" if denoiser.classes else "trained without labels"
             raise ValueError(
-                f"classifier-free guidance needs a model with dropped labels, and this one was {why}: leave out "
+                f"classifier-free guidance needs a model trained with label dropout, and this one was {why}: leave out "
                 "guidance, or train with data.conditional=true and label_dropout=0.1"
             )
         return Guided(denoiser, denoiser.given(), self.scale, self.interval)

@@ -1,4 +1,4 @@
-"""A denoiser whose estimate is drawn away from that of a weaker one."""
+"""Guidance by extrapolation from a weaker denoiser's estimate to a stronger one's."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from diffusion_lab.denoiser import Denoiser, Estimate, Preconditioning
 
 @dataclass(frozen=True)
 class GuidedPreconditioning(Preconditioning):
-    """The preconditioning of the stronger denoiser, with that of the weaker one and the guidance scale at this time."""
+    """The stronger denoiser's preconditioning, together with the weaker one's and the guidance scale at this time."""
 
     weak: Preconditioning
     guidance_scale: float
 
 
 class Guided(Denoiser):
-    """weak + scale (strong - weak), of the outputs of two denoisers with one process and one parameterization.
+    """weak + scale (strong - weak), for the outputs of two denoisers with the same process and parameterization.
 
-    The weights, scale and 1 - scale, sum to 1, so eps, x_0 and the score are drawn apart in the same way, and the
-    result is a denoiser of the same parameterization: samplers and the probability flow take it as any other.  Both
-    networks are called, and both calls are counted; only one is where the scale is 1 or 0.
+    The weights scale and 1 - scale sum to 1, so eps, x_0 and the score are combined in the same way, and the result is
+    a denoiser with the same parameterization, which samplers and the probability flow use like any other.  Both
+    networks are evaluated and counted in the NFE, but only one where the scale is 1 or 0.
 
     Args:
-        strong, weak: the denoisers, bound to their conditions; calls of both count as those of the first.
-        scale: 1 is `strong` itself.
-        interval: (low, high) of sigma / alpha within which the scale holds; elsewhere it is 1 (Kynkäänniemi et al.
+        strong, weak: the denoisers, bound to their conditions; evaluations of both are counted in `strong`.
+        scale: guidance scale; 1 is `strong` itself.
+        interval: (low, high) of sigma / alpha in which guidance is on; elsewhere the scale is 1 (Kynkäänniemi et al.
             2024).  None: everywhere.
 
     Raises:
-        ValueError: for a scale or an interval that makes no sense (`check`).
+        ValueError: for an invalid scale or interval (`check`).
     """
 
     guided = True
@@ -48,16 +48,16 @@ class Guided(Denoiser):
         self.calls = self.weak.calls = strong.calls
 
     def given(self, **condition: Tensor) -> Denoiser:
-        """Refused: which of the two is given a condition is decided before they are put together."""
-        raise ValueError("this denoiser is guided: bind the condition first, then guide")
+        """Raise ValueError: a condition must be bound before guidance, as it may apply to `strong` only."""
+        raise ValueError("this denoiser is guided: bind the condition first, then apply guidance")
 
     def with_network(self, network: Callable[..., Tensor]) -> Denoiser:
-        """A denoiser that asks another network in place of both."""
-        parts = self.strong.with_network(network), self.weak.with_network(network)
-        return Guided(*parts, self.scale, self.interval)
+        """Return a guided denoiser with another network in place of both."""
+        pair = self.strong.with_network(network), self.weak.with_network(network)
+        return Guided(*pair, self.scale, self.interval)
 
     def scales(self, times: Tensor) -> Tensor:
-        """The scale at each of `times`, of their shape, float64."""
+        """The guidance scale at `times`, of the shape of `times`, float64."""
         t = times.double()
         scale = torch.full_like(t, self.scale)
         if self.interval is None:
@@ -80,7 +80,7 @@ class Guided(Denoiser):
         return Estimate(x, weak.alpha, weak.sigma, weak.eps + scale * (strong.eps - weak.eps))
 
     def preconditionings(self, times: Tensor, like: Tensor) -> list[GuidedPreconditioning]:
-        """The preconditionings of both, for arrays like `like` (B, ...), at each of `times` (S,)."""
+        """The preconditionings of both denoisers at each of `times` (S,), for x like `like` (B, ...)."""
         each = zip(
             self.strong.preconditionings(times, like),
             self.weak.preconditionings(times, like),
@@ -90,23 +90,23 @@ class Guided(Denoiser):
         return [GuidedPreconditioning(**vars(strong), weak=weak, guidance_scale=scale) for strong, weak, scale in each]
 
     def network_output(self, x: Tensor, preconditioning: GuidedPreconditioning) -> Tensor:
-        """The combined output at x (B, ...)."""
+        """The combined network output at x (B, ...)."""
         scale = preconditioning.guidance_scale
         if scale == 1:
             return self.strong.network_output(x, preconditioning)
         if scale == 0:
             return self.weak.network_output(x, preconditioning.weak)
-        # Weighed before the next call, which may overwrite what the last one gave.
+        # Scaled before the next call, which may overwrite this output.
         return (self.strong.network_output(x, preconditioning) * scale).add_(
             self.weak.network_output(x, preconditioning.weak), alpha=1 - scale
         )
 
 
 class Guidance(ABC):
-    """Puts a denoiser together with a weaker one: scale and interval as of `Guided`.
+    """Combines a denoiser with a weaker one; scale and interval as in `Guided`.
 
     Raises:
-        ValueError: for a scale or an interval that makes no sense.
+        ValueError: for an invalid scale or interval.
     """
 
     name: str
@@ -117,10 +117,10 @@ class Guidance(ABC):
 
     @abstractmethod
     def __call__(self, denoiser: Denoiser) -> Denoiser:
-        """The guided denoiser of one that is bound to its condition.
+        """Return the guided denoiser of a denoiser that is bound to its condition.
 
         Raises:
-            ValueError: if it cannot be guided so.
+            ValueError: if this guidance does not suit the denoiser.
         """
 
     def __str__(self) -> str:
@@ -129,8 +129,8 @@ class Guidance(ABC):
 
 
 def check(scale: float, interval: Sequence[float] | None) -> None:
-    """Raise ValueError for a scale that is no number from 0 up, or an interval that is none."""
+    """Raise ValueError for a negative or non-finite scale, or an invalid interval."""
     if not (math.isfinite(scale) and scale >= 0):
-        raise ValueError(f"guidance.scale={scale} must be a number from 0 up; 1 is no guidance")
+        raise ValueError(f"guidance.scale={scale} must be a finite number >= 0; at 1 guidance is off")
     if interval is not None and not (len(interval) == 2 and 0 <= interval[0] < interval[1]):
         raise ValueError(f"guidance.interval={list(interval)} must be [low, high] of sigma/alpha, 0 <= low < high")

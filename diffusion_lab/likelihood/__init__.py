@@ -1,4 +1,4 @@
-"""Likelihoods: the exact one of the probability flow, the variational bound of discrete models, bits per dimension."""
+"""Likelihoods: exact by the probability flow, the variational bound of discrete models, bits per dimension."""
 
 from diffusion_lab.likelihood.bits import bits_per_dim
 from diffusion_lab.likelihood.bound import Bound, VariationalBound, log_mass_of_level

@@ -1,4 +1,4 @@
-"""Nats to bits per dimension: the only place that leaves nats."""
+"""Conversion to bits per dimension; all other code computes in nats."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from torch import Tensor
 
 
 def bits_per_dim(nats: Tensor, dimensions: int) -> Tensor:
-    """-log2 p(x) / D for a log-likelihood of grey levels in nats, of the shape of `nats`."""
+    """-log2 p(x) / D, of the shape of `nats`, from log p(x) of grey levels in nats."""
     return -nats / (dimensions * math.log(2))

@@ -1,4 +1,4 @@
-"""The variational bound on log p(x_0) of a discrete model, split in its terms."""
+"""The variational bound on log p(x_0) of a discrete model, and its terms."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from diffusion_lab.process import DiscreteProcess, Variance
 
 @dataclass(frozen=True)
 class Bound:
-    """Terms of -log p(x_0) <= prior + steps + decoder, each (B,), in nats."""
+    """Terms of -log p(x_0) <= prior + steps + decoder = L_T + L_1...T-1 + L_0, each (B,), in nats."""
 
     prior: Tensor
     steps: Tensor
@@ -37,22 +37,22 @@ class Bound:
 class VariationalBound:
     """Ho et al. 2020, Eq. 5: L_T + sum_{t > 1} L_{t-1} + L_0.
 
-        prior    KL(q(x_T | x_0) || N(0, prior_std^2 I))
-        steps    sum over t = 2..T of KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))
-        decoder  -log p(x_0 | x_1): the mass that a Gaussian gives to the grey level (Eq. 13), whose outermost levels
-                 reach to infinity; for points in the plane the density of that Gaussian
+        prior    L_T = KL(q(x_T | x_0) || N(0, prior_std^2 I))
+        steps    L_1 + ... + L_{T-1}, the sum over t = 2..T of KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))
+        decoder  L_0 = -log p(x_0 | x_1): the Gaussian probability of the bin of the grey level (Eq. 13), where the
+                 outermost bins extend to infinity; for points the density of that Gaussian
 
-    Each term is one draw of its expectation over x_t.
+    Each term is a one-sample estimate of its expectation over x_t.
 
     Args:
-        variance: of the reverse steps.
-        clip: clip x0_hat to the image range, as Ho et al. do when they evaluate.
-        terms: how many of the T - 1 steps to evaluate for each image, evenly spread with random offsets and scaled up
-            without bias; None evaluates all.
-        guided_field: take a guided denoiser, too, whose bound is not the model's.
+        variance: variance of the reverse steps.
+        clip: clip the estimate of x_0 to the image range, as in the evaluation of Ho et al.
+        terms: number of the T - 1 steps that are evaluated per image, evenly spaced with random offsets and rescaled to
+            an unbiased estimate of the sum; None evaluates all.
+        guided_field: accept a guided denoiser, whose bound is not the model's.
 
     Raises:
-        ValueError: on a call with a process that has no levels.
+        ValueError: on a call, if the process has no discrete levels.
     """
 
     name = "bound"
@@ -71,11 +71,11 @@ class VariationalBound:
 
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, x0: Tensor, grey_levels: int | None, generator: Generators = None) -> Bound:
-        """The bound at x0 (B, ...) in the model's range, whose images have `grey_levels` values (None for points)."""
+        """The bound at x0 (B, ...) in the model's range; `grey_levels` is the number of pixel values (None: points)."""
         process = denoiser.process
         check_guidance(denoiser, self.guided_field)
         if not isinstance(process, DiscreteProcess):
-            raise ValueError("the variational bound needs a model with discrete levels")
+            raise ValueError("the variational bound needs a model with discrete noise levels")
         x0 = x0.double()
         return Bound(
             self.prior(process, x0),
@@ -84,18 +84,18 @@ class VariationalBound:
         )
 
     def protocol(self) -> dict[str, Any]:
-        """What decides the value beside model and data."""
+        """The settings that determine the value, besides model and data."""
         return {"method": "bound", "variance": self.variance, "clip": self.clip, "terms": self.terms}
 
     def prior(self, process: DiscreteProcess, x0: Tensor) -> Tensor:
-        """L_T, exact."""
+        """L_T, computed exactly."""
         end = torch.ones((), dtype=torch.float64)
         variance = (process.sigma(end) / process.prior_std) ** 2
         mean = process.alpha(end) * x0 / process.prior_std
         return 0.5 * (mean**2 + variance - 1 - variance.log()).flatten(1).sum(1)
 
     def steps(self, denoiser: Denoiser, process: DiscreteProcess, x0: Tensor, generator: Generators) -> Tensor:
-        """The sum over t = 2..T of L_{t-1}, from `terms` of them."""
+        """The sum over t = 2..T of L_{t-1}, estimated from `terms` of them."""
         steps = process.levels - 1
         terms = min(self.terms or steps, steps)
         offsets = torch.special.ndtr(draw((len(x0), terms), generator, torch.float64))
@@ -107,11 +107,11 @@ class VariationalBound:
         return total * (steps / terms)
 
     def step(self, denoiser: Denoiser, process: DiscreteProcess, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """KL(q(x_s | x_t, x_0) || p(x_s | x_t)) of neighbouring levels, t of shape (B,)."""
+        """L_{t-1} = KL(q(x_s | x_t, x_0) || p(x_s | x_t)) with s = t - 1/T, for t of shape (B,)."""
         s = t - 1 / process.levels
         _, b, true = process.posterior(s, t)
         model = process.reverse_variance(s, t, self.variance)
-        error = (x0 - self.guess(denoiser, process, x0, t, eps)).square().flatten(1).sum(1)
+        error = (x0 - self.predict_x0(denoiser, process, x0, t, eps)).square().flatten(1).sum(1)
         dimensions = x0[0].numel()
         return 0.5 * (dimensions * ((model / true).log() + true / model - 1) + b**2 * error / model)
 
@@ -120,7 +120,7 @@ class VariationalBound:
     ) -> Tensor:
         """L_0."""
         t = torch.full((len(x0),), 1 / process.levels, dtype=torch.float64, device=x0.device)
-        mean = self.guess(denoiser, process, x0, t, draw(x0.shape, generator, x0.dtype, x0.device))
+        mean = self.predict_x0(denoiser, process, x0, t, draw(x0.shape, generator, x0.dtype, x0.device))
         std = math.sqrt(process.decoder_variance)
         if grey_levels is None:
             nats = 0.5 * ((x0 - mean) / std) ** 2 + math.log(std * math.sqrt(2 * math.pi))
@@ -129,20 +129,20 @@ class VariationalBound:
             nats = -log_mass_of_level(x0, mean, std, row.low, row.high, grey_levels)
         return nats.flatten(1).sum(1)
 
-    def guess(self, denoiser: Denoiser, process: DiscreteProcess, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """x0_hat from x_t = alpha x_0 + sigma eps."""
-        guess, bounds = denoiser(process.perturb(x0, t, eps), t).x0, denoiser.parameterization.range_of(x0.shape)
-        return guess.clamp(*bounds) if self.clip and bounds else guess
+    def predict_x0(self, denoiser: Denoiser, process: DiscreteProcess, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """The estimate of x_0 at x_t = alpha x_0 + sigma eps."""
+        estimate, bounds = denoiser(process.perturb(x0, t, eps), t).x0, denoiser.parameterization.range_of(x0.shape)
+        return estimate.clamp(*bounds) if self.clip and bounds else estimate
 
 
 def log_mass_of_level(x: Tensor, mean: Tensor, std: float, low: float, high: float, grey_levels: int) -> Tensor:
-    """log of the mass of N(mean, std^2) on the bin of x, one of `grey_levels` even levels from low to high.
+    """log of the probability of x's bin under N(mean, std^2), for `grey_levels` even levels from low to high.
 
-    Ho et al. 2020, Eq. 13, for any number of levels, of the shape of x.  Exact in the far tails too, where the
-    published code has a floor of log 1e-12.
+    Ho et al. 2020, Eq. 13, for any number of levels, of the shape of x.  Also exact in the far tails, where the
+    official code is bounded below by log 1e-12.
     """
     half = (high - low) / (grey_levels - 1) / 2
-    # By symmetry the bin is taken on the left of the mean, where log_ndtr keeps its precision.
+    # By symmetry the bin is moved to the left of the mean, where log_ndtr is accurate.
     side = torch.where(x > mean, -1.0, 1.0)
     lower = torch.where(x < low + half, -math.inf, x - half - mean) / std
     upper = torch.where(x > high - half, math.inf, x + half - mean) / std

@@ -1,4 +1,4 @@
-"""The exact log-likelihood of the probability-flow ODE, by the instantaneous change of variables."""
+"""The exact log-likelihood by the probability-flow ODE and the instantaneous change of variables."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.flow import Probe, check_process, check_tolerances, directions, solve
+from diffusion_lab.flow import Probe, check_process, check_tolerances, probe_vectors, solve
 from diffusion_lab.likelihood.guided import check_guidance
 from diffusion_lab.noise import Generators, draw
 
 
 @dataclass(frozen=True)
 class Flow:
-    """Terms of -log p(x_0) = prior + volume + bins, each (B,), in nats; and the evaluations of the network."""
+    """Terms of -log p(x_0) = prior + log_det + dequantization, each (B,), in nats; and the network evaluations."""
 
     prior: Tensor
     log_det: Tensor
@@ -26,39 +26,39 @@ class Flow:
 
     @property
     def terms(self) -> dict[str, Tensor]:
-        """The three terms by name."""
+        """The three terms by their names in results.json (volume: log_det, bins: dequantization)."""
         return {"prior": self.prior, "volume": self.log_det, "bins": self.dequantization}
 
     @property
     def log_likelihood(self) -> Tensor:
-        """log p(x_0), (B,), in nats: of grey levels for images, of the density for points."""
+        """log p(x_0), (B,), in nats: log-probability of grey levels for images, log-density for points."""
         return -(self.prior + self.log_det + self.dequantization)
 
 
 class FlowLikelihood:
     """Song et al. 2021, Eq. 39: log p_0(x(0)) = log p_1(x(1)) + integral of div v(x(t), t) dt, x' = v(x, t).
 
-        prior    -log N(x(1); 0, prior_std^2 I)
-        volume   -integral of div v dt from t_min to 1
-        bins     -D log((high - low) / grey_levels): the density of the dequantized image, times the volume of its bin,
-                 bounds the probability of its grey levels from below in expectation; 0 for points
+        prior           -log N(x(1); 0, prior_std^2 I)
+        log_det         -integral of div v dt from t_min to 1, the log-determinant of x(0) -> x(1)
+        dequantization  -D log((high - low) / grey_levels), for the volume of a bin of grey levels; 0 for points
 
-    An image of grey levels k = 0..L-1 is dequantized to low + (high - low) (k + u) / L with u uniform.  In bits/dim
-    `bins` is the offset of the published programs: log2 L - log2(high - low), at 256 levels 7 on [-1, 1] and 8 on
-    [0, 1].
+    An image of grey levels k = 0..L-1 is dequantized to low + (high - low) (k + u) / L with u uniform.  In expectation
+    its density times the volume of the bin is a lower bound on the probability of the grey levels.  In bits/dim the
+    dequantization term is the offset of the official code: log2 L - log2(high - low), for 256 levels 7 on [-1, 1] and
+    8 on [0, 1].
 
     Args:
-        rtol, atol: tolerances of the solver, met by each image.
-        t_min: where the data are placed, since the score may diverge at t = 0; None takes the earliest time of
-            training, 1e-5 for the published SDEs.
-        probe: of the divergence; "exact" costs a backward pass for each dimension.
-        probes: random vectors for each image, drawn once; the standard error of the estimate falls as 1/sqrt(probes).
-        precision: dtype of the state (float64 in the published programs, which changes less than 1e-5 bits/dim); the
-            network runs in its own.
-        guided_field: take a guided denoiser, too, whose density is not the model's.
+        rtol, atol: tolerances of the solver, for each image.
+        t_min: time of the data, as the score may diverge at t = 0; None takes the smallest training time, 1e-5 for
+            the published SDEs.
+        probe: estimator of the divergence; "exact" costs a backward pass per dimension.
+        probes: number of random vectors per image, drawn once; the standard error is proportional to 1/sqrt(probes).
+        precision: dtype of the state (float64 in the official code, which changes less than 1e-5 bits/dim); the
+            network runs in its own precision.
+        guided_field: accept a guided denoiser, whose density is not the model's.
 
     Raises:
-        ValueError: if a number is out of its range; on a call, if the process has a single noise level.
+        ValueError: if a number is out of range; on a call, if the process has a single noise level.
         RuntimeError: on a call, if the solver cannot meet the tolerances.
     """
 
@@ -85,11 +85,11 @@ class FlowLikelihood:
         self.probes = probes
         self.dtype = {"float32": torch.float32, "float64": torch.float64}[precision]
 
-    @torch.inference_mode(False)  # its tensors cannot be differentiated
+    @torch.inference_mode(False)  # autograd cannot use tensors created in inference mode
     def __call__(self, denoiser: Denoiser, x0: Tensor, grey_levels: int | None, generator: Generators = None) -> Flow:
-        """The log-likelihood at x0 (B, ...) in the model's range, images having `grey_levels` values (None: points).
+        """The log-likelihood at x0 (B, ...) in the model's range; `grey_levels` as in `dequantize` (None: points).
 
-        With a generator for each image, image i is dequantized and probed by generator i alone.
+        With one generator per image, dequantization and random vectors of image i depend on generator i alone.
         """
         check_process(denoiser.process)
         check_guidance(denoiser, self.guided_field)
@@ -100,30 +100,30 @@ class FlowLikelihood:
             row = denoiser.parameterization
             x0 = dequantize(x0, row.low, row.high, grey_levels, generator)
             dequantization -= dimensions * math.log((row.high - row.low) / grey_levels)
-        prior, log_det = self.density(denoiser, x0, directions(x0, self.probe, self.probes, generator))
+        prior, log_det = self.density(denoiser, x0, probe_vectors(x0, self.probe, self.probes, generator))
         return Flow(prior, log_det, dequantization, denoiser.nfe - calls)
 
     def protocol(self) -> dict[str, Any]:
-        """What decides the value beside model and data."""
+        """The settings that determine the value, besides model and data."""
         names = ("rtol", "atol", "t_min", "probe", "probes")
         return {"method": "flow", **{name: getattr(self, name) for name in names}, "precision": str(self.dtype)}
 
     def density(self, denoiser: Denoiser, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """(prior, volume) of the density at x (B, ...), by `directions`; each (B,)."""
+        """(prior, log_det) of -log p at x (B, ...), each (B,); `vectors` are `probe_vectors`."""
         t_min, std = denoiser.process.t_train_min if self.t_min is None else self.t_min, denoiser.process.prior_std
-        ((z, change),) = solve(denoiser, x, (t_min, 1.0), self.rtol, self.atol, vectors=vectors)
+        ((z, log_det),) = solve(denoiser, x, (t_min, 1.0), self.rtol, self.atol, vectors=vectors)
         prior = 0.5 * (z / std).square().flatten(1).sum(1) + x[0].numel() * math.log(std * math.sqrt(2 * math.pi))
-        return prior, -change
+        return prior, -log_det
 
 
 def dequantize(x: Tensor, low: float, high: float, grey_levels: int, generator: Generators = None) -> Tensor:
-    """The level k of each pixel, one of L = `grey_levels` even ones from low to high, spread over its bin.
+    """Uniform dequantization of pixels with L = `grey_levels` even levels from low to high, of the shape of x.
 
-        low + (high - low) (k + u) / L,   u ~ U[0, 1];   of the shape of x
+        low + (high - low) (k + u) / L   for level k = 0..L-1,   u ~ U[0, 1]
 
     Theis, van den Oord & Bethge 2016, Section 3.1.
     """
     level = (x - low) / (high - low) * (grey_levels - 1)
-    # In float64 whatever x is in: the precision of a computation does not change what is drawn.
+    # Always drawn in float64, so that the random numbers do not depend on the precision of x.
     u = torch.special.ndtr(draw(x.shape, generator, torch.float64)).to(x)
     return low + (high - low) * (level + u) / grey_levels

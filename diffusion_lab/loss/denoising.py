@@ -1,4 +1,4 @@
-"""Denoising score matching: every paper's loss is a weight on one residual, w(t) |eps_hat - eps|^2."""
+"""Denoising score matching: every paper's loss is a weighting w(t) of one residual, |eps_hat - eps|^2."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _likelihood(process: NoiseProcess, t: Tensor, gamma: float) -> Tensor:
     return (process.g(t) / process.sigma(t)) ** 2
 
 
-# Functions by name: a loss is pickled with its model.
+# Module-level functions, so that a loss can be pickled with its model.
 WEIGHTS: dict[str, Callable[[NoiseProcess, Tensor, float], Tensor]] = {
     "simple": _simple,
     "x0": _x0,
@@ -52,22 +52,22 @@ WEIGHTS: dict[str, Callable[[NoiseProcess, Tensor, float], Tensor]] = {
 
 
 class DenoisingLoss:
-    """w(t) |eps_hat - eps|^2 per image, for t drawn by the process and eps ~ N(0, I).
+    """w(t) |eps_hat - eps|^2 per image, with t sampled by the process and eps ~ N(0, I).
 
         w(t) = simple_weight * weighting(t) + vlb_weight * process.vlb_weight(t)
 
-    `weighting`, as a factor of the eps residual: "simple" = 1 (Ho et al. 2020, Eq. 14); "x0" = 1/SNR and "v", which
-    weigh the residual of x_0 or v evenly; "min_snr" = min(SNR, gamma)/SNR (Hang et al. 2023, Section 3.4);
-    "likelihood" = g^2/sigma^2 (Song et al. 2021b, Section 3).  The variational weight makes "mean" the diffusion terms
-    of the bound in nats per dimension (Ho et al. 2020, Eq. 12).
+    `weighting` as a factor of the eps residual: "simple" = 1 (Ho et al. 2020, Eq. 14); "x0" = 1/SNR and "v", which
+    give a uniformly weighted residual of x_0 or v; "min_snr" = min(SNR, gamma)/SNR (Hang et al. 2023, Section 3.4);
+    "likelihood" = g^2/sigma^2 (Song et al. 2021b, Section 3).  With the variational weight and reduction="mean" the
+    expected loss is the sum of the diffusion terms of the bound in nats per dimension (Ho et al. 2020, Eq. 12).
 
     Args:
-        times: "uniform", as the process draws them, or "importance", uniform in log-SNR with the weights corrected, so
-            that the expectation stays and the variance of the likelihood weighting falls (Song et al. 2021b, 4.2).
-        reduction: "mean" over the dimensions (DDPM) or "half_sum", 0.5 times the sum (NCSN, ScoreSDE VE).
+        times: "uniform", as sampled by the process, or "importance", uniform in log-SNR with importance weights: the
+            same expectation, and a lower variance with likelihood weighting (Song et al. 2021b, Section 4.2).
+        reduction: "mean" over the dimensions (DDPM), or "half_sum", half the sum (NCSN, ScoreSDE VE).
 
     Raises:
-        ValueError: for negative weights, weights that are both 0, or gamma <= 0.
+        ValueError: for unknown options, negative weights, weights that are both 0, or gamma <= 0.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class DenoisingLoss:
         return weight.to(t.dtype)
 
     def __call__(self, denoiser: Denoiser, x0: Tensor, generator: Generators = None) -> Tensor:
-        """Loss of each image, shape (B,), for x0 of shape (B, ...) and one generator, or one for each image."""
+        """Loss of each image, shape (B,), for x0 of shape (B, ...) and one generator, or one per image."""
         process = denoiser.process
         if self.times == "importance":
             pairs = draw_each(lambda *of: torch.stack(process.importance_times(*of)), len(x0), x0.device, generator)
@@ -115,7 +115,7 @@ class DenoisingLoss:
         return factor * self.at(denoiser, x0, t, eps)
 
     def at(self, denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """Loss of each image, shape (B,), at given times t (B,) and noise eps (B, ...)."""
+        """Loss of each image, shape (B,), for given times t (B,) and noise eps (B, ...)."""
         estimate = denoiser(denoiser.process.perturb(x0, t, eps), t)
         squared = (estimate.eps - eps).square().flatten(1)
         reduced = {"mean": squared.mean, "half_sum": lambda dim: 0.5 * squared.sum(dim)}[self.reduction](1)

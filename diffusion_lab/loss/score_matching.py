@@ -1,7 +1,7 @@
-"""Score matching without a target: the score's own derivatives stand in for the unknown true score.
+"""Implicit and sliced score matching: losses that need derivatives of the score model instead of a target.
 
-All of them match the score of the perturbed data p_t, x = alpha x_0 + sigma eps, so that they train whatever denoising
-score matching trains; on `SingleLevel` with a small sigma that is the data themselves.
+They match the score of the perturbed data p_t, x = alpha x_0 + sigma eps, as denoising score matching does; with
+`SingleLevel` and a small sigma this is close to the score of the data.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Probe = Literal["rademacher", "gaussian"]
 class ImplicitScoreMatching:
     """sigma^power [tr(grad s(x)) + |s(x)|^2 / 2] per image (Hyvärinen 2005, Theorem 1), for x ~ p_t.
 
-    Its mean is that of |s - grad log p_t|^2 / 2 up to a constant, whatever s.  The trace is exact and costs a
-    vector-Jacobian product for every dimension of x: for points, and for images of a few pixels.
+    Its expectation equals that of |s - grad log p_t|^2 / 2 up to a constant.  The trace is exact and costs one
+    vector-Jacobian product per dimension of x, which suits points and very small images.
 
     Args:
-        sigma_power: weight of a noise level; 2 makes all levels count alike (Song & Ermon 2019, section 4.2), 0 is the
+        sigma_power: weight of a noise level; 2 balances the levels (Song & Ermon 2019, Section 4.2), 0 is the
             unweighted loss of the paper.
     """
 
@@ -33,11 +33,11 @@ class ImplicitScoreMatching:
         self.sigma_power = sigma_power
 
     def __call__(self, denoiser: Denoiser, x0: Tensor, generator: Generators = None) -> Tensor:
-        """Loss of each image, shape (B,), for x0 of shape (B, ...) and one generator, or one for each image."""
+        """Loss of each image, shape (B,), for x0 of shape (B, ...) and one generator, or one per image."""
         return self.at(denoiser, x0, *_time_and_noise(denoiser, x0, generator))
 
     def at(self, denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """Loss of each image, shape (B,), at given times t (B,) and noise eps (B, ...)."""
+        """Loss of each image, shape (B,), for given times t (B,) and noise eps (B, ...)."""
         dimensions = x0[0].numel()
         basis = torch.eye(dimensions, device=x0.device, dtype=x0.dtype).reshape(dimensions, 1, *x0.shape[1:])
         score, curvature = _derivatives(denoiser, x0, t, eps, basis.expand(-1, *x0.shape))
@@ -47,17 +47,17 @@ class ImplicitScoreMatching:
 class SlicedScoreMatching:
     """sigma^power [v^T grad s(x) v + (v^T s(x))^2 / 2] per image, averaged over random v with E[v v^T] = I.
 
-    Its mean over v is the implicit loss, at the cost of one vector-Jacobian product for every v (Song et al. 2019,
-    arXiv:1905.07088, section 3).  `reduce_variance` puts the known mean of the second term, |s(x)|^2 / 2, in its place
-    (there "SSM-VR"; with Gaussian v the sliced loss of NCSN's official program).
+    Its expectation over v is the implicit loss, at the cost of one vector-Jacobian product per v (Song et al. 2019,
+    arXiv:1905.07088, Section 3).  `reduce_variance` replaces the second term by its expectation |s(x)|^2 / 2 ("SSM-VR"
+    in the paper; with Gaussian v the sliced loss of NCSN's official code).
 
     Args:
-        projections: number of v for every image.
-        probe: law of v; the trace's estimate varies less with "rademacher", v_i = +1 or -1.
-        sigma_power: as of `ImplicitScoreMatching`.
+        projections: number of vectors v per image.
+        probe: distribution of v; "rademacher" (v_i = +1 or -1) has the lower variance.
+        sigma_power: as in `ImplicitScoreMatching`.
 
     Raises:
-        ValueError: for no projection or an unknown probe.
+        ValueError: for projections < 1 or an unknown probe.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class SlicedScoreMatching:
         self.probe, self.sigma_power = probe, sigma_power
 
     def __call__(self, denoiser: Denoiser, x0: Tensor, generator: Generators = None) -> Tensor:
-        """Loss of each image, shape (B,), for x0 of shape (B, ...) and one generator, or one for each image."""
+        """Loss of each image, shape (B,), for x0 of shape (B, ...) and one generator, or one per image."""
         t, eps = _time_and_noise(denoiser, x0, generator)
         v = draw((len(x0), self.projections, *x0.shape[1:]), generator, x0.dtype, x0.device).transpose(0, 1)
         if self.probe == "rademacher":
@@ -83,7 +83,7 @@ class SlicedScoreMatching:
         return self.at(denoiser, x0, t, eps, v)
 
     def at(self, denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor, v: Tensor) -> Tensor:
-        """Loss of each image, shape (B,), at given times t (B,), noise eps (B, ...) and projections v (P, B, ...)."""
+        """Loss of each image, shape (B,), for given times t (B,), noise eps (B, ...) and projections v (P, B, ...)."""
         score, curvature = _derivatives(denoiser, x0, t, eps, v)
         if self.reduce_variance:
             half_square = _half_square(score)
@@ -100,8 +100,8 @@ def _time_and_noise(denoiser: Denoiser, x0: Tensor, generator: Generators) -> tu
 def _derivatives(denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """The score s (B, ...) at the perturbed x, and v^T grad s v (P, B) for v (P, B, ...)."""
     training = torch.is_grad_enabled()
-    # Validation turns autograd off, in Lightning even for every tensor made meanwhile, but this loss needs it.
-    # The fused kernels of attention have no second derivative.
+    # Validation disables autograd (Lightning by inference mode), but this loss needs it.
+    # The fused attention kernels have no second derivative.
     with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         x = denoiser.process.perturb(x0, t, eps).detach().requires_grad_()
         score = denoiser(x, t.clone()).score

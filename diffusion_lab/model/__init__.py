@@ -1,4 +1,4 @@
-"""Models: one LightningModule per method, each only wiring."""
+"""Models: one LightningModule per method, which connects network, process, loss and sampler."""
 
 from diffusion_lab.model.base import Model
 from diffusion_lab.model.ddpm import DDPM

@@ -1,4 +1,4 @@
-"""The LightningModule that every method is: a denoiser, a loss, a sampler, an optimiser, and nothing else."""
+"""The base LightningModule of all methods: a denoiser, a loss, a sampler and an optimiser."""
 
 from __future__ import annotations
 
@@ -16,37 +16,38 @@ from diffusion_lab import first_edition, ranks
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.model import sharding
 from diffusion_lab.model.conditions import Guidance
-from diffusion_lab.model.drawing import Drawing
 from diffusion_lab.model.labels import Label, Labels
 from diffusion_lab.model.optimization import Optimization
 from diffusion_lab.model.options import Likelihood, Loss
 from diffusion_lab.model.rehearsal import rehearse_fit
+from diffusion_lab.model.sampling import Sampling
 from diffusion_lab.noise import image_generators
 from diffusion_lab.sampler import Sampler
 
 
-class Model(Drawing, Optimization, pl.LightningModule):
-    """Wires a denoiser, its training loss and a default sampler and likelihood.
+class Model(Sampling, Optimization, pl.LightningModule):
+    """Connects a denoiser, its training loss, and a default sampler and likelihood.
 
     Args:
         denoiser: network, process and parameterization.
         loss: training loss.
-        sampler: sampler used when `sample` is given none.
-        likelihood: what evaluates log p of data, by name ("bound", "flow"); None evaluates none.
+        sampler: default sampler of `sample`.
+        likelihood: evaluators of log p(x) by name ("bound", "flow"); None for no likelihood.
         optimizer: parameters -> optimiser; None for a model that is only sampled from.
-        shape: of one data point, (C, H, W) or (2,).
-        grey_levels: number of values an image's pixel can have; None for points, latents, fields and other real
-            numbers, which the model sees as they are.
-        dequantize: train on images blurred evenly within their grey levels, (k + u) / grey_levels (NCSN).
-        warmup_steps: the learning rate grows as min(step / warmup_steps, 1), the first update at rate 0, as published.
-        decay_steps: it then follows a cosine to 0 at this step; None keeps it.
-        channels_last: lay the network's weights out for the faster convolutions.
-        labels: the classes of a network that takes a label; None for one that takes none.
-        guidance: what changes the estimates while sampling; None for nothing.
+        shape: shape of one data point, (C, H, W) or (2,).
+        grey_levels: number of values of an image's pixel; None for points, latents, fields and other real numbers,
+            which are not rescaled.
+        dequantize: train on uniformly dequantized images, (k + u) / grey_levels (NCSN).
+        warmup_steps: the learning rate is scaled by min(step / warmup_steps, 1); the first update has rate 0, as
+            published.
+        decay_steps: cosine decay of the learning rate to 0 at this step; None: no decay.
+        channels_last: memory format of the network's weights, for faster convolutions.
+        labels: the classes of a class-conditional network; None for an unconditional one.
+        guidance: changes the estimates while sampling; None for no guidance.
 
-    `config` is the composed configuration as plain containers; it goes into every checkpoint, which then needs
-    nothing else.  `rehearsal` says whether `fit` tries two items on a copy first (`rehearse`), `label` what samples are
-    asked to be where `sample` is given none.
+    `config` is the composed configuration as plain containers, saved in every checkpoint so that it can be loaded on
+    its own.  With `rehearsal`, `fit` first tries two items on a copy of the model (`rehearse`).  `label` is the default
+    label of `sample`.
     """
 
     rehearsal = True
@@ -69,9 +70,9 @@ class Model(Drawing, Optimization, pl.LightningModule):
     ) -> None:
         super().__init__()
         self.denoiser, self.loss, self.sampler = denoiser, loss, sampler
-        if callable(likelihood):  # one alone, as the first checkpoints have it
+        if callable(likelihood):  # a single one, as in the first checkpoints
             likelihood = {likelihood.name: likelihood}
-        # A recipe may hold a setting for a likelihood that was not chosen: such a node is no object.
+        # A recipe may configure a likelihood that was not chosen: then its node is not an object.
         self.likelihood = {name: one for name, one in (likelihood or {}).items() if callable(one)}
         self.optimizer, self.warmup_steps, self.decay_steps = optimizer, warmup_steps, decay_steps
         self.labels, self.guidance = labels, guidance or None
@@ -89,57 +90,57 @@ class Model(Drawing, Optimization, pl.LightningModule):
 
     @property
     def network(self) -> torch.nn.Module:
-        """The network, whose parameters are all that is trained and averaged."""
+        """The network, which has all trained parameters."""
         return self.denoiser.network
 
     @property
     def is_image(self) -> bool:
-        """Whether data points are arrays (C, H, W), not vectors such as points in the plane."""
+        """Whether data points are arrays (C, H, W), not vectors such as 2D points."""
         return len(self.shape) == 3
 
     @property
     def has_grey_levels(self) -> bool:
-        """Whether data points are images of grey levels, not real numbers such as latents and fields."""
+        """Whether data points are images with grey levels, not real numbers such as latents and fields."""
         return self.is_image and self.grey_levels is not None
 
     @property
     def kind(self) -> str:
-        """What data points are called in messages."""
+        """The name of data points in messages."""
         return "images" if self.has_grey_levels else "samples"
 
     def encode(self, data: Tensor) -> Tensor:
-        """Images from [0, 1] to the model's range; what has no grey levels as it is."""
+        """Rescale images from [0, 1] to the model's range; data without grey levels are unchanged."""
         row = self.denoiser.parameterization
         return data if self.grey_levels is None else row.low + (row.high - row.low) * data
 
     def decode(self, x: Tensor) -> Tensor:
-        """The inverse of `encode`, float32; images clipped to [0, 1] and rounded to the grey levels that data have."""
+        """The inverse of `encode`, float32; images are clipped to [0, 1] and rounded to the grey levels of the data."""
         row = self.denoiser.parameterization
         if self.grey_levels is None:
             return x.float()
         images, top = ((x.float() - row.low) / (row.high - row.low)).clamp(0, 1), self.grey_levels - 1
-        if self.dequantize:  # the level whose bin the model was taught
+        if self.dequantize:  # the level of the bin
             return (images * self.grey_levels).floor().clamp(max=top) / top
         return (images * top).round() / top
 
     def in_full(self, data: Tensor) -> Tensor:
-        """Data in the network's precision, float32 at least: bf16-true hands over what only a network is meant for."""
+        """Data in the network's precision, at least float32: with bf16-true Lightning casts batches to bfloat16."""
         return data.to(torch.promote_types(self.denoiser.network_dtype or data.dtype, torch.float32))
 
     def configure_model(self) -> None:
-        """Deal the network to the ranks where the strategy asks for it (trainer=fsdp)."""
+        """Shard the network across ranks if the strategy requires it (trainer=fsdp)."""
         if self.device_mesh is not None:
             sharding.shard(self.network, self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
-        for note in rehearse_fit(self) if self.rehearsal else ():
-            rank_zero_warn(note)
+        for warning in rehearse_fit(self) if self.rehearsal else ():
+            rank_zero_warn(warning)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         data = self.in_full(batch[0])
         if self.dequantize and self.grey_levels is not None:
             data = (data * (self.grey_levels - 1) + torch.rand_like(data)) / self.grey_levels
-        losses = self.loss(self.of_data(*batch[1:2], training=True), self.encode(data))
+        losses = self.loss(self.conditional_denoiser(*batch[1:2], training=True), self.encode(data))
         self.image_losses = losses.detach()
         return losses.mean()
 
@@ -153,40 +154,40 @@ class Model(Drawing, Optimization, pl.LightningModule):
         self._held_out_losses = []
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """The training loss on held-out data, in full precision; an item has the same time and noise in any validation.
+        """The training loss on held-out data, in full precision, with the same time and noise at every validation.
 
-        Both depend on its number alone, and rank r of W has items r, r + W, ... (`DataModule`): the number of ranks and
-        the size of batches do not matter.
+        Time and noise of an item depend on its index alone, and rank r of W has items r, r + W, ... (`DataModule`), so
+        the result does not depend on the number of ranks or the batch size.
         """
         rank, world = ranks.rank_and_world()
         first = rank + world * sum(map(len, self._held_out_losses))
-        own = range(first, first + world * len(batch[0]), world)
+        indices = range(first, first + world * len(batch[0]), world)
         with torch.autocast(self.device.type, enabled=False):
             data = self.encode(self.in_full(batch[0]))
-            loss = self.loss(self.of_data(*batch[1:2]), data, image_generators(0, own, self.device))
+            loss = self.loss(self.conditional_denoiser(*batch[1:2]), data, image_generators(0, indices, self.device))
         self._held_out_losses.append(loss.detach().float())
 
     def on_validation_epoch_end(self) -> None:
-        """Log the mean over all items (Lightning's, over the gloo backend, divides by a count that it has rounded)."""
+        """Log the mean over all items (Lightning's own mean divides by a rounded count with the gloo backend)."""
         losses = torch.cat(self._held_out_losses)
         totals, counts = zip(*ranks.gather((losses.sum().item(), len(losses))), strict=True)
-        # "step" is Lightning's word for the row: without it the value lands one row too early.
+        # "step" is Lightning's key of the row: without it the value is logged one row too early.
         self.log_dict({"val/loss": sum(totals) / sum(counts), "step": float(self.global_step)}, sync_dist=True)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Final numbers come from the Evaluation callback, not from batches."""
+        """The Evaluation callback computes the test metrics."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take weights under the first edition's names, and count batches as they are accumulated now.
+        """Rename weights of the first edition, and convert batch counts to the current gradient accumulation.
 
-        A step is never cut in two.
+        Checkpoints are saved between optimiser steps only.
         """
         checkpoint["state_dict"] = first_edition.rename(checkpoint["state_dict"], self.state_dict())
-        if average := checkpoint.get("ema"):
-            average["weights"] = first_edition.rename(average["weights"], self.network.state_dict())
+        if ema := checkpoint.get("ema"):
+            ema["weights"] = first_edition.rename(ema["weights"], self.network.state_dict())
         sharding.distribute_states(checkpoint.get("optimizer_states", ()), list(self.network.parameters()))
         before = ((checkpoint.get("config") or {}).get("trainer") or {}).get("accumulate_grad_batches", 1)
         now = self.trainer.accumulate_grad_batches
@@ -196,9 +197,9 @@ class Model(Drawing, Optimization, pl.LightningModule):
 
     @contextmanager
     def unsharded(self) -> Iterator[None]:
-        """Context in which no rank needs the others for a forward pass of a network that is dealt to them.
+        """Context in which a sharded network is gathered, so that a rank can call it without the others.
 
-        All ranks enter together, unless they are within one already.
+        All ranks must enter together, unless they are already inside one.
         """
         gathered = sharding.gather(self.network)
         try:

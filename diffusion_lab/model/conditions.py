@@ -1,4 +1,4 @@
-"""What a model is asked under: the labels of data or of samples, and guidance."""
+"""Conditioning of a model: the labels of data or samples, and guidance."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.model.labels import Label
 
 Guidance = Callable[[Denoiser], Denoiser]
-"""A denoiser, bound to its condition -> the denoiser to sample with, such as a `diffusion_lab.guidance.Guidance`."""
+"""A denoiser bound to its condition -> the guided denoiser, such as a `diffusion_lab.guidance.Guidance`."""
 
 
 class Conditioned:
-    """The part of a `Model` that binds labels to its denoiser, and guides it."""
+    """The part of a `Model` that binds labels to its denoiser and applies guidance."""
 
     def labels_of(self, images: Sequence[int], seed: int, label: Label = None) -> Tensor | None:
-        """Labels (B,) of images of the series `seed`; None for a model without labels.
+        """Labels (B,) of images of the series `seed`; None for an unconditional model.
 
         Raises:
-            ValueError: for a label that the model cannot have.
+            ValueError: for an invalid label.
         """
         label = self.label if label is None else label
         if self.labels is not None:
@@ -29,26 +29,26 @@ class Conditioned:
             raise ValueError("this model was trained without labels (data.conditional=false): leave out label")
         return None
 
-    def of_data(self, labels: Tensor | None = None, training: bool = False) -> Denoiser:
-        """The denoiser of data with labels (B,): bound to them, if it takes any; a training step drops some."""
+    def conditional_denoiser(self, labels: Tensor | None = None, training: bool = False) -> Denoiser:
+        """The denoiser bound to labels (B,), if the model is conditional; with label dropout while training."""
         if self.labels is None:
             return self.denoiser
         if labels is None:
-            raise ValueError("this model is told labels: give batches (x, label)")
+            raise ValueError("this model is conditioned on labels: batches must be (x, label)")
         labels = self.labels.with_dropout(labels) if training else labels
         return self.denoiser.given(label=labels.to(self.device))
 
-    def asked(self, labels: Tensor | None, guidance: Guidance | None = None) -> Denoiser:
+    def sampling_denoiser(self, labels: Tensor | None, guidance: Guidance | None = None) -> Denoiser:
         """The denoiser to sample with: bound to labels (B,), then guided.
 
         Raises:
-            ValueError: for a guidance that does not fit the model.
+            ValueError: if the guidance does not suit the model.
         """
-        bound, guidance = self.of_data(labels), guidance or self.guidance
+        bound, guidance = self.conditional_denoiser(labels), guidance or self.guidance
         return bound if guidance is None else guidance(bound)
 
-    def check_asked(self, seed: int = 0) -> None:
-        """Raise ValueError if sampler, label or guidance do not suit the model, before anything is drawn."""
-        denoiser = self.asked(self.labels_of([0], seed))
+    def check_sampling(self, seed: int = 0) -> None:
+        """Raise ValueError if sampler, label or guidance do not suit the model."""
+        denoiser = self.sampling_denoiser(self.labels_of([0], seed))
         if hasattr(self.sampler, "check"):
             self.sampler.check(denoiser)

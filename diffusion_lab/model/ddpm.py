@@ -17,10 +17,10 @@ from diffusion_lab.sampler import Sampler
 
 
 class DDPM(Model):
-    """A ladder of `levels` betas, a network that is told the level, and images in [-1, 1].
+    """A discrete process with `levels` betas, a network conditioned on the level, and images in [-1, 1].
 
-    The published method predicts eps with L_simple (Eq. 14) and samples ancestrally with the variance beta_t
-    ("fixed_large"). `output` is what the network predicts instead; "score" is its sigma-scaled form, -eps.
+    The published method predicts eps with L_simple (Eq. 14) and uses ancestral sampling with variance beta_t
+    ("fixed_large").  `output` selects another prediction; "score" is the score scaled by sigma, -eps.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class DDPM(Model):
         output: Literal["eps", "x0", "v", "score"] = "eps",
         **options: Unpack[ModelOptions],
     ) -> None:
-        meaning = {"eps": "eps", "x0": "x0", "v": "v", "score": "scaled_score"}[output]
-        row = Parameterization(output=meaning, c_noise="level", low=-1.0, high=1.0, unit_input=True)
+        prediction = {"eps": "eps", "x0": "x0", "v": "v", "score": "scaled_score"}[output]
+        row = Parameterization(output=prediction, c_noise="level", low=-1.0, high=1.0, unit_input=True)
         denoiser = Denoiser(network, DiscreteProcess(schedule, levels), row)
         super().__init__(denoiser, loss, sampler, likelihood, optimizer, shape, grey_levels, **options)

@@ -14,18 +14,18 @@ from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import DiscreteProcess, Schedule
 from diffusion_lab.sampler import Sampler
 
-FIRST = Parameterization(output="score", c_noise="level_from_top", low=0.0, high=1.0)
-SECOND = Parameterization(output="scaled_score", c_noise="nothing", low=0.0, high=1.0)
+NCSN_ROW = Parameterization(output="score", c_noise="level_from_top", low=0.0, high=1.0)
+NCSNV2_ROW = Parameterization(output="scaled_score", c_noise="nothing", low=0.0, high=1.0)
 
 
 class NCSN(Model):
-    """A ladder of `levels` sigmas, a network that is told the level and outputs the score, and images in [0, 1].
+    """A discrete process with `levels` sigmas, a network for the score conditioned on the level, images in [0, 1].
 
-    The published method weighs denoising score matching by sigma^2 (Eq. 6), which is 1/2 sum |eps_hat - eps|^2, and
+    The published method weights denoising score matching by sigma^2 (Eq. 6), which gives 1/2 sum |eps_hat - eps|^2, and
     samples by annealed Langevin dynamics (Algorithm 1).
     """
 
-    row = FIRST
+    row = NCSN_ROW
 
     def __init__(
         self,
@@ -45,10 +45,10 @@ class NCSN(Model):
 
 
 class NCSNv2(NCSN):
-    """NCSN with a network that is told nothing, its output being sigma times the score (Technique 3).
+    """NCSN with an unconditional network that outputs sigma times the score (Technique 3).
 
-    The choice of sigmas, of their number and of the step size (Techniques 1, 2 and 4) is computed for a data set by
-    `process.techniques`; the average of the weights (Technique 5) is the EMA callback.
+    `process.techniques` computes the largest sigma, the number of levels and the step size for a data set (Techniques
+    1, 2 and 4); the EMA callback averages the weights (Technique 5).
     """
 
-    row = SECOND
+    row = NCSNV2_ROW

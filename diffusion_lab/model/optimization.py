@@ -1,4 +1,4 @@
-"""How a model is optimised: learning rate, skipped updates, and the norm of gradients before clipping."""
+"""Optimisation: learning-rate schedule, skipped updates, and gradient clipping."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.model import sharding
-from diffusion_lab.model.expectations import Unfit
+from diffusion_lab.model.checks import ComponentError
 
 
 class Optimization:
-    """The part of `Model` that Lightning calls around an optimiser step."""
+    """The part of a `Model` with Lightning's hooks around an optimiser step."""
 
     optimizer: Callable[..., torch.optim.Optimizer] | None
     warmup_steps: int
     decay_steps: int | None
 
     grad_norm: Tensor | None = None
-    """Global norm of the last gradients, before clipping."""
+    """Global norm of the last gradient before clipping."""
 
     before_clipping: Callable[[], None] | None = None
     updated = False
 
     def configure_optimizers(self) -> dict[str, Any]:
         if self.optimizer is None:
-            raise Unfit("the model has no optimizer, and can only be sampled from: set model.optimizer")
+            raise ComponentError("the model has no optimizer and cannot be trained: set model.optimizer")
         optimizer = self.optimizer(self.network.parameters())
         optimizer.register_step_post_hook(self._note_update)
-        # A fused optimiser would undo the scale of 16-mixed itself: after the norm was taken, clipped and logged.
+        # Otherwise a fused optimiser would unscale the gradients of 16-mixed itself, after clipping and logging.
         optimizer._step_supports_amp_scaling = False
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        """Take the optimiser's settings from the configuration, not from a checkpoint that has brought its own."""
+        """Use the optimiser settings of the configuration instead of those of a checkpoint."""
         for optimizer, config in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True):
             schedule, rate = config.scheduler, optimizer.defaults["lr"]
             schedule.base_lrs = [rate] * len(optimizer.param_groups)
@@ -52,7 +52,7 @@ class Optimization:
         optimizer: torch.optim.Optimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Let the optimiser step; `updated` says whether it did, which 16-mixed prevents where a gradient overflows."""
+        """Run the optimiser step and record in `updated` whether it happened: 16-mixed skips it after an overflow."""
         self.updated = False
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
@@ -60,12 +60,12 @@ class Optimization:
         self.updated = True
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Warm up and decay by updates, not by steps without one."""
+        """Advance the learning-rate schedule only if the weights were updated."""
         if self.updated:
             super().lr_scheduler_step(scheduler, metric)
 
     def learning_rate_factor(self, step: int) -> float:
-        """What the learning rate is multiplied by at an optimiser step, 0, 1, ..."""
+        """Factor of the learning rate at optimiser step 0, 1, ...: linear warm-up, then cosine decay."""
         warm = min(step / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
         if self.decay_steps is None:
             return warm
@@ -77,11 +77,11 @@ class Optimization:
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by the global norm, and keep the norm for the log."""
+        """Clip by the global norm, and keep the norm for logging."""
         trained = (p for group in optimizer.param_groups for p in group["params"])
         parameters = [p for p in trained if p.grad is not None]
         self.grad_norm = sharding.full(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
-        if self.before_clipping is not None:  # a gradient that is not finite is spoilt by clipping, in every parameter
+        if self.before_clipping is not None:  # clipping makes every gradient NaN if one is not finite
             self.before_clipping()
         if gradient_clip_val is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self.grad_norm)

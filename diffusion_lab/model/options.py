@@ -1,4 +1,4 @@
-"""What a model is given: losses, likelihoods, and the options that all methods share."""
+"""Types of losses and likelihoods, and the options that all models share."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from diffusion_lab.model.labels import Labels
 Loss = Callable[..., Tensor]
 """(denoiser, x0, generator) -> the loss of each data point, (B,).
 
-Training gives no generator; validation a list, one for each item, so that an item has the same time and noise every
-time.  `diffusion_lab.noise.draw` and `draw_each` take all of None, a `torch.Generator` and such a list.
+The generator is None in training, and a list with one per item in validation, so that each item always has the same
+time and noise.  `diffusion_lab.noise.draw` and `draw_each` accept None, a `torch.Generator` or such a list.
 """
 
 Likelihood = Callable[..., Any]
-"""(denoiser, x0, grey_levels, generator) -> something with a `log_likelihood` and its `terms`, in nats."""
+"""(denoiser, x0, grey_levels, generator) -> an object with `log_likelihood` and its `terms`, in nats."""
 
 
 class ModelOptions(TypedDict, total=False):
-    """Options that every method passes on to `Model`, which describes them."""
+    """Options that every method passes on to `Model`; documented there."""
 
     dequantize: bool
     warmup_steps: int

@@ -1,4 +1,4 @@
-"""Score matching at one noise level: the road to NCSN (Hyvärinen 2005, Vincent 2011, Song et al. 2019)."""
+"""Score matching at a single noise level, as before NCSN (Hyvärinen 2005, Vincent 2011, Song et al. 2019)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from diffusion_lab.sampler import Sampler
 
 
 class ScoreMatching(Model):
-    """A network that gives the score of the data blurred by one small sigma, or sigma times it; images in [0, 1].
+    """A network for the score of the data perturbed by one small sigma, or sigma times this score; images in [0, 1].
 
-    Any loss of `diffusion_lab.loss` trains it; Langevin dynamics samples from it.
+    Trained by any loss of `diffusion_lab.loss`, and sampled by Langevin dynamics.
     """
 
     def __init__(

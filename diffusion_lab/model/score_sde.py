@@ -16,10 +16,10 @@ from diffusion_lab.sampler import Sampler
 
 
 class ScoreSDE(Model):
-    """Any noise process with the row of the parameterization table that belongs to it (conf/sde).
+    """Any noise process together with its row of the parameterization table (conf/sde).
 
-    VE: sigma times the score, told log sigma, images in [0, 1]; VP and sub-VP: eps, told 999 t, images in [-1, 1].  The
-    discrete variants (SMLD, DDPM) of the same networks are the ladders of the same schedules.
+    VE: sigma times the score, c_noise = log sigma, images in [0, 1]; VP and sub-VP: eps, c_noise = 999 t, images in
+    [-1, 1].  The discrete variants (SMLD, DDPM) are discrete processes with the same schedules.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""A network that is dealt to the ranks: each holds a part of its parameters, gradients, optimiser states and average.
+"""Sharding of a network (FSDP): each rank holds a part of its parameters, gradients, optimiser states and EMA weights.
 
-A tensor that is dealt is a DTensor; nothing here changes one that is not.
+A sharded tensor is a DTensor; other tensors are left unchanged.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:
-    """Deal the parameters of a network to the ranks of a mesh along their first axis (Rajbhandari et al. 2020, ZeRO-3).
+    """Shard the parameters of a network over a mesh along their first axis (Rajbhandari et al. 2020, ZeRO-3).
 
-    Whatever stands in a list of modules, the blocks of a U-Net for instance, is put together when it computes and not
-    before or after; the rest of the network, all of it if there are no lists, from its forward to its backward pass.
+    Modules in lists, such as the blocks of a U-Net, are gathered only while they compute.  The rest of the network (all
+    of it, if there are no lists) stays gathered from its forward to its backward pass.
     """
     if isinstance(network, FSDPModule):
         return
     if any(p.dim() == 4 and not p.is_contiguous() for p in network.parameters()):
-        # Parts of weights have no layout of channels; convolutions take that of what comes in.
+        # Sharded weights cannot be channels_last; convolutions use the memory format of their input.
         network.to(memory_format=torch.contiguous_format)
         network.register_forward_pre_hook(_channels_last)
     for block in blocks(network):
@@ -43,7 +43,7 @@ def _channels_last(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tens
 
 
 def blocks(module: nn.Module, listed: bool = False) -> Iterator[nn.Module]:
-    """The outermost modules with parameters that stand in a list, in whatever part of a network."""
+    """The outermost modules with parameters that are in a list, anywhere in a network."""
     for child in module.children():
         if listed and type(child) not in LISTS:
             yield from [child] if any(True for _ in child.parameters()) else []
@@ -52,9 +52,9 @@ def blocks(module: nn.Module, listed: bool = False) -> Iterator[nn.Module]:
 
 
 def gather(network: nn.Module) -> bool:
-    """Give every rank the whole network until `scatter`: none waits for another in a forward pass, or one back to x.
+    """Gather the full network on every rank until `scatter`, so that forward passes need no communication.
 
-    All ranks together; whether there was anything to do.
+    All ranks must call it together; return whether the network was sharded.
     """
     parts = _parts(network)
     if not any(isinstance(p, DTensor) for part in parts[:1] for p in part.parameters()):
@@ -67,7 +67,7 @@ def gather(network: nn.Module) -> bool:
 
 
 def scatter(network: nn.Module) -> None:
-    """Leave each rank its part."""
+    """Undo `gather`: each rank keeps its shard only."""
     for part in _parts(network):
         part.set_reshard_after_forward(part is not network, recurse=False)
         part.set_reshard_after_backward(True, recurse=False)
@@ -75,31 +75,31 @@ def scatter(network: nn.Module) -> None:
 
 
 def _parts(network: nn.Module) -> list[FSDPModule]:
-    """What is put together at once, the network itself before its blocks; nothing if it is not dealt."""
+    """The units of sharding, the network itself before its blocks; empty if it is not sharded."""
     return [m for m in network.modules() if isinstance(m, FSDPModule)] if isinstance(network, FSDPModule) else []
 
 
 def full(tensor: Tensor) -> Tensor:
-    """All of a tensor; of one that is dealt all ranks ask together."""
+    """Return the full tensor; for a sharded one all ranks must call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def gathered(tree: Any) -> Any:
-    """Nested containers with every tensor that is dealt put together, on the CPU of rank 0; None on the others.
+    """Return nested containers with every sharded tensor gathered on the CPU of rank 0; None on the other ranks.
 
-    One at a time, so that no device has to hold them all.
+    Tensors are gathered one at a time, so that no device has to hold all of them.
     """
     first = ranks.rank_and_world()[0] == 0
 
     def collected(tensor: DTensor) -> Tensor | None:
-        whole = tensor.full_tensor()
-        return whole.cpu() if first else None
+        gathered_tensor = tensor.full_tensor()
+        return gathered_tensor.cpu() if first else None
 
     return tree_map_only(DTensor, collected, tree)
 
 
 def distribute(tensor: Tensor, like: Tensor) -> Tensor:
-    """A rank's part of a tensor that all have: on the device of `like`, dealt and laid out in memory as that is."""
+    """Return this rank's shard of a tensor that all ranks have, with the device, sharding and layout of `like`."""
     if isinstance(tensor, DTensor):
         return tensor
     if isinstance(like, DTensor):
@@ -110,15 +110,15 @@ def distribute(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def distribute_states(states: Iterable[Mapping[str, Any]], parameters: Sequence[Tensor]) -> None:
-    """Deal optimisers' states of a checkpoint as the parameters are; kernels for many tensors trust that it is so."""
-    for of_all in (one["state"] for one in states):
-        for of_one, p in ((of_all[i], p) for i, p in enumerate(parameters) if i in of_all):
-            same = [key for key, value in of_one.items() if getattr(value, "shape", None) == p.shape]
-            of_one.update({key: distribute(of_one[key], p) for key in same})
+    """Shard optimiser states of a checkpoint like the parameters, as multi-tensor kernels require."""
+    for by_parameter in (optimizer["state"] for optimizer in states):
+        for state, p in ((by_parameter[i], p) for i, p in enumerate(parameters) if i in by_parameter):
+            same = [key for key, value in state.items() if getattr(value, "shape", None) == p.shape]
+            state.update({key: distribute(state[key], p) for key in same})
 
 
 class Sharded(ModelParallelStrategy):
-    """Deals the network to all ranks (`Model.configure_model`); its checkpoints are those of one device."""
+    """Shards the network over all ranks (`Model.configure_model`); checkpoints are the same as on one device."""
 
     lightning_restore_optimizer = True
 
@@ -126,7 +126,7 @@ class Sharded(ModelParallelStrategy):
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
 
     def setup_environment(self) -> None:
-        self._data_parallel_size = self.num_nodes * self.num_processes  # known since there is a Trainer
+        self._data_parallel_size = self.num_nodes * self.num_processes  # known only once there is a Trainer
         super().setup_environment()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
@@ -139,8 +139,8 @@ class Sharded(ModelParallelStrategy):
         return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        own = self.lightning_module.state_dict()
-        state = {k: distribute(v, own[k]) if k in own else v for k, v in checkpoint["state_dict"].items()}
+        current = self.lightning_module.state_dict()
+        state = {k: distribute(v, current[k]) if k in current else v for k, v in checkpoint["state_dict"].items()}
         self.lightning_module.load_state_dict(state, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:

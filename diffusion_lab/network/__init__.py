@@ -1,4 +1,4 @@
-"""Networks: functions of a noisy input and one number; they know no data range and no process."""
+"""Networks: functions of x and c_noise, independent of data range and noise process."""
 
 from diffusion_lab.network.energy import Energy
 from diffusion_lab.network.mlp import MLP

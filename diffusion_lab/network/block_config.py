@@ -1,4 +1,4 @@
-"""The settings shared by all blocks of one NCSN++, and the blocks built from them; each option is a row of a table."""
+"""Settings shared by all blocks of NCSN++, and tables of the blocks for each option."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Widths = Callable[[int, int], nn.Module]
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """Settings of every block, named as in `NCSNpp`; `embedding_width` is None for a network without conditioning."""
+    """Block settings, named as in `NCSNpp`; `embedding_width` is None for an unconditional network."""
 
     in_channels: int
     out_channels: int
@@ -32,17 +32,17 @@ class BlockConfig:
     init_scale: float
     checkpoint: bool
 
-    # ScoreSDE's own 1x1 maps start small: those of the attention, and the shortcuts of the older block.
+    # Initial variance scale of ScoreSDE's 1x1 layers: attention, and shortcuts of the DDPM block.
     small = 0.1
-    least = 4
+    min_group_size = 4
 
     @property
     def resampling(self) -> Resampling:
         return FIR if self.fir else MEAN
 
     def stage(self, source: int, width: int, attends: bool = False, resample: nn.Module | None = None) -> Stage:
-        """A residual block from `source` channels to `width`, then attention where the stage attends."""
-        norm = {"groups": self.groups, "least": self.least}
+        """A residual block from `source` to `width` channels, followed by attention if `attends`."""
+        norm = {"groups": self.groups, "min_group_size": self.min_group_size}
         last = {"init_scale": self.init_scale, "skip_rescale": self.skip_rescale}
         shortcut = {"biggan": 1.0, "ddpm": self.small}[self.resblock_type]
         residual = ResidualBlock(
@@ -59,13 +59,13 @@ class BlockConfig:
         return Stage(residual, attention, self.checkpoint)
 
     def change(self, width: int, resample: Callable[[], nn.Module], convolve: Widths) -> nn.Module:
-        """A step to another resolution: inside of a residual block, or by a convolution or none."""
+        """A change of resolution: inside a residual block (BigGAN), or with or without a convolution (DDPM)."""
         if self.resblock_type == "biggan":
             return self.stage(width, width, resample=resample())
         return Unconditional(convolve(width, width) if self.resamp_with_conv else resample())
 
     def head(self, width: int, out_channels: int, scale: float) -> nn.Sequential:
-        return head(width, out_channels, self.groups, self.least, scale)
+        return head(width, out_channels, self.groups, self.min_group_size, scale)
 
     def output_head(self, width: int) -> nn.Sequential:
         """The layers that compute the output of one resolution."""

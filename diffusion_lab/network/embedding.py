@@ -1,4 +1,4 @@
-"""How a network is told the noise level, by sines and cosines and a small perceptron, and the class of an image."""
+"""Embeddings of the noise level (sinusoidal or Fourier features, then an MLP) and of class labels."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from diffusion_lab.network.layers import linear
 
 
 def sinusoidal(t: Tensor, dimension: int, period: float = 10000.0) -> Tensor:
-    """Sines, then cosines, of t at frequencies that fall geometrically from 1 to 1/period.
+    """Sinusoidal embedding of t, with frequencies that decrease geometrically from 1 to 1/period.
 
     [sin(w_0 t) ... sin(w_{h-1} t), cos(w_0 t) ... cos(w_{h-1} t)],  w_k = period^(-k/(h-1)),  h = dimension/2
-    (official code of Ho et al. 2020; others divide by h, or put the cosines first).
+    (official code of Ho et al. 2020; other programs divide by h, or put the cosines first).
     Shapes: (B,) -> (B, dimension), in the precision of t.
     """
     half = dimension // 2
@@ -27,11 +27,11 @@ def sinusoidal(t: Tensor, dimension: int, period: float = 10000.0) -> Tensor:
 
 
 class FourierWaves(nn.Module):
-    """Sines, then cosines, of t at random frequencies, which are saved but never trained.
+    """Gaussian Fourier features of t: sines and cosines at random frequencies, which are saved but not trained.
 
     [sin(2 pi w_1 t) ... sin(2 pi w_h t), cos(2 pi w_1 t) ... cos(2 pi w_h t)],  w ~ N(0, scale^2),  h = dimension/2
     (Tancik et al. 2020; Song et al. 2021, appendix H: scale 16, t = log sigma).
-    Shapes: (B,) -> (B, dimension), in the precision of the frequencies, never coarser than float32.
+    Shapes: (B,) -> (B, dimension), in the precision of the frequencies, at least float32.
     """
 
     def __init__(self, dimension: int, scale: float) -> None:
@@ -44,7 +44,7 @@ class FourierWaves(nn.Module):
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FourierWaves:
-        # A network cast to bfloat16 must keep its frequencies: rounded, they would turn by other angles, a radian off.
+        # A network cast to bfloat16 must keep its frequencies: rounding them would change the angles by a radian.
         def kept(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             return moved if moved.element_size() >= 4 else tensor.to(moved.device)
@@ -53,55 +53,55 @@ class FourierWaves(nn.Module):
 
 
 class LabelEmbedding(nn.Embedding):
-    """A learned vector for each of `classes` labels, and one more for no label, the label `classes`.
+    """A learned vector for each label 0 ... classes - 1 and for the null label `classes`.
 
-    They start as N(0, 1) (Dhariwal & Nichol 2021, official code), or as 0.  Shapes: (B,) integers -> (B, width).
+    Initialised from N(0, 1) (Dhariwal & Nichol 2021, official code), or to 0.  Shapes: (B,) integers -> (B, width).
     Raises ValueError for less than one class.
     """
 
     def __init__(self, classes: int, width: int, start_at_zero: bool = False) -> None:
         if classes < 1:
-            raise ValueError(f"classes={classes}: give at least 1, or null for a network that takes no labels")
+            raise ValueError(f"classes={classes}: must be at least 1, or null for an unconditional network")
         super().__init__(classes + 1, width)
         if start_at_zero:
             nn.init.zeros_(self.weight)
 
 
 def embedded(table: LabelEmbedding | None, label: Tensor | None) -> Tensor | None:
-    """The vectors of the labels (B,); None for a network without classes, whose table is None."""
+    """The embeddings (B, width) of labels (B,); None for an unconditional network, whose table is None."""
     check_label(None if table is None else table.num_embeddings - 1, label)
     return None if table is None else table(label)
 
 
 def check_label(classes: int | None, label: Tensor | None) -> None:
-    """Raise ValueError where a network with classes is given no label, or one without classes is given some."""
+    """Raise ValueError if a class-conditional network gets no label, or an unconditional one gets a label."""
     if classes is None and label is not None:
-        raise ValueError("this network was built without classes: give it no label")
+        raise ValueError("this network was built without classes: leave out label")
     if classes is not None and label is None:
         raise ValueError(f"this network was built with {classes} classes: give each image a label")
 
 
 class TimeEmbedding(nn.Module):
-    """Conditioning vector of a noise level, silu(W_2 silu(W_1 waves(t))): Ho et al. 2020, appendix B.
+    """Embedding of the noise level, silu(W_2 silu(W_1 waves(t))): Ho et al. 2020, appendix B.
 
-    With `classes` the vector of a label is added before the last silu (Dhariwal & Nichol 2021, section 3).
+    With `classes` a label embedding is added before the last silu (Dhariwal & Nichol 2021, section 3).
 
-    waves: (B,) -> (B, dimension), `sinusoidal` if not given.
-    The last silu stands here, not in every block that reads the vector: the same numbers, computed once.
-    Shapes: (B,), (B,) -> (B, width). Raises ValueError where `dimension` does not hold two sines and two cosines.
+    waves: (B,) -> (B, dimension), by default `sinusoidal`.
+    The last silu is computed once here instead of in every block that uses the embedding.
+    Shapes: (B,), (B,) -> (B, width). Raises ValueError unless `dimension` is even and at least 4.
     """
 
     def __init__(self, dimension: int, width: int, waves: nn.Module | None = None, classes: int | None = None) -> None:
         super().__init__()
         if dimension < 4 or dimension % 2:
-            raise ValueError(f"a time embedding of {dimension} dimensions: give an even number from 4 up")
+            raise ValueError(f"a time embedding of {dimension} dimensions: must be an even number >= 4")
         self.waves = waves or partial(sinusoidal, dimension=dimension)
         self.dense1 = linear(dimension, width)
         self.dense2 = linear(width, width)
         self.labels = None if classes is None else LabelEmbedding(classes, width)
 
     def forward(self, t: Tensor, label: Tensor | None = None) -> Tensor:
-        # bfloat16 cannot tell level 999 from 1000, so the waves are never coarser than float32.
+        # At least float32: bfloat16 cannot distinguish levels 999 and 1000.
         weights = self.dense1.weight.dtype
         waves = self.waves(t.to(torch.promote_types(weights, torch.float32)))
         h = self.dense2(F.silu(self.dense1(waves.to(weights))))

@@ -1,4 +1,4 @@
-"""A network whose output is the gradient of a scalar: an energy-based model."""
+"""An energy-based model: a network whose output is minus the gradient of a scalar energy."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 class Energy(nn.Module):
-    """-grad_x E(x, t) of the energy E = |x - f(x, t)|^2 / 2, f any network that keeps the shape of x.
+    """-grad_x E(x, t) of the energy E = |x - f(x, t)|^2 / 2, for any network f that keeps the shape of x.
 
-    -grad_x E = (grad_x f)^T (x - f) - (x - f),   p(x) ~ exp(-E) where the output is read as the score
+    -grad_x E = (grad_x f)^T (x - f) - (x - f),   p(x) ~ exp(-E) if the output is the score
 
-    So the output is the gradient of something, which the output of a network in general is not, and the model has a
-    density up to its normaliser; with a comparable structure it does as well as a score (Salimans & Ho 2021, "Should
-    EBMs model the energy or the score?").  Read as "scaled_score", E stands for -sigma log p.
+    The output of a network in general is not a gradient field; here it is, so the model has a density up to its
+    normalising constant.  With this structure it performs as well as a score network (Salimans & Ho 2021, "Should
+    EBMs model the energy or the score?").  With output="scaled_score", E stands for -sigma log p.
 
-    The output is differentiable when autograd is on, as training and the second derivatives of score matching need;
-    it can be computed with autograd off, too.  It costs a backward pass through f.  f must be smooth: the second
+    The output is differentiable if autograd is on, as training and the second derivatives of score matching need; it
+    can also be computed with autograd off.  It costs a backward pass through f.  f must be smooth: the second
     derivative of ReLU is zero.
 
     Args:
@@ -29,12 +29,12 @@ class Energy(nn.Module):
         self.network = network
 
     def energy(self, x: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        """E(x, t) of x (B, ...) and t (B,), shape (B,); its zero has no meaning."""
+        """E(x, t) of x (B, ...) and t (B,), shape (B,); defined up to a constant."""
         return 0.5 * (x - self.network(x, t, **condition)).square().flatten(1).sum(1)
 
     def forward(self, x: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         training = torch.is_grad_enabled()
-        # Sampling turns autograd off, but -grad E needs it; the fused kernels of attention have no second derivative.
+        # Sampling disables autograd, but -grad E needs it; the fused attention kernels have no second derivative.
         with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             x = x if training and x.requires_grad else x.clone().detach().requires_grad_()
             energy = self.energy(x, t.clone(), **{key: value.clone() for key, value in condition.items()})

@@ -1,4 +1,4 @@
-"""Change of resolution by two without aliasing: a fixed binomial low-pass filter, as in StyleGAN2."""
+"""Down- and upsampling by two without aliasing, by a fixed binomial low-pass filter as in StyleGAN2."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from diffusion_lab.network.layers import variance_scaling
 class Fir(nn.Module):
     """The filter k = [1, 3, 3, 1] / 8 along rows and columns, times `gain`: one depthwise convolution.
 
-    (Zhang 2019; Karras et al. 2020, official code.) Outside of the image there are zeros. The taps are whole numbers
-    over a power of two, exact in every precision; they are no weights and stay out of the state dict.
+    (Zhang 2019; Karras et al. 2020, official code.) The image is padded with zeros. The filter coefficients are
+    integers over a power of two, exact in every precision; they are not parameters and not in the state dict.
     """
 
     def __init__(self, gain: float = 1.0) -> None:
@@ -39,7 +39,7 @@ class FirDouble(Fir):
         super().__init__(gain=4.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The transposed convolution never touches the zeros: same numbers as zero insertion, a tenth of the time.
+        # The transposed convolution skips the zeros: the same result as zero insertion in a tenth of the time.
         return F.conv_transpose2d(x, self.taps(x.shape[1]), stride=2, padding=1, groups=x.shape[1])
 
 
@@ -62,6 +62,6 @@ class FirUpsample(Fir):
         self.conv = variance_scaling(nn.ConvTranspose2d(channels, out_channels or channels, 3, stride=2))
 
     def forward(self, x: Tensor) -> Tensor:
-        # The bias joins after the filter, which would fade it out towards the border.
+        # The bias is added after the filter, which would attenuate it near the border.
         h = F.conv_transpose2d(x, self.conv.weight, stride=2)
         return F.conv2d(h, self.taps(h.shape[1]), self.conv.bias, padding=1, groups=h.shape[1])

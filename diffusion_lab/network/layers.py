@@ -1,4 +1,4 @@
-"""The layers that every network is made of, with the weights they start from."""
+"""The basic layers of all networks, and their initialisation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Layer = TypeVar("Layer", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 
 def variance_scaling(layer: Layer, scale: float = 1.0) -> Layer:
-    """Draw a layer's weight with the given variance scale, zero its bias, and return the layer.
+    """Initialise a layer's weight with the given variance scale and its bias with 0, and return the layer.
 
     w ~ U(-a, a) with a^2 = 6 max(scale, 1e-10) / (fan_in + fan_out), so that Var(w) = scale / fan_average
-    (official code of Ho et al. 2020). Scale 0 stands for 1e-10: the layer starts as almost zero.
+    (official code of Ho et al. 2020). With scale 0 (1e-10) the initial weights are almost zero.
     """
     nn.init.xavier_uniform_(layer.weight, gain=math.sqrt(max(scale, 1e-10)))
     nn.init.zeros_(layer.bias)
@@ -23,27 +23,27 @@ def variance_scaling(layer: Layer, scale: float = 1.0) -> Layer:
 
 
 def linear(in_features: int, out_features: int, scale: float = 1.0) -> nn.Linear:
-    """Affine map (..., in_features) -> (..., out_features), drawn by `variance_scaling`."""
+    """Linear layer (..., in_features) -> (..., out_features), initialised by `variance_scaling`."""
     return variance_scaling(nn.Linear(in_features, out_features), scale)
 
 
 def conv1x1(in_channels: int, out_channels: int, scale: float = 1.0) -> nn.Conv2d:
-    """Affine map over the channels of each pixel, drawn by `variance_scaling`."""
+    """1x1 convolution, initialised by `variance_scaling`."""
     return variance_scaling(nn.Conv2d(in_channels, out_channels, 1), scale)
 
 
 def conv3x3(in_channels: int, out_channels: int, scale: float = 1.0) -> nn.Conv2d:
-    """3x3 convolution that keeps the resolution, drawn by `variance_scaling`."""
+    """3x3 convolution that keeps the resolution, initialised by `variance_scaling`."""
     return variance_scaling(nn.Conv2d(in_channels, out_channels, 3, padding=1), scale)
 
 
-def group_norm(channels: int, groups: int, least: int | None = None) -> nn.GroupNorm:
-    """Group normalisation with DDPM's epsilon, 1e-6; ValueError where groups do not divide channels.
+def group_norm(channels: int, groups: int, min_group_size: int | None = None) -> nn.GroupNorm:
+    """Group normalisation with DDPM's epsilon, 1e-6; raises ValueError unless `groups` divides `channels`.
 
-    With `least`, there are fewer groups where they would have less than this many channels each.
+    With `min_group_size` the number of groups is reduced so that each has at least this many channels.
     """
-    if least is not None:
-        groups = min(groups, channels // least)
+    if min_group_size is not None:
+        groups = min(groups, channels // min_group_size)
     if groups < 1 or channels % groups:
         raise ValueError(
             f"{channels} channels do not divide into groups={groups}: set groups to a divisor of {channels}, "
@@ -53,15 +53,14 @@ def group_norm(channels: int, groups: int, least: int | None = None) -> nn.Group
 
 
 class Dropout(nn.Dropout):
-    """In training each number is 0 with probability p, and else divided by 1 - p (Srivastava et al. 2014).
+    """Dropout (Srivastava et al. 2014), faster on the CPU: the mask is drawn as integers.
 
-    On a CPU torch draws probabilities one by one in a single thread, for which all others wait; it does so with whole
-    numbers as well, in a third of the time.
+    On a CPU torch generates random numbers in a single thread; integers take a third of the time of probabilities.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        draws = self.training and 0 < self.p < 1
-        if not draws or x.device.type != "cpu" or torch.compiler.is_compiling():
+        active = self.training and 0 < self.p < 1
+        if not active or x.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(x)
         kept = torch.empty_like(x, dtype=torch.int32).random_() >= int(self.p * 2**31)
         return x * kept.to(x.dtype).mul_(1 / (1 - self.p))

@@ -1,4 +1,4 @@
-"""A network for points."""
+"""The network for points: a residual MLP."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from diffusion_lab.network.layers import linear
 
 
 class MLP(nn.Module):
-    """Residual perceptron: points x (B, dimensions) and t (B,) -> (B, dimensions).
+    """Residual MLP: points x (B, dimensions) and c_noise t (B,) -> (B, dimensions).
 
     h_0 = W_0 x,   h_i = h_{i-1} + silu((1 + a_i) W_i h_{i-1} + b_i),   y = W h_depth,   [a, b] = V e(t)
 
-    t, whatever number the caller conditions on, scales and shifts every layer (FiLM: Perez et al. 2018). e is
-    the `TimeEmbedding` of the U-Net, `embedding` numbers wide: its waves turn by 1 ... 1e-4 radians a unit,
-    so that neighbours among the levels 0 ... 999 differ, and no two of them are alike.
-    V and W start as almost zero. With `classes` it is told labels (B,), too: 0 ... classes - 1, `classes` for none.
-    Raises ValueError for an input of another shape, or a number below 1.
+    t scales and shifts every layer (FiLM: Perez et al. 2018). e is the `TimeEmbedding` of the U-Net with `embedding`
+    dimensions; its frequencies, 1 ... 1e-4, distinguish all of the levels 0 ... 999.
+    V and W are initialised almost to zero. With `classes` the network is also conditioned on labels (B,),
+    0 ... classes - 1, and `classes` for the null label.
+    Raises ValueError for an input of another shape, or a size below 1.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         if min(dimensions, width, depth) < 1:
-            raise ValueError(f"dimensions={dimensions}, width={width}, depth={depth}: give each at least 1")
+            raise ValueError(f"dimensions={dimensions}, width={width}, depth={depth}: each must be at least 1")
         self.dimensions = dimensions
         self.time = TimeEmbedding(embedding, embedding, classes=classes)
         self.linear_in = linear(dimensions, width)
@@ -41,7 +41,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         if x.dim() != 2 or x.shape[1] != self.dimensions:
-            raise ValueError(f"input of shape {tuple(x.shape)}: the network takes (batch, {self.dimensions})")
+            raise ValueError(f"input of shape {tuple(x.shape)}: the network needs (batch, {self.dimensions})")
         h = self.linear_in(x)
         scales, shifts = self.modulation(self.time(t, label)).unflatten(1, (2, len(self.hidden), -1)).unbind(1)
         for layer, scale, shift in zip(self.hidden, scales.unbind(1), shifts.unbind(1), strict=True):

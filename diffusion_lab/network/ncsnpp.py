@@ -17,30 +17,30 @@ from diffusion_lab.network.sizes import check_choice, check_input, check_levels,
 class NCSNpp(nn.Module):
     """Noise-conditional U-Net of ScoreSDE: x (B, in_channels, H, W) and t (B,) -> (B, out_channels, H, W).
 
-    The way down and up is that of `UNet` with up_attention="last". New are: the resolution changes inside of residual
-    blocks, through a low-pass filter; sums of two are divided by sqrt(2); the image enters at every resolution (input
-    pyramid); and the output may be a sum over all resolutions (output pyramid).
-    Source: Song et al. 2021, appendix H; official code, `ncsnpp`. As it stands NCSN++ of CIFAR-10 (62,758,915
-    parameters); with fir=False, progressive_input="none", embedding="positional" DDPM++ (61,804,419).
+    Encoder and decoder are those of `UNet` with up_attention="last", with these changes: the resolution changes inside
+    residual blocks, with a low-pass filter; sums of two terms are divided by sqrt(2); the image is an input at every
+    resolution (input pyramid); and the output may be a sum over all resolutions (output pyramid).
+    Source: Song et al. 2021, appendix H; official code, `ncsnpp`. The defaults are NCSN++ for CIFAR-10 (62,758,915
+    parameters); fir=False, progressive_input="none", embedding="positional" give DDPM++ (61,804,419).
 
-    t: whatever number the caller conditions on: log sigma for embedding="fourier", 999 t or a level for "positional".
-    Unlike the official network this one neither takes the logarithm, nor moves x to [-1, 1], nor divides by sigma.
-    image_size: only places the attention; every H and W divisible by 2^(levels - 1) will do.
-    attention: the resolutions whose stages attend, on the way up the last of a level.
-    groups: of a norm at most, each of at least 4 channels.
+    t: c_noise, which is log sigma for embedding="fourier", and 999 t or a level for "positional".
+    Unlike the official network this one does not take the logarithm, rescale x to [-1, 1] or divide by sigma.
+    image_size: used only to place the attention; H and W may be any multiples of 2^(levels - 1).
+    attention: the resolutions with attention, in the decoder only in the last block of a level.
+    groups: maximum number of groups of a norm, each of at least 4 channels.
     resblock_type: "biggan", or "ddpm": the resolution changes between the blocks, by a convolution if resamp_with_conv.
-    fir: filter with [1, 3, 3, 1] where the resolution changes, or else average and repeat pixels.
+    fir: filter with [1, 3, 3, 1] where the resolution changes; else average pooling and nearest-neighbour upsampling.
     skip_rescale: divide every sum of a block's input and output, and of a residual pyramid, by sqrt(2).
-    progressive_input: on the way down each resolution's first block is given nothing more ("none"), the image made
-        smaller ("input_skip", joined by progressive_combine), or the running sum of features ("residual").
+    progressive_input: additional input to the encoder at each resolution: "none", the downsampled image ("input_skip",
+        added or concatenated by progressive_combine), or a running sum of features ("residual").
     progressive: the output is computed from the last features ("none"), is the sum of the outputs of each resolution
-        ("output_skip"), or is computed from a running sum of features ("residual"; takes two levels).
+        ("output_skip"), or is computed from a running sum of features ("residual"; needs at least two levels).
     fourier_scale: standard deviation of the random frequencies of the "fourier" embedding.
     conditional: False for a network without noise conditioning.
-    init_scale: variance scale with which the last layer of each block, and the output, start; 0: almost zero.
-    checkpoint: compute the stages again in the backward pass, which takes less memory and more time.
-    classes: of the labels (B,) that it is told, 0 ... classes - 1, and `classes` for none; None: it takes no labels.
-    Raises ValueError where sizes do not fit together: those of the net at once, of an input in `forward`.
+    init_scale: initial variance scale of each block's last layer and of the output layer; 0: almost zero.
+    checkpoint: recompute the stages in the backward pass (gradient checkpointing): less memory, more time.
+    classes: number of classes of the labels (B,), 0 ... classes - 1, and `classes` for the null label; None: no labels.
+    Raises ValueError for sizes that do not fit together: of the network at once, of an input in `forward`.
     """
 
     def __init__(
@@ -74,8 +74,8 @@ class NCSNpp(nn.Module):
             check_choice(option, value, allowed)
         check_levels(multipliers, blocks)
         check_resolutions(image_size, len(multipliers), attention)
-        if channels < BlockConfig.least:
-            raise ValueError(f"channels={channels}: give at least {BlockConfig.least}, one group of a norm")
+        if channels < BlockConfig.min_group_size:
+            raise ValueError(f"channels={channels}: must be at least {BlockConfig.min_group_size}, one group of a norm")
         if progressive == "residual" and len(multipliers) < 2:
             raise ValueError("progressive='residual' sums over resolutions: give at least two multipliers")
         self.resblock_type, self.fir, self.embedding, self.conditional = resblock_type, fir, embedding, conditional
@@ -107,7 +107,7 @@ class NCSNpp(nn.Module):
     def build_down(
         self, config: BlockConfig, channels: int, widths: list[int], blocks: int, attends: list[bool]
     ) -> list[int]:
-        """Build the way down; return the channels of each output that is kept for the way up."""
+        """Build the encoder; return the channels of each skip connection to the decoder."""
         self.conv_in = conv3x3(config.in_channels, channels)
         self.downsample = nn.ModuleList()
         self.input_pyramid = nn.ModuleList()
@@ -129,7 +129,7 @@ class NCSNpp(nn.Module):
     def build_up(
         self, config: BlockConfig, kept: list[int], widths: list[int], blocks: int, attends: list[bool]
     ) -> None:
-        """Build the way up."""
+        """Build the decoder."""
         self.up, self.output_pyramid, self.upsample = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         below = None
         for level, width in reversed(list(enumerate(widths))):
@@ -144,7 +144,7 @@ class NCSNpp(nn.Module):
         self.conv_out = None if self.progressive == "output_skip" else config.output_head(widths[0])
 
     def embed(self, t: Tensor, label: Tensor | None) -> Tensor | None:
-        """The conditioning vector (B, 4 channels) of noise level and label; None for a network without either."""
+        """The embedding (B, 4 channels) of noise level and label; None for a network without either."""
         if self.conditional:
             return self.time(t, label)
         of_label = embedded(self.labels, label)

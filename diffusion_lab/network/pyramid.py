@@ -1,7 +1,7 @@
-"""The pyramids of NCSN++: the image at every resolution on the way down, the output at every resolution on the way up.
+"""The pyramids of NCSN++: the image as input, and the output, at every resolution.
 
-(Song et al. 2021, appendix H, after Karras et al. 2020, section 4.1.) Each module stands where the resolution has just
-changed, or is about to: (pyramid, h) -> (pyramid, h), both of one resolution afterwards.
+(Song et al. 2021, appendix H, after Karras et al. 2020, section 4.1.) Each module is applied at a change of resolution
+and maps (pyramid, h) -> (pyramid, h), both of the same resolution afterwards.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ PyramidState = tuple[Tensor | None, Tensor]
 
 
 class Bypass(nn.Module):
-    """No pyramid: both as they were."""
+    """No pyramid: the identity."""
 
     def forward(self, pyramid: Tensor | None, h: Tensor) -> PyramidState:
         return pyramid, h
 
 
 class InputSkip(nn.Module):
-    """p <- halve(p),   h <- h + W p, or where `concatenate` [W p, h]: p is the image, downsampled."""
+    """p <- halve(p),   h <- h + W p, or [W p, h] with `concatenate`: p is the downsampled image."""
 
     def __init__(self, halve: nn.Module, image_channels: int, channels: int, concatenate: bool) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class InputSkip(nn.Module):
 
 
 class Residual(nn.Module):
-    """p <- R p + h, or where `skip_rescale` (R p + h) / sqrt(2),   h <- p; R: a convolution to the other resolution."""
+    """p <- R p + h, or (R p + h) / sqrt(2) with `skip_rescale`,   h <- p; R: a resampling convolution."""
 
     def __init__(self, resample: nn.Module, skip_rescale: bool) -> None:
         super().__init__()
@@ -62,12 +62,12 @@ class OutputStart(nn.Module):
 
 
 class OutputSkip(nn.Module):
-    """p <- enlarge(p) + head(h): the output so far, upsampled, and what this resolution adds."""
+    """p <- upsample(p) + head(h): the output of lower resolutions, upsampled, plus that of this resolution."""
 
-    def __init__(self, enlarge: nn.Module, head: nn.Module) -> None:
+    def __init__(self, upsample: nn.Module, head: nn.Module) -> None:
         super().__init__()
-        self.enlarge = enlarge
+        self.upsample = upsample
         self.head = head
 
     def forward(self, pyramid: Tensor, h: Tensor) -> PyramidState:
-        return self.enlarge(pyramid) + self.head(h), h
+        return self.upsample(pyramid) + self.head(h), h

@@ -1,4 +1,4 @@
-"""The blocks of a RefineNet: residual blocks that halve or dilate, and refinement blocks that merge two resolutions."""
+"""The blocks of a RefineNet: residual blocks that downsample or dilate, and refinement blocks."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ POOLS = {"average": nn.AvgPool2d, "max": nn.MaxPool2d}
 
 
 def convolution(in_channels: int, out_channels: int, size: int = 3, dilation: int = 1, bias: bool = True) -> nn.Conv2d:
-    """Convolution that keeps the resolution, started as torch starts it (as in the official code)."""
+    """Convolution that keeps the resolution, with torch's initialisation as in the official code."""
     return nn.Conv2d(in_channels, out_channels, size, padding=dilation * (size // 2), dilation=dilation, bias=bias)
 
 
 def normalise(channels: int, levels: int | None) -> nn.Module:
-    """InstanceNorm++, conditional where there are levels to tell apart."""
+    """InstanceNorm++, conditioned on the noise level if `levels` is given."""
     return ConditionalInstanceNormPlus(channels, levels) if levels else InstanceNormPlus(channels)
 
 
-def normalise_if_told(channels: int, levels: int | None) -> nn.Module:
-    """Conditional InstanceNorm++ or none: the refinement blocks of NCSNv2 do without."""
+def normalise_if_conditional(channels: int, levels: int | None) -> nn.Module:
+    """Conditional InstanceNorm++ if `levels` is given, else no norm, as in the refinement blocks of NCSNv2."""
     return ConditionalInstanceNormPlus(channels, levels) if levels else NoNorm()
 
 
 class DilatedBlock(nn.Module):
-    """Two normalised convolutions, added to the input (Song & Ermon 2019, appendix A).
+    """Residual block with two normalised convolutions (Song & Ermon 2019, appendix A).
 
     h = conv2(elu(norm2(conv1(elu(norm1(x)))))),   y = x + h
 
-    The first block of a stage changes the width, in conv2, and either halves the resolution or dilates:
-    dilation = 1: y = conv1x1(mean2x2(x)) + mean2x2(h);  dilation > 1: y = conv3x3(x) + h, and no resolution is lost.
+    In the first block of a stage conv2 changes the width, and the block either downsamples or dilates:
+    dilation = 1: y = conv1x1(mean2x2(x)) + mean2x2(h);  dilation > 1: y = conv3x3(x) + h, at the same resolution.
     Shapes: (B, in_channels, H, W) -> (B, out_channels, H, W), or half of H and W.
     """
 
@@ -50,7 +50,7 @@ class DilatedBlock(nn.Module):
         self.shortcut = convolution(in_channels, out_channels, size, dilation) if first else nn.Identity()
 
     def forward(self, x: Tensor, position: Position | None) -> Tensor:
-        # In place: what a norm puts out is needed nowhere else.
+        # In place: the output of a norm is not needed elsewhere.
         h = self.conv1(F.elu(self.norm1(x, position), inplace=True))
         h = self.conv2(F.elu(self.norm2(h, position), inplace=True))
         if self.halves:
@@ -63,7 +63,7 @@ class PreActivated(nn.Module):
 
     def __init__(self, channels: int, levels: int | None) -> None:
         super().__init__()
-        self.norm = normalise_if_told(channels, levels)
+        self.norm = normalise_if_conditional(channels, levels)
         self.conv = convolution(channels, channels, bias=False)
 
     def forward(self, x: Tensor, position: Position | None) -> Tensor:
@@ -71,7 +71,7 @@ class PreActivated(nn.Module):
 
 
 class ResidualUnits(nn.Module):
-    """`count` times x + conv(elu(conv(elu(x)))), normalised before each elu or not; (B, channels, H, W), kept."""
+    """`count` times x <- x + conv(elu(conv(elu(x)))), with a norm before each elu if conditional; shape kept."""
 
     def __init__(self, channels: int, count: int, levels: int | None) -> None:
         super().__init__()
@@ -86,14 +86,14 @@ class ResidualUnits(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Sum of convolved inputs, each brought to the resolution of the first: (B, in_channels[i], H_i, W_i) -> one.
+    """Sum of convolved inputs, resampled to the resolution of the first: bilinear with aligned corners.
 
-    The resampling is bilinear with aligned corners.
+    Shapes: (B, in_channels[i], H_i, W_i) -> (B, out_channels, H_0, W_0).
     """
 
     def __init__(self, in_channels: list[int], out_channels: int, levels: int | None) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(normalise_if_told(width, levels) for width in in_channels)
+        self.norms = nn.ModuleList(normalise_if_conditional(width, levels) for width in in_channels)
         self.convs = nn.ModuleList(convolution(width, out_channels) for width in in_channels)
 
     def forward(self, inputs: list[Tensor], position: Position | None) -> Tensor:
@@ -107,7 +107,7 @@ class Fusion(nn.Module):
 
 
 class ChainedPooling(nn.Module):
-    """A chain of poolings over 5x5 pixels, every link of it added (Lin et al. 2017): (B, channels, H, W), kept.
+    """The sum of a chain of 5x5 poolings and convolutions (Lin et al. 2017); shape (B, channels, H, W), kept.
 
     p_0 = elu(x),   p_i = conv_i(pool(norm_i(p_{i-1}))),   y = p_0 + p_1 + p_2
     """
@@ -115,7 +115,7 @@ class ChainedPooling(nn.Module):
     def __init__(self, channels: int, levels: int | None, pool: Literal["average", "max"]) -> None:
         super().__init__()
         self.pool = POOLS[pool](5, stride=1, padding=2)
-        self.norms = nn.ModuleList(normalise_if_told(channels, levels) for _ in range(2))
+        self.norms = nn.ModuleList(normalise_if_conditional(channels, levels) for _ in range(2))
         self.convs = nn.ModuleList(convolution(channels, channels, bias=False) for _ in range(2))
 
     def forward(self, x: Tensor, position: Position | None) -> Tensor:
@@ -127,10 +127,10 @@ class ChainedPooling(nn.Module):
 
 
 class RefineBlock(nn.Module):
-    """Units on each input, their fusion, chained pooling, units (Lin et al. 2017, "RefineNet", figure 3).
+    """Residual units on each input, fusion, chained pooling, residual units (Lin et al. 2017, "RefineNet", figure 3).
 
-    The inputs are what the way down kept at a stage and, but for the deepest stage, the block before.
-    Shapes: (B, in_channels[i], H_i, W_i), i = 0 and perhaps 1 -> (B, out_channels, H_0, W_0).
+    The inputs are the encoder's output at a stage and, except at the deepest stage, the output of the previous block.
+    Shapes: (B, in_channels[i], H_i, W_i), for one or two inputs -> (B, out_channels, H_0, W_0).
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The RefineNets of NCSN and NCSNv2."""
+"""The RefineNets of NCSN and NCSNv2 (Song & Ermon 2019 and 2020)."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from diffusion_lab.network.sizes import check_choice, check_input, check_levels
 class RefineNet(nn.Module):
     """Network of NCSN and NCSNv2: x (B, in_channels, H, W) and t (B,) -> (B, out_channels, H, W).
 
-    On the way down stage i has channels * multipliers[i] channels and `blocks` residual blocks. The first stage has the
-    resolution of the image; each later one halves it, or, where its dilation is above 1, keeps it and sees further by
-    dilated convolutions. On the way up a refinement block a stage merges what the stage gave with the block before.
+    Stage i of the encoder has channels * multipliers[i] channels and `blocks` residual blocks. The first stage has the
+    resolution of the image; each later one halves it, or, if its dilation is above 1, keeps it and enlarges the
+    receptive field by dilated convolutions. The decoder has a refinement block per stage, which merges the output of
+    the stage with that of the previous block.
     Sources: Song & Ermon 2019, appendix A and official code `CondRefineNetDilated` (30,117,635 parameters at CIFAR-10);
     Song & Ermon 2020, appendix B and official code `NCSNv2` (29,694,083), with these multipliers | dilations:
     (1, 2, 2, 2) | (1, 1, 2, 4) for 28, 32 and 64 pixels, also NCSN's;  (1, 2, 2, 4, 4) | (1, 1, 1, 2, 4) for 96 and 128
     (`NCSNv2Deeper`);  (1, 2, 2, 2, 4, 4) | (1, 1, 1, 1, 2, 4) for 256 (`NCSNv2Deepest`).
 
-    t: the level, counted from the largest noise: 0 ... levels - 1, or any real number: between two levels the norms'
-        parameters are interpolated, beyond the ladder its end is taken. Not read where levels is None.
-    Unlike the official networks this one neither moves x to [-1, 1] nor divides its output by sigma.
-    image_size: only refused where it cannot be halved; every H and W that can be halved so often will do.
-    levels: noise levels that it is told apart, by conditional norms (NCSN); None: it is not told the level (NCSNv2),
-        and its refinement blocks have no norms.
-    pool: over 5x5 pixels, in the refinement blocks: "average" (NCSN) or "max" (NCSNv2).
-    checkpoint: compute the blocks again in the backward pass, which takes less memory and more time.
-    classes: of the labels (B,) that its norms are told, 0 ... classes - 1, and `classes` for none; None: no labels.
-    Raises ValueError where sizes do not fit together: those of the net at once, of an input in `forward`.
+    t: c_noise, the level counted from the largest noise, 0 ... levels - 1, or any real number: the norms' parameters
+        are interpolated between levels and constant beyond the last ones. Ignored if levels is None.
+    Unlike the official networks this one does not rescale x to [-1, 1] or divide its output by sigma.
+    image_size: used only to check that it is divisible; H and W may be any multiples of the same power of two.
+    levels: number of noise levels of the conditional norms (NCSN); None: the network is not conditioned on the level
+        (NCSNv2), and its refinement blocks have no norms.
+    pool: 5x5 pooling in the refinement blocks: "average" (NCSN) or "max" (NCSNv2).
+    checkpoint: recompute the blocks in the backward pass (gradient checkpointing): less memory, more time.
+    classes: number of classes of the labels (B,), 0 ... classes - 1, and `classes` for the null label; None: no labels.
+    Raises ValueError for sizes that do not fit together: of the network at once, of an input in `forward`.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class RefineNet(nn.Module):
         self.conv_out = convolution(widths[0], out_channels or in_channels)
         for norm in self.modules() if classes is not None else ():
             if isinstance(norm, LabelledNorm):
-                norm.tell_labels(classes)
+                norm.add_labels(classes)
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         check_input(x, self.conv_in.in_channels, self.halvings + 1)
@@ -94,27 +95,27 @@ class RefineNet(nn.Module):
         return self.conv_out(F.elu(self.norm(before[0], position), inplace=True))
 
     def compute(self, block: nn.Module, inputs: Tensor | list[Tensor], position: Position | None) -> Tensor:
-        """Output of a block, whose insides are not kept where they are to be computed again."""
+        """Output of a block, whose activations are recomputed in the backward pass with `checkpoint`."""
         if self.checkpoint and self.training:
             return recompute(block, inputs, position, use_reentrant=False)
         return block(inputs, position)
 
 
 def check_stages(multipliers: tuple[int, ...], dilations: tuple[int, ...], levels: int | None) -> None:
-    """Raise ValueError where the stages are not described one by one, or the ladder has no level."""
+    """Raise ValueError unless there is one dilation >= 1 per stage, and levels is None or >= 1."""
     if len(dilations) != len(multipliers) or min(dilations) < 1:
         raise ValueError(
             f"dilations={list(dilations)}, multipliers={list(multipliers)}: "
-            f"give both one number a stage, and each dilation at least 1"
+            f"both need one number per stage, and each dilation must be at least 1"
         )
     if levels is not None and levels < 1:
-        raise ValueError(f"levels={levels}: give at least 1, or null for a network that is not told the level")
+        raise ValueError(f"levels={levels}: must be at least 1, or null for a network without noise conditioning")
 
 
 def check_size(image_size: int, halvings: int) -> None:
-    """Raise ValueError where the image cannot be halved so often."""
+    """Raise ValueError unless the image can be halved this often."""
     if image_size % 2**halvings:
         raise ValueError(
-            f"image_size={image_size} cannot be halved {halvings} times, as the dilations of 1 after the first ask: "
+            f"image_size={image_size} cannot be halved {halvings} times, once for each dilation of 1 after the first: "
             f"pad the images to a multiple of {2**halvings}, or dilate more stages"
         )

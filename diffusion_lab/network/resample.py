@@ -1,4 +1,4 @@
-"""Change of resolution by two, with a convolution or without, with a low-pass filter or without."""
+"""Down- and upsampling by two: with or without a convolution, with or without a low-pass filter."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Downsample(nn.Module):
         self.conv = variance_scaling(nn.Conv2d(channels, out_channels or channels, 3, stride=2))
 
     def forward(self, x: Tensor) -> Tensor:
-        # TensorFlow's SAME padding of an even size: one row below and one column to the right, none before.
+        # TensorFlow's SAME padding for even sizes: one row at the bottom and one column on the right.
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
-    """Every pixel twice each way, then a 3x3 convolution (as above): (B, C, H, W) -> (B, out_channels, 2H, 2W)."""
+    """Nearest-neighbour upsampling, then a 3x3 convolution (as above): (B, C, H, W) -> (B, out_channels, 2H, 2W)."""
 
     def __init__(self, channels: int, out_channels: int | None = None) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Upsample(nn.Module):
 
 
 class Resampling(NamedTuple):
-    """One way to change the resolution: without weights, and with a convolution from channels to channels."""
+    """A resampling method: down- and upsampling without weights, and with a convolution (in, out channels)."""
 
     halve: Callable[[], nn.Module]
     double: Callable[[], nn.Module]

@@ -1,4 +1,4 @@
-"""Sizes that must fit together, each refused in one line before anything is built or computed."""
+"""Checks of sizes and options of networks, with one-line errors."""
 
 from __future__ import annotations
 
@@ -8,41 +8,41 @@ from torch import Tensor
 
 
 def check_levels(multipliers: tuple[int, ...], blocks: int) -> None:
-    """Raise ValueError where a network would have no level or no block."""
+    """Raise ValueError unless there is at least one level and one block."""
     if not multipliers or min(multipliers) < 1 or blocks < 1:
         raise ValueError(
             f"multipliers={list(multipliers)}, blocks={blocks}: "
-            f"give at least one multiplier, and each number at least 1"
+            f"at least one multiplier is needed, and each number must be at least 1"
         )
 
 
 def check_resolutions(image_size: int, levels: int, attention: tuple[int, ...]) -> None:
-    """Raise ValueError where the image cannot be halved so often, or no level has a resolution asked for."""
+    """Raise ValueError unless the image can be halved levels - 1 times and all attention resolutions exist."""
     if image_size % 2 ** (levels - 1):
         raise ValueError(
-            f"image_size={image_size} cannot be halved {levels - 1} times, as {levels} multipliers ask: "
-            f"pad the images to a multiple of {2 ** (levels - 1)}, or give fewer multipliers"
+            f"image_size={image_size} cannot be halved {levels - 1} times, as {levels} multipliers require: "
+            f"pad the images to a multiple of {2 ** (levels - 1)}, or use fewer multipliers"
         )
     sizes = [image_size // 2**level for level in range(levels)]
     if missing := sorted(set(attention) - set(sizes)):
         raise ValueError(
-            f"attention={missing}: the network has no such resolution; at image_size={image_size} "
-            f"with {levels} multipliers choose from {sizes}"
+            f"attention={missing}: the network has no such resolution; with image_size={image_size} "
+            f"and {levels} multipliers choose from {sizes}"
         )
 
 
 def check_choice(option: str, value: str, allowed: Iterable[str]) -> None:
-    """Raise ValueError where an option has a value that is not allowed."""
+    """Raise ValueError for a value that the option does not allow."""
     if value not in (names := list(allowed)):
         first, last = ", ".join(map(repr, names[:-1])), repr(names[-1])
         raise ValueError(f"{option}={value!r}: choose {first} or {last}")
 
 
 def check_input(x: Tensor, channels: int, levels: int) -> None:
-    """Raise ValueError where an input is no batch of images of these channels that can be halved levels - 1 times."""
+    """Raise ValueError unless x is (B, channels, H, W), with H and W divisible by 2^(levels - 1)."""
     divisor = 2 ** (levels - 1)
     if x.dim() != 4 or x.shape[1] != channels or any(n % divisor for n in x.shape[2:]):
         raise ValueError(
-            f"input of shape {tuple(x.shape)}: the network takes (batch, {channels}, height, width), "
+            f"input of shape {tuple(x.shape)}: the network needs (batch, {channels}, height, width), "
             f"height and width divisible by {divisor}"
         )

@@ -1,4 +1,4 @@
-"""The steps a U-Net is made of: from an image and the embedding of a noise level to an image."""
+"""Modules (x, embedding) -> x that a U-Net is composed of."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from diffusion_lab.network.blocks import AttentionBlock, ResidualBlock
 
 
 class Stage(nn.Module):
-    """A residual block, then attention or nothing; with `checkpoint`, computed again in the backward pass."""
+    """A residual block, optionally followed by attention; recomputed in the backward pass with `checkpoint`."""
 
     def __init__(self, residual: ResidualBlock, attention: AttentionBlock | None, checkpoint: bool) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Stage(nn.Module):
 
 
 class Unconditional(nn.Sequential):
-    """Layers that ignore the embedding, in a place where other blocks use it."""
+    """Layers that ignore the embedding, with the signature of `Stage`."""
 
     def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         return super().forward(x)

@@ -1,4 +1,4 @@
-"""The U-Net of DDPM."""
+"""The U-Net of DDPM (Ho et al. 2020)."""
 
 from __future__ import annotations
 
@@ -18,21 +18,20 @@ from diffusion_lab.network.stage import Stage
 class UNet(nn.Module):
     """Noise-conditional U-Net of DDPM: x (B, in_channels, H, W) and t (B,) -> (B, out_channels, H, W).
 
-    Level i has resolution image_size / 2^i and channels * multipliers[i] channels. On the way down it is
-    entered by a downsampling (the top one by a convolution) and passes `blocks` stages. Each of these
-    blocks + 1 outputs is kept, and concatenated to the input of one of the blocks + 1 stages on the way up,
-    where the level is left by an upsampling (the top one by the head). Between the two stand a stage with
-    attention and one without.
+    Level i has resolution image_size / 2^i and channels * multipliers[i] channels. In the encoder it starts with a
+    downsampling layer (level 0: a convolution), followed by `blocks` stages. Each of these blocks + 1 outputs is
+    concatenated to the input of one of the blocks + 1 stages of the same level in the decoder, which ends with an
+    upsampling layer (level 0: the output head). In the middle are a stage with attention and one without.
     Source: Ho et al. 2020, appendix B; official code, `unet2d16b2` (35,746,307 parameters for CIFAR-10).
 
-    t: whatever number the caller conditions on (DDPM: the level index 0 ... 999), of any real type.
-    image_size: only places the attention; every H and W divisible by 2^(levels - 1) will do.
-    attention: the resolutions whose stages attend; up_attention: on the way up "every" one of these stages
-        (Ho et al.), or the "last" of a level only (ScoreSDE's port: 35,218,947 parameters).
-    pointwise_scale: variance scale with which q, k, v and the 1x1 shortcuts start (ScoreSDE's port: 0.1).
-    checkpoint: compute the stages again in the backward pass, which takes less memory and more time.
-    classes: of the labels (B,) that it is told, 0 ... classes - 1, and `classes` for none; None: it takes no labels.
-    Raises ValueError where sizes do not fit together: those of the net at once, of an input in `forward`.
+    t: c_noise (DDPM: the level index 0 ... 999), of any real dtype.
+    image_size: used only to place the attention; H and W may be any multiples of 2^(levels - 1).
+    attention: the resolutions with attention; up_attention: in the decoder in "every" stage of these (Ho et al.), or
+        only in the "last" of a level (ScoreSDE's port: 35,218,947 parameters).
+    pointwise_scale: initial variance scale of q, k, v and the 1x1 shortcuts (ScoreSDE's port: 0.1).
+    checkpoint: recompute the stages in the backward pass (gradient checkpointing): less memory, more time.
+    classes: number of classes of the labels (B,), 0 ... classes - 1, and `classes` for the null label; None: no labels.
+    Raises ValueError for sizes that do not fit together: of the network at once, of an input in `forward`.
     """
 
     def __init__(

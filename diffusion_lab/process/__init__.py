@@ -1,4 +1,4 @@
-"""Noise processes: schedules, the continuous SDEs, the discrete ladder and a single level."""
+"""Noise processes: schedules, the continuous SDEs, discrete noise levels and a single noise level."""
 
 from diffusion_lab.process.base import NoiseProcess, Spacing, Variance
 from diffusion_lab.process.discrete import DiscreteProcess

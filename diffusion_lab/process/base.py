@@ -1,4 +1,4 @@
-"""The noise process: p(x_t | x_0) = N(alpha(t) x_0, sigma(t)^2 I), and what follows from those two functions."""
+"""The noise process p(x_t | x_0) = N(alpha(t) x_0, sigma(t)^2 I), and the quantities derived from alpha and sigma."""
 
 from __future__ import annotations
 
@@ -10,38 +10,39 @@ import torch
 from torch import Tensor, nn
 
 Even = Literal["uniform", "quadratic", "trailing", "leading", "linspace", "strided"]
-"""Spacings by t or by sqrt(t); on a discrete process they choose among its levels."""
+"""Spacings that are even in t or in sqrt(t); on a discrete process they select noise levels."""
 
 Spacing = Literal["uniform", "quadratic", "trailing", "leading", "linspace", "strided", "linear", "log_snr", "karras"]
-"""How a sampler's times are spread; see `NoiseProcess.timesteps`."""
+"""Spacing of a sampler's timesteps; see `NoiseProcess.timesteps`."""
 
 Variance = Literal["fixed_small", "fixed_large"]
 """Variance of the reverse step: that of q(x_s | x_t, x_0), or that of q(x_t | x_s) (Ho et al. 2020, Section 3.2)."""
 
 
 class NoiseProcess(nn.Module, ABC):
-    """A Gaussian noise process on the clock t in [0, 1], t = 0 being data.
+    """A Gaussian noise process in t in [0, 1]; t = 0 is data.
 
-    It is the solution of dx = f(t) x dt + g(t) dw from x_0 (Song et al. 2021, Section 3.4).  `t` and `s < t` are
-    scalar tensors or of shape (B,); every function of time keeps their shape and dtype.
+    It solves dx = f(t) x dt + g(t) dw from x_0 (Song et al. 2021, Section 3.4).  `t` and `s < t` are scalar tensors or
+    have shape (B,); every function of time keeps their shape and dtype.
     """
 
     levels: int | None = None
-    """Number of discrete levels; None for a continuous process."""
+    """Number of discrete noise levels; None for a continuous process."""
 
     t_min: float
-    """The last time at which a sampler asks the network; a final denoising step leads from there to t = 0."""
+    """The last time at which a sampler evaluates the network; a final denoising step leads from there to t = 0."""
 
     t_train_min: float = 1e-5
-    """Training times are in [t_train_min, 1]."""
+    """Training times lie in [t_train_min, 1]."""
 
     t_max: float = 1.0
-    """The latest time at which the functions of time are defined; a churned step may start later than t = 1."""
+    """The largest time at which the functions of time are defined; EDM's churn may start a step after t = 1."""
 
     prior_std: float = 1.0
+    """Standard deviation of the prior N(0, prior_std^2 I) of x_1."""
 
     keeps_signal: bool = False
-    """Whether alpha = 1 at all times, so that the largest noise has to hide the data."""
+    """Whether alpha = 1 at all times, so that x_1 is close to the prior only if sigma(1) is large."""
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -61,15 +62,15 @@ class NoiseProcess(nn.Module, ABC):
 
     @abstractmethod
     def sample_times(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-        """Training times, float32, shape (batch,)."""
+        """Sample training times, float32, shape (batch,)."""
 
     def importance_times(
         self, batch: int, device: torch.device, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(t, factor), each (batch,), float32: times uniform in log-SNR, and what uniform ones would have weighed.
+        """Sample times uniform in log-SNR; return (t, importance weight), each (batch,), float32.
 
-        As g^2 / sigma^2 = -d log_snr / dt, these are the times of density proportional to g^2 / sigma^2, under which
-        likelihood weighting has the least variance (Song et al. 2021b, Section 4.2); factor = uniform density / it.
+        As g^2 / sigma^2 = -d log_snr / dt, their density is proportional to g^2 / sigma^2, which minimises the variance
+        of likelihood weighting (Song et al. 2021b, Section 4.2).  The weight is the uniform density / this density.
         """
         ends = torch.tensor([self.t_train_min, 1.0], dtype=torch.float64)
         high, low = self.log_snr(ends).tolist()
@@ -80,7 +81,7 @@ class NoiseProcess(nn.Module, ABC):
 
     @abstractmethod
     def even_timesteps(self, steps: int | None, spacing: Even, start: float, end: float) -> Tensor:
-        """`timesteps` between two times for a spacing that is even in t or in sqrt(t)."""
+        """`timesteps` from `start` to `end` for a spacing that is even in t or in sqrt(t)."""
 
     @abstractmethod
     def vlb_weight(self, t: Tensor, variance: Variance) -> Tensor:
@@ -92,7 +93,7 @@ class NoiseProcess(nn.Module, ABC):
         return 2 * (alpha.log() - sigma.log())
 
     def time(self, log_snr: Tensor, latest: float = 1.0) -> Tensor:
-        """The time in (0, latest] at which the log-SNR has a value: the inverse of `log_snr`, by bisection."""
+        """The inverse of `log_snr`: the time in (0, latest] with this log-SNR, by bisection."""
         low, high = torch.zeros_like(log_snr), torch.full_like(log_snr, latest)
         for _ in range(torch.finfo(log_snr.dtype).bits):
             middle = (low + high) / 2
@@ -101,21 +102,21 @@ class NoiseProcess(nn.Module, ABC):
         return high
 
     def span(self, t_start: float | None = None, t_end: float | None = None) -> tuple[float, float]:
-        """The first and the last time at which a sampler asks the network; None stands for 1 and for `t_min`.
+        """The first and last time at which a sampler evaluates the network; None stands for 1 and for `t_min`.
 
-        Of a discrete process they are the outermost levels between the two.
+        For a discrete process they are rounded inwards to noise levels.
 
         Raises:
             ValueError: unless t_train_min <= t_end < t_start <= 1 (a single noise level has t_end = t_start = 1).
         """
-        start, end = asked = 1.0 if t_start is None else t_start, self.t_min if t_end is None else t_end
+        start, end = given = 1.0 if t_start is None else t_start, self.t_min if t_end is None else t_end
         if self.levels is not None:
             start, end = math.floor(self.levels * start + 1e-9), math.ceil(self.levels * end - 1e-9)
             start, end = start / self.levels, end / self.levels
         if start > 1 or end < self.t_train_min or start < end or (start == end and self.levels != 1):
             levels = f", with two of the {self.levels} levels between them" if self.levels else ""
             raise ValueError(
-                "sampler.t_start={:g} and sampler.t_end={:g} must satisfy ".format(*asked)
+                "sampler.t_start={:g} and sampler.t_end={:g} must satisfy ".format(*given)
                 + f"{self.t_train_min:g} <= t_end < t_start <= 1{levels}"
             )
         return start, end
@@ -128,27 +129,26 @@ class NoiseProcess(nn.Module, ABC):
         t_start: float | None = None,
         t_end: float | None = None,
     ) -> Tensor:
-        """The `steps` decreasing times at which a sampler asks the network, float64 on the CPU, shape (steps,).
+        """The decreasing timesteps at which a sampler evaluates the network, float64 on the CPU, shape (steps,).
 
-        Between t_start (None: 1) and t_end (None: `t_min`):
+        They lie between t_start (None: 1) and t_end (None: `t_min`):
 
-        - "uniform", "linspace": even in t, both ends included.  On discrete levels "linspace" rounds them (diffusers'
-          name), and so does "uniform" where alpha = 1; elsewhere "uniform" is DDIM's sequence, which may start below 1.
-        - "quadratic": even in sqrt(t) (DPM-Solver's `time_quadratic`); on discrete levels DDIM's sequence.
-        - "trailing": even in t from t_start on, without t_end (Lin et al. 2023, Table 2).
-        - "leading": diffusers' steps of floor(N / steps) levels from the lowest one on; of discrete levels only.
-        - "strided": every k-th level from the lowest one on, k the least that gives `steps` of them ("ddim50" in the
-          program of Nichol & Dhariwal 2021); of discrete levels only.
-        - "linear": even in t between discrete levels too (Song et al. 2021, Table 1, P2000).
+        - "uniform", "linspace": even in t, with both ends.  On a discrete process "linspace" rounds them to levels (as
+          in diffusers), and so does "uniform" if alpha = 1; else "uniform" is DDIM's sequence, which may start below 1.
+        - "quadratic": even in sqrt(t) (DPM-Solver's `time_quadratic`); on a discrete process DDIM's sequence.
+        - "trailing": even in t from t_start, without t_end (Lin et al. 2023, Table 2).
+        - "leading": every floor(N / steps)-th level from the lowest one (diffusers); discrete processes only.
+        - "strided": every k-th level from the lowest one, with the smallest k that yields `steps` levels ("ddim50" in
+          the official code of Nichol & Dhariwal 2021); discrete processes only.
+        - "linear": even in t, also between discrete levels (Song et al. 2021, Table 1, P2000).
         - "log_snr": even in log(alpha/sigma) (Lu et al. 2022, Section 3.4).
         - "karras": even in (sigma/alpha)^(1/rho) (Karras et al. 2022, Eq. 5).
 
-        None takes every level of a discrete process, or 1000 times.  One step of "uniform" or "quadratic" is t_end, the
-        lowest noise (plain Langevin dynamics); one of "trailing" is t_start.
+        steps=None takes every level of a discrete process, or 1000 times.  With steps=1, "uniform" and "quadratic"
+        return t_end, the lowest noise (plain Langevin dynamics), and "trailing" returns t_start.
 
         Raises:
-            ValueError: for fewer steps than 1 (2 where both ends must be met), for more than there are levels, or as
-                `span` does.
+            ValueError: for less than 1 step (2 if both ends are included), more steps than levels, or as `span` does.
         """
         if spacing not in get_args(Spacing):
             raise ValueError(f"spacing={spacing!r} is unknown; allowed: {', '.join(get_args(Spacing))}")
@@ -173,7 +173,7 @@ class NoiseProcess(nn.Module, ABC):
         return self.alpha(t), self.sigma(t)
 
     def marginal(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma) at t, shaped (B, 1, ..., 1) or (), with the device and dtype of `like`."""
+        """(alpha, sigma) at t, of shape (B, 1, ..., 1) or (), on the device and in the dtype of `like`."""
         alpha, sigma = self.alpha_sigma(t)
         return _broadcast(alpha, like), _broadcast(sigma, like)
 
@@ -192,7 +192,7 @@ class NoiseProcess(nn.Module, ABC):
         return scale, (sigma_t**2 - (scale * sigma_s) ** 2).clamp(min=0)
 
     def discretize(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(scale, variance) of the forward step from s to t as the method discretises it; here the exact one."""
+        """(scale, variance) of the method's discretised forward step from s to t; here the exact `transition`."""
         return self.transition(s, t)
 
     def posterior(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -207,7 +207,7 @@ class NoiseProcess(nn.Module, ABC):
         return scale * kept, alpha_s * v / sigma_t**2, v * kept
 
     def reverse_variance(self, s: Tensor, t: Tensor, variance: Variance) -> Tensor:
-        """Variance of the model's step p(x_s | x_t): fixed_small the posterior's, fixed_large q(x_t | x_s)'s."""
+        """Variance of the reverse step p(x_s | x_t): of the posterior (fixed_small) or q(x_t | x_s) (fixed_large)."""
         small, large = self.posterior(s, t)[2], self.transition(s, t)[1]
         return {"fixed_small": small, "fixed_large": large}[variance]
 

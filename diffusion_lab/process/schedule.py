@@ -1,9 +1,9 @@
-"""Noise schedules: one scalar function of time each.
+"""Noise schedules: alpha(t) and sigma(t).
 
-Two families.  *Beta* schedules (linear, cosine, sigmoid) shrink the signal and keep the variance at one,
-alpha(t)^2 + sigma(t)^2 = 1; they are given by abar(t) = alpha(t)^2.  *Sigma* schedules (geometric) keep the signal,
-alpha = 1, and let the noise sigma(t) grow.  Either serves a continuous process (`alpha`, `sigma`) and a
-ladder of N discrete levels (`ladder`).  All times are in [0, 1] and t = 0 is data.
+There are two families.  *Beta* schedules (linear, cosine, sigmoid) preserve the variance, alpha(t)^2 + sigma(t)^2 = 1,
+and are defined by abar(t) = alpha(t)^2.  *Sigma* schedules (geometric) have alpha = 1 and an increasing sigma(t).  Both
+define a continuous process (`alpha`, `sigma`) and N discrete levels (`noise_levels`).  Times are in [0, 1]; t = 0 is
+data.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ BETA_CLIP = 0.999
 
 
 class Schedule(ABC):
-    """What every schedule offers: two scales as functions of time, and their values on a ladder of N levels."""
+    """Interface of a schedule: alpha and sigma as functions of time, and their values at N discrete noise levels."""
 
     prior_std: float
-    """Standard deviation of the Gaussian that x_1 is taken to follow."""
+    """Standard deviation of the prior N(0, prior_std^2 I) of x_1."""
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -34,25 +34,25 @@ class Schedule(ABC):
 
     @abstractmethod
     def alpha_of(self, ratio: Tensor) -> Tensor:
-        """alpha where sigma^2/alpha^2 has the value `ratio`: what the schedule's family keeps constant decides."""
+        """alpha as a function of ratio = sigma^2/alpha^2, by the constraint of the schedule's family."""
 
     @abstractmethod
     def rate_of_log_alpha(self, ratio: Tensor) -> Tensor:
-        """d log alpha / d ratio."""
+        """d log alpha / d ratio, with ratio = sigma^2/alpha^2."""
 
     @abstractmethod
-    def ladder(self, levels: int) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma) of the levels 1..N, each of shape (N,), float64."""
+    def noise_levels(self, levels: int) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) at the levels 1..N, each of shape (N,), float64."""
 
 
 class BetaSchedule(Schedule):
-    """A variance-preserving schedule, given by log abar(t) and its rate beta(t) = -d log abar(t) / dt.
+    """A variance-preserving schedule, defined by log abar(t) and beta(t) = -d log abar(t) / dt.
 
         alpha(t) = sqrt(abar(t)),   sigma(t) = sqrt(1 - abar(t))
 
-    abar of the cosine and the sigmoid reaches 0 at t = 1, where beta is infinite.  `beta_max` bounds the rate: beyond
-    the time at which beta reaches it, log abar goes on with that slope.  The default, 999, is the continuous
-    counterpart of the published clip beta_i <= 0.999 at a thousand levels.
+    For the cosine and the sigmoid abar(1) = 0, where beta is infinite.  `beta_max` bounds beta: after the time at which
+    beta reaches it, log abar continues with this slope.  The default, 999, is the continuous counterpart of the
+    published clip beta_i <= 0.999 at 1000 levels.
     """
 
     prior_std = 1.0
@@ -72,7 +72,7 @@ class BetaSchedule(Schedule):
         """beta(t) of the formula, before the bound on beta."""
 
     def _first_time_at(self, beta: float) -> float:
-        """Bisect for the time at which the increasing rate reaches `beta` (1 if it never does)."""
+        """The time at which the increasing beta(t) reaches `beta`, by bisection; 1 if it never does."""
         low, high = 0.0, 1.0
         for _ in range(60):
             middle = (low + high) / 2
@@ -87,7 +87,7 @@ class BetaSchedule(Schedule):
         return self.free_log_abar(t.clamp(max=self.t_limit)) - self.beta_limit * (t - self.t_limit).clamp(min=0)
 
     def beta(self, t: Tensor) -> Tensor:
-        """The rate -d log abar / dt, which is the beta(t) of the VP SDE (Song et al. 2021, Eq. 11)."""
+        """-d log abar / dt, the beta(t) of the VP SDE (Song et al. 2021, Eq. 11)."""
         return self.free_beta(t.clamp(max=self.t_limit)).clamp(max=self.beta_limit)
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class BetaSchedule(Schedule):
         log_abar = self.free_log_abar(torch.arange(levels + 1, dtype=torch.float64) / levels)
         return (-torch.expm1(log_abar.diff())).clamp(max=BETA_CLIP)
 
-    def ladder(self, levels: int) -> tuple[Tensor, Tensor]:
+    def noise_levels(self, levels: int) -> tuple[Tensor, Tensor]:
         log_abar = torch.log1p(-self.betas(levels)).cumsum(0)
         return (0.5 * log_abar).exp(), (-torch.expm1(log_abar)).sqrt()
 
@@ -121,8 +121,8 @@ class Linear(BetaSchedule):
 
         log abar(t) = -t beta_min - t^2 (beta_max - beta_min) / 2
 
-    The discrete betas are linspace(beta_min / N, beta_max / N, N): at N = 1000 the published 1e-4 ... 0.02, at
-    another N the same process in other steps (Nichol & Dhariwal 2021's code).
+    The discrete betas are linspace(beta_min / N, beta_max / N, N): the published 1e-4 ... 0.02 at N = 1000, and the
+    same process in other steps at another N (code of Nichol & Dhariwal 2021).
     """
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
@@ -166,7 +166,7 @@ class Cosine(BetaSchedule):
 class Sigmoid(BetaSchedule):
     """abar(t) = (S(end) - S(start + t (end - start))) / (S(end) - S(start)), S(u) = sigmoid(u / tau).
 
-    Jabri, Fleet & Chen 2022 (arXiv:2212.11972), Algorithm 1.  A smaller `tau` makes the middle steeper.
+    Jabri, Fleet & Chen 2022 (arXiv:2212.11972), Algorithm 1.  A smaller `tau` is steeper in the middle.
     """
 
     def __init__(self, start: float = -3.0, end: float = 3.0, tau: float = 1.0, beta_max: float = 999.0) -> None:
@@ -176,7 +176,7 @@ class Sigmoid(BetaSchedule):
         super().__init__(beta_max)
 
     def _gap(self, t: Tensor) -> Tensor:
-        """S(end) - S(u(t)), by tanh's difference formula so that it stays exact near t = 1."""
+        """S(end) - S(u(t)), by the difference formula of tanh, which is accurate near t = 1."""
         u, end = (self.start + t * (self.end - self.start)) / (2 * self.tau), self.end / (2 * self.tau)
         return 0.5 * torch.sinh(end - u) / (math.cosh(end) * torch.cosh(u))
 
@@ -191,8 +191,8 @@ class Sigmoid(BetaSchedule):
 class Geometric(Schedule):
     """sigma(t) = sigma_min (sigma_max / sigma_min)^t with alpha = 1; Song et al. 2021, Eq. 30.
 
-    The ladder holds sigma_min = sigma_1 < ... < sigma_N = sigma_max with a constant ratio (Song & Ermon 2019, Section
-    4).
+    The discrete levels sigma_min = sigma_1 < ... < sigma_N = sigma_max have a constant ratio (Song & Ermon 2019,
+    Section 4).
     """
 
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0) -> None:
@@ -213,6 +213,6 @@ class Geometric(Schedule):
     def rate_of_log_alpha(self, ratio: Tensor) -> Tensor:
         return torch.zeros_like(ratio)
 
-    def ladder(self, levels: int) -> tuple[Tensor, Tensor]:
+    def noise_levels(self, levels: int) -> tuple[Tensor, Tensor]:
         sigma = torch.linspace(math.log(self.sigma_min), math.log(self.sigma_max), levels, dtype=torch.float64).exp()
         return torch.ones_like(sigma), sigma

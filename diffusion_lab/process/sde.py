@@ -1,4 +1,4 @@
-"""Stochastic differential equations dx = f(t) x dt + g(t) dw (Song et al. 2021, Section 3.4 and Appendix B)."""
+"""The SDEs dx = f(t) x dt + g(t) dw of Song et al. 2021 (Section 3.4 and Appendix B): VP, sub-VP, VE."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from diffusion_lab.process.schedule import BetaSchedule, Geometric
 
 
 class SDE(NoiseProcess):
-    """A process that is continuous in training too: times are uniform on [1e-5, 1], as published for all three."""
+    """A process with continuous training times, uniform on [1e-5, 1] as published for VP, sub-VP and VE."""
 
     t_max = 2.0
 
@@ -21,20 +21,20 @@ class SDE(NoiseProcess):
     def even_timesteps(self, steps: int | None, spacing: Even, start: float, end: float) -> Tensor:
         steps = 1000 if steps is None else steps
         if steps < 1:
-            raise ValueError(f"a sampler needs at least 1 step, got {steps}")
+            raise ValueError(f"sampler steps must be at least 1, got {steps}")
         if spacing in ("leading", "strided"):
-            raise ValueError(f"spacing={spacing} chooses among discrete levels, and this process has none: use uniform")
+            raise ValueError(f"spacing={spacing} needs a process with discrete levels: use uniform")
         if spacing == "trailing":
             return torch.linspace(start, end, steps + 1, dtype=torch.float64)[:-1]
         power = 2 if spacing == "quadratic" else 1
         timesteps = (
             torch.linspace(end ** (1 / power), start ** (1 / power), steps, dtype=torch.float64).flip(0) ** power
         )
-        timesteps[0], timesteps[-1] = start, end  # exactly; one step is the last time
+        timesteps[0], timesteps[-1] = start, end  # exactly; with one step: t_end
         return timesteps
 
     def vlb_weight(self, t: Tensor, variance: Variance) -> Tensor:
-        """g^2 / (2 sigma^2), the continuous limit in which both variances agree (Song et al. 2021b, Theorem 1)."""
+        """g^2 / (2 sigma^2), the continuous limit, equal for both variances (Song et al. 2021b, Theorem 1)."""
         t = t.double()
         return self.g(t) ** 2 / (2 * self.sigma(t) ** 2)
 
@@ -65,7 +65,7 @@ class VP(SDE):
         """x_t = sqrt(1 - beta_i) x_s + sqrt(beta_i) z with beta_i = beta(t) (t - s); Song et al. 2021, Eq. 10.
 
         Raises:
-            ValueError: if a step is so long that beta_i reaches 1.
+            ValueError: if a step is so long that beta_i >= 1.
         """
         step = self.schedule.beta(t) * (t - s)
         if (step >= 1).any():
@@ -85,14 +85,14 @@ class SubVP(VP):
         return (self.schedule.beta(t) * -torch.expm1(2 * self.schedule.log_abar(t))).sqrt()
 
     def discretize(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """x_t = (1 + f(t) h) x_s + g(t) sqrt(h) z with h = t - s, the Euler step of the official program."""
+        """x_t = (1 + f(t) h) x_s + g(t) sqrt(h) z with h = t - s, the Euler step of the official code."""
         return 1 + self.f(t) * (t - s), self.g(t) ** 2 * (t - s)
 
 
 class VE(SDE):
     """Variance exploding: f = 0, g = sigma(t) sqrt(2 log(sigma_max / sigma_min)); Song et al. 2021, Eqs. 9 and 30.
 
-    As published, sigma(t)^2 is not reduced by sigma_min^2 and the prior is N(0, sigma_max^2).
+    As in the official code, sigma_min^2 is not subtracted from sigma(t)^2, and the prior is N(0, sigma_max^2).
     """
 
     t_min, keeps_signal = 1e-5, True
@@ -116,6 +116,6 @@ class VE(SDE):
         return self.schedule.sigma(t) * (2 * rate).sqrt().to(t)
 
 
-def _require(schedule: object, kind: type, process: str, allowed: str) -> None:
-    if not isinstance(schedule, kind):
+def _require(schedule: object, family: type, process: str, allowed: str) -> None:
+    if not isinstance(schedule, family):
         raise ValueError(f"{process} needs schedule={allowed}; got {type(schedule).__name__}")

@@ -1,4 +1,4 @@
-"""One noise level: the setting of score matching before annealing."""
+"""A single noise level: score matching without annealing."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from diffusion_lab.process.base import Even, NoiseProcess, Variance
 
 
 class SingleLevel(NoiseProcess):
-    """x = x_0 + sigma eps with one sigma (Vincent 2011); the only level stands at t = 1 and clean data at t = 0.
+    """x = x_0 + sigma eps with one sigma (Vincent 2011); the noise level is at t = 1, clean data at t = 0.
 
-    Read in continuous time it is Brownian motion, sigma(t)^2 = sigma^2 t.
+    In continuous time it is Brownian motion, sigma(t)^2 = sigma^2 t.
 
     Args:
-        prior_std: of the Gaussian that sampling starts from, about the size of the data: no theory gives it.
+        prior_std: standard deviation of the Gaussian that sampling starts from, a heuristic: about that of the data.
     """
 
     levels, t_min, keeps_signal = 1, 1.0, True

@@ -124,7 +124,7 @@ def load(config: DictConfig) -> Subject:
     try:
         model.sampler, model.label = instantiate(settings, "sampler"), plain(config)["label"]
         model.guidance = choose_guidance(plain(config)["guidance"], contents["config"]["model"])
-        model.check_asked(config.seed)
+        model.check_sampling(config.seed)
         if config.trajectory and not hasattr(model.sampler, "trajectory"):
             raise ConfigError(f"trajectory=true: {type(model.sampler).__name__} has no trajectory(...): leave it out")
         model.likelihood = choose_likelihood(config, model)

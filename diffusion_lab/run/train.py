@@ -124,7 +124,7 @@ def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, 
         count_in_steps(settings["trainer"], data.size("train"), batch)
         tell_labels(settings, data)
         model = instantiate(settings["model"], "model")
-        model.check_asked()
+        model.check_sampling()
         model.config = settings
         if settings.get("init_from") and not settings["ckpt_path"]:
             initialise(model, settings)

@@ -1,0 +1,51 @@
+"""The command `python -m diffusion_lab.verify`: a sampler against exact laws."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from diffusion_lab.config.command_line import only_overrides
+from diffusion_lab.config.imports import quick_imports
+from diffusion_lab.errors import ConfigError, refuse
+from diffusion_lab.output import tolerant
+
+HELP = """\
+Hold a sampler against exact laws, on Gaussian data whose best denoiser is known in closed form.
+
+  python -m diffusion_lab.verify sampler=NAME [sampler.key=value ...] [--config-dir DIR]
+
+On VP, VE and DDPM's levels, in float64: it is the same recorded and as written; the network is called as often as
+recorded; an image does not depend on its batch; in many steps it draws from the law of the data, mean and standard
+deviation; without noise it converges to the probability flow, and how fast.  Exit status 1 if a check fails.
+"""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Verify what the arguments name; exits with status 1 if it fails, and 2 with one line if refused."""
+    tolerant()
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(HELP, end="")
+        return
+    try:
+        overrides = only_overrides(list(arguments), "verify")
+        from diffusion_lab.config.compose import check, composed, plain
+
+        check("train", overrides, used=(("sampler",),))
+        settings = plain(composed("train", overrides), overrides)["sampler"]
+        # Imported here: torch takes seconds, and a mistyped word must not wait for it.
+        with quick_imports():
+            from diffusion_lab.config.instantiate import instantiate
+            from diffusion_lab.verification import check_sampler
+        checks = []
+        try:
+            for one in check_sampler(instantiate(settings, "sampler")):
+                print(one, flush=True)
+                checks.append(one)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    except ConfigError as error:
+        refuse(error)
+    failed = sum(not one.passed for one in checks)
+    print(f"{len(checks) - failed} of {len(checks)} checks passed")
+    sys.exit(failed > 0)
