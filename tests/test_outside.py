@@ -92,7 +92,11 @@ def test_several_nodes_with_a_directory_are_fine(rank):
 )
 def test_as_many_devices_as_processes(rank, devices, nodes, wanted):
     config = {"trainer": {"devices": devices, "num_nodes": nodes}}
+    assert ("needs trainer.rdzv_endpoint=HOST:PORT" in str(environment.disagreement(config))) == (nodes > 1)
+    config["trainer"]["rdzv_endpoint"] = "node1:29500"
     assert environment.disagreement(config) is None
+    wrong = {"trainer": {**config["trainer"], "rdzv_endpoint": "node1"}}
+    assert "must be HOST:PORT" in environment.disagreement(wrong)
     rank(**SLURM)
     message = environment.disagreement(config)
     assert (message is None) == (wanted is None)
