@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-PLAIN = {"±": "+/-", "†": "*", "↓": "(lower)", "↑": "(higher)", "·": "-", "×": "x", "µ": "u", "…": "...", "–": "-"}
+PLAIN = {
+    "±": "+/-", "†": "*", "↓": "(lower)", "↑": "(higher)", "·": "-", "×": "x", "∫": "integral of", "µ": "u",
+    "…": "...", "–": "-",
+}  # fmt: skip
 """What is written for a character that the output cannot show; an accent is left out, and the rest is ?."""
 
 NARROWEST = 80

@@ -54,7 +54,14 @@ def test_run_directory_holds_everything(digits):
     assert grid.shape[0] >= 2 * 64 and grid.std() > 10
     assert (folder / "samples/step_00000002.png").exists() and (folder / "schedule.png").exists()
     assert Image.open(folder / "trajectory.gif").n_frames >= 2 and (folder / "trajectory.png").exists()
-    for name in ("samples.png", "results.json", f"sample from it:  {origin.command('sample', folder)} sampler=ddim"):
+    assert "discrete process, 1,000 levels" in said and "loss  " not in said
+    for name in (
+        "samples.png",
+        "samples/",
+        "trajectory.gif",
+        "results.json",
+        f"sample from it:  {origin.command('sample', folder)} sampler=ddim",
+    ):
         assert name in said
 
 
@@ -106,6 +113,7 @@ def test_resume_goes_on_where_it_stopped(digits):
     more = ("ckpt_path=last", "trainer.max_steps=6")
     assert "this changes what is trained: decay_steps=6 (was 4)" in run("train.py", *more, cwd=root, code=2)
     said = run("train.py", *more, "allow_changes=true", cwd=root)
+    assert "results.json holds the results of step 4: the next evaluation replaces it" in said
     assert "goes on from step 4, " in said and "changed: decay_steps=6 (was 4), trainer.max_steps=6 (was 4)" in said
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
     contents = torch.load(folder / "checkpoints/step_00000006.ckpt", weights_only=True)
@@ -126,6 +134,7 @@ def test_sampling_refuses_in_one_line(digits):
 def test_missing_data_is_refused_before_training(tmp_path):
     said = run("train.py", "data=cifar10", "logger=csv", "trainer.accelerator=cpu", cwd=tmp_path, code=2)
     assert "data.download=true" in said and "Traceback" not in said
+    assert not [*tmp_path.rglob("*")]  # nor does it leave a directory
 
 
 def test_points_in_the_plane(tmp_path):
@@ -189,6 +198,19 @@ def test_pitfalls_are_drawn(tmp_path, pitfall, picture):
     if pitfall == "mode_weights":
         refused = run("train.py", "experiment=pitfalls/mode_weights", "data.name=moons", cwd=tmp_path, code=2)
         assert "data.name=two_modes" in refused
+        folder = next(tmp_path.glob("logs/train/*/*"))
+        results = folder / "results.json"
+        before, drawn = json.loads(results.read_text()), folder / picture
+        results.unlink(), drawn.unlink()  # as a signal during the final evaluation leaves it
+        said = run("train.py", "ckpt_path=last", cwd=tmp_path)
+        assert "training is done: step 4 of 4" in said and "its end was not reached" in said and drawn.exists()
+        after = json.loads(results.read_text())
+        assert after["step"] == 4 and after["metrics"] == before["metrics"] and "log-determinant" in said
+        assert [path.name for path in folder.glob("checkpoints/*4.ckpt")] == ["step_00000004.ckpt"]
+        written = results.stat().st_mtime_ns
+        said = run("train.py", "ckpt_path=last", cwd=tmp_path)
+        assert "its end was not reached" not in said and "not evaluated" not in said and "the numbers above" in said
+        assert "log_density_20" in said and results.stat().st_mtime_ns == written
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ def test_the_seconds_of_training_leave_out_those_of_evaluations(tmp_path, monkey
 
     evaluation.measure, evaluation._since = measured, 900.0
     trainer = SimpleNamespace(callbacks=[], global_step=1, is_global_zero=False)
-    evaluation.evaluate(trainer, SimpleNamespace(whole=nullcontext), evaluation.during)
+    evaluation.evaluate(trainer, SimpleNamespace(unsharded=nullcontext), evaluation.during)
     assert evaluation.results["training_seconds"] == 100 and evaluation.results["seconds"] == 50
     clock[0] += 7
     assert evaluation.training_seconds == 107

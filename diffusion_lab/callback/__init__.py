@@ -1,6 +1,7 @@
 """Callbacks: EMA, checkpoints, evaluation, pictures, progress and logged numbers."""
 
 from diffusion_lab.callback.checkpoint import Checkpoint
+from diffusion_lab.callback.conclusion import Conclusion
 from diffusion_lab.callback.ema import EMA
 from diffusion_lab.callback.evaluation import Evaluation
 from diffusion_lab.callback.interrupt import Interrupt
@@ -14,6 +15,7 @@ from diffusion_lab.callback.seed import RankSeed
 __all__ = [
     "EMA",
     "Checkpoint",
+    "Conclusion",
     "Evaluation",
     "NonFiniteGuard",
     "Interrupt",

@@ -78,6 +78,10 @@ class Checkpoint(OptionalHooks):
         for key in [key for key in loops if key.startswith("epoch_loop.val_loop.")]:
             del loops[key]
 
+    def is_concluded(self, step: int) -> bool:
+        """Whether the checkpoint of the last step is there."""
+        return (self.folder / f"step_{step:08d}.ckpt").exists()
+
     def is_saved(self, trainer: pl.Trainer) -> bool:
         """Whether the present step is."""
         return self._saved == trainer.global_step

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import shutil
 import time
@@ -21,8 +20,8 @@ from diffusion_lab.callback.media import best_effort
 from diffusion_lab.data import DataModule
 from diffusion_lab.evaluation import Evaluator, Record, chart_name
 from diffusion_lab.evaluation.estimate import estimate, fit
+from diffusion_lab.evaluation.results import RESULTS, read_results, write_results
 from diffusion_lab.model import Model
-from diffusion_lab.storage.atomic_file import whole_file
 
 LONG = 10_000
 """Steps of a training worth telling beforehand how long the evaluation at its end will take."""
@@ -72,7 +71,7 @@ class Evaluation(OptionalHooks):
         self.best_value: float | None = None
         self._asked = [self.during.samples, self.during.likelihood_samples, max_seconds]
         self._sizes: tuple[int, int | None] | None = None
-        self._evaluated, self._trained, self._since = 0, 0.0, 0.0
+        self._evaluated, self._first, self._trained, self._since = 0, -1, 0.0, 0.0
 
     def check_best(self, data: DataModule, model: Model) -> None:
         """Refuse a `best` that is none of the metrics.
@@ -108,7 +107,7 @@ class Evaluation(OptionalHooks):
         )
 
     def on_train_start(self, trainer: pl.Trainer, model: Model) -> None:
-        self._since = time.perf_counter()
+        self._since, self._first = time.perf_counter(), trainer.global_step
         data, passes = trainer.datamodule, 2 if self.weights == "both" else 1
         if self.every_n_steps:
             if self._sizes is not None:  # a resumed run goes on with the numbers that it has
@@ -146,8 +145,13 @@ class Evaluation(OptionalHooks):
             self.evaluate(trainer, model, self.during)
 
     def on_train_end(self, trainer: pl.Trainer, model: Model) -> None:
-        if self.at_end:
+        trained = trainer.global_step > self._first
+        if self.at_end and (trained or not ranks.from_first(self.is_concluded(trainer.global_step))):
             self.evaluate(trainer, model, self.evaluator)
+
+    def is_concluded(self, step: int) -> bool:
+        """Whether results.json holds the results of this step, if there is to be an evaluation at the end."""
+        return not self.at_end or (read_results(self.run_dir / RESULTS) or {}).get("step") == step
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -208,8 +212,8 @@ class Evaluation(OptionalHooks):
             }
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=trainer.global_step)
-            with best_effort(self.run_dir / "results.json"):
-                write_results(self.run_dir / "results.json", self.results)
+            with best_effort(self.run_dir / RESULTS):
+                write_results(self.run_dir / RESULTS, self.results)
         self._since = time.perf_counter()
         self.keep_best(trainer, metrics)
 
@@ -252,9 +256,3 @@ class Evaluation(OptionalHooks):
         if before is None or (value < before if lower else value > before):
             self.best_value = value
             trainer.save_checkpoint(self.run_dir / "checkpoints" / "best.ckpt")
-
-
-def write_results(path: Path, results: dict[str, Any]) -> None:
-    """Write `results` as JSON, whole or not at all."""
-    with whole_file(path) as file:
-        file.write((json.dumps(results, indent=2) + "\n").encode())

@@ -30,6 +30,10 @@ class ScoreError(pl.Callback):
         if not hasattr(data, "target"):
             raise ValueError("callback.score_error draws points of a known density: choose data=toy2d")
 
+    def is_concluded(self, step: int) -> bool:
+        """Whether the picture is there."""
+        return (self.run_dir / "score_error.png").exists()
+
     @torch.no_grad()
     def on_train_end(self, trainer: pl.Trainer, model: Model) -> None:
         if not trainer.is_global_zero:
@@ -72,6 +76,10 @@ class ModeWeights(pl.Callback):
             raise ValueError("callback.mode_weights draws points with modes: choose data=toy2d data.name=two_modes")
         for sampler in self.samplers.values():
             sampler.check(model.denoiser)
+
+    def is_concluded(self, step: int) -> bool:
+        """Whether the picture is there."""
+        return (self.run_dir / "mode_weights.png").exists()
 
     def on_train_end(self, trainer: pl.Trainer, model: Model) -> None:
         if not trainer.is_global_zero:

@@ -54,6 +54,10 @@ class Samples(OptionalHooks):
             self._drawn = step
             self.draw(trainer, model, self.run_dir / "samples" / f"step_{step:08d}.png")
 
+    def is_concluded(self, step: int) -> bool:
+        """Whether the final picture is there."""
+        return (self.run_dir / "samples.png").exists()
+
     def on_train_end(self, trainer: pl.Trainer, model: Model) -> None:
         self.draw(trainer, model, self.run_dir / "samples.png", film=True)
 

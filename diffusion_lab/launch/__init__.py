@@ -13,6 +13,7 @@ from diffusion_lab.config.environment import AGENT, cluster_ranks
 from diffusion_lab.config.imports import quick_imports
 from diffusion_lab.config.instantiate import FURTHER, PATH, instantiate
 from diffusion_lab.errors import ConfigError, refuse
+from diffusion_lab.launch.leftover import remove_leftover
 from diffusion_lab.output import tolerant
 from diffusion_lab.storage.lock import has_locks
 
@@ -53,9 +54,12 @@ def main(task: Literal["train", "sample"]) -> None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             metric = run_job(start, config, own=["out"] if task == "sample" and config.out is None else [])
         else:
+            run_dir = Path(HydraConfig.get().runtime.output_dir)
             try:
-                work(task, config, Path(HydraConfig.get().runtime.output_dir), start)
+                work(task, config, run_dir, start)
             except ConfigError as error:
+                if error.status == 2 and cluster_ranks()[1] == 0:
+                    remove_leftover(run_dir, Path(config.paths.log_dir))
                 refuse(error)
         at_work.clear()
         return metric

@@ -10,11 +10,11 @@ from lightning_fabric import Fabric
 from omegaconf import DictConfig
 
 from diffusion_lab import ranks
-from diffusion_lab.callback.evaluation import write_results
 from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.config.named_sampler import sampler_settings
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.evaluation import Evaluator, SampleStore
+from diffusion_lab.evaluation.results import write_results
 from diffusion_lab.model import Model
 from diffusion_lab.output import say
 from diffusion_lab.plot.charts import curves

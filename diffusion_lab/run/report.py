@@ -3,9 +3,48 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
+
+from diffusion_lab.callback import Evaluation
+from diffusion_lab.config import origin
+from diffusion_lab.data import DataModule
+from diffusion_lab.evaluation.results import RESULTS, read_results
+from diffusion_lab.model import Model
 from diffusion_lab.output import print_table, say, shown
+from diffusion_lab.plot import charts
+
+TERMS = {
+    "flow": {
+        "prior": "prior: -log p(x_1)",
+        "volume": "log-determinant: -∫ div v dt",
+        "bins": "dequantization: size of a grey level",
+    },
+    "bound": {
+        "prior": "L_T: KL to the prior",
+        "steps": "L_1 ... L_T-1: KL of the reverse steps",
+        "decoder": "L_0: -log p(x_0 | x_1)",
+    },
+}
+"""What the terms of a likelihood are called where they are printed, by its method and their keys in results.json."""
+
+FILES = (
+    ("checkpoints", "weights, with everything needed to sample from them"),
+    ("samples.png", "samples"),
+    ("samples", "samples of the same noise, during training"),
+    ("trajectory.png", "from noise to samples"),
+    ("trajectory.gif", "the same as a film"),
+    ("score_error.png", "learned and true score"),
+    ("mode_weights.png", "the weights of the modes, by sampler"),
+    (RESULTS, ""),
+    ("metrics.csv", "loss, learning rate, gradient norm, images/s"),
+    ("fit-profile.txt", "where the time went"),
+    ("schedule.png", "the noise schedule"),
+    ("config.yaml", "the resolved configuration"),
+)
+"""What a run directory may hold, in the order in which it is listed."""
 
 
 def in_sweep() -> bool:
@@ -21,6 +60,86 @@ def say_limits(evaluator: Any, data: Any, likelihood: bool) -> None:
         say(f"note: {caution}")
 
 
+def describe_sampler(name: str, sampler: dict[str, Any]) -> str:
+    """A sampler in words: its name and everything that is set about it."""
+    words, kinds = [], []
+    for part in ("predictor", "corrector"):
+        options = dict(sampler.get(part) or {})
+        if target := options.pop("_target_", None):
+            prefix = "corrector." if part == "corrector" else ""
+            words += [f"{prefix}{k}={v}" for k, v in options.items() if v is not None]
+            kinds.append(f"{part}={target.rpartition('.')[2]}")
+    own = {k: v for k, v in sampler.items() if k[0] != "_" and not isinstance(v, dict)}
+    words += [f"{k}={v}" for k, v in own.items() if v is not None]
+    return f"{name} ({', '.join(words + kinds)})" if words + kinds else name
+
+
+def announce(
+    settings: dict[str, Any], data: DataModule, model: Model, trainer: pl.Trainer, run_dir: Path, step: int
+) -> None:
+    """Say what is about to be trained from `step` on, and draw the noise schedule."""
+    if hasattr(model.sampler, "caution") and (said := model.sampler.caution(model.denoiser)):
+        say(said)
+    process = model.denoiser.process
+    times = process.timesteps(None).flip(0)
+    discrete = f"discrete process, {process.levels:,} level{'s' * (process.levels > 1)}" if process.levels else ""
+    title = f"{discrete or type(process).__name__}, schedule {settings['choices']['schedule']}"
+    charts.schedule_plot(times, process.alpha(times), process.sigma(times), run_dir / "schedule.png", title)
+    count = sum(p.numel() for p in model.network.parameters())
+    batch = data.batch_size * settings["trainer"]["accumulate_grad_batches"]
+    if not in_sweep():
+        say(f"data     {data.describe()}")
+        say(f"model    {type(model).__name__}, {type(model.network).__name__} with {count:,} parameters, {title}")
+        if model.labels is not None:
+            say(f"labels   conditional, {model.labels.classes} classes: {listed(model.labels.names)}")
+        if loss := [word for word in settings["overrides"] if word.lstrip("+").startswith(("loss=", "loss."))]:
+            say(f"loss     {', '.join(loss)}")
+    ranks = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
+    if 0 < trainer.max_steps <= step:
+        say(f"training is done: step {step:,} of {trainer.max_steps:,}; trainer.max_steps=... trains on")
+    else:
+        since = f"from step {step:,} to {trainer.max_steps:,}" if step else f"{trainer.max_steps:,} steps"
+        say(f"training {since}, {batch} {model.kind} a step on {ranks}")
+        before = read_results(run_dir / RESULTS) if step else None
+        if before is not None and evaluates(trainer):
+            say(f"{RESULTS} holds the results of step {before.get('step')}: the next evaluation replaces it")
+    if not in_sweep():
+        say(f"run      {run_dir}")
+
+
+def listed(names: list[str], most: int = 10) -> str:
+    """The first names, and how many more there are."""
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def evaluates(trainer: pl.Trainer) -> bool:
+    """Whether a training is evaluated, meanwhile or at its end."""
+    return any(isinstance(c, Evaluation) and (c.at_end or c.every_n_steps) for c in trainer.callbacks)
+
+
+def conclude(trainer: pl.Trainer, run_dir: Path) -> None:
+    """The table of results, where everything is, and the command that samples from it."""
+    if trainer.global_step < trainer.max_steps:
+        say(f"trainer.max_time has ended it at step {trainer.global_step:,} of {trainer.max_steps:,}")
+    evaluation = next((c for c in trainer.callbacks if isinstance(c, Evaluation)), None)
+    results = (evaluation and evaluation.results) or read_results(run_dir / RESULTS)
+    current = results is not None and results.get("step") == trainer.global_step
+    if current and not in_sweep():
+        table(results)
+    elif not current and evaluation is not None and evaluation.at_end:
+        say(f"it was not evaluated; do so by:  {origin.command('sample', run_dir, 'evaluate=true')}")
+    if in_sweep():
+        return
+    say(f"in {os.path.relpath(run_dir)}:")
+    numbers = "the numbers above" if current else f"the numbers of step {(results or {}).get('step')}"
+    for name, what in FILES:
+        if (run_dir / name).exists():
+            say(f"  {name + '/' * (run_dir / name).is_dir():<16} {what or f'{numbers}, with their protocol'}")
+    other = [] if trainer.lightning_module.denoiser.process.levels == 1 else ["sampler=ddim"]
+    say(f"sample from it:  {origin.command('sample', run_dir, *other)}")
+
+
 def table(results: dict[str, Any]) -> None:
     """The metrics of a results record, one row each, with what real data score where that is known."""
     from rich.table import Table
@@ -34,10 +153,14 @@ def table(results: dict[str, Any]) -> None:
         error, real = record.get("standard_error"), record.get("real")
         value = f"{record['value']:.4g}" + (f" ± {error:.2g}" if error is not None else "")
         rows = [(name, value, "" if real is None else f"{real:.4g}")]
-        rows += [(f"  {term}", f"{value:.4g}", "") for term, value in record.get("terms", {}).items()]
+        labels = TERMS.get(record.get("protocol", {}).get("method"), {})
+        rows += [(f"  {labels.get(term, term)}", f"{part:.4g}", "") for term, part in record.get("terms", {}).items()]
         for row in rows:
             grid.add_row(*(Text(shown(word)) for word in row))
     say(f"step {results['step']}, {results['weights']} weights, sampler {results['sampler']}")
+    if not results["metrics"]:
+        say("nothing was measured: there is no metric and no likelihood")
+        return
     print_table(grid)
     for line in beside(results["metrics"]):
         say(line)

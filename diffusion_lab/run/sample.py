@@ -15,13 +15,13 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from diffusion_lab import checkpoint
-from diffusion_lab.callback.evaluation import write_results
 from diffusion_lab.callback.media import log_pictures
 from diffusion_lab.config.compose import plain
 from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.config.trainer_keys import check_devices
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.evaluation import Evaluator, SampleStore
+from diffusion_lab.evaluation.results import write_results
 from diffusion_lab.logger.loggers import finish_loggers, reopen
 from diffusion_lab.model import Model
 from diffusion_lab.output import say
@@ -36,10 +36,9 @@ from diffusion_lab.run.failure import explained
 from diffusion_lab.run.plan import tell_plan
 from diffusion_lab.run.quiet import quieten
 from diffusion_lab.run.rehearsal import rehearse_sampling
-from diffusion_lab.run.report import in_sweep, say_limits, table
+from diffusion_lab.run.report import describe_sampler, in_sweep, say_limits, table
 from diffusion_lab.run.sample_files import write_samples
 from diffusion_lab.run.sample_spec import claim, folder, sample_spec
-from diffusion_lab.run.train import describe_sampler
 from diffusion_lab.storage import checkpoint_file, run_directory
 from diffusion_lab.storage.revision import revision
 from diffusion_lab.storage.run_lock import locked

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffusion_lab.callback.evaluation import write_results
 from diffusion_lab.errors import ConfigError
+from diffusion_lab.evaluation.results import write_results
 from diffusion_lab.storage.revision import revision
 
 FILE = "request.json"

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from diffusion_lab import first_edition
-from diffusion_lab.callback import Evaluation
+from diffusion_lab.callback import Conclusion, Evaluation
 from diffusion_lab.callback.interrupt import Stopped
 from diffusion_lab.callback.media import log_pictures
 from diffusion_lab.config import origin, packages
@@ -27,7 +27,6 @@ from diffusion_lab.errors import ConfigError
 from diffusion_lab.logger.loggers import build_loggers, finish_loggers
 from diffusion_lab.model import Model
 from diffusion_lab.output import say
-from diffusion_lab.plot import charts
 from diffusion_lab.run.changes import changes, refuse_changes, refuse_shapes
 from diffusion_lab.run.compiled import compile_network
 from diffusion_lab.run.conditioning import described, tell_labels
@@ -39,7 +38,7 @@ from diffusion_lab.run.initial import initialise
 from diffusion_lab.run.plan import check_room, size_on_disk
 from diffusion_lab.run.quiet import quieten
 from diffusion_lab.run.rehearsal import prepare_features, rehearse_training
-from diffusion_lab.run.report import in_sweep, say_limits, table
+from diffusion_lab.run.report import announce, conclude, describe_sampler, say_limits
 from diffusion_lab.run.unprofiled import Unprofiled
 from diffusion_lab.storage import checkpoint_file, run_directory
 from diffusion_lab.storage.atomic_file import whole_file
@@ -97,8 +96,13 @@ def fit(
     loggers = build_loggers(settings["logger"], run_dir, settings, step, resume)
     trainer.loggers, done = loggers, False
     try:
+        ending = Conclusion(step)
+        trainer.callbacks.insert(0, ending)
         if trainer.is_global_zero:
+            keep_configuration(run_dir / CONFIG, settings, step)
             announce(settings, data, model, trainer, run_dir, step)
+            if ending.is_missing(trainer):
+                say("its end was not reached: what is missing is made now")
             log_pictures(loggers, {"schedule": run_dir / "schedule.png"}, step)
         trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
         if trainer.is_global_zero:
@@ -181,20 +185,6 @@ def prepare_evaluation(
     evaluation.check_best(data, model)
 
 
-def describe_sampler(name: str, sampler: dict[str, Any]) -> str:
-    """A sampler in words: its name and everything that was chosen about it."""
-    words, kinds = [], []
-    for part in ("predictor", "corrector"):
-        options = dict(sampler.get(part) or {})
-        if target := options.pop("_target_", None):
-            prefix = "corrector." if part == "corrector" else ""
-            words += [f"{prefix}{k}={v}" for k, v in options.items() if v is not None]
-            kinds.append(f"{part}={target.rpartition('.')[2]}")
-    own = {k: v for k, v in sampler.items() if k[0] != "_" and not isinstance(v, dict)}
-    words += [f"{k}={'all' if v is None else v}" for k, v in own.items()]
-    return f"{name} ({', '.join(words + kinds)})"
-
-
 def keep_configuration(path: Path, settings: dict[str, Any], step: int) -> None:
     """Write a run's configuration; a different one that it had until `step` keeps a name of its own."""
     if path.exists() and any(changes(OmegaConf.to_container(OmegaConf.load(path)), settings)):
@@ -202,59 +192,3 @@ def keep_configuration(path: Path, settings: dict[str, Any], step: int) -> None:
         path.replace(next(new for new in map(path.with_name, names) if not new.exists()))
     with whole_file(path) as file:
         file.write(OmegaConf.to_yaml(OmegaConf.create(settings)).encode())
-
-
-def announce(
-    settings: dict[str, Any], data: DataModule, model: Model, trainer: pl.Trainer, run_dir: Path, step: int
-) -> None:
-    """Say what is about to be trained, and leave the configuration and the schedule's picture beside the run."""
-    keep_configuration(run_dir / CONFIG, settings, step)
-    if hasattr(model.sampler, "caution") and (said := model.sampler.caution(model.denoiser)):
-        say(said)
-    process = model.denoiser.process
-    times = process.timesteps(None).flip(0)
-    title = f"{type(process).__name__}, schedule {settings['choices']['schedule']}"
-    charts.schedule_plot(times, process.alpha(times), process.sigma(times), run_dir / "schedule.png", title)
-    count = sum(p.numel() for p in model.network.parameters())
-    batch = data.batch_size * settings["trainer"]["accumulate_grad_batches"]
-    if not in_sweep():
-        say(f"data     {data.describe()}")
-        say(f"model    {type(model).__name__}, {type(model.network).__name__} with {count:,} parameters, {title}")
-    kind = model.kind
-    ranks = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
-    if 0 < trainer.max_steps <= step:
-        say(f"training is done: step {step:,} of {trainer.max_steps:,}; trainer.max_steps=... trains on")
-    else:
-        since = f"from step {step:,} to {trainer.max_steps:,}" if step else f"{trainer.max_steps:,} steps"
-        say(f"training {since}, {batch} {kind} a step on {ranks}")
-    if not in_sweep():
-        say(f"run      {run_dir}")
-
-
-def conclude(trainer: pl.Trainer, run_dir: Path) -> None:
-    """The table of results, where everything is, and the command that samples from it."""
-    evaluation = next((c for c in trainer.callbacks if isinstance(c, Evaluation)), None)
-    if trainer.global_step < trainer.max_steps:
-        say(f"trainer.max_time has ended it at step {trainer.global_step:,} of {trainer.max_steps:,}")
-    if evaluation is not None and evaluation.results:
-        if not in_sweep():
-            table(evaluation.results)
-    elif evaluation is not None and evaluation.at_end:  # it failed, or there was no step left to train
-        say(f"it was not evaluated; do so by:  {origin.command('sample', run_dir, 'evaluate=true')}")
-    if in_sweep():
-        return
-    say(f"in {os.path.relpath(run_dir)}:")
-    for name, what in (
-        ("checkpoints", "weights, with everything needed to sample from them"),
-        ("samples.png", "samples"),
-        ("trajectory.png", "how a few of them came about"),
-        ("results.json", "the numbers above, with their protocol"),
-        ("metrics.csv", "loss, learning rate, gradient norm, images/s"),
-        ("fit-profile.txt", "where the time went"),
-        ("schedule.png", "the noise schedule"),
-        ("config.yaml", "the resolved configuration"),
-    ):
-        if (run_dir / name).exists():
-            say(f"  {name:<16} {what}")
-    other = [] if trainer.lightning_module.denoiser.process.levels == 1 else ["sampler=ddim"]
-    say(f"sample from it:  {origin.command('sample', run_dir, *other)}")

@@ -1,0 +1,26 @@
+"""The file results.json of a run: every metric with its protocol."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from diffusion_lab.storage.atomic_file import whole_file
+
+RESULTS = "results.json"
+
+
+def write_results(path: Path, results: dict[str, Any]) -> None:
+    """Write `results` as JSON, whole or not at all."""
+    with whole_file(path) as file:
+        file.write((json.dumps(results, indent=2) + "\n").encode())
+
+
+def read_results(path: Path) -> dict[str, Any] | None:
+    """The record of a results.json; None where there is none, or another file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("metrics"), dict) else None
