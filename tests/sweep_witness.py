@@ -37,6 +37,7 @@ class Witness(Callback):
         if trainer.global_step == 3 and trainer.global_rank == 1 and (self.folder / "fail").exists():
             raise RuntimeError("I give up")
         if trainer.global_step == 5 and trainer.global_rank == 1 and (self.folder / "kill").exists():
+            (self.folder / "kill").unlink()
             os.kill(os.getpid(), signal.SIGKILL)
         while trainer.global_step == 5 and (self.folder / "wait").exists():
             time.sleep(0.05)

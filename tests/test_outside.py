@@ -10,6 +10,7 @@ import sys
 import time
 from datetime import timedelta
 
+import psutil
 import pytest
 from test_checkpoint import MODEL
 from test_rank_failures import ROOT, TINY, gone, losses, started
@@ -31,7 +32,7 @@ DRAWN = "0a1b2c3d-0000-4abc-8def-0123456789ab"
 @pytest.fixture
 def rank(monkeypatch):
     """`rank(**environment)` makes this process one of several."""
-    for key in (*TORCHRUN, *SLURM, cluster.RUN, cluster.STARTER):
+    for key in (*TORCHRUN, *SLURM, cluster.RUN):
         monkeypatch.setenv(key, "")
         monkeypatch.delenv(key)
 
@@ -91,7 +92,11 @@ def test_several_nodes_with_a_directory_are_fine(rank):
 )
 def test_as_many_devices_as_processes(rank, devices, nodes, wanted):
     config = {"trainer": {"devices": devices, "num_nodes": nodes}}
+    assert ("needs trainer.rdzv_endpoint=HOST:PORT" in str(environment.disagreement(config))) == (nodes > 1)
+    config["trainer"]["rdzv_endpoint"] = "node1:29500"
     assert environment.disagreement(config) is None
+    wrong = {"trainer": {**config["trainer"], "rdzv_endpoint": "node1"}}
+    assert "must be HOST:PORT" in environment.disagreement(wrong)
     rank(**SLURM)
     message = environment.disagreement(config)
     assert (message is None) == (wanted is None)
@@ -216,8 +221,8 @@ def test_samples_under_torchrun_end_with_the_rank_that_is_killed(tmp_path):
     )  # fmt: skip
     while len(list(tmp_path.glob("logs/sample/*/samples/*.npy"))) < 3 and job.poll() is None:
         time.sleep(0.1)
-    (note,) = tmp_path.glob("logs/sample/.ranks_*/rank_1")
-    os.kill(json.loads(note.read_text())["pid"], signal.SIGKILL)
+    (killed,) = (one for one in psutil.Process(job.pid).children() if one.environ().get("RANK") == "1")
+    killed.kill()
     said = job.communicate(timeout=60)[0]
     assert job.returncode == 1 and gone(tmp_path, 5), said
     assert "Signal 9 (SIGKILL)" in said

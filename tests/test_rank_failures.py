@@ -52,8 +52,9 @@ def gone(folder: Path, seconds: float) -> bool:
 
 
 CASES = [
-    *(("stop", 1, 1), ("stop", 0, -9), ("loop", 1, 1), ("kill", 1, 137), ("kill", 0, -9), ("busy", 1, 137)),
-    *(("raise", 1, 1), ("raise", 0, 1), ("refuse", 1, 2), ("import", 1, 1), ("none", -1, 0), ("told", -1, 143)),
+    *(("stop", 1, 1), ("stop", 0, 1), ("loop", 1, 1), ("kill", 1, 137), ("kill", 0, 137), ("busy", 1, 137)),
+    *(("raise", 1, 1), ("raise", 0, 1), ("refuse", 1, 2), ("import", 1, 1)),
+    *(("refuse", 0, 2), ("agent", 1, -9), ("none", -1, 0), ("told", -1, 143)),
 ]
 
 
@@ -66,7 +67,6 @@ def ended(tmp_path_factory):
     def run(fault, rank, _):
         folder = place / f"{fault}_{rank}"
         (folder / "checkpoints").mkdir(parents=True)
-        (folder / f".ranks_{os.uname().nodename}_99999999").mkdir()  # of a job that was killed as a whole
         for step in (8, 16):
             (folder / "checkpoints" / f"step_{step:08d}.ckpt").touch()
         job = started(folder, str(ROOT / "tests" / "rank_job.py"), str(folder), fault, str(rank))
@@ -79,24 +79,33 @@ def ended(tmp_path_factory):
         return dict(pool.map(lambda case: run(*case), CASES))
 
 
-@pytest.mark.parametrize("fault, rank, status", CASES[:-2])
+@pytest.mark.parametrize("fault, rank, status", CASES[:-4])
 def test_all_ranks_end_and_one_line_names_the_one_that_failed(ended, fault, rank, status):
     folder, code, said, seconds = ended[fault, rank]
     assert code == status and seconds < 25, said
-    message = TOLD[fault] if (fault, rank) != ("kill", 0) else "was killed (out of memory?)"
     last = said.splitlines()[-1]
     assert last.startswith(f"rank {rank} (process "), said
     go_on = f"go on:  {origin.command('train', folder)}"
-    assert f") {message}; all ranks are stopped; the last checkpoint is of step 16; {go_on}" in last
+    assert f") {TOLD[fault]}; all ranks are stopped; the last checkpoint is of step 16; {go_on}" in last
     assert said.count("Traceback") == (fault in ("raise", "import")), said
-    assert not list(folder.glob(".ranks_*"))
+
+
+def test_what_the_first_rank_refuses_is_said_as_without_ranks(ended):
+    _, code, said, _ = ended["refuse", 0]
+    assert (code, said) == (2, "error: there is no such thing: use another\n")
+
+
+def test_no_rank_outlives_its_agent(ended):
+    """The fixture has seen that all of them were gone five seconds after it."""
+    _, code, said, _ = ended["agent", 1]
+    assert code == -9 and "Traceback" not in said
 
 
 @pytest.mark.parametrize("end, rank, status", CASES[-2:])
 def test_a_deliberate_end_is_no_failure(ended, end, rank, status):
     folder, code, said, _ = ended[end, rank]
     assert (code, said) == (status, "")
-    assert (folder / "late").exists() == (end == "none") and not list(folder.glob(".ranks_*"))
+    assert (folder / "late").exists() == (end == "none")
 
 
 TINY = (
@@ -117,12 +126,18 @@ def test_a_killed_rank_ends_the_training_which_goes_on_bit_equal(tmp_path):
     assert "was killed by SIGKILL (out of memory?); all ranks are stopped; the last checkpoint is of step 4" in said
     assert said.rstrip().endswith(f"go on:  {origin.command('train', runs[1])}")
     assert whole.communicate(timeout=90) and whole.returncode == 0
-    (runs[1] / "kill").unlink()
     part = started(tmp_path, str(ROOT / "train.py"), "ckpt_path=part")
     assert part.communicate(timeout=90) and part.returncode == 0 and gone(tmp_path, 5)
+    runs.append(tmp_path / "restarted")  # by torchelastic itself
+    runs[2].mkdir()
+    (runs[2] / "kill").touch()
+    restarted = started(tmp_path, *words, f"hydra.run.dir={runs[2]}", "trainer.max_restarts=1")
+    said = restarted.communicate(timeout=90)[0]
+    assert restarted.returncode == 0 and "goes on from step 4" in said and gone(tmp_path, 5), said
     states = [torch.load(run / "checkpoints" / "step_00000008.ckpt", weights_only=True) for run in runs]
-    assert_bit_equal(*({key: state[key] for key in STATE} for state in states))
-    assert losses(runs[0]) == losses(runs[1]) and len(losses(runs[0])) == 8
+    for state in states[1:]:
+        assert_bit_equal(*({key: one[key] for key in STATE} for one in (states[0], state)))
+    assert losses(runs[0]) == losses(runs[1]) == losses(runs[2]) and len(losses(runs[0])) == 8
 
 
 def test_ranks_that_evaluate_stop_at_once_also_the_one_that_waits(tmp_path):
@@ -140,7 +155,7 @@ def test_ranks_that_evaluate_stop_at_once_also_the_one_that_waits(tmp_path):
     go_on = origin.command("train", tmp_path / "run")
     assert f"stopped by SIGTERM at step 4; go on:  {go_on}\n" in said and "Traceback" not in said
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000004.ckpt"]
-    assert not list((tmp_path / "run").glob(".stop*")) and not list((tmp_path / "run").glob(".ranks*"))
+    assert not list((tmp_path / "run").glob(".stop*"))
 
 
 def losses(run: Path) -> list[tuple[str, str]]:

@@ -90,7 +90,11 @@ def lightning(
     **furnished: Any,
 ) -> None:
     """By a Trainer with the same settings and what it is furnished with; by default with nothing."""
-    keys = {key: value for key, value in settings["trainer"].items() if key not in ("_target_", "timeout")}
+    keys = {
+        key: value
+        for key, value in settings["trainer"].items()
+        if key not in ("_target_", "timeout", "max_restarts", "rdzv_endpoint")
+    }
     bare = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     made = [make() for make in callbacks]
     trainer = pl.Trainer(**{**keys, **bare, **furnished}, callbacks=made, default_root_dir=str(folder))

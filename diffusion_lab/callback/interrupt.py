@@ -94,7 +94,8 @@ class Interrupt(OptionalHooks):
 
     def receive(self, signum: int, frame: Any) -> None:
         """Note a signal, and pass it on to the ranks that this process has started."""
-        twice = {self.received, signum} <= SENT or (self.received == signum and "TORCHELASTIC_RUN_ID" in os.environ)
+        under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and "DIFFUSION_LAB_AGENT" not in os.environ
+        twice = {self.received, signum} <= SENT or (self.received == signum and under_torchrun)
         if twice and time.monotonic() < self._since + ECHO:
             return
         if self.received is not None:

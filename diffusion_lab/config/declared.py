@@ -70,6 +70,8 @@ class Trainer:
     strategy: str
     timeout: float
     precision: str
+    max_restarts: int = 0
+    rdzv_endpoint: str | None = None
     max_steps: int = -1
     val_check_interval: float | int | None = None
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from diffusion_lab.config.environment import cluster_ranks, of_another_rank
+from diffusion_lab.config.environment import cluster_ranks
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.output import say
 
@@ -65,7 +65,7 @@ def check_devices(trainer: Mapping[str, Any]) -> None:
         ConfigError: with the key that means ranks on the CPU.
     """
     remark = compare_devices(trainer, *machine())
-    if remark and not (of_another_rank() or cluster_ranks()[1]):
+    if remark and not cluster_ranks()[1]:
         say(remark)
 
 

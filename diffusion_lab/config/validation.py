@@ -27,6 +27,7 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "every_n_steps": COUNT, "frames": COUNT, "gamma": POSITIVE, "gradient_clip_val": POSITIVE, "grid": COUNT,
     "heads": COUNT, "held_out_fraction": (0, 1, "()"), "keep": COUNT, "levels": (2, math.inf, "[)"),
     "likelihood_repeats": COUNT, "likelihood_samples": NOT_NEGATIVE, "log_every_n_steps": COUNT, "lr": POSITIVE,
+    "max_restarts": NOT_NEGATIVE,
     "max_seconds": POSITIVE, "max_steps": COUNT, "neighbours": (6, math.inf, "[)"), "num_nodes": COUNT,
     "num_samples": COUNT, "num_workers": NOT_NEGATIVE, "prior_std": POSITIVE, "probes": COUNT,
     "refresh_seconds": NOT_NEGATIVE, "repeats": COUNT, "rho": POSITIVE, "rtol": POSITIVE, "s": POSITIVE,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffusion_lab.config.command_line import arguments, settled
-from diffusion_lab.config.environment import cluster_ranks, of_another_rank
+from diffusion_lab.config.environment import AGENT, cluster_ranks
 from diffusion_lab.config.imports import quick_imports
 from diffusion_lab.config.instantiate import FURTHER, PATH, instantiate
 from diffusion_lab.errors import ConfigError, refuse
@@ -34,12 +34,12 @@ def main(task: Literal["train", "sample"]) -> None:
 
     from diffusion_lab.config.hydra_part import refused_by_hydra
     from diffusion_lab.config.places import CONF
-    from diffusion_lab.launch import multirun, process, watch
+    from diffusion_lab.launch import multirun, process, rank
     from diffusion_lab.launch.job import run_job
 
     if not has_locks():
         refuse(ConfigError(f"{task}.py runs on Linux and macOS only; on Windows, use WSL"))
-    watch.born()
+    rank.born()
     if os.environ.get(FURTHER):
         os.environ.setdefault(PATH, os.getcwd())
     words = sys.argv[1:] = checked(task, sys.argv[1:])
@@ -68,7 +68,7 @@ def main(task: Literal["train", "sample"]) -> None:
         with multirun.sweeping(words), refused_by_hydra(words, refuse) as at_work:
             job()
     finally:
-        watch.last_line()
+        rank.last_line()
 
 
 def checked(task: Literal["train", "sample"], words: list[str]) -> list[str]:
@@ -87,9 +87,8 @@ def checked(task: Literal["train", "sample"], words: list[str]) -> list[str]:
             sys.exit()
         words = without_nulls(tidy(words))
         cluster.agree(words)
-        # The first rank has checked for the others.
         informs = INFORMATION & {word.partition("=")[0] for word in words}
-        if informs or of_another_rank():
+        if informs or AGENT in os.environ:  # which has checked for its ranks
             return words
         with witnessed():
             words = settled(words)
@@ -111,11 +110,16 @@ def checked(task: Literal["train", "sample"], words: list[str]) -> list[str]:
 
 
 def work(task: Literal["train", "sample"], config: Any, run_dir: Path, start: list[str]) -> None:
-    """Train or sample, with the other ranks of this job, each watched."""
+    """Train or sample, here or as several ranks."""
+    from hydra.core.hydra_config import HydraConfig
+
     from diffusion_lab.config.typed import convert
-    from diffusion_lab.launch import process, watch
+    from diffusion_lab.launch import agent, process, rank
     from diffusion_lab.launch.job import witnessed
 
+    if ranks := agent.wanted(config.trainer):
+        with witnessed():
+            sys.exit(agent.run(process.command(start, HydraConfig.get()), config.trainer, ranks, run_dir, task))
     # Imported here: torch and Lightning take seconds, and --help must not.
     with quick_imports():
         if task == "train":
@@ -123,5 +127,5 @@ def work(task: Literal["train", "sample"], config: Any, run_dir: Path, start: li
         else:
             from diffusion_lab.run.sample import sample as run
     convert(config)
-    with witnessed(), watch.watched(run_dir, task) as others, process.ranks_of_this_job(start, others.guard):
+    with witnessed(), rank.working(run_dir, task):
         run(config)

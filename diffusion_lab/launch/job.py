@@ -19,11 +19,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import psutil
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.config.command_line import override
-from diffusion_lab.config.environment import cluster_ranks, of_another_rank
+from diffusion_lab.config.environment import AGENT, cluster_ranks
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.launch import process
 from diffusion_lab.output import say
@@ -94,7 +95,7 @@ def obstacle(directory: Path, before: Mapping[str, Any], job: Mapping[str, Any])
         message = " ".join(before["overrides"]) + " with other defaults" * (before["overrides"] == job["overrides"])
         return f"{os.path.relpath(directory)} holds another job ({message}): remove it, or give another hydra.sweep.dir"
     running = before.get("status") == "running" and before["host"] == job["host"] and cluster_ranks()[1] == 0
-    if running and Path("/proc", str(before["pid"])).exists():
+    if running and psutil.pid_exists(before["pid"]):
         return f"process {before['pid']} works on it already"
     return ""
 
@@ -125,9 +126,7 @@ def environment(directory: Path, number: int) -> dict[str, str]:
     found = {**os.environ, JOB: str(directory)}
     if found.get("WANDB_RUN_ID") in taken(directory):
         del found["WANDB_RUN_ID"]
-    if (
-        cluster_ranks()[2] > 1
-    ):  # a meeting point of the job's own: of the one before, not all ranks may have left theirs
+    if cluster_ranks()[2] > 1:  # a rendezvous of the job's own: not all ranks may have left that of the one before
         found["MASTER_PORT"] = str(int(found.get("MASTER_PORT", 29500)) + 1 + number)
         found["TORCHELASTIC_USE_AGENT_STORE"] = "False"
     return found
@@ -153,8 +152,8 @@ def witnessed() -> Iterator[None]:
     if JOB not in os.environ:
         yield
         return
-    if not of_another_rank():  # those die with the first one
-        process.prctl(process.DEATH_SIGNAL, signal.SIGTERM)
+    if AGENT not in os.environ:  # ranks die with their agent
+        process.die_with_parent(signal.SIGTERM)
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The processes that a run starts: the command lines of other ranks and of a sweep's jobs, and how they end."""
+"""The processes that a command starts, its ranks and a sweep's jobs: their command lines, and how jobs end."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
+import psutil
 from omegaconf import OmegaConf
 
 from diffusion_lab.config.command_line import options, override
@@ -23,24 +22,10 @@ SWEEPING = ("hydra.mode", "hydra.sweep.", "hydra/sweeper", "hydra.sweeper", "hyd
 PLACING = ("hydra.run.dir", "hydra.output_subdir", "hydra.job.name")
 """Overrides of Hydra's own that belong to the process which got them, and are replaced in those that it starts."""
 
+PARENT_DEATH_SIGNAL = 1  # of Linux' prctl
+
 GRACE = 30.0
 """Seconds that the other ranks of a job may live on after its first."""
-
-
-PROC = Path("/proc")
-DEATH_SIGNAL, SUBREAPER = 1, 36  # of Linux' prctl
-
-
-def status(pid: int) -> tuple[str, int]:
-    """(letter of its state, when it began in ticks since the machine did) of a process; ("", 0) if it has ended."""
-    try:
-        if PROC.is_dir():
-            fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
-            return ("", 0) if fields[0] in "ZX" else (fields[0], int(fields[19]))
-        os.kill(pid, 0)
-    except OSError:
-        return "", 0
-    return "R", 0
 
 
 def program(words: Sequence[str]) -> list[str]:
@@ -61,33 +46,6 @@ def command(start: Sequence[str], hydra: Any, *more: str, subdir: str | None = N
     return [*start, *task, *more, *kept, "hydra.mode=RUN", *place]
 
 
-@contextlib.contextmanager
-def ranks_of_this_job(start: Sequence[str], guard: Callable[[list[subprocess.Popen[bytes]]], None]) -> Iterator[None]:
-    """Within, Lightning's Trainer and Fabric start the other ranks by the `command` of this job, and `guard` them.
-
-    Both ask functions of their module `subprocess_script`.  One repeats `sys.argv`: the whole sweep, if that holds one,
-    and a directory with a quote in it does not survive.  The other kills every rank, the asking one included, without
-    a word.  Lightning has no hook for either, so the functions are replaced, here and nowhere else, and put back.
-    """
-    from lightning_fabric.strategies.launchers import subprocess_script as fabric
-    from pytorch_lightning.strategies.launchers import subprocess_script as trainer
-
-    def of_rank(local_rank: int) -> tuple[list[str], str]:
-        hydra = HydraConfig.get()
-        return command(start, hydra, f"hydra.job.name={hydra.job.name}_rank_{local_rank}"), hydra.runtime.cwd
-
-    ours = {"_hydra_subprocess_cmd": of_rank, "_launch_process_observer": guard}
-    # Fails where Lightning renamed one.
-    before = [(module, name, getattr(module, name)) for module in (fabric, trainer) for name in ours]
-    try:
-        for module, name, _ in before:
-            setattr(module, name, ours[name])
-        yield
-    finally:
-        for module, name, function in before:
-            setattr(module, name, function)
-
-
 def run(words: Sequence[str], environment: Mapping[str, str], cwd: str) -> tuple[int, int | None]:
     """Run a command to its end, and to that of all processes it left: (exit status, signal that came meanwhile).
 
@@ -102,7 +60,6 @@ def run(words: Sequence[str], environment: Mapping[str, str], cwd: str) -> tuple
         if process is not None:
             send(process.pid, number)
 
-    prctl(SUBREAPER, 1)  # ranks whose first rank is gone become our children: nobody else might ever wait for them
     handled = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # a handler would undo nohup in the job, too
         handled.append(signal.SIGHUP)
@@ -123,14 +80,22 @@ def run(words: Sequence[str], environment: Mapping[str, str], cwd: str) -> tuple
 def clear(group: int, seconds: float | None = None) -> None:
     """Wait until no process of a group is left; kill what there is after some seconds (`GRACE`)."""
     end = time.monotonic() + (GRACE if seconds is None else seconds)
-    while True:
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-group, os.WNOHANG)[0]:
-                pass
+    while left := [one for one in psutil.process_iter() if in_group(one, group)]:
         late = time.monotonic() - end
-        if not _signal(group, signal.SIGKILL if late > 0 else 0) or late > 10:
+        for one in left if late > 0 else ():
+            with contextlib.suppress(psutil.Error):
+                one.kill()
+        if late > 10:
             return
         time.sleep(0.05)
+
+
+def in_group(process: psutil.Process, group: int) -> bool:
+    """Whether a process lives and belongs to a process group."""
+    try:
+        return os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, OSError):
+        return False
 
 
 def send(group: int, number: int) -> None:
@@ -154,7 +119,7 @@ def _signal(group: int, number: int) -> bool:
     return True
 
 
-def prctl(option: int, value: int) -> None:
-    """Linux' prctl, where there is one."""
+def die_with_parent(number: int) -> None:
+    """Have Linux send this process a signal when its parent ends, however that ends."""
     with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, number, 0, 0, 0)

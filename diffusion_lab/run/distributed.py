@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from diffusion_lab.config.environment import cluster_ranks
 from diffusion_lab.errors import ConfigError
+from diffusion_lab.storage.run_directory import checkpoints, newest_whole
+
+OF_RANKS = ("timeout", "max_restarts", "rdzv_endpoint")
+"""Keys of group trainer that are no arguments of Lightning's Trainer."""
 
 
 def cluster() -> list[Any]:
@@ -29,3 +35,9 @@ def set_timeout(strategy: Any, seconds: float) -> None:
         strategy._timeout = timedelta(seconds=seconds)
     elif getattr(strategy, "num_processes", 1) > 1:
         raise ConfigError(f"trainer.strategy: {type(strategy).__name__} takes no trainer.timeout; use ddp")
+
+
+def after_restart(run_dir: Path) -> str | None:
+    """The newest whole checkpoint of a run whose ranks torchelastic has restarted (trainer.max_restarts), else None."""
+    found = checkpoints(run_dir) if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) else []
+    return str(newest_whole(found)) if found else None

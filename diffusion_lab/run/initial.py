@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from diffusion_lab import first_edition
-from diffusion_lab.config.environment import cluster_ranks, of_another_rank
+from diffusion_lab.config.environment import cluster_ranks
 from diffusion_lab.config.init_source import HUB, fetched
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.interop import files
@@ -46,7 +46,7 @@ def initialise(model: Model, settings: dict[str, Any]) -> None:
     settings["init_from"] = str(found.file.resolve())
     message = f"begins with {found.kind} of {found.file}, step 0"
     message += f"; left out, and drawn anew: {listed(left)}" if left else ""
-    if cluster_ranks()[1] == 0 and not of_another_rank():
+    if cluster_ranks()[1] == 0:
         say(message + differences(found.config, settings))
 
 

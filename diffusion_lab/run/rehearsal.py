@@ -12,7 +12,7 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.strategies import ModelParallelStrategy
 
 from diffusion_lab.callback import Evaluation
-from diffusion_lab.config.environment import of_another_rank
+from diffusion_lab.config.environment import cluster_ranks
 from diffusion_lab.data import DataModule
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.evaluation import Evaluator
@@ -32,7 +32,7 @@ def rehearse_training(
         ValueError: in one line, for what does not give what it must.
     """
     wanted, model.rehearsal = settings.get("rehearsal", True), False
-    if not wanted or of_another_rank():
+    if not wanted or cluster_ranks()[1] > 0:
         return
     asked = evaluation and [(evaluation.at_end, evaluation.evaluator), (evaluation.every_n_steps, evaluation.during)]
     evaluators = [evaluator for wanted, evaluator in asked or () if wanted]
@@ -55,7 +55,7 @@ def rehearse_sampling(model: Model, fabric: Fabric, likelihoods: Sequence[str]) 
     Raises:
         ConfigError: in one line, for what does not give what it must.
     """
-    if of_another_rank():
+    if cluster_ranks()[1] > 0:
         return
     images = torch.rand(2, *model.shape, generator=torch.Generator().manual_seed(0))
     try:

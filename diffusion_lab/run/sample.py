@@ -31,7 +31,7 @@ from diffusion_lab.run.compiled import compile_network
 from diffusion_lab.run.conditioning import asked_for, choose_guidance, described
 from diffusion_lab.run.data_module import data_module
 from diffusion_lab.run.data_place import located
-from diffusion_lab.run.distributed import cluster, set_timeout
+from diffusion_lab.run.distributed import OF_RANKS, cluster, set_timeout
 from diffusion_lab.run.failure import explained
 from diffusion_lab.run.plan import tell_plan
 from diffusion_lab.run.quiet import quieten
@@ -194,9 +194,8 @@ def build_fabric(config: DictConfig) -> Fabric:
     keys = plain(config)["trainer"]
     check_devices(keys)
     try:
-        timeout = keys.pop("timeout")
-        fabric = Fabric(**keys, plugins=cluster())
-        set_timeout(fabric.strategy, timeout)
+        fabric = Fabric(**{key: value for key, value in keys.items() if key not in OF_RANKS}, plugins=cluster())
+        set_timeout(fabric.strategy, keys["timeout"])
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         message = str(error).replace("\n", " ")
         raise ConfigError(f"trainer: {message}; use trainer.accelerator=cpu, or devices that exist") from error

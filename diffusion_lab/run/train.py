@@ -32,7 +32,7 @@ from diffusion_lab.run.compiled import compile_network
 from diffusion_lab.run.conditioning import described, tell_labels
 from diffusion_lab.run.data_module import data_module
 from diffusion_lab.run.data_place import moved, places
-from diffusion_lab.run.distributed import cluster, set_timeout
+from diffusion_lab.run.distributed import OF_RANKS, after_restart, cluster, set_timeout
 from diffusion_lab.run.failure import explained
 from diffusion_lab.run.initial import initialise
 from diffusion_lab.run.plan import check_room, size_on_disk
@@ -59,6 +59,7 @@ def train(config: DictConfig) -> None:
     settings = plain(config)
     settings["choices"] = {group: choices[group] for group in CHOICES}
     settings["overrides"] = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    settings["ckpt_path"] = after_restart(run_dir) or settings["ckpt_path"]
     resume = settings["ckpt_path"] and run_directory.find(settings["ckpt_path"], settings["paths"]["log_dir"])
     before = checkpoint_file.read(resume) if resume else None
     if before and "optimizer_states" not in before:
@@ -122,8 +123,8 @@ def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, 
         data = data_module(settings["data"])
         data.prepare_data()
         data.setup("fit")
-        batch = data.batch_size * settings["trainer"]["accumulate_grad_batches"]
-        count_in_steps(settings["trainer"], data.size("train"), batch)
+        parts = settings["trainer"]["accumulate_grad_batches"]
+        count_in_steps(settings["trainer"], data.size("train"), data.batch_size * parts)
         tell_labels(settings, data)
         model = instantiate(settings["model"], "model")
         model.check_sampling()
@@ -131,11 +132,10 @@ def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, 
         if settings.get("init_from") and not settings["ckpt_path"]:
             initialise(model, settings)
         callbacks = [made for made in instantiate(settings["callback"], "callback").values() if made is not None]
-        for callback in callbacks:
-            if hasattr(callback, "check"):
-                callback.check(data, model)
+        for callback in (made for made in callbacks if hasattr(made, "check")):
+            callback.check(data, model)
         # Loggers join later: only the first rank has them, and the rank is known once there is a trainer.
-        keys = {key: value for key, value in settings["trainer"].items() if key != "timeout"}
+        keys = {key: value for key, value in settings["trainer"].items() if key not in OF_RANKS}
         if keys["val_check_interval"] is not None:  # of optimiser steps; Lightning's is of batches
             keys["val_check_interval"] = int(keys["val_check_interval"]) * keys["accumulate_grad_batches"]
         trainer = instantiate({"profiler": Unprofiled(), **keys, "_partial_": True}, "trainer")(
