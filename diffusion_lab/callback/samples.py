@@ -15,7 +15,6 @@ from diffusion_lab.callback.media import best_effort, log_pictures
 from diffusion_lab.data import DataModule
 from diffusion_lab.model import Label, Model
 from diffusion_lab.model.labels import EACH
-from diffusion_lab.output import say
 from diffusion_lab.plot import picture
 
 
@@ -127,7 +126,7 @@ def say_shown(model: Model, count: int) -> None:
     columns, rows = class_rows(count, model.labels.classes)
     shown = columns * rows * model.labels.classes
     if model.is_image and 0 < shown < count:
-        say(f"samples.png shows {shown} of {count} samples: {columns * rows} of each class")
+        print(f"samples.png shows {shown} of {count} samples: {columns * rows} of each class", flush=True)
 
 
 def class_rows(count: int, classes: int) -> tuple[int, int]:
