@@ -35,7 +35,7 @@ def probe_vectors(like: Tensor, probe: Probe, probes: int, generator: Generators
     return z.to(like) / math.sqrt(probes)
 
 
-class Clock:
+class FlowTime:
     """The time u in which the probability flow is solved; for data of unit variance x / r is constant in it.
 
         u = asinh(sigma / alpha),   r = sqrt(alpha^2 + sigma^2),   du/dt = g^2 / (2 sigma r)
@@ -71,7 +71,7 @@ class Clock:
 
 
 class Velocity:
-    """Velocity of the probability flow (Song et al. 2021, Eq. 13) of z = x / r in the time u of `Clock`.
+    """Velocity of the probability flow (Song et al. 2021, Eq. 13) of z = x / r in the time u of `FlowTime`.
 
         dx/dt = f x - g^2/2 score   becomes   dz/du = eps(x, t) - sigma x / r^2
 
@@ -87,16 +87,16 @@ class Velocity:
         self, denoiser: Denoiser, low: float, high: float, like: Tensor, vectors: Tensor | None = None
     ) -> None:
         self.denoiser, self.like, self.vectors = denoiser, like, vectors
-        self.clock = Clock(denoiser.process, low, high)
+        self.flow_time = FlowTime(denoiser.process, low, high)
 
     def scale(self, t: Tensor) -> Tensor:
         """r at t, of the shape of t."""
         alpha, sigma = self.denoiser.process.alpha_sigma(t)
         return (alpha**2 + sigma**2).sqrt()
 
-    def __call__(self, clocks: list[float]) -> list[Slope]:
-        """An `Equation`: the slope of (z,), or of (z, log |det dz|), at each u of `clocks`."""
-        t = self.clock.time(torch.tensor(clocks, dtype=torch.float64))
+    def __call__(self, us: list[float]) -> list[Slope]:
+        """An `Equation`: the slope of (z,), or of (z, log |det dz|), at each u of `us`."""
+        t = self.flow_time.time(torch.tensor(us, dtype=torch.float64))
         (alpha, sigma), (c_skip, c_out) = self.denoiser.process.alpha_sigma(t), self.denoiser.skip_and_out(t)
         scale = (alpha**2 + sigma**2).sqrt()
         # eps = (x - alpha x_0) / sigma is linear in x and in the network's output.
@@ -157,9 +157,9 @@ def solve(
     scales = flow.scale(stops).tolist()
     start = (x / scales[0],) if vectors is None else (x / scales[0], x.new_zeros(len(x)))
     try:
-        solved = integrate(flow, start, flow.clock.of(stops).tolist(), rtol, atol, method)
+        solved = integrate(flow, start, flow.flow_time.of(stops).tolist(), rtol, atol, method)
     except SolverError as error:
-        t = flow.clock.time(torch.tensor([error.at], dtype=torch.float64)).item()
+        t = flow.flow_time.time(torch.tensor([error.at], dtype=torch.float64)).item()
         raise RuntimeError(
             f"the ODE solver ({method}, rtol={rtol:g}, atol={atol:g}) failed near t = {t:.6g}: {error.reason}; "
             f"loosen the tolerances, or check the network's output for NaN"

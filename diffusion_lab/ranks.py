@@ -46,7 +46,7 @@ def shard(items: Sequence[T]) -> Sequence[T]:
     return items[rank::world]
 
 
-def share_of(count: int) -> range:
+def shard_range(count: int) -> range:
     """This rank's contiguous shard of 0..count-1; the sizes of the shards differ by at most 1."""
     rank, world = rank_and_world()
     return range(rank * count // world, (rank + 1) * count // world)

@@ -1,4 +1,4 @@
-"""Any model with any sampler: what was not typed is never refused, and what is advised works."""
+"""Any model with any sampler: only explicit settings are refused, and printed advice works."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAMPLERS = [name for name in options("sampler") if name not in ("trained", "cust
 
 
 def settings(*words: str) -> dict:
-    """The plain configuration of a training, refused as its command would be."""
+    """The plain configuration of a training command, with the same refusals."""
     config = composed("train", words)
     config.paths.run_dir = "."
     found = plain(config, words)
@@ -31,7 +31,7 @@ def settings(*words: str) -> dict:
 
 @cache
 def denoiser(model: str, data: str) -> Denoiser:
-    """That of a model, around a network that puts out its input."""
+    """The denoiser of a model, with a network that returns its input."""
     found = settings(f"data={data}", *f"model={model}".split())["model"] | {"network": {}, "loss": {}, "optimizer": {}}
     kept = {k: v for k, v in found.items() if k not in ("sampler", "likelihood")}
     built = instantiate(kept | {"_partial_": True}, "model")(sampler=None)
@@ -41,7 +41,7 @@ def denoiser(model: str, data: str) -> Denoiser:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("model, data", [*((m, "digits") for m in MODELS), *((m, "toy2d") for m in ("ncsn", "score"))])
-def test_every_sampler_takes_every_model_or_refuses_what_was_typed(model, name, data):
+def test_every_sampler_works_with_every_model_or_refuses_an_explicit_setting(model, name, data):
     words = [f"data={data}", *f"model={model}".split(), f"sampler={name}"]
     langevin = name in ("langevin", "annealed_langevin", "annealed_langevin_v2")
     if model == "score" and not langevin:
@@ -59,7 +59,7 @@ def test_every_sampler_takes_every_model_or_refuses_what_was_typed(model, name, 
     ["model=ncsn", "sampler=pc"], ["model=ncsnv2", "sampler=custom", "sampler/corrector=langevin"],
     ["experiment=score_sde/ncsnpp", "sampler=annealed_langevin"],
 ])  # fmt: skip
-def test_settings_of_a_recipe_go_only_to_the_sampler_they_are_for(words):
+def test_recipe_settings_apply_only_to_their_sampler(words):
     """Ten Langevin steps of NCSN are not those of another corrector."""
     corrector = settings(*words)["sampler"]["corrector"]
     assert corrector["steps"] == {"Langevin": 1}.get(corrector["_target_"].split(".")[-1], 100)
@@ -76,7 +76,7 @@ def test_recipes_of_annealed_langevin_keep_their_step_sizes():
     assert settings("model=ncsn")["sampler"]["denoise"] is True
 
 
-def test_a_step_size_that_was_typed_takes_the_place_of_the_other():
+def test_an_explicit_step_size_replaces_the_other():
     for sampler in ("annealed_langevin", "annealed_langevin_v2", "langevin"):
         for key, other, value in (("snr", "step_size", 0.3), ("step_size", "snr", 1e-3)):
             words = ["model=ncsn", f"sampler={sampler}", f"sampler.corrector.{key}={value}"]
@@ -107,7 +107,7 @@ def test_an_experiments_settings_do_not_stop_another_sampler(name):
     ["model=ncsn", "sampler=pc", "+sampler.corrector.step_size=1e-3"], ["sampler=ode", "sampler/predictor=ddim"],
     ["model=ncsn", "sampler.corrector.snr=0.2", "sampler.corrector.step_size=1e-3"],
 ])  # fmt: skip
-def test_what_was_typed_is_still_refused(words):
+def test_unsuitable_explicit_settings_are_refused(words):
     with pytest.raises(ConfigError, match="more than the model's|is not a parameter|is not a key|either step_size"):
         check("train", words)
         instantiate(settings(*words)["sampler"], "sampler")
@@ -152,7 +152,7 @@ ADVISED = [
 
 @pytest.mark.parametrize("command", ADVISED)
 def test_advice_works(command):
-    """A refused command is given again with the advice, as often as there is new advice."""
+    """Repeat a refused command with the advice, as long as there is new advice."""
     words = command.split()
     for _ in range(3):
         with pytest.raises(ConfigError) as error:
@@ -179,7 +179,7 @@ def test_advice_works(command):
 
 
 def advice_in_messages() -> list[str]:
-    """Every `key=value` that a message of the package tells to use, choose, set or add, where the value is a word."""
+    """Every `key=value` with a literal value that a message advises to use, choose, set or add."""
     found = []
     for path in CONF.parent.glob("diffusion_lab/**/*.py"):
         if "bench" in path.parts:

@@ -86,7 +86,7 @@ def test_help_fits_two_screens_and_tells_what_the_command_takes(task):
     assert ("schedule=" in message) == ("model=" in message.replace("--help model=NAME", "")) == (task == "train")
     about = {
         "train": "loss=       dsm                   Den",
-        "sample": "sampler=    ancestral             Ho et al. 2020",
+        "sample": "sampler=    ancestral             Ancestral sampling of DDPM",
     }
     for key in (*KEYS[task], "seed", about[task]):
         assert any(line.startswith(key) for line in lines), key
@@ -110,7 +110,7 @@ def test_an_installed_program_is_named_as_it_is_started(monkeypatch, tmp_path):
 
 def test_help_of_a_group_an_option_and_a_key():
     message = tell("train", ["sampler", "-h"])
-    assert "sampler=ddim\n  # Song, Meng & Ermon 2021, Eq. 12\n" in message and "number of timesteps" in message
+    assert "sampler=ddim\n  # DDIM: Song, Meng & Ermon 2021, Eq. 12\n" in message and "number of timesteps" in message
     assert tell("train", ["sampler=ddim"]) in message and tell("train", ["schedule=cosine"]).startswith(
         "schedule=cosine\n"
     )

@@ -10,7 +10,7 @@ import torch
 from exact import ExactNetwork, exact_denoiser
 
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.flow import Clock, Velocity, divergence, probe_vectors, solve
+from diffusion_lab.flow import FlowTime, Velocity, divergence, probe_vectors, solve
 from diffusion_lab.likelihood import FlowLikelihood, bits_per_dim, dequantize
 from diffusion_lab.noise import draw, image_generators
 from diffusion_lab.parameterization import Parameterization
@@ -24,8 +24,17 @@ PROCESSES = {
     "discrete": DiscreteProcess(Linear(), 1000),
 }
 SDES = ["ve", "vp", "subvp"]
-CLOCKS = [*PROCESSES.values(), VP(Cosine()), VP(Sigmoid()), SubVP(Cosine()), DiscreteProcess(Geometric(0.01, 50.0), 10)]
-CLOCKS += [DiscreteProcess(Cosine(), 4000), DiscreteProcess(Sigmoid(), 1000)]  # of which u doubles in the last level
+FLOW_TIMES = [
+    *PROCESSES.values(),
+    VP(Cosine()),
+    VP(Sigmoid()),
+    SubVP(Cosine()),
+    DiscreteProcess(Geometric(0.01, 50.0), 10),
+]
+FLOW_TIMES += [
+    DiscreteProcess(Cosine(), 4000),
+    DiscreteProcess(Sigmoid(), 1000),
+]  # of which u doubles in the last level
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,21 +79,21 @@ def reparameterized(denoiser, row):
 # ---------------------------------------------------------------------------------------------- velocity, divergence
 
 
-@pytest.mark.parametrize("process", CLOCKS, ids=repr)
-def test_clock_is_asinh_of_sigma_over_alpha_and_is_inverted(process):
+@pytest.mark.parametrize("process", FLOW_TIMES, ids=repr)
+def test_flow_time_is_asinh_of_sigma_over_alpha_and_is_inverted(process):
     first = process.t_train_min
-    clock, t = Clock(process, first, 1.0), first ** torch.linspace(1, 0, 999).double()
+    flow_time, t = FlowTime(process, first, 1.0), first ** torch.linspace(1, 0, 999).double()
     t = torch.cat([t, 1 - (1 - first) * 0.01 * torch.linspace(1, 0, 999).double()])
-    u = clock.of(t)
+    u = flow_time.of(t)
     torch.testing.assert_close(u.sinh(), process.sigma(t) / process.alpha(t), rtol=1e-12, atol=0)
-    torch.testing.assert_close(clock.time(u), t, rtol=1e-9, atol=0)
-    assert clock.time(u).min() >= process.t_train_min and clock.time(u).max() <= 1
+    torch.testing.assert_close(flow_time.time(u), t, rtol=1e-9, atol=0)
+    assert flow_time.time(u).min() >= process.t_train_min and flow_time.time(u).max() <= 1
 
 
 def slope_at(denoiser, z, t, vectors=None):
     """The slope of the flow at time t, and the scale r there."""
     flow = Velocity(denoiser, t, 1.0, z, vectors)
-    (slope,) = flow(flow.clock.of(torch.tensor([t], dtype=torch.float64)).tolist())
+    (slope,) = flow(flow.flow_time.of(torch.tensor([t], dtype=torch.float64)).tolist())
     return slope, flow.scale(torch.tensor(t, dtype=torch.float64))
 
 
@@ -98,7 +107,7 @@ def test_velocity_is_the_derivative_of_the_exact_flow(name, t, row):
     flow = Velocity(exact_denoiser(target, process), 1e-3, 1.0, x)
     around = torch.tensor([t - h, t + h], dtype=torch.float64)
     ends = [flowed(target, process, x, t, s)[0] / flow.scale(around)[k] for k, s in enumerate(around.tolist())]
-    want = (ends[1] - ends[0]) / flow.clock.of(around).diff()
+    want = (ends[1] - ends[0]) / flow.flow_time.of(around).diff()
     denoiser = reparameterized(exact_denoiser(target, process), row)
     slope, r = slope_at(denoiser, x, t)
     torch.testing.assert_close(slope(x / r, True)[0], want, rtol=1e-4, atol=1e-4 * want.abs().max().item())

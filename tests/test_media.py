@@ -17,6 +17,7 @@ import diffusion_lab.callback.samples as samples
 from diffusion_lab.callback.media import log_pictures
 from diffusion_lab.callback.samples import Samples
 from diffusion_lab.logger.loggers import build_loggers, finish_loggers
+from diffusion_lab.sampler import DDIM, Sampler
 
 clean, keyed = wandb_offline.clean, wandb_offline.keyed
 
@@ -72,13 +73,14 @@ def test_wandb_has_the_very_files(keyed, tmp_path):
 
 
 class Drawn(pl.LightningModule):
-    """Trains nothing; draws the same samples as ever, of images or of points."""
+    """A model that trains nothing and returns fixed samples, of images or of points."""
 
     labels = label = None
+    sampler = Sampler(DDIM(), steps=2)
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.shape, self.w, self.whole = shape, torch.nn.Parameter(torch.zeros(1)), nullcontext
+        self.shape, self.w, self.unsharded = shape, torch.nn.Parameter(torch.zeros(1)), nullcontext
 
     def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
         return (self.w * batch[0]).mean()

@@ -1,4 +1,4 @@
-"""Every precision trains; the process, the loss, the average and whatever judges a model keep theirs."""
+"""Every precision trains; process, loss, EMA and evaluation keep full precision."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FULL, HALF, DOUBLE = torch.float32, torch.bfloat16, torch.float64
 
 
 class Dtypes(pl.Callback):
-    """What the first convolution gives while training, validating and sampling, and what a loss is in."""
+    """Record the dtypes of the first convolution in training, validation and sampling, and of the loss."""
 
     def __init__(self, model) -> None:
         self.seen, self.phase = {}, "sampling"
@@ -46,13 +46,13 @@ class Dtypes(pl.Callback):
         assert model.sample(2).dtype == FULL and torch.get_default_dtype() == FULL
 
 
-@pytest.mark.parametrize("precision, weights, training, judging", [
+@pytest.mark.parametrize("precision, weights, training, evaluating", [
     ("32-true", FULL, FULL, FULL),
     ("bf16-mixed", FULL, HALF, FULL),
     ("bf16-true", HALF, HALF, HALF),
     ("64-true", DOUBLE, DOUBLE, DOUBLE),
 ])  # fmt: skip
-def test_every_precision_trains(tmp_path, precision, weights, training, judging):
+def test_every_precision_trains(tmp_path, precision, weights, training, evaluating):
     model, times = build(ByItem()), torch.arange(1, 1001) / 1000
     process, before = model.denoiser.process, [p.clone() for p in model.network.parameters()]
     watch, dtypes = Watch(), Dtypes(model)
@@ -60,7 +60,7 @@ def test_every_precision_trains(tmp_path, precision, weights, training, judging)
     run.fit(model, datamodule=Digits(batch_size=8, eval_batch_size=8))
     ema = next(c for c in run.callbacks if isinstance(c, EMA))
     full = torch.promote_types(weights, FULL)
-    assert dtypes.seen == {"training": {training}, "validating": {judging}, "sampling": {judging}, "loss": {full}}
+    assert dtypes.seen == {"training": {training}, "validating": {evaluating}, "sampling": {evaluating}, "loss": {full}}
     assert {p.dtype for p in model.network.parameters()} == {weights}
     assert {average.dtype for average in ema.weights.values()} == {full}
     start, now, average = before[0].to(weights), next(model.network.parameters()), next(iter(ema.weights.values()))
@@ -90,7 +90,7 @@ def test_the_gradient_is_the_same_up_to_the_precision(gradients):
 
 
 @pytest.mark.parametrize("weighting", ["simple", "min_snr", "v", "likelihood"])
-def test_under_autocast_the_loss_is_computed_in_full(weighting):
+def test_under_autocast_the_loss_is_computed_in_float32(weighting):
     model = build(ByItem())
     denoiser, loss = (
         Denoiser(model.network, DiscreteProcess(Cosine(), 1000), Parameterization("v", "level", -1.0, 1.0)),
@@ -116,7 +116,7 @@ def test_under_autocast_the_loss_is_computed_in_full(weighting):
     torch.testing.assert_close(found.double(), want, rtol=1e-4, atol=0)
 
 
-def test_fourier_frequencies_stay_in_full_beside_a_network_in_half():
+def test_fourier_frequencies_stay_in_float32_in_a_bfloat16_network():
     torch.manual_seed(0)
     network = NCSNpp(1, 8, channels=8, multipliers=(1,), blocks=1, attention=(), groups=2).to(HALF)
     assert network(torch.randn(2, 1, 8, 8, dtype=HALF), torch.tensor([0.1, 3.0])).dtype == HALF
@@ -125,8 +125,8 @@ def test_fourier_frequencies_stay_in_full_beside_a_network_in_half():
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_steps_that_overflow_in_16_mixed_count_neither_for_the_average_nor_for_the_warmup(tmp_path, fused):
-    """On a CPU this precision has to be put together by hand; the scale begins where a gradient overflows."""
+def test_steps_that_overflow_in_16_mixed_count_neither_for_ema_nor_for_warmup(tmp_path, fused):
+    """On a CPU this precision must be composed by hand; the initial scale makes a gradient overflow."""
     model, steps = build(ByItem()), 12
     adam = lambda parameters: torch.optim.Adam(parameters, lr=0.01, fused=fused)  # noqa: E731
     model.optimizer, model.warmup_steps = adam, 100
@@ -170,13 +170,13 @@ def test_steps_that_overflow_in_16_mixed_count_neither_for_the_average_nor_for_t
     (["trainer.devices='2'", "data.batch_size=7"], "data.batch_size=7 cannot be split evenly over 2 ranks"),
     (["trainer.devices=auto", "trainer.num_nodes=3", "data.batch_size=7"], "cannot be split evenly over 3 ranks"),
 ])  # fmt: skip
-def test_what_only_the_trainer_knows_is_refused_in_one_line(tmp_path, words, message):
+def test_errors_of_the_trainer_are_reported_in_one_line(tmp_path, words, message):
     made = composed("data=toy2d", "data.train_size=50", "data.held_out_size=10", "trainer.accelerator=cpu", *words)
     with pytest.raises(ConfigError, match=message):
         train.set_up({**made, "choices": {"sampler": "ancestral"}}, tmp_path)
 
 
-def test_sampling_refuses_what_the_device_has_not():
+def test_sampling_refuses_an_unsupported_precision():
     from diffusion_lab.run.sample import build_fabric
 
     with initialize_config_dir(str(CONF), version_base="1.3"):

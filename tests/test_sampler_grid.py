@@ -29,7 +29,7 @@ from diffusion_lab.process import (
     Spacing,
     SubVP,
 )
-from diffusion_lab.process.base import Even
+from diffusion_lab.process.base import EvenSpacing
 from diffusion_lab.sampler import DDIM, EDM, AnnealedLangevin, ProbabilityFlow, Sampler
 
 PROCESSES = {
@@ -179,7 +179,7 @@ def test_a_sampler_starts_and_ends_where_it_is_told(process, spacing):
         assert times[-1] == pytest.approx(end, abs=1e-9)
     if process.levels is None or spacing in ("trailing", "linspace", "linear", "log_snr", "karras"):
         assert times[0] == pytest.approx(start, abs=1e-9)
-    if spacing in get_args(Even) and process.levels:
+    if spacing in get_args(EvenSpacing) and process.levels:
         assert torch.equal(process.level(times), process.level(times).round())
 
 

@@ -180,7 +180,7 @@ def test_invalid_options_are_refused(arguments, words):
         SlicedScoreMatching(**arguments)
 
 
-class Clock(SingleLevel):
+class IdentitySigma(SingleLevel):
     """sigma(t) is t itself, a tensor created with autograd off."""
 
     def sigma(self, t: torch.Tensor) -> torch.Tensor:
@@ -194,7 +194,7 @@ class Clock(SingleLevel):
 @pytest.mark.parametrize("loss", [ImplicitScoreMatching(), SlicedScoreMatching(2)], ids=["implicit", "sliced"])
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
 def test_validation_computes_the_same_loss_without_autograd(network, loss, off):
-    denoiser = Denoiser(network, Clock(), Parameterization("score", "log_sigma"))
+    denoiser = Denoiser(network, IdentitySigma(), Parameterization("score", "log_sigma"))
     torch.manual_seed(0)
     nn.init.normal_(next(p for p in reversed(list(network.parameters())) if p.dim() == 2))
     trained = loss(denoiser, torch.ones(4, 2), torch.Generator().manual_seed(0))

@@ -64,7 +64,7 @@ class Samples(OptionalHooks):
     def draw(self, trainer: pl.Trainer, model: Model, path: Path, film: bool = False) -> None:
         """Draw, each rank its share; write the picture, and the film of it on request; show both in the logs."""
         with best_effort(path), averaged(trainer, model):
-            own, label = ranks.share_of(self.count), None
+            own, label = ranks.shard_range(self.count), None
             if model.labels is not None and model.label is None and model.labels.classes <= self.count:
                 label = EACH
             with ranks.synchronized():
@@ -144,7 +144,7 @@ def quiet_time(model: Model, sigma: float = 0.1) -> torch.Tensor:
 
 def filmed(model: Model, frames: int, seed: int, label: Label = None) -> torch.Tensor:
     """Frames (T, N, ...) of a few samples on their way from noise to data, clean at the end; a rank has its share."""
-    own = ranks.share_of(8 if model.is_image else 2000)
+    own = ranks.shard_range(8 if model.is_image else 2000)
     with ranks.synchronized():
         parts = [chosen_frames(model, own, frames, seed, label)] if own else []
     film = torch.cat([part for rank in ranks.gather(parts) for part in rank], 1)

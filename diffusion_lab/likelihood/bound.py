@@ -73,7 +73,7 @@ class VariationalBound:
     def __call__(self, denoiser: Denoiser, x0: Tensor, grey_levels: int | None, generator: Generators = None) -> Bound:
         """The bound at x0 (B, ...) in the model's range; `grey_levels` is the number of pixel values (None: points)."""
         process = denoiser.process
-        check_guidance(denoiser, self.guided_field)
+        check_guidance(denoiser, self.guided_field, self.name)
         if not isinstance(process, DiscreteProcess):
             raise ValueError("the variational bound needs a model with discrete noise levels")
         x0 = x0.double()

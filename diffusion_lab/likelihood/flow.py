@@ -92,7 +92,7 @@ class FlowLikelihood:
         With one generator per image, dequantization and random vectors of image i depend on generator i alone.
         """
         check_process(denoiser.process)
-        check_guidance(denoiser, self.guided_field)
+        check_guidance(denoiser, self.guided_field, self.name)
         calls, dimensions = denoiser.nfe, x0[0].numel()
         x0 = x0.to(self.dtype)
         dequantization = x0.new_zeros(len(x0))

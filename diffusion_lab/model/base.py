@@ -123,7 +123,7 @@ class Model(Sampling, Optimization, pl.LightningModule):
             return (images * self.grey_levels).floor().clamp(max=top) / top
         return (images * top).round() / top
 
-    def in_full(self, data: Tensor) -> Tensor:
+    def full_precision(self, data: Tensor) -> Tensor:
         """Data in the network's precision, at least float32: with bf16-true Lightning casts batches to bfloat16."""
         return data.to(torch.promote_types(self.denoiser.network_dtype or data.dtype, torch.float32))
 
@@ -137,7 +137,7 @@ class Model(Sampling, Optimization, pl.LightningModule):
             rank_zero_warn(warning)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        data = self.in_full(batch[0])
+        data = self.full_precision(batch[0])
         if self.dequantize and self.grey_levels is not None:
             data = (data * (self.grey_levels - 1) + torch.rand_like(data)) / self.grey_levels
         losses = self.loss(self.conditional_denoiser(*batch[1:2], training=True), self.encode(data))
@@ -163,7 +163,7 @@ class Model(Sampling, Optimization, pl.LightningModule):
         first = rank + world * sum(map(len, self._held_out_losses))
         indices = range(first, first + world * len(batch[0]), world)
         with torch.autocast(self.device.type, enabled=False):
-            data = self.encode(self.in_full(batch[0]))
+            data = self.encode(self.full_precision(batch[0]))
             loss = self.loss(self.conditional_denoiser(*batch[1:2]), data, image_generators(0, indices, self.device))
         self._held_out_losses.append(loss.detach().float())
 

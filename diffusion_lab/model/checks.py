@@ -73,7 +73,7 @@ def check_items(model: Model, items: Tensor) -> Tensor:
     """Return the items in the model's range, after checking their shape and that images are in [0, 1]."""
     if tuple(items.shape[1:]) != model.shape:
         raise ComponentError(f"the data have shape {tuple(items.shape[1:])}, but the model has shape {model.shape}")
-    items = model.in_full(items.repeat(2, *(1,) * len(model.shape))[:2])
+    items = model.full_precision(items.repeat(2, *(1,) * len(model.shape))[:2])
     if not items.isfinite().all():
         raise ComponentError("the data contain NaN or infinity")
     low, high = items.min().item(), items.max().item()

@@ -100,9 +100,9 @@ class NCSNpp(nn.Module):
         self.labels = LabelEmbedding(classes, 4 * channels) if classes and not conditional else None
         widths = [channels * multiplier for multiplier in multipliers]
         attends = [image_size // 2**level in attention for level in range(len(widths))]
-        kept = self.build_down(config, channels, widths, blocks, attends)
+        skips = self.build_down(config, channels, widths, blocks, attends)
         self.middle = nn.ModuleList([config.stage(widths[-1], widths[-1], True), config.stage(widths[-1], widths[-1])])
-        self.build_up(config, kept, widths, blocks, attends)
+        self.build_up(config, skips, widths, blocks, attends)
 
     def build_down(
         self, config: BlockConfig, channels: int, widths: list[int], blocks: int, attends: list[bool]
@@ -113,21 +113,21 @@ class NCSNpp(nn.Module):
         self.input_pyramid = nn.ModuleList()
         self.down = nn.ModuleList()
         wider = 2 if self.progressive_input == "input_skip" and config.progressive_combine == "cat" else 1
-        kept, pyramid = [channels], config.in_channels
+        skips, pyramid = [channels], config.in_channels
         for level, width in enumerate(widths):
             if level > 0:
                 above = widths[level - 1]
                 self.downsample.append(config.change(above, config.resampling.halve, config.resampling.downsample))
                 self.input_pyramid.append(INPUTS[self.progressive_input](config, pyramid, above))
-                kept.append(wider * above)
+                skips.append(wider * above)
                 pyramid = above
-            sources = [kept[-1]] + [width] * (blocks - 1)
+            sources = [skips[-1]] + [width] * (blocks - 1)
             self.down.append(nn.ModuleList(config.stage(source, width, attends[level]) for source in sources))
-            kept += [width] * blocks
-        return kept
+            skips += [width] * blocks
+        return skips
 
     def build_up(
-        self, config: BlockConfig, kept: list[int], widths: list[int], blocks: int, attends: list[bool]
+        self, config: BlockConfig, skips: list[int], widths: list[int], blocks: int, attends: list[bool]
     ) -> None:
         """Build the decoder."""
         self.up, self.output_pyramid, self.upsample = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
@@ -135,7 +135,7 @@ class NCSNpp(nn.Module):
         for level, width in reversed(list(enumerate(widths))):
             sources = [below or width] + [width] * blocks
             last = [False] * blocks + [attends[level]]
-            stages = (config.stage(h + kept.pop(), width, attend) for h, attend in zip(sources, last, strict=True))
+            stages = (config.stage(h + skips.pop(), width, attend) for h, attend in zip(sources, last, strict=True))
             self.up.append(nn.ModuleList(stages))
             self.output_pyramid.append(OUTPUTS[self.progressive](config, below, width))
             if level > 0:
@@ -153,21 +153,21 @@ class NCSNpp(nn.Module):
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         check_input(x, self.conv_in.in_channels, len(self.down))
         embedding = self.embed(t, label)
-        h, pyramid, kept = self.conv_in(x), x, []
+        h, pyramid, skips = self.conv_in(x), x, []
         for level, stages in enumerate(self.down):
             if level > 0:
                 h = self.downsample[level - 1](h, embedding)
                 pyramid, h = self.input_pyramid[level - 1](pyramid, h)
-            kept.append(h)
+            skips.append(h)
             for stage in stages:
                 h = stage(h, embedding)
-                kept.append(h)
+                skips.append(h)
         for stage in self.middle:
             h = stage(h, embedding)
         pyramid = None
         for level, stages in enumerate(self.up):
             for stage in stages:
-                h = stage(torch.cat([h, kept.pop()], dim=1), embedding)
+                h = stage(torch.cat([h, skips.pop()], dim=1), embedding)
             pyramid, h = self.output_pyramid[level](pyramid, h)
             if level < len(self.upsample):
                 h = self.upsample[level](h, embedding)

@@ -84,14 +84,14 @@ class RefineNet(nn.Module):
         check_input(x, self.conv_in.in_channels, self.halvings + 1)
         check_label(self.classes, label)
         position = None if self.levels is None and label is None else Position.of(t, self.levels, label)
-        h, kept = self.conv_in(x), []
+        h, skips = self.conv_in(x), []
         for stage in self.down:
             for block in stage:
                 h = self.compute(block, h, position)
-            kept.append(h)
+            skips.append(h)
         before: list[Tensor] = []
         for block in self.up:
-            before = [self.compute(block, [kept.pop(), *before], position)]
+            before = [self.compute(block, [skips.pop(), *before], position)]
         return self.conv_out(F.elu(self.norm(before[0], position), inplace=True))
 
     def compute(self, block: nn.Module, inputs: Tensor | list[Tensor], position: Position | None) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-Even = Literal["uniform", "quadratic", "trailing", "leading", "linspace", "strided"]
+EvenSpacing = Literal["uniform", "quadratic", "trailing", "leading", "linspace", "strided"]
 """Spacings that are even in t or in sqrt(t); on a discrete process they select noise levels."""
 
 Spacing = Literal["uniform", "quadratic", "trailing", "leading", "linspace", "strided", "linear", "log_snr", "karras"]
@@ -80,7 +80,7 @@ class NoiseProcess(nn.Module, ABC):
         return t.float(), factor.float()
 
     @abstractmethod
-    def even_timesteps(self, steps: int | None, spacing: Even, start: float, end: float) -> Tensor:
+    def even_timesteps(self, steps: int | None, spacing: EvenSpacing, start: float, end: float) -> Tensor:
         """`timesteps` from `start` to `end` for a spacing that is even in t or in sqrt(t)."""
 
     @abstractmethod
@@ -153,7 +153,7 @@ class NoiseProcess(nn.Module, ABC):
         if spacing not in get_args(Spacing):
             raise ValueError(f"spacing={spacing!r} is unknown; allowed: {', '.join(get_args(Spacing))}")
         start, end = self.span(t_start, t_end)
-        if spacing in get_args(Even) or self.levels == 1:
+        if spacing in get_args(EvenSpacing) or self.levels == 1:
             return self.even_timesteps(steps, spacing, start, end)
         steps = (self.levels or 1000) if steps is None else steps
         if steps < 2:
@@ -203,8 +203,8 @@ class NoiseProcess(nn.Module, ABC):
         with (scale, v) = transition(s, t).
         """
         (scale, v), (alpha_s, sigma_s), sigma_t = self.transition(s, t), self.alpha_sigma(s), self.sigma(t)
-        kept = (sigma_s / sigma_t) ** 2
-        return scale * kept, alpha_s * v / sigma_t**2, v * kept
+        ratio = (sigma_s / sigma_t) ** 2
+        return scale * ratio, alpha_s * v / sigma_t**2, v * ratio
 
     def reverse_variance(self, s: Tensor, t: Tensor, variance: Variance) -> Tensor:
         """Variance of the reverse step p(x_s | x_t): of the posterior (fixed_small) or q(x_t | x_s) (fixed_large)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffusion_lab.process.base import Even, NoiseProcess, Variance
+from diffusion_lab.process.base import EvenSpacing, NoiseProcess, Variance
 from diffusion_lab.process.schedule import Schedule
 
 
@@ -96,7 +96,7 @@ class DiscreteProcess(NoiseProcess):
         level = torch.multinomial(probability, batch, replacement=True, generator=generator)
         return (level.float() + 1) / self.levels, 1 / (self.levels * probability[level])
 
-    def even_timesteps(self, steps: int | None, spacing: Even, start: float, end: float) -> Tensor:
+    def even_timesteps(self, steps: int | None, spacing: EvenSpacing, start: float, end: float) -> Tensor:
         """Times of S of the N levels between `end` and `start`; all of them if steps is None.
 
         With zero-based indices i: "uniform" = floor(i N / S) and "quadratic" = floor(0.8 N (i / (S - 1))^2) are the

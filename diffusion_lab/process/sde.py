@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffusion_lab.process.base import Even, NoiseProcess, Variance
+from diffusion_lab.process.base import EvenSpacing, NoiseProcess, Variance
 from diffusion_lab.process.schedule import BetaSchedule, Geometric
 
 
@@ -18,7 +18,7 @@ class SDE(NoiseProcess):
         u = torch.rand(batch, device=device, dtype=torch.float32, generator=generator)
         return self.t_train_min + (1 - self.t_train_min) * u
 
-    def even_timesteps(self, steps: int | None, spacing: Even, start: float, end: float) -> Tensor:
+    def even_timesteps(self, steps: int | None, spacing: EvenSpacing, start: float, end: float) -> Tensor:
         steps = 1000 if steps is None else steps
         if steps < 1:
             raise ValueError(f"sampler steps must be at least 1, got {steps}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffusion_lab.process.base import Even, NoiseProcess, Variance
+from diffusion_lab.process.base import EvenSpacing, NoiseProcess, Variance
 
 
 class SingleLevel(NoiseProcess):
@@ -47,7 +47,7 @@ class SingleLevel(NoiseProcess):
         one = self.sample_times(batch, device)
         return one, one
 
-    def even_timesteps(self, steps: int | None, spacing: Even, start: float, end: float) -> Tensor:
+    def even_timesteps(self, steps: int | None, spacing: EvenSpacing, start: float, end: float) -> Tensor:
         if steps not in (None, 1):
             raise ValueError(f"a single noise level has one sampler step, got {steps}")
         return torch.ones(1, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Samplers: one loop, and the steps and correctors that it follows, each written as its paper prints it."""
+"""Samplers: one loop, with steps and correctors, each written as in its paper."""
 
 from diffusion_lab.sampler.ancestral import DDIM, Ancestral, EulerAncestral, EulerMaruyama, ReverseDiffusion
 from diffusion_lab.sampler.corrector import AnnealedLangevin, Langevin

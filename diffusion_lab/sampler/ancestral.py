@@ -1,4 +1,4 @@
-"""Ancestral sampling: steps that draw from the reverse of one step of noise, DDPM's and what became of it."""
+"""Ancestral sampling: DDPM, DDIM, and steps of the reverse SDE."""
 
 from __future__ import annotations
 

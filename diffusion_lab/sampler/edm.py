@@ -73,7 +73,7 @@ class EDM(Solver):
 
 @dataclass(frozen=True)
 class Restart(Solver):
-    """Heun's method that goes back: noise is added, and the last part of the way is solved again.
+    """Restart sampling: Heun's method, with noise added back and the last interval solved again.
 
     Xu et al. 2023 (arXiv:2306.14878), Algorithm 1: at the time of the grid whose n = sigma / alpha is nearest to `low`
     (as in the authors' program), `repeats` times
@@ -120,7 +120,7 @@ class Restart(Solver):
         return x
 
     def nearest(self, p) -> float:
-        """The time of the grid that is nearest to `low`."""
+        """The timestep nearest to `low`."""
         return min(p.times, key=lambda t: abs(p.noise_to_signal(t) - self.low))
 
     def times(self, p, s: float) -> list[float]:

@@ -1,4 +1,4 @@
-"""What calls a sampler's steps: with tensors (`Written`), or with linear forms (`record.Recorder`)."""
+"""Engines call a sampler's steps: with tensors (`Written`), or with linear forms (`record.Recorder`)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from diffusion_lab.sampler.step import Coefficients, Prediction, coefficients
 from diffusion_lab.sampler.threshold import Threshold
 
 HISTORY = 8
-"""Predictions that a step may look back at."""
+"""Number of past predictions that a step may use."""
 
 Kind = Literal["step", "correct", "last"]
 """The methods of an `Engine` that call a step."""
 
 
 class Engine(ABC):
-    """Calls steps and keeps their predictions.
+    """Calls steps and keeps their past predictions.
 
     Args:
         denoiser, p: the network and its process at the sampler's times.
@@ -49,7 +49,7 @@ class Engine(ABC):
         """The network's prediction at x and t."""
 
     def coefficients(self, t: float, thresholded: bool) -> Coefficients:
-        """Of a prediction, or of one that a threshold has changed, which is x_0."""
+        """Coefficients of a prediction; of a thresholded one the output is x_0."""
         key = t, thresholded
         if key not in self._coefficients:
             eps = None if thresholded else self.denoiser.parameterization.eps
@@ -63,7 +63,7 @@ class Engine(ABC):
         return prediction
 
     def before(self, t: float) -> list[Prediction]:
-        """What a step at t sees of the past; predictions at t are of another x where a corrector has moved it since."""
+        """Past predictions for a step at t, without those at t where a corrector has moved x since."""
         return [one for one in self.past if one.t != t] if self.corrected else self.past
 
     def apply(self, kind: Kind, step: Callable[..., Any] | None, x: Any, *times: float) -> Any:
@@ -103,7 +103,7 @@ class Written(Engine):
         self._outputs: dict[tuple[float, bool], Callable[[Tensor], Tensor]] = {}
 
     def start(self, stream: Callable[[], Tensor]) -> None:
-        """Begin with a batch whose noise `stream` gives, always in the same memory."""
+        """Begin a batch; `stream` returns fresh noise, always in the same memory."""
         self.stream, self.latest, self.past = stream, None, []
 
     def noise(self, std: float = 1.0) -> Tensor | float:
@@ -112,7 +112,7 @@ class Written(Engine):
         return std * self.stream() if std else 0.0
 
     def coefficients(self, t: float, thresholded: bool) -> Coefficients:
-        """As scalars like x, which operations take faster than numbers of Python."""
+        """As scalar tensors like x, which are faster in operations than Python floats."""
         key = t, thresholded
         if key not in self._coefficients:
             alpha, sigma, *pairs = super().coefficients(t, thresholded)
@@ -140,7 +140,7 @@ class Written(Engine):
         return self._outputs[key]
 
     def prepare(self, times: Iterable[float]) -> None:
-        """Find how the network is called at all of these times, at once."""
+        """Compute the preconditioning at all of these times at once."""
         new = [t for t in dict.fromkeys(times) if t not in self._preconditionings]
         if new:
             each = self.denoiser.preconditionings(torch.tensor(new, dtype=torch.float64), self.like)

@@ -23,7 +23,7 @@ def first_noised(denoiser: Denoiser, x0: Tensor, t: Tensor) -> Tensor:
 
 @torch.no_grad()
 def inverted(forward: Sequence[Instruction], step: Callable[..., Any], written: Written, x: Tensor) -> Tensor:
-    """x_1 of x at the last time: the same steps from each time to the one before it, with their error.
+    """x_1 from x at the last timestep: the same steps in reverse order of time, with their error.
 
     Args:
         forward: the sampler as it is recorded.

@@ -1,4 +1,4 @@
-"""The one sampling loop."""
+"""The sampling loop, shared by all samplers."""
 
 from __future__ import annotations
 
@@ -35,27 +35,26 @@ class State:
 
 
 class Sampler:
-    """Starts from noise and follows a grid of times down to data: at each time the corrector, then the predictor.
+    """Start from noise and step through decreasing timesteps to data: at each, the corrector, then the predictor.
 
     DDPM is a predictor only, NCSN a corrector only, ScoreSDE both, in this order (that of its official program;
-    Algorithms 2 and 3 of Song et al. 2021 print the predictor first).  The steps are recorded once for a batch of some
-    shape and replayed on tensors (`record`); what is not linear is run as it is written.
+    Algorithms 2 and 3 of Song et al. 2021 print the predictor first).  Linear steps are recorded once for a batch shape
+    and replayed on tensors (`record`); other steps run on tensors as they are written.
 
     Args:
-        predictor: the step to less noise; None leaves x as it is between two times.
-        corrector: Langevin steps at fixed noise; None makes none.
-        steps: number of times at which the network is evaluated by a predictor of one evaluation a step; None takes
-            every level of a discrete process, or 1000 times of a continuous one.
-        spacing, rho: see `NoiseProcess.timesteps`; "explicit" takes them from `times`, and "sections"
-            as many as `sections` says of each part of the levels (`timesteps.sectioned`), both in place of `steps`.
-        t_start, t_end: the first and the last of these times; None takes 1 and the process's t_min.
+        predictor: the step to the next timestep; None leaves x unchanged.
+        corrector: Langevin steps at a fixed noise level; None for none.
+        steps: number of timesteps; None takes every level of a discrete process, or 1000 of a continuous one.
+        spacing, rho: see `NoiseProcess.timesteps`; "explicit" takes `times`, and "sections" `sections[k]` levels of
+            the k-th of equal parts of all levels (`timesteps.sectioned`); both replace `steps`.
+        t_start, t_end: the first and the last timestep; None takes 1 and the process's t_min.
         denoise: end with x_0 as predicted at the last time (Tweedie's formula): DDPM's last step, NCSNv2's denoising
             step, ScoreSDE's noise removal.
         clip: clip each prediction of x_0 to the model's image range (points, latents and fields have none).
-        dynamic_threshold: this quantile of |x_0| bounds each prediction of x_0 (`threshold.dynamic`), 0.995 in Imagen;
-            None does not.
+        dynamic_threshold: quantile of |x_0| that bounds each prediction of x_0 (`threshold.dynamic`), 0.995 in Imagen;
+            None for no thresholding.
         times, unit: for spacing "explicit", the times themselves (`timesteps.explicit`).
-        sections: for spacing "sections", how many levels of each part, that of the least noise first.
+        sections: for spacing "sections", the number of levels of each part, the part of least noise first.
         start: "prior", N(0, prior_std^2 I), scaled by sigma(t_start) / sigma(1) where t_start is given, or "uniform",
             between the ends of the image range (NCSN) and, for points, between -prior_std and prior_std.
         precision: dtype of everything outside the network.
@@ -97,10 +96,10 @@ class Sampler:
         self.dtype = {"float32": torch.float32, "float64": torch.float64}[precision]
 
     def timesteps(self, denoiser: Denoiser) -> Tensor:
-        """The grid of times for this denoiser's process, decreasing, (S,), float64.
+        """The decreasing timesteps for this denoiser's process, (S,), float64.
 
         Raises:
-            ValueError: if the process has no such grid, or the grid does not start where x does.
+            ValueError: if the process has no such timesteps, or they do not start at the noise level of x.
         """
         process = denoiser.process
         if process.levels == 1 and self.predictor is not None:
@@ -120,7 +119,7 @@ class Sampler:
         return times
 
     def caution(self, denoiser: Denoiser, times: Tensor | None = None) -> str | None:
-        """What a user should know of a grid that starts where some signal is left, although x starts without any."""
+        """A warning if the timesteps start where some signal is left, although x starts as pure noise; else None."""
         times, process = self.timesteps(denoiser) if times is None else times, denoiser.process
         if self.predictor is None or self.start != "prior" or process.keeps_signal:
             return None
@@ -129,20 +128,20 @@ class Sampler:
         )
 
     def check(self, denoiser: Denoiser) -> Tensor:
-        """`timesteps`, raising ValueError too if the steps between them cannot be made."""
+        """`timesteps`; raises ValueError also if the steps between them cannot be made."""
         times = self.timesteps(denoiser)
         self.instructions(denoiser, self.steps_between(times, denoiser), thresholded=False, count=2)
         return times
 
     def steps_between(self, times: Tensor, denoiser: Denoiser) -> ScalarProcess:
-        """The process at these times, between which the predictor finds that it can make its steps."""
+        """The process at these timesteps; raises ValueError if the predictor cannot step between them."""
         p = ScalarProcess(denoiser.process, times, self.denoise)
         if isinstance(self.predictor, Step):
             self.predictor.check(p)
         return p
 
     def follow(self, engine: Engine, x: Any) -> Iterator[tuple[float, Any]]:
-        """(t, x) after every step from the initial state x; an engine gives the steps forms or tensors."""
+        """(t, x) after every step from the initial state x, with the forms or tensors of an engine."""
         times, engine.corrected = engine.p.times, self.corrector is not None
         for t, s in zip(times, [*times[1:], None], strict=True):
             if self.corrector is not None:
@@ -160,7 +159,7 @@ class Sampler:
     def instructions(
         self, denoiser: Denoiser, p: ScalarProcess, thresholded: bool, shown: bool = False, count: int | None = None
     ) -> list[Instruction]:
-        """The sampler's first `count` steps, or all, recorded; anew with each step that turns out to be not linear."""
+        """Record the first `count` steps, or all; start again without recording whenever a step is not linear."""
         as_written: list[Any] = []
         while True:
             recorder = Recorder(denoiser, p, thresholded, as_written)
@@ -170,17 +169,17 @@ class Sampler:
                 as_written.append(error.step)
 
     def written(self, denoiser: Denoiser, times: Tensor, like: Tensor) -> Written:
-        """What runs the steps between these times as they are written, on batches like `like` (B, ...)."""
+        """An engine that runs the steps as they are written, on batches like `like` (B, ...)."""
         threshold = chosen(denoiser.parameterization.range_of(like.shape), self.clip, self.dynamic_threshold)
         return Written(denoiser, self.steps_between(times, denoiser), like, threshold, self.corrector is not None)
 
     def record(self, denoiser: Denoiser, like: Tensor, shown: bool = False) -> Plan:
-        """The sampler as it runs on batches like `like` (B, ...): all coefficients, computed in float64.
+        """The sampler recorded for batches like `like` (B, ...), with all coefficients computed in float64.
 
-        With `shown` it yields the state after every step, with x_0, instead of the last one.
+        With `shown` it yields the state after every step, with x_0, instead of the last state only.
 
         Raises:
-            ValueError: if the process has no such grid, or a step cannot be made.
+            ValueError: if the process has no such timesteps, or a step cannot be made.
         """
         times = self.timesteps(denoiser)
         if said := self.caution(denoiser, times):
@@ -204,7 +203,7 @@ class Sampler:
         return deque(self.follow(written, x), maxlen=1).pop()[1]
 
     def invert(self, denoiser: Denoiser, x0: Tensor) -> Tensor:
-        """x_1 from which this sampler leads to x_0 (B, ...); raises ValueError as `inversion.inverted`."""
+        """The noise x_1 from which this sampler leads to x_0 (B, ...); raises ValueError as `inversion.inverted`."""
         if self.corrector is not None or self.clip or self.dynamic_threshold is not None:
             raise ValueError("a sampler with corrector or clipping has no inverse: use sampler=ddim")
         times = self.timesteps(denoiser)
@@ -213,7 +212,7 @@ class Sampler:
         return inverted(forward, self.predictor, self.written(denoiser, times.flip(0), x), x)
 
     def prior_std(self, process: NoiseProcess) -> float:
-        """Standard deviation of the noise that sampling starts from: the process's, or its share at the first time."""
+        """Standard deviation of the initial noise: the process's prior_std, scaled to the first timestep."""
         if self.times is not None:
             start = explicit(process, self.times, self.unit)[0].item()
         else:
@@ -228,7 +227,7 @@ class Sampler:
         return self.beginning(denoiser, shape)(draw(shape, generator, self.dtype, device))
 
     def beginning(self, denoiser: Denoiser, shape: Sequence[int]) -> Callable[[Tensor], Tensor]:
-        """What makes x_1 of `shape` (B, ...) of noise z, N(0, I)."""
+        """The map from noise z ~ N(0, I) to the initial x_1 of `shape` (B, ...)."""
         if self.start == "prior":
             std = self.prior_std(denoiser.process)
             return lambda z: std * z
@@ -239,7 +238,7 @@ class Sampler:
     def prepare(
         self, denoiser: Denoiser, shape: Sequence[int], device: torch.device | str = "cpu"
     ) -> Callable[[Generators], Tensor]:
-        """Records the sampler for `shape` (B, ...); gives what draws such samples from a generator or one an image."""
+        """Record the sampler for `shape` (B, ...); a function from one generator, or one per image, to samples."""
         plan = self.record(denoiser, torch.empty(*shape, dtype=self.dtype, device=device))
         beginning = self.beginning(denoiser, shape)
 
@@ -253,5 +252,5 @@ class Sampler:
     def __call__(
         self, denoiser: Denoiser, shape: Sequence[int], generator: Generators = None, device: torch.device | str = "cpu"
     ) -> Tensor:
-        """Samples of `shape` (B, ...) in the model's range, from one generator or one for each image."""
+        """Samples of `shape` (B, ...) in the model's range, from one generator or one per image."""
         return self.prepare(denoiser, shape, device)(generator)

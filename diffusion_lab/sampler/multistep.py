@@ -1,4 +1,4 @@
-"""Multistep solvers: one evaluation a step, and what was predicted at the steps before.
+"""Multistep solvers: one network evaluation a step, combined with predictions of earlier steps.
 
 With lambda = log(alpha / sigma) and n = sigma / alpha = e^-lambda, the probability-flow ODE is solved exactly but for
 one integral (Lu et al. 2022, Proposition 3.1; 2022b, Proposition 4.1; Zhang & Chen 2022, Eq. 11):
@@ -23,7 +23,7 @@ from diffusion_lab.sampler.step import Prediction, Solver
 
 
 def earlier(past: Sequence[Prediction], t: float, most: int) -> list[Prediction]:
-    """The predictions at other times than t, the latest first; the last of each time."""
+    """The last prediction at each time other than t, the latest first."""
     return list({one.t: one for one in reversed(past) if one.t != t}.values())[::-1][:most]
 
 
@@ -33,7 +33,7 @@ def weighted(weights: Sequence[float], terms: Sequence[Any]) -> Any:
 
 
 def final_order(p: ScalarProcess, t: float, order: int, lower: bool) -> int:
-    """The order of a step at t: where `lower`, at most the steps that are left, the denoising one too if it is made."""
+    """The order of a step at t; with `lower`, at most the number of remaining steps, the denoising step included."""
     return min(order, len(p.times) - p.times.index(t) - (not p.denoised)) if lower else order
 
 

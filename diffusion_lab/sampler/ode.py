@@ -56,13 +56,13 @@ class ProbabilityFlow(Sampler):
         self.dtype = {"float32": torch.float32, "float64": torch.float64}[precision]
 
     def check(self, denoiser: Denoiser) -> Tensor:
-        """The times of a trajectory of this denoiser's process, raising what a call would."""
+        """The times of a trajectory for this denoiser's process; raises what a call would raise."""
         check_process(denoiser.process)
         start, end = denoiser.process.span(self.t_start, self.t_end)
         return torch.linspace(start, end, self.frames + 1, dtype=torch.float64)
 
     def caution(self, denoiser: Denoiser) -> None:
-        """Nothing: it starts at t_start."""
+        """None: the ODE starts at t_start."""
 
     def solve(self, denoiser: Denoiser, x: Tensor, times: Sequence[float]) -> list[Tensor]:
         """x at times[1:] of the solution through x at times[0], each of the shape of x; times may run either way."""
@@ -87,7 +87,7 @@ class ProbabilityFlow(Sampler):
     def prepare(
         self, denoiser: Denoiser, shape: Sequence[int], device: torch.device | str = "cpu"
     ) -> Callable[[Generators], Tensor]:
-        """Gives what draws samples of `shape` (B, ...) in the model's range from a generator or one for each image."""
+        """A function from one generator, or one per image, to samples of `shape` (B, ...) in the model's range."""
         times = self.check(denoiser)
         ends, t = (times[0].item(), times[-1].item()), times[-1]
 

@@ -1,4 +1,4 @@
-"""A recorded sampler as it runs on a batch: coefficients on the device, arrays in registers, nothing computed twice."""
+"""A recorded sampler, compiled into plain tensor operations: coefficients on the device, arrays in registers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from diffusion_lab.sampler.engine import Written
 from diffusion_lab.sampler.record import Combine, Draw, Evaluate, Instruction, Run, Show
 
 Operation = Callable[[list[Any], Callable[[], Tensor]], Tensor]
-"""(registers, what gives fresh noise) -> an array."""
+"""(registers, function that returns fresh noise) -> array."""
 
 
 class Plan:
-    """Runs what a sampler has recorded, for arrays like `written.like` (B, ...)."""
+    """Runs a recorded sampler on arrays like `written.like` (B, ...)."""
 
     def __init__(self, instructions: Sequence[Instruction], written: Written) -> None:
         self.instructions, self.written = instructions, written
@@ -41,7 +41,7 @@ class Plan:
                 part.append((self.register[one.array], copied(operation) if one.array in kept else operation))
 
     def operation(self, one: Instruction, *reads: int) -> Operation:
-        """What an instruction says, with arrays in registers."""
+        """Compile one instruction to operate on registers."""
         if type(one) is Combine:
             return weighted_sum(reads, one.weights, self.scalar)
         if type(one) is Draw:
@@ -72,7 +72,7 @@ class Plan:
 
 
 def fresh(arrays: list[Any], noise: Callable[[], Tensor]) -> Tensor:
-    """Fresh noise, in the memory of the last."""
+    """Fresh noise, which reuses one buffer."""
     return noise()
 
 
@@ -102,12 +102,12 @@ def weighted_sum(reads: Sequence[int], weights: Sequence[float], scalar: Mapping
 
 
 def copied(operation: Operation) -> Operation:
-    """The same in memory of its own."""
+    """Fresh noise in its own memory."""
     return lambda arrays, noise: operation(arrays, noise).clone()
 
 
 def lifetimes(instructions: Sequence[Instruction]) -> dict[int | None, int]:
-    """Position at which each array is read for the last time; where it is made, if it never is."""
+    """Index of the last instruction that reads each array; of the one that makes it, if none reads it."""
     last: dict[int | None, int] = {}
     for position, one in enumerate(instructions):
         last |= dict.fromkeys((one.array, *one.reads), position)
@@ -115,7 +115,7 @@ def lifetimes(instructions: Sequence[Instruction]) -> dict[int | None, int]:
 
 
 def registers(instructions: Sequence[Instruction], last: Mapping[int | None, int]) -> dict[int, int]:
-    """A register for each array: if possible, that of one that is no longer read."""
+    """A register for each array; registers of arrays that are no longer read are reused."""
     register, free, count = {0: 0}, [], 1
     for position, one in enumerate(instructions):
         free += [register[array] for array in set(one.reads) if last[array] == position]
@@ -129,7 +129,7 @@ def registers(instructions: Sequence[Instruction], last: Mapping[int | None, int
 
 
 def overwritten(instructions: Sequence[Instruction], last: Mapping[int | None, int], kind: type) -> set[int | None]:
-    """The arrays made by instructions of a kind that are shown, or read once the next of them takes their place."""
+    """Arrays made by one type of instruction that are shown, or read after the next such instruction."""
     found = {array for one in instructions if type(one) is Show for array in one.reads}
     made = [(position, one) for position, one in enumerate(instructions) if type(one) in (kind, Run)]
     found |= {one.array for (_, one), (position, _) in pairwise(made) if last[one.array] >= position}
@@ -137,6 +137,6 @@ def overwritten(instructions: Sequence[Instruction], last: Mapping[int | None, i
 
 
 def outputs_share_memory(written: Written) -> bool:
-    """Whether a call of the network may overwrite what the last one gave, as a recorded graph on a GPU does."""
+    """Whether a network call may overwrite its previous output, as a CUDA graph does."""
     compiled = getattr(written.denoiser.network, "_compiled_call_impl", None) is not None
     return compiled and written.like.device.type == "cuda"

@@ -1,4 +1,4 @@
-"""Recording a sampler: its steps, written for tensors, run once on linear forms, which yields their coefficients.
+"""Recording a sampler: steps written for tensors run once on linear forms, which yields their coefficients.
 
 Every published step is linear in x, in what the network predicts and in fresh noise.  A `Form` is such a linear
 combination with numbers of Python in float64; a step that is called with forms returns one, whatever it computes in
@@ -17,7 +17,7 @@ from diffusion_lab.sampler.step import Prediction
 
 
 class NotLinear(TypeError):
-    """What was asked of a form is not linear: the step has to be run on tensors, as it is written."""
+    """An operation on a form that is not linear: the step must run on tensors."""
 
     step: Callable[..., Any] | None = None
 
@@ -124,7 +124,7 @@ Instruction = Evaluate | Combine | Draw | Run | Show
 
 
 class Recorder(Engine):
-    """Calls steps with forms, and notes what they compute.
+    """Calls steps with forms, and records what they compute.
 
     Args:
         as_written: steps and correctors that are known to be run on tensors.
@@ -152,7 +152,7 @@ class Recorder(Engine):
         return self.note(Draw) * std if std else 0.0
 
     def array(self, x: Form) -> int:
-        """The number of an array that is the form; the form is that array from now on."""
+        """The number of an array that equals the form; the form refers to that array from now on."""
         terms = {array: weight for array, weight in x.terms.items() if weight != 0} or x.terms
         if list(terms.values()) != [1.0]:
             terms = self.note(Combine, tuple(terms), tuple(terms.values())).terms
@@ -178,7 +178,7 @@ class Recorder(Engine):
             raise
 
     def follow(self, states: Iterator[tuple[float, Form]], shown: bool) -> list[Instruction]:
-        """What the loop computes, and which of its states it gives: all of them, or the last."""
+        """Instructions of the whole loop, and the states to show: all of them, or the last."""
         for t, x in states:
             if shown:
                 array = self.array(x)

@@ -1,4 +1,4 @@
-"""A noise process at times that are Python floats: what the step of a sampler computes its coefficients from."""
+"""A noise process evaluated at Python floats, from which steps compute their coefficients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ScalarProcess:
 
     Args:
         process: the noise process.
-        times: the sampler's grid, (S,).
+        times: the sampler's timesteps, (S,).
         denoised: whether a denoising step leads from the last of these times to t = 0.
     """
 
@@ -34,7 +34,7 @@ class ScalarProcess:
         self._known: dict[tuple[Hashable, ...], list[float]] = {}
 
     def _look_up(self, what: Hashable, compute: Callable[..., Sequence[Tensor]], *key: float) -> list[float]:
-        """What `compute` gives at a time or at the ends of an interval."""
+        """The value of `compute` at a time or an interval, cached; computed at once for all timesteps."""
         if (found := self._known.get((what, *key))) is None:
             keys = list(self._grid[len(key)]) if key in self._grid[len(key)] else [key]
             values = torch.stack(tuple(compute(*torch.tensor(keys, dtype=torch.float64).T)), 1)

@@ -1,4 +1,4 @@
-"""Solvers that evaluate the network at times between t and s, and remember nothing."""
+"""Singlestep solvers: several network evaluations between t and s, and no history."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sampler's step is: one function, written as its paper prints it; and what it sees of the network."""
+"""A step of a sampler: one function, written as in its paper, and the predictions it receives."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Coefficients(NamedTuple):
 
 
 def coefficients(alpha: float, sigma: float, eps: Callable[..., float] | None) -> Coefficients:
-    """Of x_0 = (x - sigma eps) / alpha and score = -eps / sigma.
+    """The coefficients of x_0 = (x - sigma eps) / alpha and score = -eps / sigma.
 
     Args:
         eps: (output, x, alpha, sigma) -> eps, as `Parameterization` has it; None where the output is x_0.
@@ -81,7 +81,7 @@ Noise = Callable[..., Any]
 
 
 class Options(ABC):  # noqa: B024
-    """A dataclass whose fields of type Literal take no other value."""
+    """A dataclass that checks its Literal fields."""
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
@@ -123,8 +123,8 @@ class Solver(Step):
     def check(self, p: ScalarProcess) -> None:
         if len(set(p.times)) < len(p.times):
             raise ValueError(
-                "this grid repeats levels, and the sampler needs steps of some length: use fewer sampler.steps, or "
-                "another sampler.spacing"
+                "these timesteps repeat levels, and strictly decreasing timesteps are required: use fewer "
+                "sampler.steps, or another sampler.spacing"
             )
 
 

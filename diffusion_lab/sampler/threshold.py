@@ -1,4 +1,4 @@
-"""What a sampler does to each prediction of x_0, so that it stays among images."""
+"""Static and dynamic thresholding of predictions of x_0."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Threshold = Callable[[Tensor], Tensor]
 
 
 def chosen(bounds: tuple[float, float] | None, clip: bool, quantile: float | None) -> Threshold | None:
-    """That of a sampler, for arrays of a range; None where they have none, or it does nothing."""
+    """The threshold of a sampler for data in a range; None for unbounded data, or no thresholding."""
     if bounds is None or not (clip or quantile):
         return None
     return clipped(*bounds) if clip else dynamic(*bounds, quantile)

@@ -1,4 +1,4 @@
-"""Times that a user gives: themselves, or how many of each section of the levels."""
+"""Timesteps given by the user: explicit times, or numbers of levels per section."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusion_lab.process import NoiseProcess
 
 Unit = Literal["t", "sigma", "level"]
-"""Of times: t in (0, 1], EDM's sigma, which is sigma / alpha, or a level 1, ..., N of a discrete process."""
+"""Unit of times: t in (0, 1], EDM's sigma (sigma / alpha), or a level 1, ..., N of a discrete process."""
 
 
 def explicit(process: NoiseProcess, times: Sequence[float], unit: Unit) -> Tensor:
@@ -66,7 +66,7 @@ def sectioned(process: NoiseProcess, sections: Sequence[int]) -> Tensor:
 
 
 def signal_left(process: NoiseProcess, times: Tensor, latest: float | None) -> str | None:
-    """What a user should know of times that start where some signal is left, although x starts without any.
+    """A warning if timesteps start where some signal is left, although x starts as pure noise; else None.
 
     Args:
         latest: the time at which the sampler might start; None if its times are given.
