@@ -140,7 +140,11 @@ def conclude(trainer: pl.Trainer, run_dir: Path) -> None:
     if in_sweep():
         return
     say(f"in {os.path.relpath(run_dir)}:")
-    numbers = "the numbers above" if current else f"the numbers of step {(results or {}).get('step')}"
+    numbers = (
+        ("the numbers above" if results["metrics"] else "no numbers")
+        if current
+        else f"the numbers of step {(results or {}).get('step')}"
+    )
     for name, what in FILES:
         if (run_dir / name).exists():
             say(f"  {name + '/' * (run_dir / name).is_dir():<16} {what or f'{numbers}, with their protocol'}")

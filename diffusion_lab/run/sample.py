@@ -225,7 +225,8 @@ def prepare_evaluation(config: DictConfig, subject: Subject) -> tuple[Evaluator,
         evaluator = instantiate({**trained["callback"]["evaluation"]["evaluator"], **own}, "evaluator")
         evaluator.prepare(data, subject.model.device)
         say_limits(evaluator, data, bool(subject.model.likelihood))
-        say_classes(subject.model)
+        if evaluator.judges_samples(data):
+            say_classes(subject.model)
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
     return evaluator, data
