@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from types import SimpleNamespace
 
 import analytic
@@ -105,6 +107,9 @@ def test_deviation_of_a_mean():
     # 0.9 and 1.1 have the standard deviation 0.1 sqrt(2), and their mean that over sqrt(2)
     records = [{"value": 1.0, "repeats": [0.9, 1.1]}, {"value": 5.0, "repeats": [4.5, 5.5]}]
     assert few_steps.deviation(records) == pytest.approx(0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert math.isnan(few_steps.deviation([{"value": 1.0}])) and math.isnan(few_steps.deviation([]))
 
 
 def test_command(tmp_path, capsys):

@@ -110,6 +110,8 @@ def test_last_is_the_newest_run(saved, tmp_path):
         run_directory.find("last", tmp_path / "nothing")
     with pytest.raises(CheckpointError, match="does not exist"):
         run_directory.find(tmp_path / "typo")
+    with pytest.raises(CheckpointError, match=r"does not exist: .*checkpoints holds step_00000009.ckpt$"):
+        run_directory.find(newer.with_name("best.ckpt"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         run_directory.find(tmp_path / "empty")

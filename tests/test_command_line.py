@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 from zygote import ROOT, run
 
+from diffusion_lab.config import origin
 from diffusion_lab.config.command_line import tidy
 from diffusion_lab.config.compose import parsed
 from diffusion_lab.config.help import KEYS, tell
@@ -89,8 +91,21 @@ def test_help_fits_two_screens_and_tells_what_the_command_takes(task):
     for key in (*KEYS[task], "seed", about[task]):
         assert any(line.startswith(key) for line in lines), key
     assert ("            trained" in message) == (task == "sample")
+    assert any(line.startswith("guidance=") for line in lines) and f"python {task}.py ckpt_path=last" in message
     assert all(name in message for name in ("ddim", "heun", "unipc"))
     assert not any(word in message for word in ("small/", "=${"))
+
+
+def test_an_installed_program_is_named_as_it_is_started(monkeypatch, tmp_path):
+    program = tmp_path / "diffusion-lab"
+    program.touch(mode=0o755)
+    monkeypatch.setattr(origin, "program", lambda task: ["-m", f"diffusion_lab.{task}"])
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    for path, name in ((str(tmp_path), "diffusion-lab train"), ("/nowhere", "python -m diffusion_lab.train")):
+        monkeypatch.setenv("PATH", path)
+        assert f"  {name} ckpt_path=last" in tell("train", ["--help"]) and f"More:  {name} --help" in tell("train", [])
+        python = f"{tmp_path}/python -m diffusion_lab.train"
+        assert origin.command("train", "last") == f"{name if path == str(tmp_path) else python} ckpt_path=last"
 
 
 def test_help_of_a_group_an_option_and_a_key():

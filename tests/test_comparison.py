@@ -253,7 +253,7 @@ def test_files_that_do_not_tell_are_not_taken_for_seeds(tmp_path):
         ([("ddpm", "a (x=1)", []), ("ncsn", "b (x=2)", [])], ["ddpm", "ncsn"]),
         ([("m", "a (eta=0, steps=5)", []), ("m", "b (eta=0, steps=5)", [])], ["a", "b"]),
         ([("m", "a (steps=5)", []), ("m", "a (steps=9)", []), ("m", "b", [])], ["a steps=5", "a steps=9", "b"]),
-        ([("m", "a", []), ("m", "a", ["+schedule=cosine"])], ["default", "schedule=cosine"]),
+        ([("m", "a", []), ("m", "a", ["+schedule=cosine"])], ["m", "m schedule=cosine"]),
         ([("m", "a", ["a.lr=1", "b.lr=1"]), ("m", "a", ["a.lr=1", "b.lr=2"])], ["lr=1", "lr=2"]),
         (
             [("m", "a", ["a.lr=1", "b.lr=1"]), ("m", "a", ["a.lr=1", "b.lr=2"]), ("m", "a", ["a.lr=2", "b.lr=1"])],
@@ -266,6 +266,29 @@ def test_files_that_do_not_tell_are_not_taken_for_seeds(tmp_path):
 def test_names_say_what_differs_and_no_more(run, message, expected):
     runs = [run(f"{i}", {}, words, model=model, sampler=sampler) for i, (model, sampler, words) in enumerate(message)]
     assert names(runs) == expected
+
+
+def test_model_sde_and_labels_are_named_first_and_a_run_without_labels_is_unconditional(run):
+    labels = {"labels": "drawn with the training frequencies"}
+    runs = [
+        run("a", {FD: fd(1.0)}, ["trainer.max_steps=1000"]),
+        run("b", {FD: fd(2.0, protocol=labels)}, ["data.conditional=true", "seed=1"], **labels),
+        run("c", {FD: fd(3.0)}, ["model=score_sde", "sde=ve"], model="score_sde", sde="ve"),
+    ]
+    assert [name.split(" max_steps")[0] for name in names(runs)] == [
+        "ddpm unconditional", "ddpm conditional", "score_sde ve unconditional",
+    ]  # fmt: skip
+    result = compare(runs)
+    assert [column.detail for column in result.columns] == [
+        "labels unconditional", "labels drawn with the training frequencies",
+    ]  # fmt: skip
+    assert "not ranked together: labels unconditional (" in result.notes[0] and ranks(result) == ["12 ", "  -"]
+
+
+def test_options_that_older_files_list_as_all_are_those_that_newer_ones_leave_out(run):
+    a = run("a", {}, sampler="ddim (t_start=all, eta=0.5, steps=10, t_end=all)")
+    b = run("b", {}, sampler="ddim (eta=0.5, steps=10)")
+    assert a.results["sampler"] == b.results["sampler"] and names([a, b]) == ["a", "b"]
 
 
 def test_no_fact_is_named_that_others_make_needless():

@@ -312,6 +312,8 @@ def test_plain_torch_data_sets_are_taken_as_they_are(kind: str) -> None:
 def test_of_one_plain_data_set_a_tenth_is_held_out_and_always_the_same() -> None:
     first, again = (Given(TENSORS, shape=(1, 4, 4)).splits for _ in range(2))
     assert (len(first.train), len(first.held_out)) == (36, 4) and torch.equal(first.train.x, again.train.x)
+    alone = Given(Splits(TENSORS), shape=(1, 4, 4))
+    assert torch.equal(alone.splits.held_out.x, first.held_out.x) and "a tenth held out" in alone.describe()
     both = torch.cat([first.train.x, first.held_out.x]).flatten(1).numpy()
     assert sorted(map(bytes, both)) == sorted(map(bytes, X.flatten(1).numpy()))
 
@@ -509,7 +511,11 @@ def test_a_data_set_of_a_user_needs_to_say_no_more_than_its_class_and_shape(tmp_
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.yaml").write_text("_target_: my.Data\nshape: [3, 8, 8]\n")
     found = composed("data=mine", "network=unet_small", f"hydra.searchpath=[file://{tmp_path}]")
-    assert found["data"] == {"_target_": "my.Data", "shape": [3, 8, 8], "grey_levels": 256, "batch_size": 128}
+    given = {"_target_": "my.Data", "shape": [3, 8, 8], "grey_levels": 256, "batch_size": 128}
+    assert found["data"] == {**given, "conditional": False}
+    words = ("data=mine", "network=unet_small", "metric=none", "data.conditional=true")
+    found = composed(*words, f"hydra.searchpath=[file://{tmp_path}]")
+    assert found["data"]["conditional"] is True and found["metric"]["features"] is None
     assert found["model"]["grey_levels"] == 256
     (tmp_path / "data" / "mine.yaml").write_text("_target_: my.Data\nshape: [4, 8, 8]\ngrey_levels: null\n")
     assert composed("data=mine", f"hydra.searchpath=[file://{tmp_path}]")["model"]["grey_levels"] is None

@@ -228,7 +228,9 @@ def test_transparency_and_damage_are_treated_as_in_every_reader(tmp_path: Path, 
     with pytest.raises(ValueError, match=r"is no readable 8-bit image .*data.on_corrupt=skip"):
         module(tmp_path / "set", **options).load()
     data = module(tmp_path / "set", on_corrupt="skip", background=51, **options)
-    assert (data.images("train") == 0.2).all() and "1 of 6 images cannot be decoded: left out" in data.describe()
+    assert (
+        data.images("train") == 0.2
+    ).all() and "1 of 6 images is damaged and skipped (data.on_corrupt=skip): " in data.describe()
 
 
 def test_splits_that_are_not_used_are_told(tmp_path: Path) -> None:

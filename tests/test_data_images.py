@@ -395,17 +395,26 @@ def cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "images"
 
 
+def test_the_class_of_every_image_is_its_folder_or_a_conditional_model_is_refused(tmp_path: Path) -> None:
+    for place in ("cat/a.png", "cat/b.png", "dog/c.png", "d.png"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / place)
+    assert module(tmp_path, held_out_fraction=0.5).splits
+    with pytest.raises(ValueError, match="its folder, and 1 of 4 images lie in none: move them into folders"):
+        module(tmp_path, conditional=True).setup("fit")
+
+
 @pytest.mark.parametrize("limit", [64, 0])
 def test_damaged_pixels_are_found_before_training_or_skipped_and_counted(cut: Path, limit: int) -> None:
     for _ in range(2):  # found again, when it is known already
-        with pytest.raises(ValueError, match=r"03.jpg is no readable .* nor are 1 more of .*data.on_corrupt=skip") as e:
+        with pytest.raises(ValueError, match=r"03.jpg is no readable .* and 1 more of .*data.on_corrupt=skip") as e:
             module(cut, memory_limit_mb=limit, held_out_fraction=1e-9).setup("fit")
         assert "\n" not in str(e.value)
     skipping = module(cut, memory_limit_mb=limit, on_corrupt="skip", held_out_fraction=0.3)
     skipping.setup("fit")
     assert isinstance(skipping.splits.train, InMemory) is (limit > 0)
     assert skipping.size("train") + skipping.size("held_out") == 18
-    assert "2 of 20 images cannot be decoded: left out" in skipping.describe()
+    assert "2 of 20 images are damaged and skipped (data.on_corrupt=skip): 03.jpg, 11.jpg" in skipping.describe()
     print_before = skipping.fingerprint("train"), skipping.fingerprint("held_out")
     for number in (3, 11):
         (cut / f"{number:02}.jpg").unlink()

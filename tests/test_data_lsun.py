@@ -200,4 +200,4 @@ def test_transparency_and_damage_are_treated_as_in_every_reader(tmp_path: Path, 
         module(tmp_path, **options).load()
     data = module(tmp_path, on_corrupt="skip", background=51, **options)
     assert (data.images("train") == 0.2).all()
-    assert "1 of 6 images cannot be decoded: left out" in data.describe()
+    assert "1 of 6 images is damaged and skipped (data.on_corrupt=skip): " in data.describe()

@@ -223,7 +223,10 @@ def test_statistics_check_the_data_and_the_extractor_and_no_network(tmp_path, mo
           "trainer.accelerator=cpu"])  # fmt: skip
     said = capsys.readouterr().out
     (command,) = commands(said)
-    assert f"metric.reference={tmp_path}/mine_train.npz" in command and "sample.py ckpt_path=last" in command
+    assert (
+        f"metric.reference={tmp_path}/logs/statistics/mine_train.npz" in command
+        and "sample.py ckpt_path=last" in command
+    )
     with pytest.raises(SystemExit):
         main(["--config-dir", "nowhere", "data=digits"])
     assert "nowhere is no directory of configurations" in capsys.readouterr().err

@@ -82,6 +82,7 @@ def test_the_python_door_and_the_command_draw_the_same(digits):
         images, labels = arrays["arr_0"], arrays["arr_1"]
     assert labels.tolist() == [i % 10 for i in range(25)]
     height, width = np.asarray(Image.open(out / "samples.png")).shape[:2]
+    assert "samples.png shows 20 of 25 samples: 2 of each class" in said and "samples.png, samples.npz" in said
     assert height == 10 * 66 + 2 and width == 2 * 66 + 2  # a row for each class
     model = diffusion_lab.load(folder)
     assert str(model.guidance).startswith("classifier_free, scale 2")
@@ -97,7 +98,8 @@ def test_labels_and_guidance_decide_the_directory_and_go_into_results(digits):
     first = newest(root)
     weaker = folder / "checkpoints" / "step_00000002.ckpt"
     more = ("guidance=autoguidance", f"guidance.ckpt_path={weaker}", "guidance.interval=[0.1,100]", "evaluate=true")
-    run("sample.py", *asked, "label=[3]", *more, "likelihood=none", cwd=root)
+    said = run("sample.py", *asked, "label=[3]", *more, "likelihood=none", cwd=root)
+    assert "warning: the samples are of class 3 only, and are scored against images of all classes" in said
     second = newest(root)
     assert first != second
     request = json.loads((second / "request.json").read_text())
@@ -123,6 +125,7 @@ def test_what_a_conditional_model_cannot_do_is_refused_in_one_line(digits, words
     root, folder = digits
     before = sorted(root.rglob("*"))
     said = run("sample.py", f"ckpt_path={folder}", *words.split(), cwd=root, code=2)
+    assert not message.startswith("label=") or "checkpoints/step_00000004.ckpt)" in said
     assert message in said and said.strip().count("\n") == 0 and sorted(root.rglob("*")) == before
 
 

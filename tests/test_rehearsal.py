@@ -5,7 +5,9 @@ from __future__ import annotations
 import pickle
 import random
 import re
+import textwrap
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -202,6 +204,9 @@ REFUSED = {
     "loss of NaN": ({"loss": UserLoss(lambda x: x.log() * torch.nan)}, "loss UserLoss is not finite"),
     "loss of one generator": ({"loss": PlainNoise()}, "loss PlainNoise fails where generator is a list.*noise.draw.*draw_each"),
     "loss without generator": ({"loss": lambda denoiser, x0: x0.flatten(1).mean(1)}, "has no gradient"),
+    "loss that requires a generator": (
+        {"loss": lambda denoiser, x0, generator: x0.flatten(1).mean(1)}, r"must be called as loss\(denoiser, x0, generator=None\)",
+    ),
     "loss that fails": ({"loss": UserLoss(lambda x: x[5:][0])}, "the loss UserLoss: IndexError"),
     "whole losses": ({"loss": UserLoss(lambda x: x.round().long())}, r"UserLoss returns torch.int64 of shape \(2,\)"),
     "steep loss": ({"loss": UserLoss(lambda x: (x - x.detach()).sqrt())}, "gradient of the loss UserLoss is not finite"),
@@ -384,6 +389,15 @@ def test_a_long_sampler_evaluates_the_converted_network_a_few_times_only():
 def test_a_gradient_that_float16_cannot_hold_is_left_to_the_scaler():
     model = model_of(loss=UserLoss(lambda x: (x - x.detach()).sqrt()))
     assert rehearse(model, items(), context=lambda: torch.autocast("cpu", torch.float16)) == []
+
+
+def test_the_loss_of_the_readme_is_accepted():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    names: dict = {}
+    exec(
+        textwrap.dedent(re.search(r"```python\n((?:(?!```).)*class AbsoluteError.*?)```", readme, re.DOTALL)[1]), names
+    )
+    rehearse(model_of(loss=names["AbsoluteError"]()), torch.rand(2, *SHAPE), training=True)
 
 
 def test_what_is_only_sampled_from_needs_no_loss_and_no_optimizer():

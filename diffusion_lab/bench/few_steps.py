@@ -203,6 +203,8 @@ def table(found: Mapping[str, Mapping[int, float]], counts: Sequence[int]) -> st
 
 def deviation(records: Sequence[Mapping[str, Any]]) -> float:
     """Relative standard deviation of a mean over the seeds, pooled over the records; nan of a single seed."""
+    if all(len(record.get("repeats", ())) < 2 for record in records):
+        return math.nan
     runs = torch.tensor([record.get("repeats", [record["value"]]) for record in records], dtype=torch.float64)
     return ((runs / runs.mean(1, keepdim=True)).var(1).mean() / runs.shape[1]).sqrt().item()
 
@@ -228,12 +230,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     variance = (judge.model.config or {}).get("variance")
     makers = [partial(ours, words, variance) for words in options.sampler] + [partial(theirs, n) for n in options.peer]
     records: dict[str, dict[int, dict[str, Any]]] = {}
+    left_out: set[str] = set()
     for make in makers:
         try:
             contestant = make()
             row = {nfe: record for nfe in options.nfe if (record := judge(contestant, nfe))}
         except (ImportError, Absent) as error:
-            print(f"left out: {error}", flush=True)
+            if str(error) not in left_out:
+                print(f"left out: {error}", flush=True)
+            left_out.add(str(error))
             continue
         if row:
             records[contestant.name] = row
@@ -241,10 +246,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(contestant.name, *message, sep="  ", flush=True)
     every = [record for row in records.values() for record in row.values()]
     print(f"\n{table({name: {n: r['value'] for n, r in row.items()} for name, row in records.items()}, options.nfe)}\n")
-    print(
-        f"Fréchet distances of {options.samples} images, each cell a mean over {options.seeds} sets of them, whose "
-        f"standard error is {deviation(every):.1%}; real images score {every[0].get('real', math.nan):.2f}"
-    )
+    several = f", a cell the mean over {options.seeds} sets with standard error {deviation(every):.1%}"
+    real = f"; real images: {every[0]['real']:.2f}" if every and "real" in every[0] else ""
+    print(f"Fréchet distances of {options.samples} images{several * (options.seeds > 1)}{real}")
 
 
 if __name__ == "__main__":

@@ -77,6 +77,8 @@ class Samples(OptionalHooks):
             path.parent.mkdir(parents=True, exist_ok=True)
             labels = model.labels_of(range(len(samples)), self.seed, label) if label else None
             draw_samples(model, samples, path, trainer.datamodule, labels)
+            if film and labels is not None:
+                say_shown(model, len(samples))
             pictures = {"samples": path}
             if frames is not None:
                 strip = path.with_name("trajectory.png")
@@ -95,14 +97,15 @@ def draw_samples(
     """A grid of images; points over the true density, with the learned score at a small noise level as arrows.
 
     The data of points give the density, a histogram where that is not known, and the window; without them there is only
-    the score.  With `labels` (N,) each class of images has a row of its own, as long as the rarest class allows.
+    the score.  With `labels` (N,) each class of images has rows of its own, `class_rows` many images in each.
     """
     if model.is_image:
         columns = None
-        if labels is not None and (columns := len(samples) // model.labels.classes):
-            samples = torch.cat([samples[labels == k][:columns] for k in range(model.labels.classes)])
+        if labels is not None and len(samples) >= model.labels.classes:
+            columns, rows = class_rows(len(samples), model.labels.classes)
+            samples = torch.cat([samples[labels == k][: columns * rows] for k in range(model.labels.classes)])
         shown = samples if model.grey_levels else picture.in_grey(samples)
-        picture.save_png(picture.grid(shown, columns or None), path)
+        picture.save_png(picture.grid(shown, columns), path)
         return
 
     def learned_score(x: torch.Tensor) -> torch.Tensor:
@@ -116,6 +119,21 @@ def draw_samples(
     if hasattr(data, "target"):
         truth["density"] = data.target.log_density
     picture.plane_plot(samples, path, score=learned_score, **truth)
+
+
+def say_shown(model: Model, count: int) -> None:
+    """Say how many of `count` samples a grid with as many images of each class shows, if not all."""
+    columns, rows = class_rows(count, model.labels.classes)
+    shown = columns * rows * model.labels.classes
+    if model.is_image and 0 < shown < count:
+        print(f"samples.png shows {shown} of {count} samples: {columns * rows} of each class", flush=True)
+
+
+def class_rows(count: int, classes: int) -> tuple[int, int]:
+    """(images in a row, rows of a class) of a grid of `count` images, as many of each class: about square."""
+    each = count // classes
+    rows = max(1, round((each / classes) ** 0.5))
+    return each // rows, rows
 
 
 def quiet_time(model: Model, sigma: float = 0.1) -> torch.Tensor:

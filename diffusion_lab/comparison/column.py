@@ -12,6 +12,9 @@ from typing import Any
 
 from diffusion_lab.comparison.run import Run, distinguishing, number
 
+MISSING = {"labels": "unconditional", "given": "unconditional"}
+"""What it means that a protocol lacks a key, where that is known."""
+
 REAL = ("real", "training_images", "training_points")  # the later two in files of older versions
 
 NAMED = 6  # a side with more runs is told by their number: the table's columns show which they are
@@ -49,6 +52,10 @@ class Column:
     def conditions(self) -> dict[str, Any]:
         """All that must be equal for two values to be ranked together."""
         return {**self.protocol, "better": self.better, "extrapolated": self.extrapolated, **self.protocol}
+
+    def condition(self, key: str) -> Any:
+        """One of them; `...` if it was not recorded."""
+        return self.conditions.get(key, MISSING.get(key, ...))
 
     @property
     def unranked(self) -> str:
@@ -98,7 +105,7 @@ def _details(found: Sequence[Column]) -> list[str]:
         return [""] * len(found)
     known = [column for column in found if column.protocol]
     keys = distinguishing([{key: _text(value) for key, value in column.conditions.items()} for column in known])
-    values = {key: shown([column.conditions.get(key, ...) for column in known]) for key in keys}
+    values = {key: shown([column.condition(key) for column in known]) for key in keys}
     words = iter([", ".join(f"{key} {values[key][i]}" for key in keys) for i in range(len(known))])
     return [next(words) if column.protocol else "no protocol" for column in found]
 
@@ -122,7 +129,7 @@ def differences(parts: Sequence[Column], names: Sequence[str]) -> list[str]:
     lines, known = [], [column for column in parts if column.protocol]
     for key in dict.fromkeys(key for column in known for key in column.conditions):
         owners: dict[str, list[str]] = {}
-        for value, column in zip(shown([c.conditions.get(key, ...) for c in known]), known, strict=True):
+        for value, column in zip(shown([c.condition(key) for c in known]), known, strict=True):
             owners.setdefault(value, []).extend(_owners(column, names))
         if len(owners) > 1:
             sides = " against ".join(f"{value} ({_listed(own)})" for value, own in owners.items())

@@ -17,6 +17,8 @@ MARKS = ("config.yaml", "job.json", "request.json")
 """Files that a run directory has from its first moment."""
 ASIDE = {"paths", "hydra", "logger", "ckpt_path", "data_dir", "device", "batch_size", "evaluate", "num_samples"}
 """Words of a command line that say where a run works and what it writes, or what its protocols say anyway."""
+METHOD = ("model", "sde", "conditional")
+"""Facts that come first in the name of a run, wherever runs differ in them."""
 CLEAR_ALONE = {"model", "data", "sampler", "network", "weights"}
 """Facts that are understood without their key."""
 
@@ -117,6 +119,9 @@ def read(path: Path) -> Run:
         value = record.get("value", "") if isinstance(record, dict) else ""
         if number(value) is None and value is not None:
             raise ValueError(f"{path} is damaged: its metric {name} has no value")
+    # Files of older versions list options that were not set as "all".
+    if "sampler" in results:
+        results["sampler"] = re.sub(r"\w+=all, |, \w+=all(?=[,)])", "", str(results["sampler"]))
     return Run(path, results, _overrides(path.parent / ".hydra" / "overrides.yaml"))
 
 
@@ -130,12 +135,16 @@ def _overrides(path: Path) -> dict[str, str]:
 
 
 def facts(run: Run) -> dict[str, str]:
-    """What was chosen for a run: model, data, sampler and its options, the command line's words, seed."""
+    """What was chosen for a run: model, SDE, labels, data, sampler and its options, the overrides, seed."""
     found = {
         key: str(run.results[key]) for key in ("model", "data", "network", "weights", "seed") if key in run.results
     }
     sampler, _, options = str(run.results.get("sampler", "")).partition(" (")
-    first = {key: found[key] for key in ("model", "data") if key in found} | ({"sampler": sampler} if sampler else {})
+    first = {key: found[key] for key in ("model",) if key in found}
+    if "model" in found:
+        first |= {"sde": str(run.results["sde"])} if run.results.get("sde") else {}
+        first["conditional"] = "conditional" if "labels" in run.results else "unconditional"
+    first |= {key: found[key] for key in ("data",) if key in found} | ({"sampler": sampler} if sampler else {})
     chosen = {f"sampler.{key}": value for key, value in re.findall(r"([\w.]+)=([^,)]*)", options)}
     # The file's words come last: they win over those of the command line, which may since have been replaced.
     return {**first, **{k: v for k, v in run.overrides.items() if k != "seed"}, **chosen, **found, **first}
@@ -161,15 +170,22 @@ def names(runs: Sequence[Run], leave_out: Sequence[str] = ()) -> list[str]:
     """The shortest names that tell runs apart: what was chosen differently, else step, checkpoint or directory."""
     found = [{k: v for k, v in facts(run).items() if k not in leave_out} for run in runs]
     # An older file may not tell its model: that is no difference.  A word that a command line lacks is one.
-    partly = {key for key in (*CLEAR_ALONE, "seed") if not all(key in one for one in found)}
+    partly = {key for key in (*CLEAR_ALONE, "conditional", "seed") if not all(key in one for one in found)}
     found = [{k: v for k, v in one.items() if not {k, k.partition(".")[0]} & partly} for one in found]
+    differing = {key for key in METHOD if len({one.get(key) for one in found}) > 1}
     keys = distinguishing(found)
+    keys = [key for key in dict.fromkeys(k for one in found for k in one) if key in {*keys, *differing}]
+    keys.sort(key=lambda key: METHOD.index(key) if key in METHOD else len(METHOD))
     if any(key.startswith("sampler.") for key in keys) and len({one["sampler"] for one in found}) > 1:
         keys = [key for key in dict.fromkeys(k for one in found for k in one) if key in {*keys, "sampler"}]
+    if keys and any(one.keys().isdisjoint(keys) for one in found):  # nothing can be said of a run but its method
+        method = [key for key in METHOD if any(one.get(key, "unconditional") != "unconditional" for one in found)]
+        keys = [*dict.fromkeys([*method, *keys])]
     short = [key.rpartition(".")[2] for key in keys]
     label = {key: end if short.count(end) == 1 else key for key, end in zip(keys, short, strict=True)}
+    alone = {*CLEAR_ALONE, *METHOD}
     named = [
-        " ".join(one[key] if key in CLEAR_ALONE else f"{label[key]}={one[key]}" for key in keys if key in one)
+        " ".join(one[key] if key in alone else f"{label[key]}={one[key]}" for key in keys if key in one)
         or "default" * bool(keys)
         for one in found
     ]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusion_lab.config.command_line import settled
+from diffusion_lab.config.origin import named
 from diffusion_lab.config.places import CONF, SEARCH, directories, groups
 from diffusion_lab.config.places import options as options_in
 from diffusion_lab.config.validation import nearest
@@ -36,10 +37,10 @@ INTRODUCTION = {
 
 GROUPS = {
     "train": (
-        "model", "sde", "data", "schedule", "loss", "network", "sampler", "likelihood", "metric", "logger", "debug",
-        "trainer", "experiment",
+        "model", "sde", "data", "schedule", "loss", "network", "sampler", "guidance", "likelihood", "metric", "logger",
+        "debug", "trainer", "experiment",
     ),
-    "sample": ("sampler", "likelihood", "metric"),
+    "sample": ("sampler", "guidance", "likelihood", "metric"),
 }  # fmt: skip
 """Groups in the order in which they are told; the others have one option."""
 
@@ -88,8 +89,9 @@ def tell(task: str, words: Sequence[str]) -> str:
 
 def overview(task: str, found: Places = (CONF,)) -> str:
     """What a command does, its groups with one line for an option, and the keys that people change."""
-    program = f"python {task}.py"
-    parts = [INTRODUCTION[task], "", "Choose with group=option (the first line of each file in conf/GROUP):", ""]
+    program = named(task)
+    introduction = INTRODUCTION[task].replace(f"python {task}.py", program)
+    parts = [introduction, "", "Choose with group=option (the first line of each file in conf/GROUP):", ""]
     for group in GROUPS[task]:
         parts += listed(group, task, found)
     parts += ["", "Set with key=value (defaults; recipes and experiments replace some of them):", ""]

@@ -75,6 +75,19 @@ def program(task: str) -> list[str]:
     return [str(script)] if script.is_file() and CONF.parent == PACKAGE.parent else ["-m", f"{PACKAGE.name}.{task}"]
 
 
+def named(task: str) -> str:
+    """What a user types to start a task: the script of a checkout, or the installed program or module."""
+    if program(task)[0] != "-m":
+        return f"python {task}.py"
+    return f"diffusion-lab {task}" if installed() else f"python -m {PACKAGE.name}.{task}"
+
+
+def installed() -> bool:
+    """Whether the program `diffusion-lab` is found, and is that of this Python."""
+    found = shutil.which("diffusion-lab")
+    return found is not None and Path(found).absolute().parent == Path(sys.executable).absolute().parent
+
+
 def command(task: str, checkpoint: str | Path, *words: str) -> str:
     """A command that samples from a run, or goes on with it, wherever it is pasted."""
     python = shutil.which("python")
@@ -82,7 +95,8 @@ def command(task: str, checkpoint: str | Path, *words: str) -> str:
     packages = os.environ.get(FURTHER) if key_file() is None else None
     before = [f"{FURTHER}={shlex.quote(packages)}"] if packages else []
     place = checkpoint if checkpoint == "last" else spelled(os.path.abspath(checkpoint))
-    start = [shlex.quote(word) for word in (own, *program(task), f"ckpt_path={place}")]
+    first = named(task).split() if program(task)[0] == "-m" and installed() else [own, *program(task)]
+    start = [shlex.quote(word) for word in (*first, f"ckpt_path={place}")]
     return " ".join([*before, *start, *words])
 
 

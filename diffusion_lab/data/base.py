@@ -32,7 +32,7 @@ class Splits:
     """
 
     train: Dataset
-    held_out: Dataset
+    held_out: Dataset | None = None
     how: str = "as given"
     notes: Sequence[str] = ()
 
@@ -94,16 +94,14 @@ class DataModule(pl.LightningDataModule, ABC):
 
     @abstractmethod
     def load(self) -> Splits:
-        """Read the files and divide them; called once per process, on first use.
-
-        One plain torch data set will do too: a tenth of it is then held out.
-        """
+        """Read the files and divide them; called once per process.  Of one plain torch data set a tenth is held out."""
 
     @cached_property
     def splits(self) -> Splits:
         """The loaded and checked data sets."""
         name, loaded = type(self).__name__, self.load()
-        splits = loaded if isinstance(loaded, Splits) else Splits(*in_two(loaded))
+        splits = loaded if isinstance(loaded, Splits) else Splits(loaded)
+        splits = splits if splits.held_out is not None else Splits(*in_two(splits.train), splits.notes)
         splits = replace(splits, train=with_protocol(splits.train), held_out=with_protocol(splits.held_out))
         parts = [sample(splits.train), sample(splits.held_out)]
         for part in parts:

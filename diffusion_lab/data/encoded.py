@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -177,6 +178,7 @@ class EncodedImages(DataModule):
     def divided(self, train: Encoded, held_out: Encoded, how: str, notes: Sequence[str] = ()) -> Splits:
         """The splits, in memory if they are small enough, without what was left out and with what is to be said."""
         fits = (len(train) + len(held_out)) * math.prod(self.shape) <= self.memory_limit_mb * 2**20
+        self.broken: list[str] = []
         take = self._decoded if fits else self._surveyed
         self.num_workers = 0 if fits else self.num_workers
         parts = [take(train), take(held_out)]
@@ -185,7 +187,9 @@ class EncodedImages(DataModule):
         skipped = whole - sum(map(len, parts))
         remarks = images[0].framing.remarks(images[0].traits + images[1].traits, sum(map(len, parts)))
         if skipped:
-            remarks.append(f"{skipped} of {whole} images cannot be decoded: left out (data.on_corrupt=skip)")
+            names = ", ".join(self.broken[:3]) + ", ..." * (skipped > 3)
+            are = f"{skipped} of {whole} images {'is' if skipped == 1 else 'are'} damaged and skipped"
+            remarks.append(f"{are} (data.on_corrupt=skip): {names}")
         return Splits(*parts, how, (*remarks, *notes))
 
     def _decoded(self, part: Encoded) -> Decoded:
@@ -208,7 +212,8 @@ class EncodedImages(DataModule):
             where = f"{part.source.place(first)} ({why})"
             raise ValueError(f"{where} of a split cannot be decoded, which leaves it empty: repair it, or add images")
         if self.on_corrupt == "refuse":
-            raise part.unreadable(first, why, f", nor are {others} more of {len(part)}" if others else "")
+            raise part.unreadable(first, why, f", and {others} more of {len(part)}" if others else "")
+        self.broken += [os.path.basename(part.source.place(number)) for number in sorted(survey.broken)]
         return part.take([n for n in range(len(part)) if n not in survey.broken], survey.traits), survey
 
 

@@ -47,6 +47,12 @@ class ImageFolder(EncodedImages):
     def load(self) -> Splits:
         train, held_out, how, notes = self._divided()
         classes = sorted({name for _, name in train + held_out})
+        if self.conditional and "" in classes:
+            loose = sum(not name for _, name in train + held_out)
+            raise ValueError(
+                f"data.conditional=true: the class of an image is its folder, and {loose} of "
+                f"{len(train + held_out)} images lie in none: move them into folders named after their classes"
+            )
         self.class_names = classes
         numbers = {name: number for number, name in enumerate(classes)}
         parts = (

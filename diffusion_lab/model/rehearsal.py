@@ -7,6 +7,7 @@ likelihoods: any error is reported in one line.  The rehearsal does not change t
 from __future__ import annotations
 
 import copy
+import inspect
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,7 @@ from diffusion_lab.noise import image_generators
 if TYPE_CHECKING:
     from diffusion_lab.model.base import Model
 
+SIGNATURE = "loss(denoiser, x0, generator=None)"
 DRAW = (
     "draw noise by diffusion_lab.noise.draw(x0.shape, generator, x0.dtype, x0.device) and times by "
     "draw_each(denoiser.process.sample_times, len(x0), x0.device, generator), which accept every type of generator"
@@ -155,6 +157,10 @@ def check_loss(model: Model, x0: Tensor, context: Callable[[], AbstractContextMa
         model.configure_optimizers()
     model.train()
     with context():
+        try:
+            inspect.signature(model.loss).bind(model.denoiser, x0)
+        except TypeError as error:
+            raise ComponentError(f"the loss {name} must be called as {SIGNATURE}: {error}") from error
         with component_errors(f"the loss {name}"):
             losses = model.loss(model.denoiser, x0)
         check_losses(name, losses, len(x0))

@@ -64,7 +64,8 @@ def measure(overrides: Sequence[str], split: str, out: str | None, count: int | 
         ConfigError: in one line, if the data, the extractor or the devices are not there.
     """
     settings = composed(overrides)
-    target = Path(out or f"{settings['choices']['data']}_{split}.npz")
+    own = Path(settings["paths"]["statistics_dir"], f"{settings['choices']['data']}_{split}.npz")
+    target = Path(out) if out else own
     if target.exists():
         raise ConfigError(f"{target} exists already: choose another out=..., or remove it first")
     try:

@@ -60,6 +60,14 @@ def say_limits(evaluator: Any, data: Any, likelihood: bool) -> None:
         say(f"note: {caution}")
 
 
+def say_classes(model: Model) -> None:
+    """Warn of samples of some classes that are scored against all classes."""
+    asked = None if model.labels is None else model.labels.numbers(model.label)
+    if asked is not None and {*asked} != {*range(model.labels.classes)}:
+        classes = listed([model.labels.names[number] for number in dict.fromkeys(asked)])
+        say(f"warning: the samples are of class {classes} only, and are scored against images of all classes")
+
+
 def describe_sampler(name: str, sampler: dict[str, Any]) -> str:
     """A sampler in words: its name and everything that is set about it."""
     words, kinds = [], []

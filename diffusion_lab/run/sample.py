@@ -36,7 +36,7 @@ from diffusion_lab.run.failure import explained
 from diffusion_lab.run.plan import tell_plan
 from diffusion_lab.run.quiet import quieten
 from diffusion_lab.run.rehearsal import rehearse_sampling
-from diffusion_lab.run.report import describe_sampler, in_sweep, say_limits, table
+from diffusion_lab.run.report import describe_sampler, in_sweep, say_classes, say_limits, table
 from diffusion_lab.run.sample_files import write_samples
 from diffusion_lab.run.sample_spec import claim, folder, sample_spec
 from diffusion_lab.storage import checkpoint_file, run_directory
@@ -127,8 +127,10 @@ def load(config: DictConfig) -> Subject:
         if config.trajectory and not hasattr(model.sampler, "trajectory"):
             raise ConfigError(f"trajectory=true: {type(model.sampler).__name__} has no trajectory(...): leave it out")
         model.likelihood = choose_likelihood(config, model)
+    except ConfigError:
+        raise
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(f"{error} ({os.path.relpath(path)})") from error
     return Subject(path, contents, model, name, settings)
 
 
@@ -151,7 +153,8 @@ def draw_and_score(
     write_samples(series, count, out, config, data)
     calls, rate = series.cost(count)
     if fabric.is_global_zero:
-        say(f"{rate:,.1f} samples/s on one device, {calls:g} network evaluations for each; in {os.path.relpath(out)}")
+        say(f"{rate:,.1f} samples/s on one device, {calls:g} network evaluations for each")
+        say(f"in {os.path.relpath(out)}: samples.png{', samples.npz' * bool(config.npz)}")
     if evaluator is None:
         return
     try:
@@ -222,6 +225,7 @@ def prepare_evaluation(config: DictConfig, subject: Subject) -> tuple[Evaluator,
         evaluator = instantiate({**trained["callback"]["evaluation"]["evaluator"], **own}, "evaluator")
         evaluator.prepare(data, subject.model.device)
         say_limits(evaluator, data, bool(subject.model.likelihood))
+        say_classes(subject.model)
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
     return evaluator, data

@@ -10,7 +10,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from diffusion_lab import ranks
-from diffusion_lab.callback.samples import draw_samples, draw_trajectory, filmed
+from diffusion_lab.callback.samples import draw_samples, draw_trajectory, filmed, say_shown
 from diffusion_lab.evaluation import SampleStore
 from diffusion_lab.model.labels import EACH
 from diffusion_lab.output import say
@@ -35,6 +35,8 @@ def write_samples(series: SampleStore, count: int, out: Path, config: DictConfig
     shown = shown.permute(0, 3, 1, 2).float() / 255 if series.images else shown
     labels = series.labels(range(len(shown))) if series.model.label == EACH else None
     draw_samples(series.model, shown, out / "samples.png", data, labels)
+    if labels is not None:
+        say_shown(series.model, len(shown))
     if frames is not None:
         draw_trajectory(frames, out / "trajectory.png")
 

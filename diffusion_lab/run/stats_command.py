@@ -19,7 +19,8 @@ Measure the reference statistics of a data set, for FID and its relatives.
   metric=inception                                 in these features; each data set has its own default
   trainer.devices=8                                shared among devices
 
-split is train, held_out, or all (both together).  The file holds mu and sigma, as other programs read and write them,
+split is train, held_out, or all (both together).  By default out is logs/statistics/NAME_SPLIT.npz.
+The file holds mu and sigma, as other programs read and write them,
 up to 10,000 rows of features for KID, precision and recall, and the protocol: data, split, count, digest of the images,
 extractor and its digest.  Statistics measured once are kept in paths.statistics_dir by their contents and not measured
 again.

@@ -78,7 +78,9 @@ def find(path: str | Path, log_dir: str | Path = "logs") -> Path:
             raise CheckpointError(f"{path} holds no checkpoint: expected {path}/checkpoints/*.ckpt")
         return newest_whole(found)
     if not path.is_file():
-        raise CheckpointError(f"ckpt_path={path} does not exist: give a run directory, a .ckpt file, or last")
+        there = ", ".join(sorted(other.name for other in path.parent.glob("*.ckpt"))) if path.suffix == ".ckpt" else ""
+        kept = f"; {path.parent} holds {there}" if there else ""
+        raise CheckpointError(f"ckpt_path={path} does not exist: give a run directory, a .ckpt file, or last{kept}")
     return path
 
 
