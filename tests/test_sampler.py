@@ -503,7 +503,7 @@ def test_senseless_samplers_are_refused(build, message):
 
 @pytest.mark.parametrize("predictor", [DPMSolver(2), UniPC(2), EDM(2)], ids=lambda p: type(p).__name__)
 def test_grids_that_repeat_levels_are_refused_where_steps_need_a_length(predictor):
-    with pytest.raises(ValueError, match="repeats levels"):
+    with pytest.raises(ValueError, match="repeat levels"):
         Sampler(predictor, None, 30, "quadratic").check(exact_denoiser(analytic.gmm2d(), DiscreteProcess(Linear(), 50)))
 
 
