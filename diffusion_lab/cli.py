@@ -9,29 +9,29 @@ from diffusion_lab.errors import ConfigError, refuse
 from diffusion_lab.output import tolerant
 
 COMMANDS = {
-    "train": ("train", "train a model, or go on with a run"),
-    "sample": ("sample", "draw samples from a checkpoint, and score them"),
-    "compare": ("compare", "runs side by side"),
-    "stats": ("stats", "reference statistics of a data set"),
-    "verify": ("verify", "a sampler against exact laws"),
-    "referee": ("referee", "torch-fidelity's scores of two sets of images"),
-    "import": ("interop", "a checkpoint of another program becomes one of ours"),
+    "train": ("train", "train a model, or resume a run"),
+    "sample": ("sample", "sample from a checkpoint, and score the samples"),
+    "compare": ("compare", "compare runs in one table"),
+    "stats": ("stats", "measure reference statistics of a data set"),
+    "verify": ("verify", "check a sampler against exact laws"),
+    "referee": ("referee", "score two sets of images with torch-fidelity"),
+    "import": ("interop", "convert a checkpoint of another program"),
 }
 """The module of each command, which `python -m diffusion_lab.<module>` runs as well, and what it does."""
 
 
 def main() -> None:
-    """Run the command that the first word names with the other words, as `python -m` would."""
+    """Run the command named by the first argument with the other arguments, as `python -m` would."""
     tolerant()
     name, *words = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         listed = "\n".join(f"  diffusion-lab {name:<8} {message}" for name, (_, message) in COMMANDS.items())
-        print(f"{listed}\n\nEach tells more by --help.")
+        print(f"{listed}\n\nMore about each: diffusion-lab COMMAND --help.")
     elif name in COMMANDS:
         sys.argv = [name, *words]
         runpy.run_module(f"diffusion_lab.{COMMANDS[name][0]}", run_name="__main__", alter_sys=True)
     else:
-        refuse(ConfigError(f"{name} is no command; there are: {', '.join(COMMANDS)}"))
+        refuse(ConfigError(f"unknown command {name}; commands: {', '.join(COMMANDS)}"))
 
 
 if __name__ == "__main__":

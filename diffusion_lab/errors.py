@@ -7,7 +7,7 @@ import sys
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be run; the message is one line for the user."""
+    """A configuration that cannot be run; the message is one line for the user, `status` the exit status."""
 
     status, then = 2, ""
 
@@ -17,9 +17,9 @@ class BadItem(ValueError):
 
 
 def refuse(error: Exception) -> None:
-    """Say in one line what is wrong, and exit with status 2, or 1 if it came up while the run was on its way.
+    """Print the error in one line and exit with its status: 2, or 1 for a failure during the run.
 
-    HYDRA_FULL_ERROR=1 shows where it came from.
+    HYDRA_FULL_ERROR=1 raises it instead, with a traceback.
     """
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error

@@ -1,4 +1,4 @@
-"""How much memory this machine has."""
+"""The memory of this machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 
 
 def memory_of_machine() -> float:
-    """Bytes of memory that this machine has; infinite where it does not tell."""
+    """Bytes of memory that this machine has; infinite where unknown."""
     try:
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (AttributeError, ValueError, OSError):

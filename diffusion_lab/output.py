@@ -1,4 +1,4 @@
-"""Printing that never ends a run: output that is no UTF-8, that nobody reads any more, or that is narrow."""
+"""Printing that never fails: output that is not UTF-8, that is closed, or that is narrow."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ PLAIN = {
     "±": "+/-", "†": "*", "↓": "(lower)", "↑": "(higher)", "·": "-", "×": "x", "∫": "integral of", "µ": "u",
     "…": "...", "–": "-",
 }  # fmt: skip
-"""What is written for a character that the output cannot show; an accent is left out, and the rest is ?."""
+"""Replacements for characters that the output cannot encode; accents are removed, the rest becomes ?."""
 
 NARROWEST = 80
-"""Columns of a table where the terminal has fewer, or where there is none."""
+"""Minimum width of a table, also where there is no terminal."""
 
 
 def tolerant() -> None:
-    """Let no print of this process fail, whatever the encoding of its output is and whoever has closed it."""
+    """Make prints of this process never fail, whatever the encoding of its output and even if it is closed."""
     codecs.register_error("plain", _plain)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         buffer = getattr(stream, "buffer", None)
-        raw = getattr(buffer, "raw", buffer)  # python -u has no buffer between
+        raw = getattr(buffer, "raw", buffer)  # python -u has no buffer in between
         if stream is getattr(sys, f"__{name}__") and isinstance(raw, io.FileIO):
             stream.flush()
             tolerating = _Tolerant(stream.fileno(), "w", closefd=False)
@@ -38,38 +38,38 @@ def tolerant() -> None:
 
 
 def say(text: str) -> None:
-    """One line on standard output, at once."""
+    """Print a line on standard output and flush."""
     print(text, flush=True)
 
 
 def shown(text: str) -> str:
-    """A text as standard output can show it."""
+    """A text with the characters replaced that standard output cannot encode."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     codecs.register_error("plain", _plain)
     return text.encode(encoding, "plain").decode(encoding)
 
 
 def width() -> int:
-    """Columns that a table may have."""
+    """Number of columns available for a table."""
     return max(shutil.get_terminal_size((NARROWEST, 24)).columns, NARROWEST)
 
 
 def print_table(table: Table) -> None:
-    """Print a table of Rich, with rules of ASCII where the output has no others."""
+    """Print a Rich table, with ASCII lines where the output supports no others."""
     from rich.console import Console
 
     Console(file=sys.stdout, width=width(), highlight=False, markup=False).print(table)
 
 
 class _Tolerant(io.FileIO):
-    """A file that takes what is written to it, and loses it where the reader is gone or the disk is full."""
+    """A file that discards what is written to it if the reader is gone or the disk is full."""
 
     def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except BlockingIOError:
             raise
-        except OSError:  # a closed pipe, a terminal that is gone: a run is worth more than its last lines
+        except OSError:  # a closed pipe or terminal: the run matters more than its output
             return len(memoryview(data).cast("B"))
 
 
@@ -93,7 +93,7 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 def _word(character: str, encoding: str) -> str:
     bare = PLAIN.get(character) or unicodedata.normalize("NFKD", character)
     bare = bare.encode("ascii", "ignore").decode() or "?"
-    try:  # an encoding that has not even ASCII's characters is not met
+    try:  # not even ASCII in this encoding
         bare.encode(encoding)
     except UnicodeEncodeError:
         return "?"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import zygote
 
-ADVICE = re.compile(r"(?:go on|sample from it|do so by|hold samples against it):  (.+)$", re.MULTILINE)
+ADVICE = re.compile(r"(?:resume|sample from it|do so with|evaluate samples against it):  (.+)$", re.MULTILINE)
 
 
 def commands(said: str) -> list[str]:

@@ -232,8 +232,8 @@ def test_a_path_may_start_with_a_tilde_and_must_be_valid(saved, monkeypatch):
     (2, {"steps": 0}, "steps=0 must be an integer >= 1"),
     (2, {"steps": 2000}, "between 1 and the model's 1000 levels, got 2000"),
     (2, {"sampler": "ode", "steps": 5}, "ProbabilityFlow has no number of steps"),
-    (2, {"sampler": "dimm"}, "dimm is no sampler .did you mean ddim"),
-    (2, {"sampler": "trained"}, "trained is no sampler"),
+    (2, {"sampler": "dimm"}, "unknown sampler dimm .did you mean ddim"),
+    (2, {"sampler": "trained"}, "unknown sampler trained"),
     (2, {"sampler": DDIM()}, "is not a sampler: use for example .*Sampler.DDIM.., 50"),
     (2, {"sampler": Sampler}, "is not a sampler: use"),
 ])  # fmt: skip

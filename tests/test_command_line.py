@@ -50,23 +50,23 @@ def test_a_path_may_begin_in_the_home_directory():
 @pytest.mark.parametrize(
     "word, message",
     [
-        ("seed", "'seed' is no setting: write key=value"),
-        ("=5", "is no setting"),
-        ("ü=3", "is no setting"),
-        ("+++a=1", "is no setting"),
-        ("trainer.devices=[0,1", "a list is written"),
+        ("seed", "'seed' is not a setting: write key=value"),
+        ("=5", "is not a setting"),
+        ("ü=3", "is not a setting"),
+        ("+++a=1", "is not a setting"),
+        ("trainer.devices=[0,1", "write a list as"),
         ("a={b:1", "a mapping"),
         ("a=${b", "a reference"),
-        ("a='x", "in quotes"),
-        ("a=f(1)", "in quotes"),
+        ("a='x", "and quote a text"),
+        ("a=f(1)", "and quote a text"),
         ("--seed=1", "write seed=1, without dashes"),
         ("--fast", "settings are written key=value, without dashes; options: --help"),
-        ("-x", "is no option"),
-        ("-mseed", "is no option"),
+        ("-x", "unknown option -x"),
+        ("-mseed", "unknown option -mseed"),
         ("--cfg", "--cfg needs a value: choose job, hydra, all"),
         ("--cfg nothing", "--cfg nothing does not exist: choose job"),
-        ("--multirun=1", "is no option"),
-        ("--experimental-rerun x", "go on with a run by ckpt_path=RUN"),
+        ("--multirun=1", "unknown option --multirun=1"),
+        ("--experimental-rerun x", "resume a run with ckpt_path=RUN"),
         ("--run -m", "contradict each other"),
         ("--resolve", "add --cfg job"),
         ("-p data", "add --cfg job"),
@@ -144,7 +144,7 @@ def test_help_knows_the_options_of_further_directories(tmp_path, words):
     assert "loss.curve=3" in tell("train", [*words, "curve"]) and "how much" in tell("train", [*words, "loss.curve"])
     assert tell("train", [*words, "flavour"]).startswith("flavour=sweet")
     assert "loss=dsm" in tell("train", [*words, "loss"])
-    with pytest.raises(ConfigError, match="no directory of configurations"):
+    with pytest.raises(ConfigError, match="is not a directory"):
         tell("train", ["--config-dir", str(tmp_path / "nowhere"), "loss"])
 
 

@@ -28,7 +28,7 @@ from diffusion_lab.network import MLP, Energy, NCSNpp, RefineNet, UNet
 from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import DiscreteProcess, Linear
 from diffusion_lab.run.changes import changes
-from diffusion_lab.run.conditioning import tell_labels
+from diffusion_lab.run.conditioning import add_labels
 from diffusion_lab.sampler import DDIM, Sampler
 
 UNET = {
@@ -334,7 +334,7 @@ def test_the_likelihood_of_a_conditional_model_uses_each_items_label(tmp_path):
 
 def labelled(network, counts=(3, 4), names=None, **settings):
     settings = {"model": {"network": network}, **settings}
-    tell_labels(settings, SimpleNamespace(conditional=True, class_counts=lambda: list(counts), class_names=names))
+    add_labels(settings, SimpleNamespace(conditional=True, class_counts=lambda: list(counts), class_names=names))
     return settings["model"]
 
 
@@ -346,9 +346,9 @@ def test_the_settings_of_a_conditional_model_hold_its_classes():
     assert (labels.counts, labels.names, labels.dropout, labels.null) == ([3, 4], ["a", "b"], 0.1, 2)
     assert labelled(inner, label_dropout=0.0)["labels"]["dropout"] == 0.0
     untouched = {"model": {"network": {"_target_": "os.system"}}}
-    tell_labels(untouched, SimpleNamespace(conditional=False))
+    add_labels(untouched, SimpleNamespace(conditional=False))
     assert untouched == {"model": {"network": {"_target_": "os.system"}}}
-    with pytest.raises(ConfigError, match="Linear.forward takes no label; give it forward"):
+    with pytest.raises(ConfigError, match="Linear.forward takes no label; define forward"):
         labelled({"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 2})
 
 
@@ -362,9 +362,9 @@ def test_a_run_without_label_settings_is_resumed():
 
 
 REFUSED = [
-    ("data=lsun data.conditional=true", "data.category=bedroom is one: leave it false"),
-    ("data=huggingface data.name=x data.conditional=true", r"data.label_column=null gives none"),
-    ("data=celeba data.conditional=true", r"data.attribute=null gives none"),
+    ("data=lsun data.conditional=true", "data.category=bedroom is one class: leave it false"),
+    ("data=huggingface data.name=x data.conditional=true", r"data.label_column is null"),
+    ("data=celeba data.conditional=true", r"data.attribute is null"),
     ("label_dropout=0.2", "set data.conditional=true"),
     ("data.conditional=true label_dropout=1", "out of range"),
     ("data.conditional=true label_dropout=-0.1", "out of range"),

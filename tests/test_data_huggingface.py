@@ -162,7 +162,11 @@ def test_what_is_not_there_is_named_with_what_is(tmp_path: Path) -> None:
     refused(ValueError, r"data.label_column=label is not in .*choose one of picture, kind, title", label_column="label")
     refused(ValueError, r"data.label_column=title must hold integers", label_column="title")
     refused(ValueError, r"data.image_column=kind holds no images", image_column="kind")
-    refused(FileNotFoundError, r"data.name=.*nowhere cannot be read .*set data.download=true, or", tmp_path / "nowhere")
+    refused(
+        FileNotFoundError,
+        r"data.name=.*nowhere cannot be read .*set data.download=true, or",
+        tmp_path / "nowhere",
+    )
     (tmp_path / "bare").mkdir()
     refused(FileNotFoundError, r"data.name=.*bare cannot be read", tmp_path / "bare")
     arrow = next((tmp_path / "set" / "train").glob("*.arrow"))

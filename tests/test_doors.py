@@ -93,7 +93,7 @@ def test_training_goes_on_where_the_data_lie_now(moved):
 
 def test_other_keys_of_the_data_are_the_checkpoints(moved):
     done = zygote.run(ROOT / "sample.py", "ckpt_path=run", *SCORED, "data.flip=false", cwd=moved)
-    assert done.returncode == 2 and "data.flip is the checkpoint's" in done.stderr and "(data.root)" in done.stderr
+    assert done.returncode == 2 and "data.flip is set by the checkpoint" in done.stderr and "(data.root)" in done.stderr
 
 
 class Own:
@@ -113,7 +113,7 @@ def test_a_class_of_the_users_own_declares_its_places(monkeypatch, tmp_path):
     trained = {"data": own(folder="a", size=3), "started": {"directory": str(tmp_path)}}
     assert data_place.located(trained, {"folder": "b"})["folder"] == "b"
     assert data_place.located(trained, {}, "c")["folder"] == "c"
-    with pytest.raises(ConfigError, match=r"data.size is the checkpoint's.*\(data.folder\)"):
+    with pytest.raises(ConfigError, match=r"data.size is set by the checkpoint.*\(data.folder\)"):
         data_place.located(trained, {"size": 4})
     assert data_place.located(trained, {})["folder"] == "a"
     (tmp_path / "a").mkdir()
@@ -142,7 +142,7 @@ def longer(decay: int, *overrides: str, steps: int = 8) -> dict:
 
 
 def test_training_for_longer_tells_what_becomes_of_the_learning_rate():
-    message = "the learning rate has reached 0 at step 4; decay_steps=8 stretches it, decay_steps=4 keeps it at 0"
+    message = "the learning rate reached 0 at step 4; decay_steps=8 extends the decay, decay_steps=4 keeps it at 0"
     with pytest.raises(ConfigError, match=message):
         refuse_changes(SETTINGS, longer(8), 1, 1)
     assert "decay_steps=8 (was 4)" in refuse_changes(SETTINGS, longer(8, "decay_steps=8"), 1, 1)
@@ -186,7 +186,7 @@ def test_only_a_directory_that_nobody_named_gives_way(tmp_path, monkeypatch, pla
 @pytest.mark.parametrize("name", ["samples.npz", "samples.png", "results.json", "png", "samples"])
 def test_files_that_sampling_has_not_made_are_not_written_over(tmp_path, name: str) -> None:
     (tmp_path / name).write_text("mine")
-    with pytest.raises(ConfigError, match=rf"holds {name}, not made by sample.py, .*: choose another out="):
+    with pytest.raises(ConfigError, match=rf"holds {name}, not written by sample.py, .*: choose another out="):
         claim(tmp_path, {"seed": 0})
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
     (tmp_path / name).rename(tmp_path / "notes.txt")
@@ -229,5 +229,5 @@ def test_statistics_check_the_data_and_the_extractor_and_no_network(tmp_path, mo
     )
     with pytest.raises(SystemExit):
         main(["--config-dir", "nowhere", "data=digits"])
-    assert "nowhere is no directory of configurations" in capsys.readouterr().err
+    assert "nowhere is not a directory: --config-dir needs" in capsys.readouterr().err
     assert measure.measure and places.CONF == ROOT / "conf"

@@ -114,7 +114,7 @@ def test_resume_goes_on_where_it_stopped(digits):
     assert "this changes what is trained: decay_steps=6 (was 4)" in run("train.py", *more, cwd=root, code=2)
     said = run("train.py", *more, "allow_changes=true", cwd=root)
     assert "results.json holds the results of step 4: the next evaluation replaces it" in said
-    assert "goes on from step 4, " in said and "changed: decay_steps=6 (was 4), trainer.max_steps=6 (was 4)" in said
+    assert "resumes from step 4, " in said and "changed: decay_steps=6 (was 4), trainer.max_steps=6 (was 4)" in said
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
     contents = torch.load(folder / "checkpoints/step_00000006.ckpt", weights_only=True)
     assert contents["global_step"] == 6 and contents["ema"]["updates"] == 6

@@ -75,7 +75,7 @@ def test_training_says_what_its_samples_were_asked_to_be(digits):
 def test_the_python_door_and_the_command_draw_the_same(digits):
     root, folder = digits
     said = run("sample.py", f"ckpt_path={folder}", "label=each", "num_samples=25", "guidance=none", cwd=root)
-    assert "5 network" not in said and "4 network evaluations for each" in said
+    assert "5 network" not in said and "4 network evaluations per sample" in said
     out = newest(root)
     assert json.loads((out / "request.json").read_text())["label"] == list(range(10))
     with np.load(out / "samples.npz") as arrays:

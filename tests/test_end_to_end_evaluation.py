@@ -15,7 +15,7 @@ from test_end_to_end import python, run
 from diffusion_lab.data import Digits
 from diffusion_lab.evaluation import SampleStore
 from diffusion_lab.metric import Statistics
-from diffusion_lab.run.measure import Whole
+from diffusion_lab.run.measure import BothSplits
 from diffusion_lab.run.sample import with_earlier
 from diffusion_lab.run.sample_files import join, write_pngs
 from diffusion_lab.run.sample_spec import folder, sample_spec
@@ -66,7 +66,7 @@ def test_more_devices_and_a_second_start_change_nothing(trained):
         "sample.py", "ckpt_path=last", *QUICK, "num_samples=20", "evaluate=true", "likelihood_samples=0", "out=one",
         cwd=trained,
     )  # fmt: skip
-    assert "sampling 10 from" in said and "10 of 20 are there already" in said
+    assert "sampling 10 from" in said and "10 of 20 exist already" in said
     more = np.load(trained / "one/samples.npz")["arr_0"]
     assert np.array_equal(more[:13], one) and len(more) == 20
     metrics = json.loads((trained / "one/results.json").read_text())["metrics"]
@@ -76,7 +76,7 @@ def test_more_devices_and_a_second_start_change_nothing(trained):
 def test_samples_of_another_request_are_not_mixed(trained):
     run("sample.py", "ckpt_path=last", *QUICK, "num_samples=5", "out=mixed", cwd=trained)
     said = run("sample.py", "ckpt_path=last", *QUICK, "num_samples=5", "seed=1", "out=mixed", cwd=trained, code=2)
-    assert "seed 0 there, 1 asked for" in said and "choose another out=" in said
+    assert "seed 0 there, 1 requested" in said and "choose another out=" in said
 
 
 def test_statistics_of_a_split_or_a_folder_are_made_and_used(trained, tmp_path):
@@ -154,8 +154,10 @@ def test_new_numbers_join_earlier_ones(tmp_path):
 
 def test_both_splits_as_one():
     data, other = Digits(), Digits()
-    part = Whole(data).images("all", 10, first=1395)
+    part = BothSplits(data).images("all", 10, first=1395)
     assert torch.equal(part, torch.cat([data.images("train", 5, first=1395), data.images("held_out", 5)]))
-    assert torch.equal(Whole(data).images("all", 4, first=1402), data.images("held_out", 4, first=2))
+    assert torch.equal(BothSplits(data).images("all", 4, first=1402), data.images("held_out", 4, first=2))
     other.splits.held_out.x = 16 - other.splits.held_out.x
-    assert Whole(data).size("all") == 1797 and Whole(data).fingerprint("all") != Whole(other).fingerprint("all")
+    assert BothSplits(data).size("all") == 1797 and BothSplits(data).fingerprint("all") != BothSplits(
+        other
+    ).fingerprint("all")

@@ -148,7 +148,7 @@ def test_a_checkpoint_that_is_too_large_ends_the_training_in_one_line(tmp_path):
     assert message.startswith(f"{path} cannot be written: File too large, it needs ") and failure.value.status == 1
     needed = float(message.partition("needs ")[2].split()[0]) * 1e3
     assert needed == pytest.approx(size, rel=0.2) and f"{size // 2 / 1e3:,.1f} kB here (ulimit -f)" in message
-    assert failure.value.then.startswith(f"the last checkpoint is of step 2; go on:  {command('train', tmp_path)}")
+    assert failure.value.then.startswith(f"the last checkpoint is of step 2; resume:  {command('train', tmp_path)}")
     assert sorted(p.name for p in path.parent.iterdir()) == ["step_00000001.ckpt", "step_00000002.ckpt"]
     assert torch.load(run_directory.find(tmp_path), weights_only=True)["global_step"] == 2
 
@@ -261,7 +261,7 @@ def test_a_disk_that_fills_up_ends_the_training_in_one_line_and_what_is_there_lo
     names = (tmp_path / "names").read_text().split()
     assert names and all(name.endswith(".ckpt") for name in names), "nothing partial is left"
     steps = [checkpoint_file.read(tmp_path / "run/checkpoints" / name)["global_step"] for name in names]
-    assert f"is of step {max(steps)}; go on:  {command('train', tmp_path / 'disk/run')}" in error[0]
+    assert f"is of step {max(steps)}; resume:  {command('train', tmp_path / 'disk/run')}" in error[0]
 
 
 @mounts

@@ -23,7 +23,7 @@ CUDA = (
 def advised(*words: str, **settings) -> list[str]:
     """The command-line words that are advised where a device has no memory left."""
     message = memory(torch.OutOfMemoryError(CUDA), {**composed(*words), **settings})
-    assert message.startswith(f"the device has no memory left ({CUDA}); try ") and "\n" not in message
+    assert message.startswith(f"the device is out of memory ({CUDA}); try ") and "\n" not in message
     return message.partition("; try ")[2].split(" or ")
 
 
@@ -58,11 +58,11 @@ def test_sampling_is_told_of_its_own_settings(tmp_path):
 def test_the_errors_of_libraries_are_known_by_their_words():
     settings = composed()
     for error, where in (
-        (MemoryError(), "this machine has no memory left (MemoryError)"),
+        (MemoryError(), "this machine is out of memory (MemoryError)"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: can't allocate memory: you tried"),
-         "this machine has no memory left ([enforce fail"),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "the device has no memory left (CUDA error"),
-        (RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"), "the device has no memory left (MPS"),
+         "this machine is out of memory ([enforce fail"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "the device is out of memory (CUDA error"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"), "the device is out of memory (MPS"),
     ):  # fmt: skip
         assert memory(error, settings).startswith(where)
     assert (
@@ -83,7 +83,7 @@ def test_a_device_without_memory_ends_the_training_after_the_last_checkpoint(tmp
     words = r"try data\.batch_size=4 trainer\.accumulate_grad_batches=2"
     with pytest.raises(Failure, match=words) as failure, explained(tmp_path, settings, "train"):
         trainer.fit(model, datamodule=Toy2D(train_size=64, held_out_size=20, batch_size=8))
-    assert failure.value.status == 1 and failure.value.then.startswith("the last checkpoint is of step 2; go on:")
+    assert failure.value.status == 1 and failure.value.then.startswith("the last checkpoint is of step 2; resume:")
 
 
 def test_a_training_that_this_machine_has_no_memory_for_says_so(tmp_path):
@@ -104,6 +104,6 @@ def test_a_training_that_this_machine_has_no_memory_for_says_so(tmp_path):
             os._exit(0)
     os.waitpid(child, 0)
     message = (tmp_path / "told").read_text()
-    assert message.startswith("1 this machine has no memory left (") and "allocate" in message and "\n" not in message
+    assert message.startswith("1 this machine is out of memory (") and "allocate" in message and "\n" not in message
     assert "; try data.batch_size=500000 trainer.accumulate_grad_batches=2 (still 1000000 images a step)" in message
     assert message.endswith("; there is no checkpoint yet") and not (tmp_path / "checkpoints").exists()

@@ -60,7 +60,7 @@ def test_a_run_of_the_first_edition_is_resumed(tmp_path):
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
     done = run("train.py", f"ckpt_path={tmp_path}", "trainer.max_steps=5", "decay_steps=3", "logger=csv")
     assert done.returncode == 0, done.stderr
-    assert "goes on from step 3" in done.stdout
+    assert "resumes from step 3" in done.stdout
     assert checkpoint_file.read(tmp_path / "checkpoints" / "step_00000005.ckpt")["global_step"] == 5
 
 

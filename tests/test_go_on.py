@@ -133,9 +133,9 @@ def test_a_name_with_spaces_and_quotes_stays_one():
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["hydra.run.dir=a"], "a holds a run already (step_00000020.ckpt): go on with it by ckpt_path=a, or"),
+        (["hydra.run.dir=a"], "a holds a run already (step_00000020.ckpt): resume it with ckpt_path=a, or"),
         (["hydra.run.dir=a", "ckpt_path=b"], "a holds a run already"),
-        (["hydra.run.dir=c"], "c holds a run already (config.yaml): remove it, or give another hydra.run.dir"),
+        (["hydra.run.dir=c"], "c holds a run already (config.yaml): remove it, or choose another hydra.run.dir"),
         (["hydra.run.dir=a", "ckpt_path=a/checkpoints/step_00000010.ckpt"], "a holds a run already"),
         (["ckpt_path=last"], "no run with a checkpoint under"),
         (["-m", "ckpt_path=last", "seed=1,2"], "ckpt_path=last in a sweep"),
@@ -190,9 +190,9 @@ def changed(**values):
 )  # fmt: skip
 def test_what_changes_what_is_trained_is_refused_and_the_rest_is_told(key, value, harmless):
     now, word = changed(**{key: value}), key.replace("__", ".")
-    training, aside = changes(SETTINGS, now)
-    (message,) = aside if harmless else training
-    assert not (training if harmless else aside) and message.startswith(f"{word}={value} (was ")
+    training, ignored = changes(SETTINGS, now)
+    (message,) = ignored if harmless else training
+    assert not (training if harmless else ignored) and message.startswith(f"{word}={value} (was ")
     if harmless:
         assert refuse_changes(SETTINGS, now, 1, 1) == f"; changed: {message}"
     else:
@@ -213,8 +213,8 @@ def test_what_only_one_of_them_has_is_a_change_and_a_class_that_was_replaced_is_
 
 def test_the_same_images_a_step_may_be_divided_otherwise():
     now = changed(data__batch_size=4, trainer__accumulate_grad_batches=2)
-    training, aside = changes(SETTINGS, now)
-    assert not training and len(aside) == 2
+    training, ignored = changes(SETTINGS, now)
+    assert not training and len(ignored) == 2
 
 
 def test_what_belongs_to_a_start_is_not_told_and_other_ranks_are():
@@ -223,15 +223,15 @@ def test_what_belongs_to_a_start_is_not_told_and_other_ranks_are():
         == ""
     )
     assert refuse_changes(SETTINGS, changed(), 0, 2) == "", "of an older checkpoint the ranks are not known"
-    assert "2 ranks (was 1): the same batches, other noise" in refuse_changes(SETTINGS, SETTINGS, 1, 2)
+    assert "2 ranks (was 1): the same batches, different noise" in refuse_changes(SETTINGS, SETTINGS, 1, 2)
 
 
 def test_weights_that_do_not_fit_are_named():
     state = {"a": torch.zeros(2), "b": torch.zeros(2, 3)}
     refuse_shapes(state, {name: value + 1 for name, value in state.items()})
-    with pytest.raises(ConfigError, match=r"do not fit this model: b is \(2, 3\) there and \(3, 2\) here"):
+    with pytest.raises(ConfigError, match=r"do not fit this model: b has shape \(2, 3\) there and \(3, 2\) here"):
         refuse_shapes(state, {**state, "b": torch.zeros(3, 2)})
-    with pytest.raises(ConfigError, match=r"b is \(2, 3\) there and None here"):
+    with pytest.raises(ConfigError, match=r"b has shape \(2, 3\) there and None here"):
         refuse_shapes(state, {"a": state["a"]})
 
 
@@ -280,7 +280,7 @@ def test_a_killed_run_ends_as_an_unbroken_one_did_numbers_and_all():
         if newer >= third:
             newer.write_bytes(newer.read_bytes()[:-1000])
     said = train("ckpt_path=last", "callback.samples.count=9")
-    assert "step_00000150.ckpt is cut or damaged" in said and "goes on from step 100, " in said
+    assert "step_00000150.ckpt is cut or damaged" in said and "resumes from step 100, " in said
     assert "callback.samples.count=9 (was" in said and said.count("00150.ckpt is cut") == 1, said
     assert [p.name for p in part.parent.iterdir()] == ["part"]
     ends = [torch.load(run / "checkpoints/step_00000400.ckpt", weights_only=True) for run in (Path("whole"), part)]

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from test_interop import MODELS, SMALL, listed, official
 
 from diffusion_lab.config import resume
-from diffusion_lab.config.init_source import fetched, nowhere
+from diffusion_lab.config.init_source import fetched, missing_source
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.interop import files
 from diffusion_lab.network import MLP, UNet
@@ -50,7 +50,7 @@ def test_weights_alone_are_taken_and_the_optimiser_begins_anew(trained, which):
     said = train(*TINY, "init_from=first", f"init_weights={which}", "optimizer.lr=1e-30", "data.name=moons",
                  f"hydra.run.dir={which}", cwd=trained)  # fmt: skip
     file = trained / "first/checkpoints/step_00000002.ckpt"
-    assert f"begins with the {which} weights of step 2 of first/checkpoints/step_00000002.ckpt, step 0" in said
+    assert f"initialised from the {which} weights of step 2 of first/checkpoints/step_00000002.ckpt, step 0" in said
     assert "training 2 steps" in said
     after = contents(trained / which, 2)
     names = given["ema"]["weights"]
@@ -71,7 +71,7 @@ def test_such_a_run_goes_on_as_any_other_although_the_file_is_gone(trained):
     train(*TINY, "init_from=gone/weights.ckpt", "hydra.run.dir=again", cwd=trained)
     source.unlink()
     said = train("ckpt_path=again", "trainer.max_steps=3", "decay_steps=3", cwd=trained)
-    assert "goes on from step 2" in said and "begins with" not in said
+    assert "resumes from step 2" in said and "initialised from" not in said
     assert OmegaConf.load(trained / "again/config.yaml").init_from == str(source)
 
 
@@ -82,7 +82,7 @@ def test_such_a_run_goes_on_as_any_other_although_the_file_is_gone(trained):
         (["init_from=nowhere.pth"], "init_from=nowhere.pth does not exist"),
         (["init_from=hf://user/repository"], "write hf://user/repository/file"),
         (["init_from=first", "init_weights=average"], "must be one of ema, raw"),
-        (["init_from=first", "network.width=24"], "init_strict=false leaves them out"),
+        (["init_from=first", "network.width=24"], "init_strict=false initialises these at random"),
     ],
 )
 def test_what_cannot_be_begun_with_is_refused_in_one_line(trained, words, message):
@@ -112,7 +112,10 @@ def test_what_does_not_fit_is_named_and_left_out_only_on_request(tmp_path, capsy
     colour = unet(3)
     before = {name: tensor.clone() for name, tensor in colour.state_dict().items()}
     given = settings(init_from=str(tmp_path / "grey.safetensors"))
-    with pytest.raises(ConfigError, match=r"is \(32, 1, 3, 3\) there and \(32, 3, 3, 3\) here.*init_strict=false"):
+    with pytest.raises(
+        ConfigError,
+        match=r"has shape \(32, 1, 3, 3\) in the file and \(32, 3, 3, 3\) in the network.*init_strict=false",
+    ):
         initial.initialise(Holder(colour), dict(given))
     assert all(torch.equal(tensor, before[name]) for name, tensor in colour.state_dict().items())
     initial.initialise(Holder(colour), {**given, "init_strict": False})
@@ -151,7 +154,7 @@ def test_weights_of_another_program_are_read_as_an_import_reads_them(recorded, t
         initial.initialise(begun, {**given, "init_from": str(file), "init_weights": which})
         for name, parameter in begun.network.named_parameters():
             torch.testing.assert_close(parameter, wanted[name], rtol=0, atol=0, check_stride=False)
-    assert "begins with the ema weights (a checkpoint of NCSNv2 or DDIM) of" in capsys.readouterr().out
+    assert "initialised from the ema weights (a checkpoint of NCSNv2 or DDIM) of" in capsys.readouterr().out
     small = import_checkpoint.build({**given, **import_checkpoint.composed([*overrides, "network.channels=64"])})
     with pytest.raises(ConfigError, match="does not fit this network.*add init_strict=false"):
         initial.initialise(small, {**given, "init_from": str(file)})
@@ -160,7 +163,7 @@ def test_weights_of_another_program_are_read_as_an_import_reads_them(recorded, t
     initial.initialise(small, {**given, "init_from": str(file), "init_strict": False})
     now, said = small.network.state_dict(), capsys.readouterr().out
     same = [name for name in now if imported.network.state_dict()[name].shape == now[name].shape]
-    assert same and len(same) < len(now) and "left out, and drawn anew: " in said
+    assert same and len(same) < len(now) and "randomly initialised, because they do not fit: " in said
     for name, weight in now.items():
         torch.testing.assert_close(
             weight, averages[name] if name in same else before[name], rtol=0, atol=0, check_stride=False
@@ -173,10 +176,10 @@ def test_a_hub_file_is_fetched_by_its_own_client(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, file: f"{tmp_path}/{repo}/{file}")
     assert fetched("hf://user/repository/a/b.pth") == tmp_path / "user/repository/a/b.pth"
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_: 1 / 0)
-    with pytest.raises(ConfigError, match="cannot be fetched: division by zero"):
+    with pytest.raises(ConfigError, match="cannot be downloaded: division by zero"):
         fetched("hf://user/repository/b.pth")
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    assert "needs huggingface_hub" in nowhere({"init_from": "hf://user/repository/b.pth"})
+    assert "needs huggingface_hub" in missing_source({"init_from": "hf://user/repository/b.pth"})
 
 
 def test_both_beginnings_are_refused_but_for_the_one_that_may_not_be_there(tmp_path, monkeypatch):

@@ -56,7 +56,7 @@ def test_every_command_starts_from_an_installed_package(site, tmp_path):
     refused = python("-m", "diffusion_lab", "train", "modle=ddpm", site=site, cwd=tmp_path)
     assert refused.returncode == 2 and "did you mean model?" in refused.stderr
     unknown = python(script, "trian", site=site, cwd=tmp_path)
-    assert unknown.returncode == 2 and "there are: train, sample" in unknown.stderr
+    assert unknown.returncode == 2 and "commands: train, sample" in unknown.stderr
 
 
 def test_a_run_of_an_installed_package_prints_commands_that_work(site, tmp_path):

@@ -161,7 +161,7 @@ def test_both_sets_of_weights_become_a_checkpoint_of_ours(recorded, tmp_path, ca
     assert is_official(run, name, record, which) and not is_official(run, name, record, other)
     assert [file.name for file in (run / "checkpoints").iterdir()] == ["step_00000007.ckpt"]
     said = capsys.readouterr().out
-    assert "step 7, with raw and EMA weights" in said and "beware" not in said
+    assert "step 7, with raw and EMA weights" in said and "warning" not in said
     assert f"{record.meta['notes']['parameters']:,} parameters" in said
     assert f"sample from it:  {origin.command('sample', run)}\n" in said
 
@@ -173,7 +173,7 @@ def test_ncsn_holds_one_set_of_weights_and_no_step(recorded, tmp_path, capsys):
     run = imported(tmp_path, "ncsn", tmp_path / "checkpoint.pth")
     assert is_official(run, "ncsn", record, "ema") and is_official(run, "ncsn", record, "raw")
     said = capsys.readouterr().out
-    assert "its step is not in it, with one set of weights" in said and "from the layout of NCSN\n" in said
+    assert "step unknown, with one set of weights" in said and "from the layout of NCSN\n" in said
 
 
 def test_lists_without_an_average_and_plain_weights(recorded, tmp_path, capsys):
@@ -181,7 +181,7 @@ def test_lists_without_an_average_and_plain_weights(recorded, tmp_path, capsys):
     weights = official(record)
     torch.save([parallel(weights), adam(weights), 3, STEP], tmp_path / "ckpt.pth")
     torch.save(OrderedDict(weights), tmp_path / "ema_cifar10.ckpt")
-    for file, step in (("ckpt.pth", "step 7"), ("ema_cifar10.ckpt", "its step is not in it")):
+    for file, step in (("ckpt.pth", "step 7"), ("ema_cifar10.ckpt", "step unknown")):
         run = imported(tmp_path, "ddim", tmp_path / file, f"out={tmp_path / file}.run")
         assert is_official(run.parent / f"{file}.run", "ddim", record, "ema")
         assert f"{step}, with one set of weights" in capsys.readouterr().out
@@ -336,8 +336,8 @@ HOLLOW = {
     "cut": "a.pth cannot be read, it is cut or of another kind: ",
     "empty": "a.pth cannot be read",
     "foreign": "a.pth is refused|a.pth cannot be read",
-    "missing": "a.pth is no file",
-    "folder": "a.pth is no file",
+    "missing": "a.pth is not a file",
+    "folder": "a.pth is not a file",
     "images": "no checkpoint but a Tensor: expected one of ScoreSDE",
     "numbers": "'n' in it is no tensor: expected one of ScoreSDE",
     "nothing": "it is empty: expected one of ScoreSDE",
@@ -375,7 +375,7 @@ def test_files_that_hold_no_weights(recorded, tmp_path, capsys, damage):
         (["network=ncsnplus"], "did you mean ncsnpp"),
         (["network.chanels=16"], "did you mean network.channels"),
         (["seed=1,2"], "seed=1,2 has several values"),
-        (["-m"], "no option here"),
+        (["-m"], "unknown option"),
     ],
 )
 def test_settings_that_do_not_fit_are_told_in_one_line(recorded, tmp_path, capsys, change, message):
@@ -402,7 +402,7 @@ def test_averages_that_do_not_fit(recorded, tmp_path, capsys):
     arguments = [str(tmp_path / "a.pth"), *MODELS["ddpm"][0], *SMALL, f"out={tmp_path}/out"]
     count = len(record.meta["trainable_order"])
     assert f"its average has {count - 1} weights where this network trains {count}" in refused(capsys, *arguments)
-    assert "the checkpoint comes first" in refused(capsys, *arguments[1:])
+    assert "give the checkpoint first" in refused(capsys, *arguments[1:])
 
 
 def test_names_of_no_known_layout(tmp_path, capsys):
@@ -440,7 +440,7 @@ def test_other_discrete_sigmas_cause_a_warning(recorded, high, levels, message):
         is remark(VP(Linear()))
         is None
     )
-    assert f"from 50 to 0.01 in 232 levels, this configuration's {message} levels" in remark(
+    assert f"from 50 to 0.01 in 232 levels in the file, {message} levels in this configuration" in remark(
         DiscreteProcess(Geometric(0.01, high), levels)
     )
 

@@ -101,7 +101,7 @@ def test_as_many_devices_as_processes(rank, devices, nodes, wanted):
     message = environment.disagreement(config)
     assert (message is None) == (wanted is None)
     assert message is None or (
-        message.startswith("srun has started 2 processes") and f"trainer.devices={wanted}" in message
+        message.startswith("srun started 2 processes") and f"trainer.devices={wanted}" in message
     )
 
 
@@ -198,7 +198,7 @@ def test_the_documented_job_is_stopped_in_time_queued_again_and_ends_where_it_sh
     assert (tmp_path / "queued").read_text() == "requeue 4711\n" and "Traceback" not in said
     assert not (tmp_path / "run" / "hpc_ckpt_1.ckpt").exists()
     code, said = job()
-    assert code == 0 and "goes on from step" in said, said
+    assert code == 0 and "resumes from step" in said, said
     assert (tmp_path / "queued").read_text() == "requeue 4711\n" and gone(tmp_path / "run", 5)
     assert [int(step) for step, _ in losses(tmp_path / "run")] == list(range(1, 13))
     seen = [json.loads(p.read_text()) for p in (tmp_path / "run").glob("*.json") if p.stem.isdigit()]

@@ -85,8 +85,8 @@ def test_all_ranks_end_and_one_line_names_the_one_that_failed(ended, fault, rank
     assert code == status and seconds < 25, said
     last = said.splitlines()[-1]
     assert last.startswith(f"rank {rank} (process "), said
-    go_on = f"go on:  {origin.command('train', folder)}"
-    assert f") {TOLD[fault]}; all ranks are stopped; the last checkpoint is of step 16; {go_on}" in last
+    resume = f"resume:  {origin.command('train', folder)}"
+    assert f") {TOLD[fault]}; all ranks are stopped; the last checkpoint is of step 16; {resume}" in last
     assert said.count("Traceback") == (fault in ("raise", "import")), said
 
 
@@ -124,7 +124,7 @@ def test_a_killed_rank_ends_the_training_which_goes_on_bit_equal(tmp_path):
     said = part.communicate(timeout=90)[0]
     assert part.returncode == 137 and gone(runs[1], 5) and "Traceback" not in said, said
     assert "was killed by SIGKILL (out of memory?); all ranks are stopped; the last checkpoint is of step 4" in said
-    assert said.rstrip().endswith(f"go on:  {origin.command('train', runs[1])}")
+    assert said.rstrip().endswith(f"resume:  {origin.command('train', runs[1])}")
     assert whole.communicate(timeout=90) and whole.returncode == 0
     part = started(tmp_path, str(ROOT / "train.py"), "ckpt_path=part")
     assert part.communicate(timeout=90) and part.returncode == 0 and gone(tmp_path, 5)
@@ -133,7 +133,7 @@ def test_a_killed_rank_ends_the_training_which_goes_on_bit_equal(tmp_path):
     (runs[2] / "kill").touch()
     restarted = started(tmp_path, *words, f"hydra.run.dir={runs[2]}", "trainer.max_restarts=1")
     said = restarted.communicate(timeout=90)[0]
-    assert restarted.returncode == 0 and "goes on from step 4" in said and gone(tmp_path, 5), said
+    assert restarted.returncode == 0 and "resumes from step 4" in said and gone(tmp_path, 5), said
     states = [torch.load(run / "checkpoints" / "step_00000008.ckpt", weights_only=True) for run in runs]
     for state in states[1:]:
         assert_bit_equal(*({key: one[key] for key in STATE} for one in (states[0], state)))
@@ -153,7 +153,7 @@ def test_ranks_that_evaluate_stop_at_once_also_the_one_that_waits(tmp_path):
     said = job.communicate(timeout=60)[0]
     assert job.returncode == 143 and time.monotonic() - start < 10 and gone(tmp_path, 5), said
     go_on = origin.command("train", tmp_path / "run")
-    assert f"stopped by SIGTERM at step 4; go on:  {go_on}\n" in said and "Traceback" not in said
+    assert f"stopped by SIGTERM at step 4; resume:  {go_on}\n" in said and "Traceback" not in said
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000004.ckpt"]
     assert not list((tmp_path / "run").glob(".stop*"))
 

@@ -138,8 +138,8 @@ def mistakes(root, weights):
     foreign = hashlib.sha256((root / "foreign.pth").read_bytes()).hexdigest()
     return [
         ([folder], "two sets of images"),
-        ([folder, folder, "subsets=3"], "subsets is no option here; allowed: weights=..."),
-        ([folder, folder, "batch_size=many"], "batch_size=many is none of its values"),
+        ([folder, folder, "subsets=3"], "unknown option subsets; allowed: weights=..."),
+        ([folder, folder, "batch_size=many"], "batch_size=many is not valid"),
         ([folder, folder, "device=tpu"], "device=tpu"),
         ([folder, root / "absent", path, digest], "absent does not exist"),
         ([folder, root / "empty", path, digest], "holds no PNG images"),

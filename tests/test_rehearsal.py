@@ -475,7 +475,7 @@ OWN = {
     "network": ("mine.Net\nout: 2", "the network Net returns (B, 2, 8, 8), expected (B, 1, 8, 8)"),
     "loss": ("mine.Loss", "the loss Loss fails where generator is a list with one per"),
     "sampler": ("mine.Thin", "the sampler Thin returns (2, 1, 4, 8), expected real numbers of"),
-    "data": ("mine.Plain\nshape: [1, 8, 8]", "data._target_=mine.Plain is no diffusion_lab.data.DataModule: derive"),
+    "data": ("mine.Plain\nshape: [1, 8, 8]", "data._target_=mine.Plain is not a diffusion_lab.data.DataModule: derive"),
 }  # fmt: skip
 
 
@@ -523,7 +523,7 @@ def test_user_components_train_resume_and_sample_from_the_command_line(tmp_path)
     ):
         code, said = command(tmp_path, script, *words, **(parts if words is small else {}))
         assert code == 0, said
-        assert ("goes on from step 4" in said) == ("trainer.max_steps=5" in words)
+        assert ("resumes from step 4" in said) == ("trainer.max_steps=5" in words)
     assert len(list(tmp_path.glob("logs/train/*/*/samples.png"))) == 1 and not list(tmp_path.rglob("trajectory.png"))
     assert len(list(tmp_path.glob("logs/sample/**/samples.npz"))) == 1
     code, said = command(tmp_path, "sample.py", "ckpt_path=last", "num_samples=3", "trajectory=true")

@@ -44,7 +44,7 @@ def seconds(monkeypatch):
 
 def tell(tmp_path, count, judge=None, **changes):
     series = SampleStore(tmp_path / "out", tiny_model(), batch_size=5)
-    plan.tell_plan(config(**changes), FABRIC, [series], count, "step 7", judge, Digits() if judge else None)
+    plan.announce_plan(config(**changes), FABRIC, [series], count, "step 7", judge, Digits() if judge else None)
     return series
 
 
@@ -52,12 +52,12 @@ def test_what_the_disk_cannot_hold_is_refused_at_once_and_leaves_nothing(tmp_pat
     asked = seconds(1.0)
     free(2 * 64 * 10**9)
     with pytest.raises(
-        ConfigError, match=r"10,000,000,000 samples take 1.28 TB, and .*out has 128 GB free: draw fewer"
+        ConfigError, match=r"10,000,000,000 samples need 1.28 TB, but .*out has 128 GB free: generate fewer"
     ):
         tell(tmp_path, 10**10)
     assert asked == [] and not (tmp_path / "out").exists()
     free(1279)
-    with pytest.raises(ConfigError, match=r"10 samples take 1.28 kB"):  # 64 bytes each, and as many in samples.npz
+    with pytest.raises(ConfigError, match=r"10 samples need 1.28 kB"):  # 64 bytes each, and as many in samples.npz
         tell(tmp_path, 10)
     tell(tmp_path, 10, npz=False)
 
@@ -80,7 +80,7 @@ def test_what_is_there_is_neither_counted_nor_drawn_again(tmp_path, free, second
         series.samples.write(chunk, torch.zeros(len(chunk), 8, 8, 1, dtype=torch.uint8))
     tell(tmp_path, 10_000)
     out = capsys.readouterr().out
-    assert "sampling 6000 from" in out and "about 9 s" in out and "; 4000 of 10000 are there already" in out
+    assert "sampling 6000 from" in out and "about 9 s" in out and "; 4000 of 10000 exist already" in out
 
 
 def test_a_few_samples_are_not_worth_the_question(tmp_path, free, seconds, capsys):
@@ -107,7 +107,7 @@ def test_an_evaluation_says_what_it_does(tmp_path, free, seconds, capsys):
 def test_pictures_of_points_are_refused_before_they_are_drawn(tmp_path):
     series = SimpleNamespace(model=None, folder=tmp_path, images=False)
     with pytest.raises(ConfigError, match="png=true"):
-        plan.tell_plan(config(png=True), FABRIC, [series], 5, "", None, None)
+        plan.announce_plan(config(png=True), FABRIC, [series], 5, "", None, None)
 
 
 def test_the_missing_chunks_are_found_by_one_look_into_the_folder(tmp_path, monkeypatch):
@@ -134,7 +134,7 @@ def test_one_file_of_all_samples_is_what_other_programs_read(tmp_path):
         assert np.array_equal(file["arr_0"], series.rows(range(12))[:].numpy())
     assert left_behind(tmp_path, 12, config(npz=False)) == []
     assert left_behind(tmp_path, 10, config(npz=False)) == [
-        "samples.npz is of an earlier command: it holds 12 samples, not 10"
+        "samples.npz was written by an earlier command: it holds 12 samples, not 10"
     ]
     (tmp_path / "png").mkdir()
     for index in range(3):

@@ -29,7 +29,7 @@ from diffusion_lab.evaluation import Evaluator
 from diffusion_lab.model import Model
 from diffusion_lab.noise import Generators, draw
 from diffusion_lab.output import tolerant
-from diffusion_lab.run.compare import sampler_settings, series_of
+from diffusion_lab.run.compare import sample_store, sampler_settings
 from diffusion_lab.run.sample_spec import SampleSpec, sample_spec
 from diffusion_lab.storage import checkpoint_file, run_directory
 from diffusion_lab.storage.run_directory import CheckpointError
@@ -178,7 +178,7 @@ class Scorer:
             return None
         own = {**self.wanted, "sampler": {**contestant.settings, "steps": steps}}
         name = contestant.name.replace(" ", "_")
-        series = series_of(self.model, contestant.make(steps), own, name, self.log_dir)
+        series = sample_store(self.model, contestant.make(steps), own, name, self.log_dir)
         return next(iter(self.evaluator.quality(series, self.data).values()))
 
 

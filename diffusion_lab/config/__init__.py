@@ -1,1 +1,1 @@
-"""From a command line to a plain configuration: composition, checks, and building objects from it."""
+"""From a command line to a plain configuration and the objects built from it."""

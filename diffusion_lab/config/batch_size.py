@@ -1,4 +1,4 @@
-"""Whether a training batch can be divided among the devices, and fits into memory."""
+"""Check that a training batch can be split over the devices and fits into memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from diffusion_lab.memory import memory_of_machine
 
 
 def ranks(config: Mapping[str, Any]) -> int | None:
-    """Number of devices of a training; None where only the machine can tell."""
+    """Number of devices of a training; None where it depends on the machine."""
     trainer = config.get("trainer") or {}
     count = len(trainer["devices"]) if isinstance(trainer.get("devices"), list) else trainer.get("devices")
     return count * (trainer.get("num_nodes") or 1) if isinstance(count, int) and count > 0 else None
@@ -25,7 +25,7 @@ def batch_divides(config: Mapping[str, Any]) -> str | None:
 
 
 def batch_fits_memory(config: Mapping[str, Any]) -> str | None:
-    """Why the float32 numbers of a device's batch alone are more than this machine's memory, or None."""
+    """Why the float32 values of one device's batch alone exceed this machine's memory, or None."""
     data = config.get("data") or {}
     shape, batch = data.get("shape") or [], data.get("batch_size", 1)
     if not all(isinstance(number, int) for number in (*shape, batch)):

@@ -1,4 +1,4 @@
-"""A command line as Hydra can read it: options first, then key=value, in quotes where its grammar needs it."""
+"""A command line that Hydra can parse: options first, then key=value, quoted where its grammar needs it."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from diffusion_lab.config import places
 from diffusion_lab.errors import ConfigError
 
 SETTING = re.compile(r"([~+]{0,2}[\w./@:-]+)=(.*)", re.DOTALL | re.ASCII)
-"""A key and its value."""
+"""Pattern of key=value."""
 
 STRUCTURED = re.compile(r"[\[{'\"]|\w+\(|.*\$\{", re.DOTALL)
-"""Begins a list, a mapping, a text in quotes, a function, or holds an interpolation: not meant as a plain text."""
+"""Pattern of a list, a mapping, a quoted string, a function or an interpolation: anything but plain text."""
 
 QUOTE = Quote.single
 
 
 def tidy(words: Sequence[str]) -> list[str]:
-    """The words of a command line, its options in front and every setting such that Hydra reads it.
+    """The arguments of a command line, options first and every setting quoted so that Hydra can parse it.
 
     Raises:
-        ConfigError: for an option that does not exist or lacks its value, and for a word that is no setting.
+        ConfigError: for an unknown option, an option without its value, and a word that is not key=value.
     """
     options, settings = separate(words)
     parser = OverridesParser.create()
@@ -37,7 +37,7 @@ def tidy(words: Sequence[str]) -> list[str]:
 
 
 def separate(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(options with their values, the other words) of a command line."""
+    """(options with their values, the other arguments) of a command line."""
     known = {name: action for action in get_args_parser()._actions for name in action.option_strings}
     options: list[str] = []
     settings: list[str] = []
@@ -60,20 +60,20 @@ def separate(words: Sequence[str]) -> tuple[list[str], list[str]]:
     heads = {option.partition("=")[0] for option in options} & known.keys()
     given = {name for head in heads for name in known[head].option_strings}
     if "--experimental-rerun" in given:
-        raise ConfigError("--experimental-rerun is not possible here: go on with a run by ckpt_path=RUN")
+        raise ConfigError("--experimental-rerun is not supported: resume a run with ckpt_path=RUN")
     if "--run" in given and "--multirun" in given:
         raise ConfigError("--run and --multirun contradict each other: leave one out")
     for name in ("--resolve", "--package"):
         if name in given and not {"--cfg", "--info"} & given:
-            raise ConfigError(f"{name} is of what --cfg shows: add --cfg job")
+            raise ConfigError(f"{name} only applies to --cfg: add --cfg job")
     return options, settings
 
 
 def named(word: str, known: dict[str, argparse.Action]) -> tuple[str, str | None]:
-    """The option that a word gives, also by the beginning of its name, and the value in the same word.
+    """(name, value) of the option in an argument; the name may be abbreviated, the value None.
 
     Raises:
-        ConfigError: if there is none of that name.
+        ConfigError: for an unknown option.
     """
     name, equals, value = word.partition("=")
     long = [option for option in known if option.startswith(name) and name.startswith("--")]
@@ -84,39 +84,39 @@ def named(word: str, known: dict[str, argparse.Action]) -> tuple[str, str | None
         setting = word.lstrip("-")
         hint = f"write {setting}" if "=" in setting else "settings are written key=value"
         shown = ", ".join(option for option in known if option.startswith("--"))
-        raise ConfigError(f"{word} is no option: {hint}, without dashes; options: {shown}")
+        raise ConfigError(f"unknown option {word}: {hint}, without dashes; options: {shown}")
     return found, value if equals else None
 
 
 def choices(action: argparse.Action) -> str:
-    """What an option may be, as the end of a sentence."""
+    """The allowed values of an option, as the end of a sentence."""
     return f": choose {', '.join(action.choices)}" if action.choices else ""
 
 
 def readable(word: str, parser: OverridesParser) -> str:
-    """A setting as it is, or with a plain text in quotes that Hydra's grammar has no place for: ~/x, a=b, (1).
+    """A setting as given, or with its value quoted where Hydra's grammar cannot parse it: ~/x, a=b, (1).
 
     Raises:
-        ConfigError: for what is no setting, or a list, a mapping or a text that does not end.
+        ConfigError: for what is not key=value, and for a list, a mapping or a string that is not closed.
     """
     if parses(word, parser) and not word.startswith("="):
         return word
     found = SETTING.fullmatch(word)
     if found is None:
-        raise ConfigError(f"{word!r} is no setting: write key=value, such as seed=1")
+        raise ConfigError(f"{word!r} is not a setting: write key=value, such as seed=1")
     key, value = found.groups()
     parts = [os.path.expanduser(part) for part in value.split(",")]
     quoted = ",".join(p if p and parses(f"a={p}", parser) else QuotedString(p, QUOTE).with_quotes() for p in parts)
     if STRUCTURED.match(value) or not parses(f"{key}={quoted}", parser):
         raise ConfigError(
-            f"{word} cannot be read: a list is written [a,b], a mapping {{a:1}}, a reference ${{key}}, and a text with "
-            f"""such signs in quotes: '{key}="..."'"""
+            f"{word} cannot be parsed: write a list as [a,b], a mapping as {{a:1}}, a reference as ${{key}}, and quote "
+            f"""a text with such characters: '{key}="..."'"""
         )
     return f"{key}={quoted}"
 
 
 def parses(word: str, parser: OverridesParser) -> bool:
-    """Whether Hydra's grammar has a place for a setting."""
+    """Whether Hydra can parse a setting."""
     try:
         parser.parse_override(word)
     except HydraException:
@@ -125,7 +125,7 @@ def parses(word: str, parser: OverridesParser) -> bool:
 
 
 OPTIONS = ("config_name", "config_path", "config_dir")
-"""Hydra's options that decide what is composed; every process of a run gets them."""
+"""Hydra's options that decide what is composed; every rank of a run gets them."""
 
 
 def arguments(words: Sequence[str]) -> Any:
@@ -134,15 +134,15 @@ def arguments(words: Sequence[str]) -> Any:
 
 
 def options(words: Sequence[str]) -> list[str]:
-    """Those of Hydra's `OPTIONS` that a command line gives, in the one form that may stand anywhere."""
+    """The `OPTIONS` that a command line gives, as --option=value, which may stand anywhere."""
     given = vars(get_args_parser().parse_known_args(list(words))[0])
     return [f"--{key.replace('_', '-')}={given[key]}" for key in OPTIONS if given[key] is not None]
 
 
 def settled(words: Sequence[str]) -> list[str]:
-    """A command line whose directories of configurations are absolute, further ones as an override.
+    """A command line with absolute configuration directories, the additional ones as an override.
 
-    All processes of a run, and what is composed within them, get overrides; flags would be the first one's alone.
+    All ranks of a run get the overrides; flags would reach the first one only.
     """
     names = {"--config-dir": "dir", "-cd": "dir", "--config-path": "path", "-cp": "path"}
     given: dict[str, str] = {}
@@ -162,18 +162,18 @@ def settled(words: Sequence[str]) -> list[str]:
 
 
 def override(key: str, value: str) -> str:
-    """`key=value` such that Hydra reads the value back as it is, whatever stands in it."""
+    """`key=value`, quoted so that Hydra parses the value back unchanged."""
     return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
 
 
 def only_overrides(words: list[str], module: str) -> list[str]:
-    """The overrides of a command that knows no other flag than --config-dir.
+    """The overrides of a command whose only flag is --config-dir.
 
     Raises:
-        ConfigError: for another one.
+        ConfigError: for another flag.
     """
     found = settled(tidy(words))
     flags = [word for word in found if word.startswith("-")]
     if flags:
-        raise ConfigError(f"{flags[0]} is no option here: see python -m diffusion_lab.{module} --help")
+        raise ConfigError(f"unknown option {flags[0]}: see python -m diffusion_lab.{module} --help")
     return found

@@ -1,4 +1,4 @@
-"""Composing the command line into configurations, with errors that name the nearest valid word."""
+"""Compose a command line into configurations, with errors that name the nearest valid key."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from diffusion_lab.config.refusals import (
     check_option,
     check_structure,
     composed_by_hydra,
-    in_our_words,
+    in_one_line,
     unknown,
     without_nulls,
 )
-from diffusion_lab.config.typed import convert, named_as_typed
+from diffusion_lab.config.typed import convert, name_typed_keys
 from diffusion_lab.config.unused import refuse_unused, unused
 from diffusion_lab.config.validation import check_network_fits_data, nearest, nodes, validate
 from diffusion_lab.errors import ConfigError
 
 PARTS = ("sampler/predictor", "sampler/corrector")
-"""Groups inside a group."""
+"""Groups nested in another group."""
 
 
 resolvers.register()
@@ -41,8 +41,8 @@ resolvers.register()
 def plain(config: DictConfig, words: Sequence[str] = ()) -> dict[str, Any]:
     """The resolved configuration as plain containers.
 
-    A recipe or an experiment may hold a setting for a part of the sampler or a likelihood that was not chosen; it is
-    dropped, unless it is among the `words` of the command.
+    A recipe or an experiment may contain a setting for a part of the sampler or a likelihood that was not chosen; it is
+    dropped, unless it is among the overrides `words` of the command.
     """
     settings = OmegaConf.to_container(config, resolve=True)
     for group in ("sampler", "likelihood"):
@@ -55,7 +55,7 @@ def plain(config: DictConfig, words: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _drop_foreign(node: dict[str, Any] | None, part: str, words: Sequence[str]) -> None:
-    """Drop from a sampler, or from a part of it, what its class does not have and another option of its group has."""
+    """Drop keys of a sampler, or of its parts, that belong to another option of the group and not to its class."""
     known = schema.parameters(node["_target_"]) if node and "_target_" in node else None
     typed = {word.lstrip("+").partition("=")[0] for word in words}
     keys = [k for k in node or () if known is not None and k[0] != "_" and k not in known]
@@ -66,9 +66,9 @@ def _drop_foreign(node: dict[str, Any] | None, part: str, words: Sequence[str]) 
 
 
 def composed(task: str, words: Sequence[str], with_hydra: bool = False) -> DictConfig:
-    """What the words of a command give, on request with Hydra's own part.
+    """Compose overrides, on request with Hydra's own configuration.
 
-    Inside a command, by the Hydra that is at work there, with the directories that were added to it.
+    Inside a command this uses the running Hydra, with the configuration directories added to it.
     """
     running = GlobalHydra.instance().is_initialized()
     added = places.searching(HydraConfig.get().searchpath) if HydraConfig.initialized() else []
@@ -77,7 +77,7 @@ def composed(task: str, words: Sequence[str], with_hydra: bool = False) -> DictC
 
 
 def training(words: Sequence[str]) -> dict[str, Any]:
-    """The plain configuration of a training, as its checkpoints hold it: with the `choices` of groups."""
+    """The plain configuration of a training, with the `choices` of groups, as stored in its checkpoints."""
     config = composed("train", words, with_hydra=True)
     choices = {group: name for group, name in config.hydra.runtime.choices.items() if not group.startswith("hydra")}
     OmegaConf.set_struct(config, False)
@@ -94,19 +94,19 @@ def check(
     main: str | None = None,
     used: Sequence[Sequence[str]] = (),
 ) -> None:
-    """Compose and validate every job that the arguments ask for; nothing but Hydra is imported.
+    """Compose and validate every job of a command; nothing but Hydra is imported.
 
-    `only_words` leaves it at their names, for a configuration that is shown and not run; only a `sweep` has many jobs.
-    `main` is another main directory of configurations.  A command that takes no part in the rest has only those parts
-    of the configuration validated that it has `used`, each group of them on its own.
+    `only_words` checks only the names, for a configuration that is shown and not run; only a `sweep` has many jobs.
+    `main` is another main configuration directory.  With `used`, only those parts of the configuration are validated,
+    each group of them on its own.
 
     Raises:
-        ConfigError: for an unknown key or option, and for whatever `validate` refuses.
+        ConfigError: for an unknown key or option, and for everything that `validate` refuses.
     """
     overrides = parsed(without_nulls(arguments))
     several = next((o.input_line for o in overrides if o.is_sweep_override()), None)
     if several and not sweep and not any(o.get_key_element() == "hydra.mode" for o in overrides):
-        raise ConfigError(f"{several} has several values: add -m for a sweep over them, or quote what is one")
+        raise ConfigError(f"{several} has several values: add -m to sweep over them, or quote it if it is one value")
     if sweep and only_words:
         raise ConfigError("--cfg shows one configuration: leave out -m, and give each key one value")
     found = places.directories(arguments, main)
@@ -118,7 +118,7 @@ def check(
             if only_words:
                 continue
             base = OmegaConf.to_container(config, resolve=False)
-            with in_our_words():
+            with in_one_line():
                 config = config if words == job else composed_by_hydra(task, job)
                 OmegaConf.set_struct(config, False)
                 config.paths.run_dir = "."  # known only when the job starts
@@ -129,40 +129,40 @@ def check(
                 missing = [f"{path}.{k}".lstrip(".") for path, node in nodes(raw) for k in node if node[k] == "???"]
                 if missing:
                     raise ConfigError(f"{', '.join(missing)} must be given: add {missing[0]}=...")
-                check_network_fits_data(raw)  # unresolved: an image network asks for data.shape[1]
+                check_network_fits_data(raw)  # unresolved: an image network refers to data.shape[1]
                 convert(config)
                 settings, typed = plain(config, job), parsed(job)
                 idle.append({} if used else unused(typed, raw, settings))
-                with named_as_typed(raw, {o.key_or_group for o in typed}):
+                with name_typed_keys(raw, {o.key_or_group for o in typed}):
                     for part in used or (settings,):
                         validate({key: settings[key] for key in part if key in settings})
         refuse_unused(idle)
 
 
 def parsed(words: Sequence[str]) -> list[Override]:
-    """Overrides as Hydra reads them.
+    """Overrides as parsed by Hydra.
 
     Raises:
-        ConfigError: for what is none.
+        ConfigError: for what is not an override.
     """
-    with in_our_words():
+    with in_one_line():
         return OverridesParser.create().parse_overrides(list(words))
 
 
 def check_shown(
     task: str, arguments: Sequence[str], package: str | None, resolve: bool, main: str | None = None
 ) -> None:
-    """Compose what --cfg shows, and refuse it if there is no such package or it cannot be resolved.
+    """Check that what --cfg shows can be composed.
 
     Raises:
-        ConfigError: in one line.
+        ConfigError: if the package does not exist or the configuration cannot be resolved.
     """
     folder = places.directories(arguments, main)[0]
     with initialize_config_dir(str(folder), version_base="1.3"):
         config = composed_by_hydra(task, arguments, with_hydra=True)
         OmegaConf.set_struct(config, False)
         del config["hydra"]
-        with in_our_words():
+        with in_one_line():
             OmegaConf.to_container(config, resolve=resolve)
     keys = _keys(config)
     if package not in (None, "_global_", *keys) and not package.startswith("hydra"):
@@ -181,19 +181,19 @@ def _jobs(overrides: Sequence[Override], found: Sequence[Path] = (CONF,)) -> Ite
             return [f"{key}={name}" for name in names]
         if override.is_sweep_override() and (override.is_choice_sweep() or override.is_discrete_sweep()):
             return [f"{key}={value}" for value in override.sweep_string_iterator()]
-        if isinstance(override.value(), IntervalSweep):  # its ends stand for what an optimiser may draw
+        if isinstance(override.value(), IntervalSweep):  # check its ends, between which the optimiser samples
             return [f"{key}={end}" for end in (override.value().start, override.value().end)]
         return [override.input_line]
 
-    own = {o.input_line: o.get_key_element().lstrip("+~") for o in overrides}
-    kept = [o for o in overrides if own[o.input_line] == places.SEARCH or not own[o.input_line].startswith("hydra")]
+    keys = {o.input_line: o.get_key_element().lstrip("+~") for o in overrides}
+    kept = [o for o in overrides if keys[o.input_line] == places.SEARCH or not keys[o.input_line].startswith("hydra")]
     return (list(job) for job in itertools.product(*map(choices, kept)))
 
 
 def _check_words(task: str, job: Sequence[str], found: Sequence[Path]) -> tuple[DictConfig, list[str]]:
-    """Each override must name a group with an existing option, or a key that the chosen groups have.
+    """Check that each override names a group with an existing option, or a key of the chosen groups.
 
-    Returns what the groups alone compose to, and their overrides.
+    Returns the configuration composed from the groups alone, and their overrides.
     """
     overrides = parsed(job)
     groups = places.groups(found, PARTS)
@@ -217,17 +217,17 @@ def _check_words(task: str, job: Sequence[str], found: Sequence[Path]) -> tuple[
 
 
 def _groups_of(task: str, folder: Path, groups: Sequence[str]) -> list[str]:
-    """The groups that a command's own file chooses from, and those inside them."""
+    """The groups in a command's defaults list, and those nested in them."""
     if not (folder / f"{task}.yaml").is_file():
-        there = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-        raise ConfigError(f"--config-name={task} does not exist: choose {there}")
+        names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+        raise ConfigError(f"--config-name={task} does not exist: choose {names}")
     entries = OmegaConf.to_container(OmegaConf.load(folder / f"{task}.yaml"), resolve=False).get("defaults", [])
     keys = [str(key).removeprefix("optional ").partition("@")[0] for e in entries if isinstance(e, dict) for key in e]
     return [g for g in groups if g.partition("/")[0] in keys and g != "hydra"]
 
 
 def options(group: str, found: Sequence[Path] = ()) -> list[str]:
-    """Names of a group's options, without those of the groups inside it; in a command, with those of the user."""
+    """Names of a group's options, without those of nested groups; inside a command, with those of the user."""
     if not found:
         found = places.directories(places.searching(HydraConfig.get().searchpath) if HydraConfig.initialized() else [])
     return places.options(group, found, PARTS)

@@ -1,4 +1,4 @@
-"""Types of the keys in conf/ that belong to no class of their own, declared as those of a class are."""
+"""Types of the keys in conf/ that are not parameters of a class, declared as dataclasses."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Sample:
 
 @dataclass
 class Trainer:
-    """Keys of group trainer and of conf/sample.yaml that Lightning's signature leaves open or does not have."""
+    """Keys of group trainer and of conf/sample.yaml that Lightning's signature does not type or does not have."""
 
     accelerator: str
     devices: Sequence[int] | int | str
@@ -99,17 +99,17 @@ class Paths:
 
 
 DECLARED = {"trainer": "Trainer", "metric": "Metric", "paths": "Paths"}
-"""Classes of this module by the node that they declare."""
+"""Class of this module that declares each node."""
 
 
 def parameters(path: str, node: Mapping[str, Any]) -> dict[str, Parameter] | None:
-    """Parameters that a node of a configuration may set: its class's, and those declared here.
+    """Parameters that a configuration node may set: those of its class, and those declared here.
 
-    None where they cannot be told: a class whose signature is not at hand, or takes anything.
+    None if they are unknown: for a class whose signature is not available, or which accepts any argument.
     """
     own = here(path, node)
     if "_target_" not in node:
-        # sampler=trained: null leaves it to the checkpoint
+        # sampler=trained: null keeps the checkpoint's value
         loop = schema.parameters("diffusion_lab.sampler.Sampler") if path == "sampler" else {}
         return {**{k: replace(p, types=p.types and (*p.types, type(None))) for k, p in loop.items()}, **own}
     found = schema.parameters(str(node["_target_"]))
@@ -117,6 +117,6 @@ def parameters(path: str, node: Mapping[str, Any]) -> dict[str, Parameter] | Non
 
 
 def here(path: str, node: Mapping[str, Any]) -> dict[str, Parameter]:
-    """Parameters that are declared in this module for a node of a configuration."""
+    """Parameters that this module declares for a configuration node."""
     name = DECLARED.get(path) or (("Sample" if "num_samples" in node else "Train") if path == "" else None)
     return (schema.parameters(f"{__name__}.{name}") if name else None) or {}

@@ -1,4 +1,4 @@
-"""What --help says: groups, options and keys with the comments of their files in conf/; nothing is composed."""
+"""The text of --help: groups, options and keys with the comments of their files in conf/; nothing is composed."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Places = tuple[Path, ...]
 """Directories of configurations, the main one first."""
 
 INTRODUCTION = {
-    "train": """Train a score-based or diffusion model, evaluate it, and say where everything is.
+    "train": """Train a score-based or diffusion model and evaluate it.
 
   python train.py                                              DDPM on scikit-learn's digits, three minutes
   python train.py model=ddpm data=cifar10 trainer.devices=8    the published run
-  python train.py -m schedule=linear,cosine                    a sweep; given again, it goes on where it stopped
-  python train.py ckpt_path=last                               go on with the newest run, as it was started""",
-    "sample": """Draw samples from a checkpoint; score them on request. The model comes out of the checkpoint.
+  python train.py -m schedule=linear,cosine                    a sweep; the same command again resumes it
+  python train.py ckpt_path=last                               resume the newest run with its original overrides""",
+    "sample": """Sample from a checkpoint; evaluate the samples on request. The checkpoint contains the model.
 
   python sample.py ckpt_path=last                              a grid and the images (.npz)
   python sample.py ckpt_path=last sampler=ddim sampler.steps=50
@@ -42,10 +42,10 @@ GROUPS = {
     ),
     "sample": ("sampler", "guidance", "likelihood", "metric"),
 }  # fmt: skip
-"""Groups in the order in which they are told; the others have one option."""
+"""Groups in the order of the overview; the others have one option."""
 
 MANY = {"train": ("network", "sampler", "experiment"), "sample": ()}
-"""Groups of which the overview tells the names of options only: so that it fits two screens."""
+"""Groups of which the overview lists only the names of options, so that it fits on two screens."""
 
 KEYS = {
     "train": (
@@ -58,7 +58,7 @@ KEYS = {
     ),
     "sample": (),
 }  # fmt: skip
-"""Keys that people change; of sample.py, all of its own."""
+"""Keys that are often changed; for sample.py, all keys of conf/sample.yaml are shown."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,13 @@ class Key:
 
 
 def tell(task: str, words: Sequence[str]) -> str:
-    """What a command does and takes; with words, the groups, options or keys that they name.
+    """The help of a command; with `words`, that of the groups, options or keys they name.
 
     Raises:
         ConfigError: for a word that names none of them.
     """
     named, found = [word for word in words if word not in ("--help", "-h")], (CONF,)
-    if any(word.startswith("-") or SEARCH in word for word in named):  # other options, whose values are no topics
+    if any(word.startswith("-") or SEARCH in word for word in named):  # other options, whose values are not topics
         from diffusion_lab.config.command_line import separate
 
         options, topics = separate(named)
@@ -88,7 +88,7 @@ def tell(task: str, words: Sequence[str]) -> str:
 
 
 def overview(task: str, found: Places = (CONF,)) -> str:
-    """What a command does, its groups with one line for an option, and the keys that people change."""
+    """What a command does, its groups with one line per option, and the keys that are often changed."""
     program = named(task)
     introduction = INTRODUCTION[task].replace(f"python {task}.py", program)
     parts = [introduction, "", "Choose with group=option (the first line of each file in conf/GROUP):", ""]
@@ -101,13 +101,13 @@ def overview(task: str, found: Places = (CONF,)) -> str:
         "",
         f"More:  {program} --help {first}   a group, with all keys       --help {first}=NAME or KEY   an option, a key",
         f"       {program} --cfg job    what a command composes             -m   a sweep over key=a,b,c",
-        f'       eval "$({program} -sc install=bash)"    completion by the tabulator',
+        f'       eval "$({program} -sc install=bash)"    completion with the Tab key',
     ]
     return "\n".join(parts)
 
 
 def listed(group: str, task: str, found: Places = (CONF,)) -> list[str]:
-    """A group's options, each with the first comment of its file."""
+    """A group's options, each with the first comment in its file."""
     names = [
         name
         for name in options(group, found)
@@ -123,32 +123,32 @@ def listed(group: str, task: str, found: Places = (CONF,)) -> list[str]:
 
 
 def line(key: Key) -> str:
-    """A key with its default and comment in a line."""
+    """A key with its default and comment on one line."""
     default = "null" if key.default.startswith("${") else key.default
     return f"{key.name}={default}".ljust(40) + textwrap.shorten(key.comment, WIDTH - 38, placeholder=" ...")
 
 
 def topic(task: str, word: str, found: Places = (CONF,)) -> str:
-    """A group with all its options, one option, or a key.
+    """The help of a group with all its options, of one option, or of a key.
 
     Raises:
-        ConfigError: if it is none of them.
+        ConfigError: for anything else.
     """
     group, _, name = word.partition("=")
     known = [*GROUPS[task], *GROUPS_INSIDE] if task == "sample" else all_groups(found)
     if group in known:
-        there = options(group, found)
-        if name and name not in there:
-            raise ConfigError(f"{word} is no option of {group}{nearest(name, there)}")
+        names = options(group, found)
+        if name and name not in names:
+            raise ConfigError(f"{word} is not an option of {group}{nearest(name, names)}")
         return "\n\n".join(
-            f"{group}={n}\n{textwrap.indent(text(group, n, found), '  ')}" for n in ([name] if name else there)
+            f"{group}={n}\n{textwrap.indent(text(group, n, found), '  ')}" for n in ([name] if name else names)
         )
     keyed = every_key(task, found=found)
     lines = [f"{where}{line(key)}" for where, key in keyed if key.name == group or ends(key.name, group)]
     if lines:
         return "\n".join(dict.fromkeys(lines))
     close = nearest(group, [*known, *(key.name for _, key in keyed)])
-    raise ConfigError(f"--help {word}: no group and no key of that name{close}; groups: {', '.join(known)}")
+    raise ConfigError(f"--help {word}: no such group or key{close}; groups: {', '.join(known)}")
 
 
 GROUPS_INSIDE = ("sampler/predictor", "sampler/corrector")
@@ -160,7 +160,7 @@ def ends(name: str, last: str) -> bool:
 
 
 def keys_of(task: str) -> list[Key]:
-    """The keys that the overview tells."""
+    """The keys in the overview."""
     if task == "sample":
         return keys(CONF / "sample.yaml")
     found = {key.name: key for _, key in every_key(task, reverse=True)}
@@ -183,34 +183,34 @@ def every_key(task: str, reverse: bool = False, found: Places = (CONF,)) -> tupl
 
 
 def prefix(group: str) -> str:
-    """Where the keys of a group stand in the configuration."""
+    """The path of a group's keys in the configuration."""
     return group.replace("/", ".")
 
 
 def all_groups(found: Places = (CONF,)) -> list[str]:
-    """Every group that train.py knows."""
+    """Every group of train.py."""
     return [group for group in groups(found, GROUPS_INSIDE) if group != "hydra"]
 
 
 def options(group: str, found: Places = (CONF,)) -> list[str]:
-    """Names of a group's options, without those of the groups inside it."""
+    """Names of a group's options, without those of nested groups."""
     return options_in(group, found, GROUPS_INSIDE)
 
 
 def path(group: str, name: str, found: Places = (CONF,)) -> Path:
-    """The file of an option: as for Hydra, that of the first directory that has it."""
+    """The file of an option: like Hydra, the one in the first directory that has it."""
     files = [place / group / f"{name}.yaml" for place in found]
     return next((file for file in files if file.is_file()), files[0])
 
 
 def text(group: str, name: str, found: Places = (CONF,)) -> str:
-    """The file of an option as it is, without the class's name."""
+    """The text of an option's file, without the name of the class."""
     lines = path(group, name, found).read_text(encoding="utf-8").splitlines()
     return "\n".join(line for line in lines if not line.strip().startswith("_target_"))
 
 
 def summary(file: Path) -> str:
-    """The first comment of a file, cut where it is long."""
+    """The first comment of a file, shortened."""
     first = next((x for x in file.read_text(encoding="utf-8").splitlines() if x and "@package" not in x), "")
     return textwrap.shorten(first.lstrip("# "), WIDTH - 34, placeholder=" ...") if first.startswith("#") else ""
 

@@ -1,4 +1,4 @@
-"""What a command line sets of Hydra's own part: it must exist, be installed, and be of use."""
+"""Check overrides of Hydra's own configuration: they must exist, be installed, and have an effect."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from diffusion_lab.config.validation import nearest, nodes
 from diffusion_lab.errors import ConfigError
 
 EXTRAS = {"hydra/launcher": ("joblib", "submitit_slurm", "submitit_local"), "hydra/sweeper": ("optuna",)}
-"""Launchers and sweepers that come with an extra of the package."""
+"""Launchers and sweepers installed by an extra of the package."""
 
 BUILT = ("hydra", "hydra_plugins", "diffusion_lab")
 """Packages whose classes Hydra may build."""
@@ -27,13 +27,13 @@ def check_hydra(task: str, overrides: Sequence[Override], sweep: bool) -> None:
     """Refuse what does not exist, is not installed, or has no effect without a sweep.
 
     Raises:
-        ConfigError: in one line, for a plug-in with the command that installs it.
+        ConfigError: for a missing plug-in with the command that installs it.
     """
     own = [o for o in overrides if o.key_or_group.startswith("hydra")]
     swept = sweep or any(o.key_or_group == "hydra.mode" for o in own)
     drawn = next((o.input_line for o in overrides if isinstance(o.value(), IntervalSweep)), None)
     if drawn and not any(o.key_or_group == "hydra/sweeper" and str(o.value()) != "basic" for o in own):
-        raise ConfigError(f"{drawn} is drawn by an optimising sweeper: add hydra/sweeper=optuna, or give values a,b,c")
+        raise ConfigError(f"{drawn} needs an optimising sweeper: add hydra/sweeper=optuna, or give values a,b,c")
     for override in own:
         _check_group(override, swept)
     if not own:
@@ -48,7 +48,7 @@ def check_hydra(task: str, overrides: Sequence[Override], sweep: bool) -> None:
 
 
 def _check_group(override: Override, sweep: bool) -> None:
-    """One override of Hydra's own part: a plug-in, a class, a new key."""
+    """Check one override of Hydra's own configuration: a plug-in, a class, a new key."""
     key, name = override.key_or_group, str(override.value())
     if key == "hydra" and (override.value() is None or override.is_delete()):
         raise ConfigError(f"{override.input_line}: hydra cannot be left out")
@@ -59,23 +59,25 @@ def _check_group(override: Override, sweep: bool) -> None:
             raise ConfigError(f'{key}={name} is not installed: pip install -e ".[sweep]"')
         if there and name not in there:
             names = sorted({*there, *extras})
-            raise ConfigError(f"{key}={name} is no option of {key}{nearest(name, names)}; allowed: {', '.join(names)}")
+            raise ConfigError(
+                f"{key}={name} is not an option of {key}{nearest(name, names)}; allowed: {', '.join(names)}"
+            )
         if key in EXTRAS and not sweep:
-            raise ConfigError(f"{key}={name} is of sweeps: add -m")
+            raise ConfigError(f"{key}={name} only applies to sweeps: add -m")
     elif key.endswith("._target_") and name.partition(".")[0] not in BUILT:
         raise ConfigError(f"{override.input_line} is refused: only classes of {', '.join(BUILT)} are built there")
     elif (override.is_add() or override.is_force_add()) and key.count(".") == 1:
-        raise ConfigError(f"{key} is read by nobody: leave it out")
+        raise ConfigError(f"{key} has no effect: leave it out")
 
 
 @contextmanager
 def refused_by_hydra(overrides: Sequence[str], refuse: Callable[[ConfigError], None]) -> Iterator[list[str]]:
-    """Within, what Hydra raises outside a job, such as where it sets up logging, is refused in one line, too.
+    """Refuse in one line what Hydra raises outside a job, for example while it sets up logging.
 
-    Hydra has no hook for its own failures: the function that prints their traceback is replaced here, and put back.
+    Hydra has no hook for its own failures: the function that prints their traceback is replaced, and restored later.
 
     Yields:
-        A list that is not empty as long as a job is at work, whose failures are its own.
+        A list that is not empty while a job runs; the job's failures are not handled here.
     """
     report, at_work = utils.run_and_report, list[str]()
     own = [word for word in overrides if word.lstrip("+~").startswith("hydra")]

@@ -1,4 +1,4 @@
-"""What `init_from` may name: weights on this machine, or a file of the Hugging Face hub."""
+"""Values of `init_from`: weights on this machine, or a file on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from diffusion_lab.errors import ConfigError
 HUB = "hf://"
 
 
-def nowhere(config: Mapping[str, Any]) -> str | None:
-    """Why a training cannot begin with the weights that are asked for, as far as a look can tell; None if it can."""
+def missing_source(config: Mapping[str, Any]) -> str | None:
+    """Why a training cannot be initialised from `init_from`, without opening the file; None if it can."""
     source = config.get("init_from")
     if not source or config.get("ckpt_path") or source == "last":
         return None
@@ -29,16 +29,16 @@ def nowhere(config: Mapping[str, Any]) -> str | None:
 
 
 def fetched(source: str) -> Path:
-    """A file of the hub, hf://user/repository/file, on this machine.
+    """Download a file of the hub, hf://user/repository/file, and return its path.
 
     Raises:
-        ConfigError: in one line, if it cannot be fetched.
+        ConfigError: if it cannot be downloaded.
     """
     from huggingface_hub import hf_hub_download
 
     user, repository, file = source.removeprefix(HUB).split("/", 2)
     try:
         return Path(hf_hub_download(f"{user}/{repository}", file))
-    except Exception as error:  # of the network, of the hub, of the disk
+    except Exception as error:  # of the network, the hub or the disk
         message = " ".join(str(error).split())[:300]
-        raise ConfigError(f"init_from={source} cannot be fetched: {message}") from error
+        raise ConfigError(f"init_from={source} cannot be downloaded: {message}") from error

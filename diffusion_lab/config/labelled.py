@@ -1,4 +1,4 @@
-"""What must hold between the keys of a conditional model, told before anything is loaded."""
+"""Rules between the keys of a conditional model, checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 
 
 def labels_exist(config: Mapping[str, Any]) -> str | None:
-    """A complaint about labels that are asked for and not there, or None; of sample.py the checkpoint decides."""
-    if not (config.get("model") and config.get("data")):  # of a command that takes no part in labels
+    """What is wrong if labels are requested that do not exist, or None; for sample.py the checkpoint decides."""
+    if not (config.get("model") and config.get("data")):  # a command without labels
         return None
     data, guidance, dropout = (config.get(key) for key in ("data", "guidance", "label_dropout"))
     conditional = data.get("conditional")
     lacking = next((key for key in ("label_column", "attribute") if data.get(key, "") is None), None)
     if conditional and lacking:
-        return f"data.conditional=true needs labels, and data.{lacking}=null gives none: name one, or leave it false"
+        return f"data.conditional=true needs labels, but data.{lacking} is null: set it, or leave conditional false"
     if conditional and data.get("category"):
-        return f"data.conditional=true needs classes, and data.category={data['category']} is one: leave it false"
+        return f"data.conditional=true needs classes, but data.category={data['category']} is one class: leave it false"
     if dropout is not None and not conditional:
-        return f"label_dropout={dropout} drops the labels of a conditional model: set data.conditional=true"
+        return f"label_dropout={dropout} only applies to a conditional model: set data.conditional=true"
     if not guidance:
         return None
     if "_target_" not in guidance:

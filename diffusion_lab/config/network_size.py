@@ -1,4 +1,4 @@
-"""Whether a network of ours takes images of a size, and which settings or sizes fit where it does not."""
+"""Check whether a network can take images of a size; if not, suggest settings or sizes that fit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def network_takes_size(config: Mapping[str, Any]) -> str | None:
-    """Why the network of a configuration cannot take images of its data, with what fits; None if it can."""
+    """Why the network cannot take the images of the data, with what would fit; None if it can."""
     shape = (config.get("data") or {}).get("shape") or ()
     for path, node in networks(config.get("network"), "network"):
         size, multipliers = node.get("image_size"), node.get("multipliers")
@@ -33,43 +33,43 @@ def network_takes_size(config: Mapping[str, Any]) -> str | None:
         exist = [height // 2**i for i in range(halvings + 1)]
         if lacking := [r for r in attention if r not in exist]:
             message = (
-                f"{path}.attention={plain(attention)} asks for resolution {lacking[0]}, but there are only {exist}"
+                f"{path}.attention={plain(attention)} contains resolution {lacking[0]}, but there are only {exist}"
             )
             return f"{message}: use {path}.attention={plain(nearest(attention, exist))}"
     return None
 
 
 def networks(node: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """A network's node, and those of the networks inside of it."""
+    """A network's node, and those of the networks nested in it."""
     if isinstance(node, Mapping):
         yield path, node
         yield from networks(node.get("network"), f"{path}.network")
 
 
 def trailing_zeros(n: int) -> int:
-    """How often n > 0 can be halved."""
+    """How often n > 0 can be halved without remainder."""
     return (n & -n).bit_length() - 1
 
 
 def moved(path: str, height: int, halvings: int, attention: Sequence[int]) -> str:
-    """The override that attends where it comes nearest to what was asked for, if these resolutions do not exist."""
+    """The override that moves attention to the nearest existing resolutions; empty if they all exist."""
     exist = [height // 2**i for i in range(halvings + 1)]
     return f" {path}.attention={plain(nearest(attention, exist))}" if set(attention) - set(exist) else ""
 
 
 def nearest(attention: Sequence[int], exist: Sequence[int]) -> list[int]:
-    """For each resolution the nearest that exists, unless that is more than twice or less than half of it."""
+    """For each resolution the nearest existing one, unless it is more than twice or less than half of it."""
     close = [min(exist, key=lambda e: abs(e - r)) for r in attention]
     fits = [e for e, r in zip(close, attention, strict=True) if r <= 2 * e <= 4 * r]
     return sorted(set(fits), reverse=True)
 
 
 def sizes(height: int, width: int, unit: int) -> list[tuple[int, int]]:
-    """The next smaller and larger multiples of a size."""
+    """The next smaller and the next larger size whose sides are multiples of `unit`."""
     both = [tuple((n + up) // unit * unit for n in (height, width)) for up in (0, unit - 1)]
     return [size for size in both if min(size)]
 
 
 def plain(numbers: Sequence[int]) -> str:
-    """A list as an override gives it."""
+    """A list as written in an override."""
     return str(list(numbers)).replace(" ", "")

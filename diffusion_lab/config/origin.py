@@ -1,4 +1,4 @@
-"""How a run was started: kept in its configuration, and taken up again by what goes on with it or samples from it."""
+"""How a run was started: recorded in its configuration, and restored when it is resumed or sampled from."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ from diffusion_lab.config.places import CONF, PACKAGE, SEARCH, listed
 from diffusion_lab.errors import ConfigError
 
 
-class Gone(ConfigError):
-    """A directory of configurations that a run was started with is not there any more."""
+class MissingDirectory(ConfigError):
+    """A configuration directory that a run was started with no longer exists."""
 
 
 PLAIN = re.compile(r"[\w./@%+-]+")
-"""Values that neither a shell nor Hydra reads as anything but themselves."""
+"""Values that need no quoting for a shell or Hydra."""
 
 
 def origin(before: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The directory in which this run was started, its program, its further directories of options, and its packages.
+    """The directory in which this run was started, its program, additional configuration directories and packages.
 
-    A run that is gone on with, `before`, keeps its directory: where its relative paths begin.
-
-    A seal tells that it was written by this user: see `admit`.
+    A resumed run keeps the directory of `before`, which its relative paths refer to.
+    A seal shows that this user wrote the record: see `admit`.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -51,10 +50,10 @@ def origin(before: Mapping[str, Any] | None = None) -> dict[str, Any]:
 
 
 def restored(started: Mapping[str, Any], flags: Sequence[str], overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(flags, search path) that have Hydra find what a run was composed from, beside those of this command.
+    """(flags, search path) with which Hydra finds what a run was composed from, besides those of this command.
 
     Raises:
-        Gone: for a directory that is not there any more, unless this command gives one.
+        MissingDirectory: for a directory that no longer exists, unless this command gives one.
     """
     more = [
         f"--{key.replace('_', '-')}={started[key]}"
@@ -65,12 +64,14 @@ def restored(started: Mapping[str, Any], flags: Sequence[str], overrides: Sequen
     before = [place for place in started.get("config_dirs") or () if place not in now]
     gone = [place for place in before if place.startswith("file://") and not Path(place[7:]).is_dir()]
     if gone and not now:
-        raise Gone(f"the run was started with --config-dir={gone[0][7:]}, which is gone: give it where it is now")
+        raise MissingDirectory(
+            f"the run was started with --config-dir={gone[0][7:]}, which no longer exists: pass its new location"
+        )
     return more, [*now, *(place for place in before if place not in gone)]
 
 
 def program(task: str) -> list[str]:
-    """What starts a task from any directory: the script of this checkout, or the module of an installed package."""
+    """Arguments that start a task from any directory: the script of this checkout, or the installed module."""
     script = PACKAGE.parent / f"{task}.py"
     return [str(script)] if script.is_file() and CONF.parent == PACKAGE.parent else ["-m", f"{PACKAGE.name}.{task}"]
 
@@ -89,28 +90,28 @@ def installed() -> bool:
 
 
 def command(task: str, checkpoint: str | Path, *words: str) -> str:
-    """A command that samples from a run, or goes on with it, wherever it is pasted."""
+    """A command that samples from a run or resumes it, in any directory."""
     python = shutil.which("python")
-    own = "python" if python and Path(python).absolute() == Path(sys.executable).absolute() else sys.executable
+    executable = "python" if python and Path(python).absolute() == Path(sys.executable).absolute() else sys.executable
     packages = os.environ.get(FURTHER) if key_file() is None else None
     before = [f"{FURTHER}={shlex.quote(packages)}"] if packages else []
     place = checkpoint if checkpoint == "last" else spelled(os.path.abspath(checkpoint))
-    first = named(task).split() if program(task)[0] == "-m" and installed() else [own, *program(task)]
+    first = named(task).split() if program(task)[0] == "-m" and installed() else [executable, *program(task)]
     start = [shlex.quote(word) for word in (*first, f"ckpt_path={place}")]
     return " ".join([*before, *start, *words])
 
 
 def advice(directory: Path, task: str) -> str:
-    """How to go on."""
+    """How to resume."""
     if task == "sample":
-        return "the same command again goes on with what is drawn"
+        return "the same command again resumes from the samples generated so far"
     found = max(directory.glob("checkpoints/step_*.ckpt"), default=None)
     if found is None:
         return "there is no checkpoint yet"
-    return f"the last checkpoint is of step {int(found.stem[5:])}; go on:  {command('train', directory)}"
+    return f"the last checkpoint is of step {int(found.stem[5:])}; resume:  {command('train', directory)}"
 
 
 def spelled(text: str) -> str:
-    """A value as Hydra reads it back."""
+    """A value quoted so that Hydra parses it back unchanged."""
 
     return text if PLAIN.fullmatch(text) else override("", text)[1:]

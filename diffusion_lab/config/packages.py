@@ -1,4 +1,4 @@
-"""Which packages of the user a run may build classes of: those of runs that this user has started."""
+"""The user's packages whose classes a run may build: those of runs that this user started."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any
 from diffusion_lab.config.instantiate import FURTHER, PATH
 
 RECORD = "started"
-"""Key of a run's configuration that holds how it was started."""
+"""Key of a run's configuration that records how it was started."""
 
 
 def admit(started: Mapping[str, Any] | None) -> None:
-    """Allow the packages that a run was started with, in this process and those that it starts.
+    """Allow the packages that a run was started with, in this process and its children.
 
-    Only where this user has started it: a configuration that came from elsewhere must not widen what it may build.
+    Only if this user started it: a configuration from elsewhere must not extend what it may build.
     """
     record = {key: value for key, value in (started or {}).items() if key != "seal"}
     known = record.get("packages") and hmac.compare_digest(str(started.get("seal")), seal(record) or "unsealed")
@@ -34,25 +34,23 @@ def admit(started: Mapping[str, Any] | None) -> None:
 
 
 def lacking(started: Mapping[str, Any] | None) -> str:
-    """What to set in the environment for a run whose packages are not allowed; empty where nothing is missing."""
+    """What to set in the environment for a run whose packages are not allowed; empty if nothing is missing."""
     now = os.environ.get(FURTHER, "").split(",")
     missing = [name for name in (started or {}).get("packages") or () if name not in now]
     if not missing:
         return ""
-    return (
-        f"; its run was started with {FURTHER}={','.join(missing)} in {started['directory']}: give it if you trust it"
-    )
+    return f"; its run was started with {FURTHER}={','.join(missing)} in {started['directory']}: set it if you trust it"
 
 
 def seal(record: Mapping[str, Any]) -> str | None:
-    """What only this user can write under a record; None where no secret can be kept."""
+    """A signature (HMAC) of a record with this user's key; None if no key can be stored."""
     file = key_file()
     message = json.dumps(record, sort_keys=True).encode()
     return None if file is None else hmac.new(file.read_bytes(), message, hashlib.sha256).hexdigest()
 
 
 def key_file() -> Path | None:
-    """The file of this user's secret, made if need be; None where there can be none."""
+    """The file of this user's key, created if needed; None if that is impossible."""
     try:
         home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
         path = home / "diffusion_lab" / "seal"
@@ -62,11 +60,11 @@ def key_file() -> Path | None:
             fresh.touch(mode=0o600)
             fresh.write_bytes(secrets.token_bytes(32))
             try:
-                os.link(fresh, path)  # whoever is first
+                os.link(fresh, path)  # the first process wins
             except FileExistsError:
                 pass
             finally:
                 fresh.unlink()
         return path if len(path.read_bytes()) == 32 else None
-    except (OSError, RuntimeError):  # no home
+    except (OSError, RuntimeError):  # no home directory
         return None

@@ -1,4 +1,4 @@
-"""Where configurations lie: the package's own directory, and those of a user that add options to it."""
+"""Configuration directories: the package's own, and those of the user that add options."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from diffusion_lab.errors import ConfigError
 PACKAGE = Path(__file__).resolve().parents[1]
 
 CONF = next((p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if (p / "train.yaml").is_file()), PACKAGE / "conf")
-"""The configuration: inside an installed package, beside the package in a checkout."""
+"""The main configuration directory: inside an installed package, beside the package in a checkout."""
 
 SEARCH = "hydra.searchpath"
 
 
 def with_directories(words: Sequence[str], directory: str | None) -> list[str]:
-    """Overrides whose search path begins with a `--config-dir`, all directories absolute: for every process of a run.
+    """Overrides whose search path starts with a `--config-dir`, all directories absolute: for every rank of a run.
 
     Raises:
-        ConfigError: for a directory that is not there.
+        ConfigError: for a directory that does not exist.
     """
     kept = [word for word in words if not word.lstrip("+~").startswith(f"{SEARCH}=")]
     found = [directory] * bool(directory) + [place for word in words if word not in kept for place in listed(word)]
@@ -33,7 +33,7 @@ def with_directories(words: Sequence[str], directory: str | None) -> list[str]:
 
 
 def searching(found: Sequence[str]) -> list[str]:
-    """The override that has Hydra look for options in these directories or packages, too; none for none."""
+    """The override that adds these directories or packages to Hydra's search path; empty for none."""
     quoted = (QuotedString(p if "://" in p else f"file://{p}", Quote.single).with_quotes() for p in found)
     return [f"{SEARCH}=[{','.join(dict.fromkeys(quoted))}]"] if found else []
 
@@ -59,22 +59,22 @@ def folder(place: str) -> str:
     """The absolute path of a directory of configurations.
 
     Raises:
-        ConfigError: if it is not there.
+        ConfigError: if it does not exist.
     """
     path = Path(place.removeprefix("file://")).expanduser()
     if not path.is_dir():
-        raise ConfigError(f"{path} is no directory of configurations: give --config-dir one that exists")
+        raise ConfigError(f"{path} is not a directory: --config-dir needs an existing directory of configurations")
     return str(path.resolve())
 
 
 def directories(words: Sequence[str], main: str | None = None) -> tuple[Path, ...]:
-    """The directories in which the options of a command lie: the main one, then those that its overrides add."""
+    """The configuration directories of a command: the main one, then those that its overrides add."""
     added = [place for word in words if word.startswith(f"{SEARCH}=") for place in listed(word)]
     return (Path(main) if main else CONF, *(path for place in added if (path := _directory(place)) is not None))
 
 
 def _directory(place: str) -> Path | None:
-    """The directory of an entry of the search path; None if it is a package that is not there."""
+    """The directory of an entry of the search path; None for a package that does not exist."""
     if not place.startswith("pkg://"):
         return Path(place.removeprefix("file://"))
     name = place.removeprefix("pkg://").replace("/", ".")
@@ -92,7 +92,7 @@ def groups(places: Sequence[Path], inner: Sequence[str]) -> list[str]:
 
 
 def options(group: str, places: Sequence[Path], inner: Sequence[str]) -> list[str]:
-    """Names of a group's options in all directories, without those of the groups inside it."""
+    """Names of a group's options in all directories, without those of nested groups."""
     found = {
         str(path.relative_to(place / group).with_suffix("")).replace(os.sep, "/")
         for place in places

@@ -1,4 +1,4 @@
-"""Telling in one line what of a command line is no key, no option, or said with Hydra's own words."""
+"""Refuse unknown keys and options in one line, and translate Hydra's error messages."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from diffusion_lab.config.validation import nearest, nodes
 from diffusion_lab.errors import ConfigError
 
 NOTHING = {"logger": "csv", "likelihood": "none", "sampler/predictor": "none", "sampler/corrector": "none"}
-"""The option that leaves a group out, where that makes sense."""
+"""The option that disables a group, where that makes sense."""
 
 UNSET = ("experiment", "debug")
-"""Groups that are left out as long as nobody names an option."""
+"""Groups that are empty unless an option is chosen."""
 
 
 def without_nulls(words: Sequence[str]) -> list[str]:
-    """Overrides in which `group=null` (or ~group), which Hydra does not know, is the option that means nothing."""
+    """Overrides in which `group=null` (or ~group), which Hydra does not know, is replaced by the disabling option."""
     kept: list[str] = []
     for word in words:
         group = word.removesuffix("=null") if word.endswith("=null") else word.removeprefix("~")
@@ -37,8 +37,8 @@ def without_nulls(words: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def in_our_words() -> Iterator[None]:
-    """Within, whatever Hydra or OmegaConf raises (which is not always of their own kind) becomes one line.
+def in_one_line() -> Iterator[None]:
+    """Turn whatever Hydra or OmegaConf raises (which is not always of their own types) into a one-line error.
 
     Raises:
         ConfigError: instead.
@@ -52,14 +52,14 @@ def in_our_words() -> Iterator[None]:
 
 
 def composed_by_hydra(task: str, words: Sequence[str], with_hydra: bool = False) -> DictConfig:
-    """What Hydra composes from overrides.
+    """Compose overrides with Hydra.
 
     Raises:
-        ConfigError: in one line that names the override at fault: the first one without which it can be composed.
+        ConfigError: naming the override at fault: the first one without which the rest can be composed.
     """
 
     def composed(chosen: Sequence[str]) -> DictConfig:
-        with in_our_words():
+        with in_one_line():
             return compose(task, [*chosen], return_hydra_config=with_hydra)
 
     try:
@@ -70,15 +70,15 @@ def composed_by_hydra(task: str, words: Sequence[str], with_hydra: bool = False)
         for number, word in enumerate(words):
             with suppress(ConfigError):
                 composed([*words[:number], *words[number + 1 :]])
-                told = f"{word}: {error}"
+                message = f"{word}: {error}"
                 break
         else:
             raise
-        raise ConfigError(told) from error
+        raise ConfigError(message) from error
 
 
 def check_option(override: Override, names: Sequence[str], groups: Sequence[str], task: str) -> None:
-    """Refuse what is no option of a group, or a group that the command has not.
+    """Refuse an unknown option of a group, or a group that the command does not have.
 
     Raises:
         ConfigError: naming the group's options.
@@ -88,22 +88,23 @@ def check_option(override: Override, names: Sequence[str], groups: Sequence[str]
     shown = f"allowed: {', '.join(likely)}" if len(names) < 25 else f"see python {task}.py --help {key}"
     if key not in groups:
         raise ConfigError(
-            f"{key} cannot be chosen here: model and data come out of the checkpoint; groups: {', '.join(groups)}"
+            f"{key} cannot be chosen here: the checkpoint contains model and data; groups: {', '.join(groups)}"
         )
     if override.value() is None and key in UNSET:
-        raise ConfigError(f"{override.input_line} is no value of a sweep: run the job without {key} on its own")
+        raise ConfigError(f"{override.input_line} cannot be part of a sweep: run the job without {key} separately")
     if override.is_delete() or override.value() is None:
         raise ConfigError(f"{override.input_line}: {key} cannot be left out; {shown}")
     if isinstance(override.value(), dict):
-        raise ConfigError(f"{override.input_line}: set its keys one by one, {key}.KEY=VALUE, or choose one; {shown}")
+        raise ConfigError(f"{override.input_line}: set single keys, {key}.KEY=VALUE, or choose an option; {shown}")
     if value not in names:
-        raise ConfigError(f"{key}={value} is no option of {key}{nearest(value, names)}; {shown}")
+        raise ConfigError(f"{key}={value} is not an option of {key}{nearest(value, names)}; {shown}")
 
 
 def check_structure(raw: Mapping[str, Any], base: Mapping[str, Any], path: str = "") -> None:
-    """Refuse keys that nobody reads, and groups of keys that became a value or were taken out, in a configuration.
+    """Refuse unused keys, and groups of keys that were replaced by a value or removed.
 
-    `base` is what its groups alone compose to; a new key belongs to a class, whose signature is checked elsewhere.
+    `base` is the configuration composed from the groups alone; keys of a class are checked against its signature
+    elsewhere.
 
     Raises:
         ConfigError: naming the key.
@@ -120,23 +121,23 @@ def check_structure(raw: Mapping[str, Any], base: Mapping[str, Any], path: str =
         name, component = f"{path}.{key}".lstrip("."), isinstance(value, Mapping) and "_target_" in value
         if key not in base:
             if not component:
-                raise ConfigError(f"{name} is read by nobody: leave it out{_inside(base)}")
+                raise ConfigError(f"{name} has no effect: leave it out{_inside(base)}")
         elif isinstance(value, Mapping) and isinstance(base[key], Mapping) and base[key] and not component:
             check_structure(value, base[key], name)
 
 
 def _inside(node: Mapping[str, Any]) -> str:
     keys = [key for key in node if not key.startswith("_")]
-    return f"; there are: {', '.join(sorted(keys))}" if keys else ""
+    return f"; existing keys: {', '.join(sorted(keys))}" if keys else ""
 
 
 def unknown(key: str, keys: Collection[str], groups: Sequence[str], task: str, raw: Mapping[str, Any]) -> str:
-    """A refusal of a key that an unresolved configuration does not have, with those that may be meant."""
+    """The error for a key that an unresolved configuration does not have, with similar keys."""
     parent, _, last = key.rpartition(".")
     node = dict(nodes(raw)).get(parent, {})
     known = declared.parameters(parent, node)
     if "_target_" in node and (known is None or last in known):
-        return f"{key} is in no file of conf/: write +{key}=..., which gives {node['_target_']} its parameter {last}"
+        return f"{key} is in no file of conf/: write +{key}=... to set the parameter {last} of {node['_target_']}"
     while parent and parent not in keys:
         parent = parent.rpartition(".")[0]
     depth = parent.count(".") + 1 if parent else 0
@@ -149,7 +150,7 @@ def unknown(key: str, keys: Collection[str], groups: Sequence[str], task: str, r
 
 
 def meant(key: str, keys: Collection[str], task: str) -> str:
-    """The keys with the same last part: of the configuration, or else of an option that was not chosen."""
+    """Keys with the same last part: in the configuration, or else in an option that was not chosen."""
     first, _, last = key.replace("/", ".").rpartition(".")
     same = [k for k in keys if k.rpartition(".")[2] == last and k != key]
     shown = help.KEYS[task if task in help.KEYS else "train"]
@@ -164,7 +165,7 @@ def meant(key: str, keys: Collection[str], task: str) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What Hydra or OmegaConf complains about, in one line of our words where they are known."""
+    """The message of an error of Hydra or OmegaConf in one line, reworded where `WORDS` knows it."""
     if str(error).startswith("Error merging override") and error.__cause__ is not None:
         return f"{str(error).split()[-1]}: {first_line(error.__cause__)}"
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
@@ -181,21 +182,21 @@ WORDS = (
     (r"Error trying to access .*node `(.+?)` is not a container", "{0} must be a list"),
     (r"Interpolation key '(.+?)' not found", "{at}${{{0}}} refers to a key that does not exist"),
     (r"InterpolationKeyError.*'(.+?)'", "{at}${{{0}}} refers to a key that does not exist"),
-    (r"Unsupported interpolation type (\S+)", "{at}${{{0}:...}} is no resolver: use ${{oc.env:NAME}} or ${{key}}"),
+    (r"Unsupported interpolation type (\S+)", "{at}${{{0}:...}} is not a resolver: use ${{oc.env:NAME}} or ${{key}}"),
     (r"Environment variable '(.+?)' not found", "{at}the environment variable {0} is not set"),
     (r"Recursive interpolation detected", "{at}keys refer to each other in a circle"),
     (r"An item is already at '(.+?)'", "{0} exists: write {0}=..., without +"),
     (r"'(.+?)' is already in the defaults list", "{0} is chosen already: write {0}=..., without +"),
-    (r"looks like a config group override, but config group '(.+?)'", "{0} is no group: see --help"),
+    (r"looks like a config group override, but config group '(.+?)'", "{0} is not a group: see --help"),
     (r"^(\S+) appears more than once in the final defaults list", "{0} is chosen already: leave it out"),
     (r"Invalid value '(.+?)', expected one of \[(.+?)\]", "{at}{0} must be one of {1}"),
-    (r"Cannot delete|Could not delete from config. '(.+?)'", "~{0}: there is nothing of that name to take out"),
-    (r"Could not delete '(.+?)'", "~{0}: there is nothing of that name to take out"),
+    (r"Cannot delete|Could not delete from config. '(.+?)'", "~{0}: nothing of that name can be removed"),
+    (r"Could not delete '(.+?)'", "~{0}: nothing of that name can be removed"),
     (r"Key '(.+?)' is not in struct", "{at}there is no key {0}"),
     (r"Key '(.+?)' not in '(\w+)'", "{at}there is no key {0}"),
     (r"Could not override '(.+?)'", "{0} is neither a key nor a group that is chosen: see --help"),
     (r"Value '(.+?)' of type '\w+' could not be converted to (\w+)", "{at}{0} must be {1}"),
-    (r"Interpolation to parent node", "{at}refers to the mapping that it is in"),
+    (r"Interpolation to parent node", "{at}refers to a mapping that contains it"),
     (r"field '(.+?)' is not Optional", "{0} needs a value"),
     (r"Value '(.+?)'.* is not a valid (\w+)", "{at}{0} must be {1}"),
     (r"Cannot assign \w+ to Dict|is not a subclass of \w+", "{at}a mapping is needed"),
@@ -204,4 +205,4 @@ WORDS = (
     (r"Missing mandatory value: (\S+)", "{0} must be given: add {0}=..."),
     (r"(?:In '.*?': )?Could not find '(.+?)'", "{0} does not exist"),
 )  # fmt: skip
-"""Complaints of Hydra and OmegaConf, and what they mean."""
+"""Error messages of Hydra and OmegaConf, and what they mean."""

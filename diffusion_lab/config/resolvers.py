@@ -12,9 +12,9 @@ BETWEEN_LEVELS = ("linear", "log_snr", "karras", "explicit")
 
 
 def at_most_levels(steps: int | None, repeats: str | None = None, *, _root_: DictConfig) -> int | None:
-    """A default number of sampler steps, or the model's levels where they are fewer and steps are made of them.
+    """A default number of sampler steps, or the number of the model's levels if that is smaller and limits the steps.
 
-    "distinct" steps are fewer still with spacing=quadratic, i^2 0.8 N / (S - 1)^2, which repeats the lowest levels.
+    For "distinct" steps the limit is lower with spacing=quadratic, i^2 0.8 N / (S - 1)^2, which repeats low levels.
     """
     levels = OmegaConf.select(_root_, "model.levels") or OmegaConf.select(_root_, "model.process.levels")
     spacing = OmegaConf.select(_root_, "sampler.spacing")
@@ -26,11 +26,11 @@ def at_most_levels(steps: int | None, repeats: str | None = None, *, _root_: Dic
 
 
 def unless(given: Any, value: Any) -> Any:
-    """A default that is null once the other of two keys is given."""
+    """A default that is null if another key is given."""
     return value if given is None else None
 
 
 def register() -> None:
-    """Make both known to OmegaConf."""
+    """Register both resolvers with OmegaConf."""
     OmegaConf.register_new_resolver("at_most_levels", at_most_levels, replace=True)
     OmegaConf.register_new_resolver("unless", unless, replace=True)

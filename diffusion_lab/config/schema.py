@@ -1,4 +1,4 @@
-"""What a configuration node may hold, read from its class's signature without importing it (torch takes seconds)."""
+"""The parameters of a class, read from its source without importing it (torch takes seconds to import)."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a class: its annotation in words, the types and the options it admits (None: anything)."""
+    """One parameter of a class: its annotation as text, and the types and options it accepts (None: anything)."""
 
     annotation: str
     types: tuple[type, ...] | None
     options: tuple[str | int, ...] | None
     required: bool
     elements: tuple[type, ...] | None = None
-    """Types of the elements, if it admits a list of them."""
+    """Types of the elements, if it accepts a list."""
     length: int | None = None
-    """Number of elements of the tuple that it admits; None for any number, or no tuple."""
+    """Number of elements, if it accepts a tuple of fixed length."""
 
 
 @functools.cache
 def parameters(target: str) -> dict[str, Parameter] | None:
-    """Parameters of a class by its full name; None if they cannot be told."""
+    """Parameters of a class by its full name; None if they cannot be determined."""
     found = _find(target)
     return None if found is None else _of_class(*found)
 
@@ -41,7 +41,7 @@ def _tree(path: Path) -> ast.Module:
 
 
 def _module(dotted: str) -> Path | None:
-    """The file of a module, of this package or of another one on the path; nothing is imported."""
+    """The file of a module of this package or another one on sys.path; nothing is imported."""
     top, *rest = dotted.split(".")
     root = _root(top)
     base = None if root is None else root.joinpath(*rest)
@@ -58,7 +58,7 @@ def _root(name: str) -> Path | None:
 
 
 def _imports(path: Path) -> dict[str, str]:
-    """Names that a module imports, with where they come from."""
+    """Names that a module imports, with their full names."""
     return {
         alias.asname or alias.name: f"{_origin(path, node)}.{alias.name}"
         for node in ast.walk(_tree(path))
@@ -134,7 +134,7 @@ def _is_required(field: ast.AnnAssign) -> bool:
 
 
 def _inherited(path: Path, node: ast.ClassDef) -> dict[str, Parameter] | None:
-    """The constructor of the first base class that can be found; without one {}, or None outside this package."""
+    """Parameters of the first base class that can be found; without one {}, or None outside this package."""
     for base in node.bases:
         name = ast.unparse(base)
         found = _find(_imports(path).get(name, "")) or next(
@@ -147,7 +147,7 @@ def _inherited(path: Path, node: ast.ClassDef) -> dict[str, Parameter] | None:
 
 def _parameter(path: Path, annotation: ast.expr | None, required: bool) -> Parameter:
     text = "Any" if annotation is None else ast.unparse(annotation)
-    types, options = _admitted(path, annotation)
+    types, options = _accepted(path, annotation)
     fixed = re.search(r"tuple\[([^\[\]]+)\]", text)
     length = None if fixed is None or "..." in fixed[1] else fixed[1].count(",") + 1
     return Parameter(text, types, options, required, _elements(path, annotation), length)
@@ -160,22 +160,22 @@ _SIMPLE: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
-def _admitted(path: Path, node: ast.expr | None) -> tuple[tuple[type, ...] | None, tuple[str | int, ...] | None]:
+def _accepted(path: Path, node: ast.expr | None) -> tuple[tuple[type, ...] | None, tuple[str | int, ...] | None]:
     """(types, options) of an annotation; (None, None) for one that only instantiation can check."""
     if node is None:
         return None, None
     if isinstance(node, ast.BinOp):  # X | Y
-        left, right = _admitted(path, node.left), _admitted(path, node.right)
+        left, right = _accepted(path, node.left), _accepted(path, node.right)
         types = None if left[0] is None or right[0] is None else left[0] + right[0]
         return types, (left[1] or ()) + (right[1] or ()) or None
     if isinstance(node, ast.Constant) and node.value is None:
         return (type(None),), None
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return _admitted(path, ast.parse(node.value, mode="eval").body)
+        return _accepted(path, ast.parse(node.value, mode="eval").body)
     if isinstance(node, ast.Subscript):
         several = _alternatives(node)
         if several:
-            return _admitted(path, several)
+            return _accepted(path, several)
         if ast.unparse(node.value) == "Literal":
             items = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
             options = tuple(ast.literal_eval(i) for i in items)
@@ -187,10 +187,10 @@ def _admitted(path: Path, node: ast.expr | None) -> tuple[tuple[type, ...] | Non
     assigned = (n for n in _tree(path).body if isinstance(n, ast.Assign))
     alias = next((n for n in assigned if getattr(n.targets[0], "id", None) == name), None)
     if alias is not None:
-        return _admitted(path, alias.value)
+        return _accepted(path, alias.value)
     found = _find(_imports(path).get(name, ""))
     if found is not None and isinstance(found[1], ast.Assign):
-        return _admitted(found[0], found[1].value)
+        return _accepted(found[0], found[1].value)
     return None, None
 
 
@@ -207,7 +207,7 @@ def _alternatives(node: ast.Subscript) -> ast.expr | None:
 
 
 def _elements(path: Path, node: ast.expr | None) -> tuple[type, ...] | None:
-    """Types of the elements of the list that an annotation admits; None for anything, or no list."""
+    """Types of the elements of the list that an annotation accepts; None for anything, or no list."""
     if isinstance(node, ast.BinOp):
         return _elements(path, node.left) or _elements(path, node.right)
     if not isinstance(node, ast.Subscript):
@@ -217,11 +217,11 @@ def _elements(path: Path, node: ast.expr | None) -> tuple[type, ...] | None:
         return _elements(path, several)
     if ast.unparse(node.value).removeprefix("typing.") not in ("tuple", "list", "Sequence"):
         return None
-    return _admitted(path, node.slice.elts[0] if isinstance(node.slice, ast.Tuple) else node.slice)[0]
+    return _accepted(path, node.slice.elts[0] if isinstance(node.slice, ast.Tuple) else node.slice)[0]
 
 
 def converted(parameter: Parameter, value: Any) -> Any:
-    """A value in a type that its parameter admits, where nothing is lost: whole floats as int, numbers as str."""
+    """Convert a value to a type its parameter accepts, if nothing is lost: integral floats to int, numbers to str."""
     if isinstance(value, list) and parameter.elements:
         elements = [_converted(parameter.elements, v) for v in value]
         return elements if any(a is not b for a, b in zip(elements, value, strict=True)) else value

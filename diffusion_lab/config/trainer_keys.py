@@ -1,4 +1,4 @@
-"""Keys of Lightning's Trainer that cannot mean here what they say: epochs, devices that are not there."""
+"""Refuse keys of Lightning's Trainer that have no effect here: epochs, devices that do not exist."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from diffusion_lab.errors import ConfigError
 from diffusion_lab.output import say
 
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
-"""Strategies by name whose ranks are commands of their own, as launch/process.py starts them."""
+"""Strategies, by name, in which each rank is a separate command."""
 
 ELSEWHERE = {
-    "callbacks": "add one by +callback.NAME._target_=...",
+    "callbacks": "add one with +callback.NAME._target_=...",
     "logger": "choose logger=csv, tensorboard or wandb",
     "plugins": "there is no key for them",
     "default_root_dir": "set hydra.run.dir or paths.log_dir",
     "enable_checkpointing": "set callback.checkpoint.every_n_steps",
     "fast_dev_run": "choose debug=fast",
-    "limit_train_batches": "batches are endless: set trainer.max_steps",
+    "limit_train_batches": "training runs for a number of steps: set trainer.max_steps",
     "limit_test_batches": "there is no test loop: set metric.samples",
-    "limit_predict_batches": "there is no loop of predictions: sample.py num_samples=...",
-    "reload_dataloaders_every_n_epochs": "batches are endless",
+    "limit_predict_batches": "there is no prediction loop: use sample.py num_samples=...",
+    "reload_dataloaders_every_n_epochs": "training has no epochs",
 }
-"""Arguments of the Trainer that are set here, or never asked for, and what does the same."""
+"""Arguments of the Trainer that are set or unused here, and what to do instead."""
 
 
 def complaint(config: Mapping[str, Any]) -> str | None:
-    """What the keys of group trainer ask for and cannot get, as far as that is known without looking for devices."""
+    """What is wrong with the keys of group trainer, as far as that is known without looking for devices."""
     trainer = config.get("trainer") or {}
     for key, advice in ELSEWHERE.items():
         if trainer.get(key) not in (None, False) and not (key.startswith("limit_") and trainer[key] == 1.0):
@@ -38,7 +38,7 @@ def complaint(config: Mapping[str, Any]) -> str | None:
     strategy = trainer.get("strategy")
     if isinstance(strategy, str) and strategy not in STRATEGIES:
         return (
-            f"trainer.strategy={strategy} cannot work here, where each rank is a command of its own: "
+            f"trainer.strategy={strategy} does not work, because each rank is a separate command: "
             f"choose {', '.join(STRATEGIES)}, or trainer=fsdp"
         )
     return _devices(trainer.get("devices"), trainer.get("accelerator"))
@@ -48,41 +48,41 @@ def _devices(devices: Any, accelerator: str | None) -> str | None:
     allowed = "a number from 1, -1 (all GPUs), a list of GPUs such as [0,1], or auto"
     numbers = str(devices).replace(" ", "").split(",")
     if isinstance(devices, str) and devices != "auto" and not all(n.lstrip("-").isdecimal() for n in numbers):
-        return f"trainer.devices={devices} is none: give {allowed}"
+        return f"trainer.devices={devices} is not valid: use {allowed}"
     if devices == 0 or (isinstance(devices, int) and devices < -1):
-        return f"trainer.devices={devices} is none: give {allowed}"
+        return f"trainer.devices={devices} is not valid: use {allowed}"
     if isinstance(devices, list) and (not devices or len({*devices}) < len(devices) or min(devices) < 0):
-        return f"trainer.devices={devices} is no list of different GPUs: give {allowed}"
+        return f"trainer.devices={devices} is not a list of different GPUs: use {allowed}"
     if accelerator == "cpu" and (devices == -1 or isinstance(devices, list)):
-        return f"trainer.devices={devices} is of GPUs: with trainer.accelerator=cpu, give a number of ranks"
+        return f"trainer.devices={devices} means GPUs: with trainer.accelerator=cpu, use a number of ranks"
     return None
 
 
 def check_devices(trainer: Mapping[str, Any]) -> None:
-    """Refuse devices that this machine has not; say on the first rank if there are more ranks than cores.
+    """Refuse devices that this machine does not have; warn on the first rank if there are more ranks than cores.
 
     Raises:
-        ConfigError: with the key that means ranks on the CPU.
+        ConfigError: with the key that selects ranks on the CPU.
     """
-    remark = compare_devices(trainer, *machine())
-    if remark and not cluster_ranks()[1]:
-        say(remark)
+    warning = compare_devices(trainer, *machine())
+    if warning and not cluster_ranks()[1]:
+        say(warning)
 
 
 def compare_devices(trainer: Mapping[str, Any], gpus: int, cores: int) -> str | None:
-    """Refuse GPUs where there is none; a remark if there are more ranks on the CPU than cores.
+    """Refuse GPUs on a machine without one; return a warning if there are more CPU ranks than cores.
 
     Args:
         trainer: keys of group trainer.
         gpus, cores: what this machine has.
 
     Raises:
-        ConfigError: with the key that means ranks on the CPU.
+        ConfigError: with the key that selects ranks on the CPU.
     """
     devices, accelerator = trainer.get("devices"), trainer.get("accelerator")
     ranks = int(devices) if str(devices).isdecimal() else 1
     if not gpus and accelerator == "auto" and (devices == -1 or isinstance(devices, list)):
-        raise ConfigError(f"trainer.devices={devices} is of GPUs, and no GPU was found: set trainer.devices=1")
+        raise ConfigError(f"trainer.devices={devices} means GPUs, but no GPU was found: set trainer.devices=1")
     if not gpus and accelerator == "auto" and ranks > 1:
         raise ConfigError(
             f"trainer.devices={devices}, but no GPU was found: add trainer.accelerator=cpu if you mean {ranks} CPU "
@@ -91,7 +91,7 @@ def compare_devices(trainer: Mapping[str, Any], gpus: int, cores: int) -> str | 
     if not gpus and accelerator in ("gpu", "cuda", "mps"):
         raise ConfigError(f"trainer.accelerator={accelerator}, but no GPU was found: use trainer.accelerator=cpu")
     if accelerator == "cpu" and ranks > cores:
-        return f"beware   {ranks} CPU ranks share {cores} cores: fewer, up to trainer.devices={cores}, are as fast"
+        return f"warning  {ranks} CPU ranks share {cores} cores: fewer, up to trainer.devices={cores}, are as fast"
     return None
 
 
@@ -104,15 +104,15 @@ def machine() -> tuple[int, int]:
 
 
 def count_in_steps(trainer: Mapping[str, Any], items: int, batch: int) -> None:
-    """Refuse what is counted in epochs: batches are endless, and an epoch never ends.
+    """Refuse keys counted in epochs: the stream of batches has no end, and neither has an epoch.
 
     Args:
         trainer: keys of group trainer.
         items: size of the training split.
-        batch: items in an optimiser step.
+        batch: items per optimiser step.
 
     Raises:
-        ConfigError: with the number of steps that is meant.
+        ConfigError: with the equivalent number of steps.
     """
     steps = math.ceil(items / batch)
     epochs = {"max_epochs": "max_steps", "min_epochs": "min_steps", "check_val_every_n_epoch": "val_check_interval"}
@@ -124,6 +124,6 @@ def count_in_steps(trainer: Mapping[str, Any], items: int, batch: int) -> None:
         if value not in (None, -1):
             plus = "+" if other == "min_steps" else ""
             raise ConfigError(
-                f"trainer.{key}={value}: count in steps: 1 pass = {steps} steps ({items} items, {batch} in a step), so "
+                f"trainer.{key}={value}: give steps; 1 epoch = {steps} steps ({items} items, {batch} per step): "
                 f"leave it out and set {plus}trainer.{other}={max(1, round(value * items / batch + 0.499))}"
             )

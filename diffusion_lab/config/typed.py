@@ -1,4 +1,4 @@
-"""Values of the type that is meant, and the key that was typed for them."""
+"""Convert values to their declared types, and find the key that the user typed for a value."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from diffusion_lab.config import declared, schema
 from diffusion_lab.errors import ConfigError
 
 REFERENCE = re.compile(r"\$\{([\w.]+)(\[\d+\])?\}")
-"""A value that is that of another key, or an element of it, and nothing else."""
+"""A value that only refers to another key, or to an element of it."""
 
 KEY = re.compile(r"(?<![\w.{])[a-z_]+(\.\w+)*(?==)|(?<![\w.{])[a-z_]+(\.\w+)+")
-"""A key in a message: with a dot in it, or before a value."""
+"""A key in a message: one with a dot, or before a value."""
 
 
 def convert(config: DictConfig) -> None:
-    """Give values the type of their parameters where nothing is lost: 1e5 is the integer 100000, the tag 1 a word.
+    """Convert values to the types of their parameters if nothing is lost: 1e5 to the int 100000, the tag 1 to a string.
 
     A value that refers to another key is changed there.
     """
@@ -42,9 +42,9 @@ def nodes(node: Any, path: str = "") -> Any:
 
 
 def typed_key(raw: Mapping[str, Any], path: str, whole: bool = True) -> str:
-    """The key that a value comes from: `path`, or what that refers to in the unresolved configuration.
+    """The key that a value comes from: `path`, or the key it refers to in the unresolved configuration.
 
-    An element of a list comes from the list, unless its `whole` value is meant.
+    With `whole`, a reference to one element of a list is not followed.
     """
     for _ in range(20):  # references to references
         node: Any = raw
@@ -61,11 +61,11 @@ def typed_key(raw: Mapping[str, Any], path: str, whole: bool = True) -> str:
 
 
 @contextmanager
-def named_as_typed(raw: Mapping[str, Any], typed: Collection[str]) -> Iterator[None]:
-    """Within, a refusal names the keys that were typed, where its values come from those.
+def name_typed_keys(raw: Mapping[str, Any], typed: Collection[str]) -> Iterator[None]:
+    """Let errors raised within name the keys that the user typed, if their values come from those.
 
     Raises:
-        ConfigError: the one that was raised within, so worded.
+        ConfigError: the one that was raised within, reworded.
     """
     try:
         yield

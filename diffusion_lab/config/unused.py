@@ -1,4 +1,4 @@
-"""Settings that were typed and would change nothing: each with the reason, and with what works instead."""
+"""Refuse overrides without any effect, with the reason and what works instead."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ REFERRED = (
     *("variance", "sigma_min", "sigma_max", "sampler_steps", "warmup_steps", "decay_steps"),
     *("schedule", "loss", "network", "optimizer", "sde"),
 )
-"""Keys and groups that reach a part of the model by a reference to them alone."""
+"""Keys and groups that only have an effect if another key refers to them."""
 
 WHILE_TRAINING = {
-    "likelihood_samples": "for the one at the end, set callback.evaluation.evaluator.likelihood_samples",
-    "samples": "for the one at the end, set metric.samples",
-    "max_seconds": "the one at the end takes as long as it needs",
+    "likelihood_samples": "for the evaluation at the end, set callback.evaluation.evaluator.likelihood_samples",
+    "samples": "for the evaluation at the end, set metric.samples",
+    "max_seconds": "the evaluation at the end has no time limit",
 }
-"""Keys of callback.evaluation that the evaluation at the end of a training does not know."""
+"""Keys of callback.evaluation that the evaluation at the end of a training ignores."""
 
 OF_SAMPLING = (
     (("likelihood", "likelihood_samples", "likelihood_repeats"), lambda c: c["evaluate"],
@@ -32,16 +32,16 @@ OF_SAMPLING = (
     (("metric",), lambda c: c["evaluate"] or c["compare"], "without evaluate=true or compare=[...]: add one of them"),
     (("compare_steps",), lambda c: c["compare"], "without compare=[...]: add it"),
     (("grid", "png", "trajectory", "sampler"), lambda c: not c["compare"],
-     "beside compare, which draws with the samplers of its list and writes no pictures of them: leave it out"),
+     "with compare, which uses the samplers of its list and writes no images: leave it out"),
 )  # fmt: skip
-"""Of sample.py: keys or groups, what they need of the configuration, and what to do without that."""
+"""Keys or groups of sample.py, the condition under which they have an effect, and what to do otherwise."""
 
 
 def refuse_unused(jobs: Sequence[Mapping[str, str]]) -> None:
-    """Refuse a setting that changes nothing in any job.
+    """Refuse a setting that has no effect in any job.
 
     Args:
-        jobs: of each job, the settings that change nothing in it, as they were typed, and why.
+        jobs: for each job, the overrides without effect, as typed, and the reasons.
 
     Raises:
         ConfigError: naming the first one.
@@ -52,7 +52,7 @@ def refuse_unused(jobs: Sequence[Mapping[str, str]]) -> None:
 
 
 def unused(overrides: Sequence[Override], raw: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
-    """Overrides of a job that change nothing, and why, from its configuration, unresolved and plain."""
+    """Overrides without effect in a job, and why; `raw` is the unresolved configuration, `settings` resolved."""
     message = {}
     for override in overrides:
         key = override.key_or_group.replace("/", ".")
@@ -65,7 +65,7 @@ def unused(overrides: Sequence[Override], raw: Mapping[str, Any], settings: Mapp
 
 
 def _reasons(key: str, raw: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
-    """Why a key changes nothing, as the end of a sentence."""
+    """Why a key has no effect, as the end of a sentence."""
     root, parent = key.partition(".")[0], key.rpartition(".")[0]
     if _exists(raw, key) and parent and not _exists(settings, parent):
         yield f": there is no {parent}"
@@ -74,14 +74,14 @@ def _reasons(key: str, raw: Mapping[str, Any], settings: Mapping[str, Any]) -> I
             if root in keys and not met(settings):
                 yield f" {message}"
     elif root in REFERRED and not _referred(root, raw) and not settings.get("compare"):
-        yield f": nothing that is chosen here uses it{_users(root)}"
+        yield f": nothing chosen here uses it{_users(root)}"
     if root in ("variance", "sampler_steps") and not _referred(root, raw) and not settings.get("compare"):
-        yield f": nothing that is chosen here uses it{_users(root)}"
+        yield f": nothing chosen here uses it{_users(root)}"
     evaluation = (settings.get("callback") or {}).get("evaluation") or {}
     if parent == "callback.evaluation" and evaluation and evaluation.get("every_n_steps") is None:
         advice = WHILE_TRAINING.get(key.rpartition(".")[2])
         if advice:
-            yield f" without callback.evaluation.every_n_steps, for it is of evaluations while training; {advice}"
+            yield f" without callback.evaluation.every_n_steps: it applies to evaluations during training; {advice}"
     wandb = (settings.get("logger") or {}).get("wandb") or {}
     if parent == "logger.wandb" and wandb.get("enabled") is False and key != "logger.wandb.enabled":
         yield ": logger.wandb.enabled is false; choose logger=wandb"
@@ -97,7 +97,7 @@ def _exists(config: Mapping[str, Any], key: str) -> bool:
 
 
 def _referred(key: str, raw: Mapping[str, Any]) -> bool:
-    """Whether any value of an unresolved configuration refers to a key, or to what is in it."""
+    """Whether any value of an unresolved configuration refers to a key or to part of its value."""
     pattern = re.compile(rf"\$\{{{key}[.}}\[]")
     return any(pattern.search(str(value)) for _, node in nodes(raw) for value in node.values() if value)
 

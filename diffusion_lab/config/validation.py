@@ -1,4 +1,4 @@
-"""Refusing a configuration that cannot work, in one line each, before torch is even imported."""
+"""Refuse a configuration that cannot work, in one line, before torch is imported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from diffusion_lab.config import declared, schema, trainer_keys
 from diffusion_lab.config.batch_size import batch_divides, batch_fits_memory
 from diffusion_lab.config.environment import disagreement
-from diffusion_lab.config.init_source import nowhere
+from diffusion_lab.config.init_source import missing_source
 from diffusion_lab.config.instantiate import allowed, refused
 from diffusion_lab.config.labelled import labels_exist
 from diffusion_lab.config.network_size import network_takes_size
@@ -38,14 +38,14 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "warmup_steps": NOT_NEGATIVE, "weight_decay": NOT_NEGATIVE, "width": COUNT, "compare_steps": COUNT,
     "label_dropout": FRACTION, "scale": NOT_NEGATIVE,
 }  # fmt: skip
-"""Range of every number by the name of its key: (low, high, which ends belong to it)."""
+"""Range of every number by the name of its key: (low, high, brackets of a closed or open interval)."""
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed", "64-true", "bf16-true"),
     "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps"), "trainer.gradient_clip_algorithm": ("norm",),
     "variance": ("fixed_large", "fixed_small"), "weights": ("ema", "raw"),
 }  # fmt: skip
-"""Options of the keys that belong to no class of ours."""
+"""Options of keys that are not parameters of our classes."""
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
@@ -71,7 +71,7 @@ def validate(config: Mapping[str, Any]) -> None:
 
 
 def check_network_fits_data(config: Mapping[str, Any]) -> None:
-    """Images need an image network and points a network of points.
+    """Refuse an image network for points and a point network for images.
 
     Raises:
         ConfigError: naming the network to choose.
@@ -79,8 +79,8 @@ def check_network_fits_data(config: Mapping[str, Any]) -> None:
     shape, network = _get(config, "data.shape"), config.get("network")
     points = _get(config, "network.dimensions") is not None or _get(config, "network.network.dimensions") is not None
     if isinstance(shape, list) and shape and network and (len(shape) == 1) != points:
-        wanted = "network=mlp" if len(shape) == 1 else "a network of images, such as network=unet_small"
-        raise ConfigError(f"the data have shape {list(shape)}, which this network does not take: use {wanted}")
+        wanted = "network=mlp" if len(shape) == 1 else "an image network, such as network=unet_small"
+        raise ConfigError(f"this network cannot take data of shape {list(shape)}: use {wanted}")
 
 
 def nodes(node: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -96,7 +96,7 @@ def check_signature(path: str, node: Mapping[str, Any]) -> None:
     target = str(node.get("_target_") or "")
     if "_target_" in node and not target:
         raise ConfigError(
-            f"{path}._target_={node['_target_']} names no class: give one, or leave out all by {path}=null"
+            f"{path}._target_={node['_target_']} names no class: give one, or leave it all out with {path}=null"
         )
     if target and not allowed(target):
         raise refused(path, target)
@@ -176,11 +176,11 @@ def _one_level_only(config: Mapping[str, Any]) -> str | None:
     if not str(_get(config, "model._target_")).endswith(".ScoreMatching"):
         return None
     if _get(config, "model.likelihood"):
-        return "model=score knows one noise level, which has no likelihood: choose likelihood=none"
+        return "model=score has a single noise level and therefore no likelihood: choose likelihood=none"
     if _get(config, "model.loss.vlb_weight"):
-        return "model=score knows one noise level, which has no variational bound: set loss.vlb_weight=0"
+        return "model=score has a single noise level and therefore no variational bound: set loss.vlb_weight=0"
     if _get(config, "sampler.predictor") or str(_get(config, "sampler._target_")).endswith(".ProbabilityFlow"):
-        return "model=score knows one noise level, from which only Langevin dynamics samples: use sampler=langevin"
+        return "model=score has a single noise level, at which only Langevin dynamics can sample: use sampler=langevin"
     return None
 
 
@@ -196,9 +196,9 @@ def _differentiates_once(config: Mapping[str, Any]) -> str | None:
     twice = [t for t in targets if t.endswith((".ImplicitScoreMatching", ".SlicedScoreMatching", ".Energy"))]
     name = twice[0].rpartition(".")[2] if twice else ""
     if config.get("compile") and twice:
-        return f"compile=true: torch.compile differentiates once, {name} twice: set compile=false"
+        return f"compile=true: {name} needs second derivatives, which torch.compile does not support: set compile=false"
     if _sharded(config) and twice:
-        return f"trainer=fsdp differentiates once, {name} twice: use trainer=default"
+        return f"trainer=fsdp does not support the second derivatives of {name}: use trainer=default"
     return None
 
 
@@ -209,16 +209,18 @@ def _sharded(config: Mapping[str, Any]) -> bool:
 def _strategy_exists(config: Mapping[str, Any]) -> str | None:
     strategy, precision = _get(config, "trainer.strategy"), _get(config, "trainer.precision")
     if str(strategy).startswith(("fsdp", "deepspeed")):
-        return f"trainer.strategy={strategy} writes checkpoints of its own kind: use trainer=fsdp"
+        return f"trainer.strategy={strategy} writes checkpoints in another format: use trainer=fsdp"
     if _sharded(config) and precision in ("16-mixed", "64-true"):
-        return f"trainer=fsdp has no trainer.precision={precision}: use 32-true, bf16-mixed or bf16-true"
+        return f"trainer=fsdp does not support trainer.precision={precision}: use 32-true, bf16-mixed or bf16-true"
     return None
 
 
 def _sampler_moves(config: Mapping[str, Any]) -> str | None:
     sampler = config.get("sampler") or {}
     if str(sampler.get("_target_")).endswith(".Sampler") and not (sampler.get("predictor") or sampler.get("corrector")):
-        return "the sampler neither predicts nor corrects: choose sampler/predictor=... or sampler/corrector=..."
+        return (
+            "the sampler has neither a predictor nor a corrector: choose sampler/predictor=... or sampler/corrector=..."
+        )
     return None
 
 
@@ -232,7 +234,7 @@ RULES: tuple[Callable[[Mapping[str, Any]], str | None], ...] = (
     _ordered("schedule", "beta_min", "beta_max"),
     _ordered("schedule", "start", "end"),
     disagreement,
-    nowhere,
+    missing_source,
     batch_divides,
     batch_fits_memory,
     _sampler_is_whole,
@@ -247,4 +249,4 @@ RULES: tuple[Callable[[Mapping[str, Any]], str | None], ...] = (
     trainer_keys.complaint,
     labels_exist,
 )
-"""What must hold between keys; each returns a complaint or None."""
+"""Rules between keys; each returns what is wrong, or None."""

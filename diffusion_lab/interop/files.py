@@ -44,7 +44,7 @@ def read(path: Path) -> Any:
         ValueError: in one line, if it is cut, of another kind, or holds more than tensors, numbers and containers.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is no file: give the checkpoint itself")
+        raise FileNotFoundError(f"{path} is not a file: give the checkpoint itself")
     try:
         if path.suffix == ".safetensors":
             return load_file(path, device="cpu")

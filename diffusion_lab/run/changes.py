@@ -1,4 +1,4 @@
-"""What a run that is gone on with was trained with, against what is asked for now."""
+"""Compare the configuration of a resumed run with the one requested now."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UNSAID = (
     "rehearsal",
     "started",
 )
-"""What belongs to one start of a run, and not to the run."""
+"""Keys that belong to one start of a run, not to the run itself."""
 
 HARMLESS = (
     "callback", "choices.likelihood", "choices.metric", "choices.sampler", "compile", "data.data_dir", "data.download",
@@ -29,29 +29,29 @@ HARMLESS = (
     "trainer", "variance",
     "choices.guidance", "guidance", "model.guidance", "model.labels.counts", "model.labels.names",
 )  # fmt: skip
-"""What decides where, how long and how fast a run trains, and what is found out about it, not what is trained ..."""
+"""Keys that decide where, how long and how fast a run trains, and how it is evaluated, but not what is trained ..."""
 
 HARMFUL = (
     "callback.ema", "callback.rank_seed", "trainer.gradient_clip_val", "trainer.overfit_batches", "trainer.precision",
 )  # fmt: skip
-"""... but for these."""
+"""... except these."""
 
 ADDED = {
     "data.background": 255, "data.conditional": False, "data.max_pixels": 178_956_970, "data.on_corrupt": "refuse",
 }  # fmt: skip
-"""Keys that earlier runs do not have, with the values that change nothing about them."""
+"""Keys that older runs lack, with the values that reproduce the behaviour of those runs."""
 
 TOTAL = ("data.batch_size", "trainer.accumulate_grad_batches")
-"""Their product is the number of images in a step; how it is divided between them is harmless."""
+"""Their product is the number of images per step; how it is split between them is harmless."""
 
 
 def changes(
-    before: Mapping[str, Any], now: Mapping[str, Any], aside: Sequence[str] = ()
+    before: Mapping[str, Any], now: Mapping[str, Any], ignored: Sequence[str] = ()
 ) -> tuple[list[str], list[str]]:
-    """What differs in two resolved configurations, as "key=new (was old)": (changing what is trained, harmless).
+    """Differences of two resolved configurations as "key=new (was old)": (those that change what is trained, harmless).
 
-    A key that only one of them has is None in the other; below a class that was replaced only its name is told.
-    `aside` are further keys that are harmless, such as where the data lie.
+    A key that only one of them has is None in the other. Of a class that was replaced, only the name is listed.
+    `ignored` are further harmless keys, such as the location of the data.
     """
     old, new = leaves(before), leaves(now)
     old = {path: value for path, value in ADDED.items() if path in new} | old
@@ -65,7 +65,7 @@ def changes(
         if any(path.endswith(f".{other}") for other in paths):
             continue  # model.network.channels is network.channels
         divided = path in TOTAL and equal_total
-        harmless = divided or (under(path, (*HARMLESS, *aside)) and not under(path, (*HARMFUL, *TOTAL)))
+        harmless = divided or (under(path, (*HARMLESS, *ignored)) and not under(path, (*HARMFUL, *TOTAL)))
         message[harmless].append(f"{path}={new.get(path)} (was {old.get(path)})")
     return message
 
@@ -75,27 +75,27 @@ def refuse_changes(
     now: Mapping[str, Any],
     ranks_before: int,
     ranks_now: int,
-    aside: Sequence[str] = (),
+    ignored: Sequence[str] = (),
 ) -> str:
-    """In words what differs from the run that is gone on with; what changes what is trained is refused unless allowed.
+    """Describe what differs from the resumed run; refuse changes to what is trained unless allow_changes is true.
 
     Raises:
         ConfigError: naming those keys.
     """
-    training, harmless = changes(before, now, aside)
+    training, harmless = changes(before, now, ignored)
     decay = next((message for message in training if message.startswith(("decay_steps=", "model.decay_steps="))), None)
     if decay and any(word.startswith("decay_steps=") for word in now["overrides"]) and trains_longer(before, now):
-        training.remove(decay)  # it was asked for by its name
+        training.remove(decay)  # given explicitly on the command line
         harmless.append(decay)
         decay = None
     if ranks_before and ranks_before != ranks_now:
-        harmless.append(f"{ranks_now} ranks (was {ranks_before}): the same batches, other noise from here on")
+        harmless.append(f"{ranks_now} ranks (was {ranks_before}): the same batches, different noise from here on")
     if training and not now["allow_changes"]:
         message = f"this changes what is trained: {listed(training)}; leave it as it was, or add allow_changes=true"
         old, new = (settings.get("model", {}).get("decay_steps") for settings in (before, now))
         if decay and old and new:
             message += (
-                f"; the learning rate has reached 0 at step {old}; decay_steps={new} stretches it, decay_steps={old} "
+                f"; the learning rate reached 0 at step {old}; decay_steps={new} extends the decay, decay_steps={old} "
                 "keeps it at 0"
             )
         raise ConfigError(message)
@@ -103,13 +103,13 @@ def refuse_changes(
 
 
 def trains_longer(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether a run is given more steps than it had."""
+    """Whether max_steps is larger than before."""
     old, new = (settings["trainer"].get("max_steps") or 0 for settings in (before, now))
     return new > old
 
 
 def refuse_shapes(before: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor]) -> None:
-    """Refuse weights that do not fit a model, whatever is allowed.
+    """Refuse weights that do not fit a model, even with allow_changes.
 
     Raises:
         ConfigError: naming one of them.
@@ -117,18 +117,20 @@ def refuse_shapes(before: Mapping[str, torch.Tensor], now: Mapping[str, torch.Te
     for name in [*now, *before]:
         old, new = (tuple(state[name].shape) if name in state else None for state in (before, now))
         if old != new:
-            raise ConfigError(f"the checkpoint's weights do not fit this model: {name} is {old} there and {new} here")
+            raise ConfigError(
+                f"the checkpoint's weights do not fit this model: {name} has shape {old} there and {new} here"
+            )
 
 
 def leaves(node: Any, path: str = "") -> dict[str, Any]:
-    """Every value of a nested configuration that is no mapping, by its dotted path."""
+    """Every value of a nested configuration that is not a mapping, by its dotted path."""
     if not isinstance(node, Mapping):
         return {path: node}
     return {p: value for key in node for p, value in leaves(node[key], f"{path}.{key}".lstrip(".")).items()}
 
 
 def total(values: Mapping[str, Any]) -> int:
-    """Images in an optimiser step."""
+    """Images per optimiser step."""
     batch, batches = (values[key] for key in TOTAL)
     return batch * batches
 
@@ -139,6 +141,6 @@ def under(path: str, roots: Sequence[str]) -> bool:
 
 
 def listed(words: Sequence[str], most: int = 8) -> str:
-    """At most so many of them in a row, and how many more there are."""
+    """The first `most` words, separated by commas, and how many more there are."""
     more = f", and {len(words) - most} more" if len(words) > most else ""
     return ", ".join(words[:most]) + more

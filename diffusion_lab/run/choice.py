@@ -1,4 +1,4 @@
-"""The sampler and the likelihoods of a sampling command: those that it names, or the checkpoint's."""
+"""Choose the sampler and the likelihoods of a sampling command: those it names, or the checkpoint's."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def choose_likelihood(config: DictConfig, model: Model) -> dict[str, Any]:
         return model.likelihood
     chosen = instantiate(plain(config)["likelihood"] or {}, "likelihood")
     if chosen and model.denoiser.process.levels == 1:
-        raise ConfigError("model=score knows one noise level, which has no likelihood: choose likelihood=none")
+        raise ConfigError("model=score has a single noise level and therefore no likelihood: choose likelihood=none")
     if "bound" in chosen and model.denoiser.process.levels is None:
         raise ConfigError("likelihood=bound needs a model with discrete levels: choose likelihood=flow or none")
     refuse_guided(model, chosen)

@@ -22,18 +22,18 @@ from diffusion_lab.run.sample_spec import SampleSpec, claim, folder
 from diffusion_lab.sampler import Sampler
 
 
-def series_of(model: Model, sampler: Sampler, own: SampleSpec, name: str, log_dir: str | Path) -> SampleStore:
-    """The series of a request, in the directory that sampling with this sampler alone would use."""
-    place = folder(own, name, log_dir, None)
-    ranks.on_first(lambda: claim(place, own))
-    return SampleStore(place, model, sampler, own["seed"], own["batch_size"])
+def sample_store(model: Model, sampler: Sampler, spec: SampleSpec, name: str, log_dir: str | Path) -> SampleStore:
+    """The sample store of one sampler, in the directory that sampling with this sampler alone would use."""
+    place = folder(spec, name, log_dir, None)
+    ranks.on_first(lambda: claim(place, spec))
+    return SampleStore(place, model, sampler, spec["seed"], spec["batch_size"])
 
 
 Point = tuple[str, int | None, dict[str, Any], Sampler]
 
 
-def all_series(config: DictConfig, wanted: SampleSpec, model: Model) -> list[SampleStore]:
-    """The series of every point, with nothing written yet."""
+def sample_stores(config: DictConfig, wanted: SampleSpec, model: Model) -> list[SampleStore]:
+    """The sample store of every point; nothing is written yet."""
     places = [
         (folder({**wanted, "sampler": settings}, name, config.paths.log_dir, None), sampler)
         for name, _, settings, sampler in planned(config, model, quiet=True)
@@ -42,10 +42,10 @@ def all_series(config: DictConfig, wanted: SampleSpec, model: Model) -> list[Sam
 
 
 def planned(config: DictConfig, model: Model, quiet: bool = False) -> list[Point]:
-    """(name, steps, settings, sampler) of every point; steps is None for a sampler without a number of them.
+    """(name, steps, settings, sampler) of every point; steps is None for a sampler without a number of steps.
 
     Raises:
-        ConfigError: for a sampler that does not exist or makes no sense for the model's noise.
+        ConfigError: for a sampler that does not exist or cannot sample from the model's noise process.
     """
     points = []
     names = [config.compare] if isinstance(config.compare, str) else config.compare
@@ -70,10 +70,10 @@ def planned(config: DictConfig, model: Model, quiet: bool = False) -> list[Point
 def compare(
     config: DictConfig, fabric: Fabric, wanted: SampleSpec, model: Model, evaluator: Evaluator, data: Any
 ) -> tuple[dict[str, float], Path]:
-    """Draw and score with every sampler from the same noise; write compare.json and compare.png, print the table.
+    """Sample and score with every sampler from the same noise; write compare.json and compare.png, print the table.
 
-    Each point's samples live in the directory that sampling with that sampler alone would use: `wanted` is the request
-    of such a one.  Returns the values by names that tell the sampler, and the picture.
+    Each point's samples live in the directory that sampling with that sampler alone would use: `wanted` is the spec of
+    one of them.  Returns the values, by names that contain the sampler, and the path of the plot.
     """
     records: list[dict[str, Any]] = []
     points = planned(config, model)
@@ -81,7 +81,7 @@ def compare(
     compared = {**wanted, "sampler": samplers, "samples": evaluator.samples}
     out = folder(compared, "compare", config.paths.log_dir, config.out)
     for name, steps, settings, sampler in points:
-        series = series_of(model, sampler, {**wanted, "sampler": settings}, name, config.paths.log_dir)
+        series = sample_store(model, sampler, {**wanted, "sampler": settings}, name, config.paths.log_dir)
         try:
             with fabric.autocast():
                 series.complete(evaluator.samples * evaluator.repeats)
@@ -101,7 +101,7 @@ def compare(
             out.mkdir(parents=True, exist_ok=True)
             write_results(out / "compare.json", {"checkpoint": str(config.ckpt_path), "points": records})
     if not records:
-        raise ConfigError("compare: no sampler of the list gave samples that could be judged")
+        raise ConfigError("compare: no sampler of the list gave samples that could be scored")
     if fabric.is_global_zero:
         draw(records, out / "compare.png")
         say(f"written to {os.path.relpath(out)}: compare.json, compare.png")
@@ -110,7 +110,7 @@ def compare(
 
 
 def draw(records: list[dict[str, Any]], path: Path) -> None:
-    """Quality against network evaluations, a line for each sampler, by the first metric."""
+    """Plot the first metric against network evaluations, one line per sampler."""
     first = records[0]["metric"]
     lines = {
         name: [(r["nfe"], r["value"]) for r in records if r["sampler"] == name and r["metric"] == first]

@@ -1,4 +1,4 @@
-"""Labels and guidance between a command and a model: which a model is trained with, and which its samples have."""
+"""Labels and guidance: which ones a model is trained with, and which ones its samples have."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from diffusion_lab.model import Model
 from diffusion_lab.run.sample_spec import digest_of
 
 DROPOUT = 0.1
-"""Share of labels that are dropped while training, unless another is given."""
+"""Default fraction of labels that are dropped in training."""
 
 
-def tell_labels(settings: dict[str, Any], data: DataModule) -> None:
-    """Write the classes of the data into the settings of a model that is to be conditional, and of its network.
+def add_labels(settings: dict[str, Any], data: DataModule) -> None:
+    """Write the classes of the data into the settings of a conditional model and of its network.
 
-    The network is given `classes` wherever a class in it has a parameter of that name.  So a checkpoint holds all that
-    it needs: the number of classes, their names and frequencies.
+    The network gets `classes` wherever a class in it has a parameter of that name.  A checkpoint thus holds the number
+    of classes, their names and frequencies.
 
     Raises:
         ConfigError: for a network that takes no label.
@@ -48,8 +48,8 @@ def tell_labels(settings: dict[str, Any], data: DataModule) -> None:
     taken = inspect.signature(network.forward).parameters
     if "label" not in taken and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
         raise ConfigError(
-            f"data.conditional=true: {network.__name__}.forward takes no label; give it forward(self, x, t, label), "
-            f"label (B,) from 0 to {len(counts)}, the last one for no label"
+            f"data.conditional=true: {network.__name__}.forward takes no label; define forward(self, x, t, label), "
+            f"with label (B,) from 0 to {len(counts)}, where {len(counts)} means no label"
         )
 
 
@@ -59,7 +59,7 @@ def built(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def choose_guidance(chosen: dict[str, Any] | None, trained: dict[str, Any]) -> Guidance | None:
-    """The guidance that is named, or that of a checkpoint's model settings with the given keys replaced.
+    """The guidance that the command names, or the checkpoint's with the given keys replaced.
 
     Raises:
         ConfigError: for keys without a guidance.
@@ -76,8 +76,8 @@ def choose_guidance(chosen: dict[str, Any] | None, trained: dict[str, Any]) -> G
     return instantiate(given, "guidance") or None
 
 
-def asked_for(model: Model) -> dict[str, Any]:
-    """The part of a request that only models with labels, or with guidance, have."""
+def conditioning_spec(model: Model) -> dict[str, Any]:
+    """The part of a sample spec that only models with labels or guidance have."""
     asked: dict[str, Any] = {}
     if model.labels is not None:
         asked["label"] = model.labels.numbers(model.label) or model.labels.describe(model.label)
@@ -90,20 +90,20 @@ def asked_for(model: Model) -> dict[str, Any]:
 
 
 def refuse_guided(model: Model, likelihoods: Mapping[str, Any]) -> None:
-    """Refuse a likelihood that was asked for together with guidance.
+    """Refuse a likelihood together with guidance.
 
     Raises:
-        ConfigError: saying how to ask for what was meant.
+        ConfigError: with the key that allows it.
     """
     for name, likelihood in likelihoods.items():
         if getattr(model.guidance, "scale", 1) != 1 and not likelihood.guided_field:
             raise ConfigError(
                 f"likelihood={name} with guidance: the density of a guided field is not the likelihood of the model; "
-                f"leave out guidance, or ask for that density by likelihood.{name}.guided_field=true"
+                f"leave out guidance, or compute that density anyway with likelihood.{name}.guided_field=true"
             )
 
 
 def described(model: Model) -> dict[str, Any]:
-    """What a results record says of the labels of samples and of their guidance; nothing where there are none."""
+    """The labels and the guidance of the samples, for a results record; empty where there are none."""
     labels = {} if model.labels is None else {"labels": model.labels.describe(model.label)}
     return labels | ({} if model.guidance is None else {"guidance": str(model.guidance)})

@@ -1,4 +1,4 @@
-"""The data of a configuration, built where their class is one that a run can read from."""
+"""Build the data module of a configuration."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def data_module(settings: Mapping[str, Any]) -> DataModule:
     """The data module that the settings of group data describe.
 
     Raises:
-        ConfigError: for a class that is none, and for settings that it refuses.
+        ConfigError: for a class that is not a DataModule, and for settings that it refuses.
     """
     target = settings.get("_target_")
     if target is None or not issubclass(resolve(target, "data"), DataModule):
         raise ConfigError(
-            f"data._target_={target} is no diffusion_lab.data.DataModule: derive a class from that, whose load() "
+            f"data._target_={target} is not a diffusion_lab.data.DataModule: derive a class from it whose load() "
             "returns your torch data set, or two of them (train, held_out)"
         )
     return instantiate(settings, "data")

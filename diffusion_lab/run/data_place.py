@@ -1,4 +1,4 @@
-"""Where the data of a trained run lie now: on another machine, or in another directory."""
+"""Where the data of a trained run are now: on another machine, or in another directory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ USUAL = ("data_dir", "root")
 
 
 def places(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Keys of a data set that only say where it lies, as its class declares them, of those that it has."""
+    """Keys of a data set that only say where it is stored, as declared by its class."""
     if "_target_" not in settings:
         return ()
     declared = getattr(resolve(settings["_target_"], "data"), "places", USUAL)
@@ -22,34 +22,34 @@ def places(settings: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def located(trained: Mapping[str, Any], given: Mapping[str, Any], data_dir: str | None = None) -> dict[str, Any]:
-    """Settings of the data that a checkpoint was trained on, where they lie now.
+    """Settings of the data that a checkpoint was trained on, with their current location.
 
     Args:
-        trained: configuration of the training; its relative places start where it was started, if not here.
-        given: keys that say where the data lie, in place of its own.
-        data_dir: the same for the one place that the data have, whatever it is called.
+        trained: configuration of the training; relative paths that do not exist here start where the run was started.
+        given: keys that say where the data are, replacing those of `trained`.
+        data_dir: the same for data with a single location, whatever its key is called.
 
     Raises:
-        ConfigError: for a key that says more than that.
+        ConfigError: for a key that says anything else.
     """
     settings = dict(trained["data"])
     known = places(settings)
     foreign = [key for key in given if key not in known]
     if foreign:
-        allowed = ", ".join(f"data.{key}" for key in known) or "none, these data lie nowhere"
+        allowed = ", ".join(f"data.{key}" for key in known) or "none, these data need no files"
         raise ConfigError(
-            f"data.{foreign[0]} is the checkpoint's: only what says where the data lie can be given here ({allowed})"
+            f"data.{foreign[0]} is set by the checkpoint: only the location of the data can be given here ({allowed})"
         )
     if data_dir is not None:
         if not known:
-            raise ConfigError("data_dir says where the data lie, but these data need no files: leave it out")
+            raise ConfigError("data_dir says where the data are, but these data need no files: leave it out")
         given = {"data_dir" if "data_dir" in known else known[0]: data_dir, **given}
     return {**moved(settings, trained.get(RECORD), known), **given}
 
 
 def moved(settings: Mapping[str, Any], started: Mapping[str, Any] | None, keys: tuple[str, ...]) -> dict[str, Any]:
-    """Settings whose relative paths, under these keys, start where the run was started if they are not here."""
+    """Resolve relative paths under these keys from where the run was started, if they do not exist here."""
     directory = Path((started or {}).get("directory") or ".")
-    own = {key: settings[key] for key in keys if isinstance(settings.get(key), str)}
-    found = {key: directory / value for key, value in own.items() if not Path(value).expanduser().exists()}
+    paths = {key: settings[key] for key in keys if isinstance(settings.get(key), str)}
+    found = {key: directory / value for key, value in paths.items() if not Path(value).expanduser().exists()}
     return {**settings, **{key: str(path) for key, path in found.items() if path.exists()}}

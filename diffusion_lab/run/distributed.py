@@ -1,4 +1,4 @@
-"""What Lightning needs to know of the ranks: SLURM's environment and how long they wait for each other."""
+"""What Lightning needs to know about the ranks: SLURM's environment and the timeout of collectives."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ OF_RANKS = ("timeout", "max_restarts", "rdzv_endpoint")
 
 
 def cluster() -> list[Any]:
-    """Lightning's plug-in for SLURM, if that has started us, without its own way to queue a job again.
+    """Lightning's plug-in for SLURM, if SLURM started this process, without Lightning's automatic requeueing.
 
-    It would save in the middle of a step, and go on from that file whatever ckpt_path says.
+    That would save in the middle of a step and resume from that file whatever ckpt_path says.
     """
     from lightning_fabric.plugins.environments import SLURMEnvironment
 
@@ -26,12 +26,12 @@ def cluster() -> list[Any]:
 
 
 def set_timeout(strategy: Any, seconds: float) -> None:
-    """Let the ranks of one of Lightning's strategies wait for each other at most so long, once they are started.
+    """Set the timeout of collectives of a Lightning strategy.
 
     Raises:
-        ConfigError: for a strategy of several ranks that knows no such limit.
+        ConfigError: for a strategy of several ranks without a timeout.
     """
-    if hasattr(strategy, "_timeout"):  # of all strategies that take it, as an argument
+    if hasattr(strategy, "_timeout"):  # every strategy that takes a timeout has it
         strategy._timeout = timedelta(seconds=seconds)
     elif getattr(strategy, "num_processes", 1) > 1:
         raise ConfigError(f"trainer.strategy: {type(strategy).__name__} takes no trainer.timeout; use ddp")

@@ -1,4 +1,4 @@
-"""Faults that a user can do something about, each in one line: numbers that are none, full disks, full memory."""
+"""Failures that a user can do something about, each in one line: non-finite numbers, full disks, full memory."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from diffusion_lab.finite import NonFinite
 from diffusion_lab.storage.atomic_file import NotWritten, describe, refused
 
 NO_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "Unable to allocate", "bad_alloc")
-"""What is said by libraries that have no error of their own for it."""
+"""Messages of libraries that raise no specific error when memory runs out."""
 
 
 class Failure(ConfigError):
-    """A run that was ended by a fault, in one line; `then` says how to go on.  The exit status is 1."""
+    """A failure that ended a run, in one line; `then` says how to resume.  The exit status is 1."""
 
     status = 1
 
@@ -29,7 +29,7 @@ class Failure(ConfigError):
 
 @contextmanager
 def explained(run_dir: Path, settings: Mapping[str, Any], task: Literal["train", "sample"]) -> Iterator[None]:
-    """Within, a fault that `explain` knows ends the run by `Failure`, with how to go on; others stay as they are."""
+    """Turn failures that `explain` knows into a `Failure` that says how to resume; other errors pass through."""
     try:
         yield
     except Exception as error:
@@ -40,27 +40,27 @@ def explained(run_dir: Path, settings: Mapping[str, Any], task: Literal["train",
 
 
 def explain(error: BaseException, run_dir: Path, settings: Mapping[str, Any]) -> str | None:
-    """What happened and what to do, in words for the user; None if that is not known, and a traceback is due.
+    """What happened and what to do, in words for the user; None if unknown, so that a traceback is shown.
 
     Args:
-        settings: of the training, or of the sampling, as plain containers.
+        settings: of the training or the sampling, as plain containers.
     """
     cause: BaseException | None = error
     while cause is not None:
         found = said(cause) or disk(cause, run_dir) or memory(cause, settings)
         if found:
             return found
-        cause = cause.__cause__  # what was raised from another; what only came after it has a fault of its own
+        cause = cause.__cause__  # only explicit causes: an error during handling is a failure of its own
     return None
 
 
 def said(error: BaseException) -> str | None:
-    """What the error says itself: of numbers that are not finite, and of an item of the data."""
+    """The error's own message, for non-finite numbers and unusable items of the data."""
     return str(error).strip().splitlines()[-1] if isinstance(error, NonFinite | BadItem) else None
 
 
 def disk(error: BaseException, run_dir: Path) -> str | None:
-    """Of a file that the file system refuses."""
+    """Describe a file that cannot be written."""
     if isinstance(error, NotWritten):
         return str(error)
     if not isinstance(error, OSError) or refused(error) is not error:
@@ -69,7 +69,7 @@ def disk(error: BaseException, run_dir: Path) -> str | None:
 
 
 def memory(error: BaseException, settings: Mapping[str, Any]) -> str | None:
-    """Of a device or a machine without memory left: settings that need less of it and compute the same."""
+    """Describe a lack of memory, with settings that need less and compute the same."""
     device = type(error).__name__ == "OutOfMemoryError"
     if not (device or isinstance(error, MemoryError | RuntimeError)):
         return None
@@ -78,18 +78,18 @@ def memory(error: BaseException, settings: Mapping[str, Any]) -> str | None:
         return None
     where = "the device" if device or "CUDA" in text or "MPS" in text else "this machine"
     lighter = lighter_sampling(settings) if "num_samples" in settings else lighter_training(settings)
-    return f"{where} has no memory left ({text.splitlines()[0][:160] if text else 'MemoryError'}); try {lighter}"
+    return f"{where} is out of memory ({text.splitlines()[0][:160] if text else 'MemoryError'}); try {lighter}"
 
 
 def lighter_sampling(settings: Mapping[str, Any]) -> str:
-    """A sampling that needs less memory."""
+    """Settings with which sampling needs less memory."""
     words = [f"batch_size={max(1, settings['batch_size'] // 2)}"] if settings["batch_size"] > 1 else []
     words += ["trainer.precision=bf16-mixed"] * (settings["trainer"]["precision"] == "32-true")
     return " or ".join(words) or "a larger device"
 
 
 def lighter_training(settings: Mapping[str, Any]) -> str:
-    """A training of the same batches that needs less memory: smaller parts, fewer digits, more computing."""
+    """Settings that train on the same batches with less memory: accumulation, lower precision, recomputation."""
     trainer, network = settings["trainer"], settings["model"]["network"]
     batch, parts = settings["data"]["batch_size"], trainer["accumulate_grad_batches"]
     devices = trainer["devices"] if isinstance(trainer["devices"], int) and trainer["devices"] > 0 else 1

@@ -1,4 +1,4 @@
-"""One import: official file -> weights by name -> our network -> a run directory that sample.py takes."""
+"""Import a checkpoint: official file -> weights by name -> our network -> a run directory for sample.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from diffusion_lab.config.compose import training
 from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.config.origin import command
-from diffusion_lab.config.refusals import in_our_words
+from diffusion_lab.config.refusals import in_one_line
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.interop.files import Found, averaged, find, read
 from diffusion_lab.interop.layout import Layout, recognise
@@ -24,19 +24,19 @@ from diffusion_lab.storage.checkpoint_file import AtomicCheckpointIO
 from diffusion_lab.storage.run_directory import checkpoints
 
 SIZES = ("channels", "multipliers", "dilations", "blocks", "attention", "levels", "groups", "up_attention")
-"""Settings that decide on names and shapes of a network's weights."""
+"""Settings that decide the names and shapes of a network's weights."""
 
 
 def import_checkpoint(file: str, overrides: Sequence[str], out: str | None = None) -> Path:
-    """Import a checkpoint of another program; the run directory it becomes.
+    """Import a checkpoint of another program and return the run directory.
 
     Args:
         file: the checkpoint.
-        overrides: what describes the model to train.py.
-        out: the run directory; under the log directory, by the file's name, if none is given.
+        overrides: the arguments with which train.py would train such a model.
+        out: the run directory; by default named after the file, under the log directory.
 
     Raises:
-        ConfigError: in one line, if the file is refused or does not fit the configuration; nothing is written then.
+        ConfigError: if the file is refused or does not fit the configuration; nothing is written then.
     """
     path, settings = Path(file), composed(overrides)
     run_dir = Path(out or Path(settings["paths"]["log_dir"]) / "imported" / path.stem)
@@ -60,13 +60,13 @@ def import_checkpoint(file: str, overrides: Sequence[str], out: str | None = Non
 
 
 def composed(overrides: Sequence[str]) -> dict[str, Any]:
-    """The training configuration that the overrides describe, as a run's checkpoint holds it."""
-    with in_our_words():
+    """The training configuration that the overrides describe, as stored in a checkpoint."""
+    with in_one_line():
         return training(overrides)
 
 
 def build(settings: dict[str, Any]) -> Model:
-    """The model of a configuration, with a sampler that suits it."""
+    """Build the model of a configuration and check its sampler."""
     model = instantiate(settings["model"], "model")
     try:
         model.sampler.check(model.denoiser)
@@ -76,7 +76,7 @@ def build(settings: dict[str, Any]) -> Model:
 
 
 def fill(model: Model, found: Found, path: Path, settings: dict[str, Any]) -> tuple[Layout, dict[str, Tensor]]:
-    """Give the model's network the raw weights; (their layout, the averaged ones by the names of its parameters)."""
+    """Load the raw weights into the model's network; return (their layout, the EMA weights by parameter name)."""
     network = model.network
     try:
         layout = recognise(network, found.raw)
@@ -97,7 +97,7 @@ def fill(model: Model, found: Found, path: Path, settings: dict[str, Any]) -> tu
 
 
 def contents(model: Model, average: dict[str, Tensor], step: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint of ours holds of a model; the state of the training is not among it."""
+    """The contents of a checkpoint of this package, without the state of the training."""
     ema = settings["callback"]["ema"]
     return {
         "epoch": 0,
@@ -110,29 +110,29 @@ def contents(model: Model, average: dict[str, Tensor], step: int, settings: dict
 
 
 def report(found: Found, layout: Layout, model: Model, path: Path, target: Path) -> None:
-    """Say what was read, what became of it, and how to go on."""
+    """Say what was read, what was written, and how to sample from it."""
     count = sum(p.numel() for p in model.network.parameters())
-    step = "its step is not in it" if found.step is None else f"step {found.step:,}"
-    sets = "with raw and EMA weights" if found.average else "with one set of weights, which serves as raw and as EMA"
+    step = "step unknown" if found.step is None else f"step {found.step:,}"
+    sets = "with raw and EMA weights" if found.average else "with one set of weights, used both as raw and as EMA"
     say(f"read     {path}: {found.kind}, {step}, {sets}")
     kind = f"{type(model).__name__}, {type(model.network).__name__}"
     say(f"model    {kind} with {count:,} parameters, from the layout of {layout.name}")
-    doubt = noise_differs(model, found.raw.get("sigmas"))
-    if doubt:
-        say(f"beware   {doubt}")
+    caution = noise_differs(model, found.raw.get("sigmas"))
+    if caution:
+        say(f"warning  {caution}")
     say(f"written  {os.path.relpath(target)}")
     say(f"sample from it:  {command('sample', target.parents[1])}")
 
 
 def noise_differs(model: Model, sigmas: Tensor | None) -> str | None:
-    """A remark if the sigmas beside the official weights are not those of a process that only adds noise."""
+    """A warning if the sigmas stored with the official weights differ from those of a variance-exploding process."""
     process = model.denoiser.process
     ends = torch.tensor([1.0, 1 / process.levels if process.levels else 0.0], dtype=torch.float64)
     if sigmas is None or (process.alpha(ends) != 1).any():
         return None
-    theirs, own = torch.stack([sigmas.max(), sigmas.min()]).double(), process.sigma(ends)
+    theirs, ours = torch.stack([sigmas.max(), sigmas.min()]).double(), process.sigma(ends)
     levels = process.levels or len(sigmas)
-    if levels == len(sigmas) and torch.allclose(theirs, own, rtol=1e-3):
+    if levels == len(sigmas) and torch.allclose(theirs, ours, rtol=1e-3):
         return None
-    theirs, ours = [f"{high:g} to {low:g} in {n} levels" for (high, low), n in ((theirs, len(sigmas)), (own, levels))]
-    return f"the file's noise goes from {theirs}, this configuration's from {ours}: set sigma_max=... or the levels"
+    theirs, ours = [f"{high:g} to {low:g} in {n} levels" for (high, low), n in ((theirs, len(sigmas)), (ours, levels))]
+    return f"sigma runs from {theirs} in the file, from {ours} in this configuration: set sigma_max=... or the levels"

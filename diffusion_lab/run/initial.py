@@ -1,4 +1,4 @@
-"""Beginning a training with the weights of another: fine-tuning, at step 0, without its optimiser."""
+"""Initialise a training from the weights of another: fine-tuning, at step 0, with a new optimiser."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NETWORK = "denoiser.network."
 
 
 class Initial(NamedTuple):
-    """Weights to begin with: their file, what it is in words, the weights by our names, and its configuration."""
+    """Initial weights: their file, its description, the weights by our names, and the training configuration."""
 
     file: Path
     kind: str
@@ -33,19 +33,19 @@ class Initial(NamedTuple):
 
 
 def initialise(model: Model, settings: dict[str, Any]) -> None:
-    """Give a model's network the weights that `init_from` names, and say in a line what was read.
+    """Load the weights that `init_from` names into a model's network, and print one line about them.
 
-    Settings then hold the file itself.
+    `settings["init_from"]` is then the path of the file.
 
     Raises:
-        ConfigError: if it is not there, holds no such weights, or does not fit and `init_strict` is true.
+        ConfigError: if it does not exist, holds no such weights, or does not fit and `init_strict` is true.
     """
     place, strict = settings["paths"]["log_dir"], settings["init_strict"]
     found = weights_of(settings["init_from"], model.network, settings["init_weights"], place, strict)
     left = fill(model.network, found, strict)
     settings["init_from"] = str(found.file.resolve())
-    message = f"begins with {found.kind} of {found.file}, step 0"
-    message += f"; left out, and drawn anew: {listed(left)}" if left else ""
+    message = f"initialised from {found.kind} of {found.file}, step 0"
+    message += f"; randomly initialised, because they do not fit: {listed(left)}" if left else ""
     if cluster_ranks()[1] == 0:
         say(message + differences(found.config, settings))
 
@@ -61,8 +61,8 @@ def weights_of(source: str, network: nn.Module, which: str, log_dir: str, strict
         return of_ours(path, which)
     try:
         found = files.find(files.read(path))
-        own, plain = network.state_dict().keys(), without_prefix(found.raw)
-        if 2 * len(own & plain.keys()) > len(own):  # some names, such as conv_in, other programs have as well
+        ours, plain = network.state_dict().keys(), without_prefix(found.raw)
+        if 2 * len(ours & plain.keys()) > len(ours):  # other programs share some names, such as conv_in
             return Initial(path, "the weights", plain)
         layout = recognise(network, found.raw)
         if strict:
@@ -72,13 +72,13 @@ def weights_of(source: str, network: nn.Module, which: str, log_dir: str, strict
         return Initial(path, f"{kind} ({found.kind})", layout.convert(network, raw, strict))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"init_from={source} does not fit this network: {str(error).removeprefix(f'{path} ')}; if it is of another "
-            "size, add init_strict=false, which leaves out what does not fit"
+            f"init_from={source} does not fit this network: {str(error).removeprefix(f'{path} ')}; if its size "
+            "differs, add init_strict=false, which leaves out what does not fit"
         ) from error
 
 
 def of_ours(path: Path, which: str) -> Initial:
-    """The weights of a checkpoint of ours."""
+    """The weights of a checkpoint of this package."""
     contents = checkpoint_file.read(path)
     state = without_prefix({k: v for k, v in contents["state_dict"].items() if k.startswith(NETWORK)})
     average = (contents.get("ema") or {}).get("weights")
@@ -89,36 +89,40 @@ def of_ours(path: Path, which: str) -> Initial:
 
 
 def without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights by the names that the network itself gives them."""
+    """Weights by the network's own parameter names."""
     return {name.removeprefix(NETWORK): weight for name, weight in weights.items()}
 
 
 def fill(network: nn.Module, found: Initial, strict: bool) -> list[str]:
-    """Load what fits; the names of the network's tensors that nothing fits.
+    """Load the weights that fit; return the names of the network's tensors that were not loaded.
 
     Raises:
         ConfigError: naming them, if all must fit, or if nothing does.
     """
-    own = network.state_dict()
-    found = found._replace(weights=first_edition.rename(found.weights, own))
-    shapes = {name: (tuple(found.weights[name].shape) if name in found.weights else None) for name in own}
-    left = [name for name, tensor in own.items() if shapes[name] != tuple(tensor.shape)]
-    unused = [name for name in found.weights if name not in own]
-    if (left or unused) and (strict or len(left) == len(own)):
-        message = [f"{name} is {shapes[name]} there and {tuple(own[name].shape)} here" for name in left if shapes[name]]
-        message += [f"{name} is not there" for name in left if not shapes[name]]
-        message += [f"{name} is not here" for name in unused]
+    ours = network.state_dict()
+    found = found._replace(weights=first_edition.rename(found.weights, ours))
+    shapes = {name: (tuple(found.weights[name].shape) if name in found.weights else None) for name in ours}
+    left = [name for name, tensor in ours.items() if shapes[name] != tuple(tensor.shape)]
+    unused = [name for name in found.weights if name not in ours]
+    if (left or unused) and (strict or len(left) == len(ours)):
+        message = [
+            f"{name} has shape {shapes[name]} in the file and {tuple(ours[name].shape)} in the network"
+            for name in left
+            if shapes[name]
+        ]
+        message += [f"{name} is missing from the file" for name in left if not shapes[name]]
+        message += [f"{name} is not in the network" for name in unused]
         more = f", and {len(message) - 3} more" if len(message) > 3 else ""
         advice = "nothing fits: give the network the settings of these weights"
-        if len(left) < len(own):
-            advice = "init_strict=false leaves them out and draws them anew"
+        if len(left) < len(ours):
+            advice = "init_strict=false initialises these at random"
         raise ConfigError(f"init_from={found.file} does not fit this network: {'; '.join(message[:3])}{more}; {advice}")
-    network.load_state_dict({name: found.weights[name] for name in own if name not in left}, strict=False)
+    network.load_state_dict({name: found.weights[name] for name in ours if name not in left}, strict=False)
     return left
 
 
 def differences(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
-    """What these weights were trained to mean, where it is something else now."""
+    """Describe how the noise process or the network output differs from those these weights were trained with."""
     meaning = (
         "model.process.",
         "model.output",
@@ -131,4 +135,4 @@ def differences(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
     if before is None:
         return ""
     message = [change for change in changes(before, now)[0] if change.startswith(meaning)]
-    return f"; they were trained with another noise or output: {', '.join(message[:4])}" if message else ""
+    return f"; they were trained with a different noise process or output: {', '.join(message[:4])}" if message else ""

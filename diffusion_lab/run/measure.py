@@ -1,4 +1,4 @@
-"""Reference statistics of a data set, as a file that samples are held against here and in other programs."""
+"""Reference statistics of a data set, as a file that this and other programs compare samples with."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from diffusion_lab.run.data_module import data_module
 from diffusion_lab.run.import_checkpoint import composed
 
 
-class Whole:
-    """Both splits of a data set as one, for a folder of images that is nothing but a reference."""
+class BothSplits:
+    """Both splits of a data set as one, for a folder of images that serves only as reference."""
 
     def __init__(self, data: DataModule) -> None:
         self.data = data
 
     def size(self, split: str) -> int:
-        """Number of items of both."""
+        """Number of items in both splits."""
         return self.data.size("train") + self.data.size("held_out")
 
     def images(self, split: str, count: int, first: int = 0) -> Tensor:
-        """Items of train, then of held_out."""
+        """Items of train, followed by those of held_out."""
         border = self.data.size("train")
         parts = []
         if first < border:
@@ -52,16 +52,16 @@ class Whole:
         return torch.cat(parts)
 
     def fingerprint(self, split: str) -> str:
-        """Of both."""
+        """The sha256 of both fingerprints."""
         both = self.data.fingerprint("train") + self.data.fingerprint("held_out")
         return hashlib.sha256(both.encode()).hexdigest()
 
 
 def measure(overrides: Sequence[str], split: str, out: str | None, count: int | None) -> Path:
-    """Measure the split of the data set that the overrides name; the file that was written.
+    """Measure a split of the data set that the overrides name; return the file that was written.
 
     Raises:
-        ConfigError: in one line, if the data, the extractor or the devices are not there.
+        ConfigError: if the data, the extractor or the devices are not available.
     """
     settings = composed(overrides)
     own = Path(settings["paths"]["statistics_dir"], f"{settings['choices']['data']}_{split}.npz")
@@ -89,7 +89,7 @@ def measure(overrides: Sequence[str], split: str, out: str | None, count: int | 
         raise ConfigError(str(error).replace("\n", " ")) from error
     if rank_zero_only.rank == 0:
         size = named(data, split).size(split)
-        say(f"measuring {min(count or size, size):,} images of {split} in {extractor.name} features; writes {target}")
+        say(f"measuring {min(count or size, size):,} images of {split} with {extractor.name} features; writes {target}")
     fabric.launch()
     path = reference.measure(
         named(data, split),
@@ -107,18 +107,18 @@ def measure(overrides: Sequence[str], split: str, out: str | None, count: int | 
 
 
 def named(data: DataModule, split: str) -> Any:
-    """The data under the split that is asked for; "all" is both splits together."""
+    """The data, or for split "all" both splits as one."""
     if split != "all":
         return data
-    whole = type(type(data).__name__, (Whole,), {})  # the data set's name goes into the protocol
-    return whole(data)
+    both = type(type(data).__name__, (BothSplits,), {})  # the data set's name goes into the protocol
+    return both(data)
 
 
 def report(path: Path) -> None:
-    """Say what is in a file of statistics."""
+    """Print the contents of a file of statistics."""
     found = Statistics.load(path)
     for key, value in found.protocol.items():
         say(f"  {key:<18} {value}")
     say(f"written to {path}: mu and sigma of {found.moments.count:,} images in {len(found.moments.mean)} dimensions")
     reference = shlex.quote(f"metric.reference={spelled(os.path.abspath(path))}")
-    say(f"hold samples against it:  {command('sample', 'last', 'evaluate=true', reference)}")
+    say(f"evaluate samples against it:  {command('sample', 'last', 'evaluate=true', reference)}")

@@ -1,4 +1,4 @@
-"""What a sampling run will do, told before anything is drawn, and refused where the disk or a day is too short."""
+"""Announce what a sampling run will do; refuse it if the disk is too small or it takes more than a day."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from diffusion_lab.output import say
 
 DAY = 24 * 3600.0
 PROBE = 8  # samples in the timed call on a CPU, where time is proportional to them
-WORTH = 50  # times the cost of that call, from which on the time is worth a guess
+WORTH = 50  # estimate the time only if it is this many times the cost of that call
 
 
-def tell_plan(
+def announce_plan(
     config: DictConfig,
     fabric: Fabric,
     series: Sequence[SampleStore],
@@ -32,14 +32,14 @@ def tell_plan(
     evaluator: Evaluator | None,
     data: Any,
 ) -> None:
-    """Say how many samples will be drawn, how long that takes and what it writes; on the first rank, before the others.
+    """Print the number of samples, the expected time and what is written; on the first rank, before the others start.
 
     Raises:
-        ConfigError: if the disk has no room for them, or if it takes longer than a day without `allow_long=true`.
+        ConfigError: if they do not fit on the disk, or take longer than a day without `allow_long=true`.
     """
     model, place = series[0].model, series[0].folder
     if config.png and not series[0].images:
-        raise ConfigError("png=true writes images, but these are no images: leave it out")
+        raise ConfigError("png=true writes images, but these samples are not images: leave it out")
     left = [count - min(count, stored(one)) for one in series]
     room = size_on_disk(model, sum(left), evaluator) + (config.npz + config.png) * size_of(model) * count
     check_room(room, place, f"{sum(left):,} samples")
@@ -54,11 +54,11 @@ def tell_plan(
     words = [f"sampling {missing} from {what} on {fabric.world_size} x {fabric.device.type}"]
     words += [f"about {in_words(times[0])}"] if times else []
     words += [f"{bytes_in_words(room)} in {os.path.relpath(place)}"]
-    say(", ".join(words) + (f"; {wanted - missing} of {wanted} are there already" if missing < wanted else ""))
+    say(", ".join(words) + (f"; {wanted - missing} of {wanted} exist already" if missing < wanted else ""))
     cautious = [one.sampler for one in series if hasattr(one.sampler, "caution")]
-    for said in dict.fromkeys(sampler.caution(model.denoiser) for sampler in cautious):
-        if said:
-            say(said)
+    for caution in dict.fromkeys(sampler.caution(model.denoiser) for sampler in cautious):
+        if caution:
+            say(caution)
     if evaluator is not None:
         more = f", about {in_words(times[1])} more" if times and scored else ""
         written = "compare.json" if config.compare else "results.json"
@@ -66,51 +66,51 @@ def tell_plan(
 
 
 def stored(series: SampleStore) -> int:
-    """About how many samples of a series are there, without looking into its files."""
+    """Roughly how many samples are stored, without opening the files."""
     return sum(1 for _ in series.samples.folder.glob("*.npy")) * series.batch_size
 
 
 def size_of(model: Model) -> int:
-    """Bytes of a sample: one for each number of an image of grey levels, else four."""
+    """Bytes of a sample: one per number for images in grey levels, else four."""
     return math.prod(model.shape) * (1 if model.has_grey_levels else 4)
 
 
 def size_on_disk(model: Model, samples: int, evaluator: Evaluator | None) -> int:
-    """Bytes that samples take, with the features that they are scored by."""
+    """Bytes that samples and their features take."""
     features = 0 if evaluator is None or evaluator.features is None else 4 * evaluator.features.dimensions
     return samples * (size_of(model) + features)
 
 
 def check_room(needed: int, place: Path, what: str) -> None:
-    """Refuse what the disk cannot hold.
+    """Refuse what does not fit on the disk.
 
     Raises:
-        ConfigError: with what is needed and what is free.
+        ConfigError: with the space needed and the space free.
     """
-    there = next(folder for folder in (place, *place.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(there).free
+    existing = next(folder for folder in (place, *place.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(existing).free
     if needed > free:
         raise ConfigError(
-            f"{what} take {bytes_in_words(needed)}, and {place} has {bytes_in_words(free)} free: draw fewer "
-            "(num_samples, metric.samples), leave out npz and png, or put them elsewhere"
+            f"{what} need {bytes_in_words(needed)}, but {place} has {bytes_in_words(free)} free: generate fewer "
+            "(num_samples, metric.samples), leave out npz and png, or write them elsewhere (out)"
         )
 
 
 def check_time(seconds: float, allowed: bool) -> None:
-    """Refuse what takes longer than a day, unless it is allowed.
+    """Refuse what takes longer than a day, unless that is allowed.
 
     Raises:
-        ConfigError: with how long it takes.
+        ConfigError: with the expected time.
     """
     if seconds > DAY and not allowed:
         raise ConfigError(
-            f"this would take about {in_words(seconds)}: draw fewer samples, in fewer sampler.steps or on more "
+            f"this would take about {in_words(seconds)}: use fewer samples, fewer sampler.steps or more "
             "trainer.devices, or add allow_long=true"
         )
 
 
 def seconds_of_a_sample(config: DictConfig, fabric: Fabric, model: Model, samples: int, calls: float) -> float | None:
-    """Seconds that the network takes for one item in a call; None where so few calls are not worth the question."""
+    """Measured seconds per item of a network call; None where the calls are too few to be worth timing."""
     batch = min(config.batch_size, samples) or 1
     timed = min(batch, PROBE) if model.device.type == "cpu" and not config.compile else batch
     if calls < WORTH * 3 * timed:
@@ -120,7 +120,7 @@ def seconds_of_a_sample(config: DictConfig, fabric: Fabric, model: Model, sample
 
 
 def scored_calls(model: Model, evaluator: Evaluator | None, data: Any) -> float:
-    """Evaluations of the network, each of one item, that the likelihoods take."""
+    """Network evaluations, counted per item, that the likelihoods need."""
     if evaluator is None:
         return 0.0
     items = evaluator.likelihood_items(data) * evaluator.likelihood_repeats
@@ -128,7 +128,7 @@ def scored_calls(model: Model, evaluator: Evaluator | None, data: Any) -> float:
 
 
 def bytes_in_words(size: float) -> str:
-    """A size in the largest unit of which there is one."""
+    """A number of bytes in the largest unit that gives at least 1."""
     units = ("B", "kB", "MB", "GB", "TB", "PB")
     power = min(int(math.log(max(size, 1), 1000)), len(units) - 1)
     return f"{size / 1000**power:.3g} {units[power]}"

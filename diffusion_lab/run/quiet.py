@@ -1,4 +1,4 @@
-"""What the libraries say that a user can do nothing about."""
+"""Silence library warnings that a user can do nothing about."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def quieten() -> None:
-    """Silence remarks of the libraries that a user can do nothing about."""
+    """Silence library warnings that a user can do nothing about, and set torch's global options."""
     for name in ("pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for text in (
@@ -24,10 +24,10 @@ def quieten() -> None:
         ".*fit loop.*",
         ".*dataloader is not resumable.*",
         ".*AMP with fp16 is not supported.*",
-        "the first of the sampler's .*",  # commands say it in a line of their own
+        "the first of the sampler's .*",  # commands print it in a line of their own
     ):
         warnings.filterwarnings("ignore", message=text)
     torch.set_float32_matmul_precision("high")
     if not torch.cuda.is_available():
-        # Lightning has torch look for NVIDIA's library; Adam does so in every step, 90 us if there is none.
+        # Lightning makes torch look for NVIDIA's library; Adam does so in every step, which takes 90 us without a GPU.
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"

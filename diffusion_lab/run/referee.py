@@ -1,4 +1,4 @@
-"""The command `python -m diffusion_lab.referee`: torch-fidelity's own scores of saved images."""
+"""The command `python -m diffusion_lab.referee`: scores of saved images, computed by torch-fidelity."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from diffusion_lab.errors import ConfigError, refuse
 from diffusion_lab.output import tolerant
 
 HELP = """\
-Score saved images by torch-fidelity itself: FID, KID, Inception Score, precision and recall.
+Score saved images with torch-fidelity: FID, KID, Inception Score, precision and recall.
 
   python -m diffusion_lab.referee GENERATED REFERENCE [key=value ...]
 
 GENERATED and REFERENCE are folders of PNG images, or .npy or .npz files of bytes (N, H, W, 1 or 3).
-  weights=PATH       Inception's weights; else $TORCH_HOME/hub/checkpoints/weights-inception-2015-12-05-6726825d.pth
-  download=true      fetch that file if it is missing (96 MB); nothing is ever fetched otherwise
+  weights=PATH       Inception's weights; default $TORCH_HOME/hub/checkpoints/weights-inception-2015-12-05-6726825d.pth
+  download=true      download that file if it is missing (96 MB); otherwise nothing is downloaded
   digest=6726825d    first digits of the file's sha256, at least 8
   batch_size=64      images in the network at once
-  subset_size=1000   images in each of KID's subsets: at most as many as there are
-  device=cpu         or cuda; the GPU where there is one
-The numbers go to standard output as JSON. Nothing is cached.
+  subset_size=1000   images in each of KID's subsets, at most the number of images
+  device=cpu         or cuda; default is the GPU if there is one
+The scores are printed to standard output as JSON. Nothing is cached.
 """
 
 OPTIONS: dict[str, Callable[[str], Any]] = {
@@ -34,18 +34,18 @@ OPTIONS: dict[str, Callable[[str], Any]] = {
     "subset_size": int,
     "device": {"cpu": "cpu", "cuda": "cuda"}.__getitem__,
 }
-"""How the value of every option is read."""
+"""Parser of the value of each option."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print the scores of two sets of images; exits with status 2 and one line on standard error if refused."""
+    """Print the scores of two sets of images; exit with status 2 and one line on standard error if refused."""
     tolerant()
     if not arguments or {"-h", "--help"} & set(arguments):
         print(HELP, end="")
         return
     try:
         places, options = _read(arguments)
-        # Imported here: torch takes seconds, and a mistyped word must not wait for it.
+        # Imported here: torch takes seconds to import, and a typo should be refused at once.
         import torch
 
         from diffusion_lab.metric.referee import referee
@@ -61,9 +61,9 @@ def _read(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     pairs = [a.split("=", 1) for a in arguments if a not in places]
     unknown = [key for key, _ in pairs if key not in OPTIONS] + [a for a in places if a.startswith("-")]
     if unknown:
-        raise ConfigError(f"{unknown[0]} is no option here; allowed: {', '.join(f'{key}=...' for key in OPTIONS)}")
+        raise ConfigError(f"unknown option {unknown[0]}; allowed: {', '.join(f'{key}=...' for key in OPTIONS)}")
     if len(places) != 2:
-        raise ConfigError(f"two sets of images are compared, GENERATED and REFERENCE; got {len(places)}")
+        raise ConfigError(f"two sets of images are needed, GENERATED and REFERENCE; got {len(places)}")
     return places, {key: _value(key, text) for key, text in pairs}
 
 
@@ -71,4 +71,4 @@ def _value(key: str, text: str) -> Any:
     try:
         return OPTIONS[key](text)
     except (KeyError, ValueError) as error:
-        raise ConfigError(f"{key}={text} is none of its values: see python -m diffusion_lab.referee --help") from error
+        raise ConfigError(f"{key}={text} is not valid: see python -m diffusion_lab.referee --help") from error

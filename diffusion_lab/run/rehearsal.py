@@ -1,4 +1,4 @@
-"""The rehearsal of a command: two items go through everything before a run directory holds anything."""
+"""Rehearse a command: process two items in every step of it before anything is written to a run directory."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from diffusion_lab.output import say
 def rehearse_training(
     settings: Mapping[str, Any], data: DataModule, model: Model, trainer: pl.Trainer, evaluation: Evaluation | None
 ) -> None:
-    """Try what a training will do, on the device that it is for; ranks that this run has started take it as done.
+    """Try every step of a training on its device; ranks started by this run skip it.
 
-    A network that no single device may have room for (trainer=fsdp) is tried on the CPU.
+    A network that may not fit on a single device (trainer=fsdp) is tried on the CPU.
 
     Raises:
-        ValueError: in one line, for what does not give what it must.
+        ValueError: for a component with a wrong result.
     """
     wanted, model.rehearsal = settings.get("rehearsal", True), False
     if not wanted or cluster_ranks()[1] > 0:
@@ -46,14 +46,14 @@ def rehearse_training(
         convert=trainer.precision_plugin.convert_module,
     )
     for note in notes if trainer.is_global_zero else ():
-        say(f"beware   {note}")
+        say(f"warning  {note}")
 
 
 def rehearse_sampling(model: Model, fabric: Fabric, likelihoods: Sequence[str]) -> None:
-    """Try what a sampling will do; ranks that this run has started take it as done.
+    """Try every step of sampling; ranks started by this run skip it.
 
     Raises:
-        ConfigError: in one line, for what does not give what it must.
+        ConfigError: for a component with a wrong result.
     """
     if cluster_ranks()[1] > 0:
         return
@@ -63,17 +63,17 @@ def rehearse_sampling(model: Model, fabric: Fabric, likelihoods: Sequence[str]) 
     except ValueError as error:
         raise ConfigError(str(error)) from error
     for note in notes if rank_zero_only.rank == 0 else ():
-        say(f"beware   {note}")
+        say(f"warning  {note}")
 
 
 def prepare_features(
     settings: Mapping[str, Any], evaluation: Evaluation, data: DataModule, model: Model, trainer: pl.Trainer
 ) -> None:
-    """Fit or load the extractor of an evaluation's features, and try it.
+    """Fit or load the feature extractor of an evaluation, and try it.
 
     Raises:
-        FileNotFoundError: if its weights are not there, unless no evaluation will ask for them.
-        ValueError: if it does not serve these images.
+        FileNotFoundError: if its weights are missing, unless no evaluation needs them.
+        ValueError: if it cannot process these images.
     """
     evaluator, device = evaluation.evaluator, trainer.strategy.root_device
     try:
@@ -90,10 +90,10 @@ def prepare_features(
 
 
 def rehearse_features(evaluator: Evaluator, model: Model, device: torch.device) -> None:
-    """Try the extractor of image features on two images.
+    """Try the feature extractor on two images.
 
     Raises:
-        ValueError: in one line, if it does not give a row of finite numbers for each.
+        ValueError: if it does not return one row of finite numbers per image.
     """
     if evaluator.features is None:
         return
@@ -105,4 +105,6 @@ def rehearse_features(evaluator: Evaluator, model: Model, device: torch.device) 
         except Exception as error:  # of any class: the network may be the user's
             raise ValueError(f"metric.features ({name}) cannot take images {tuple(images.shape)}: {error}") from error
     if rows.ndim != 2 or len(rows) != 2 or not rows.isfinite().all():
-        raise ValueError(f"metric.features ({name}) gives {tuple(rows.shape)} of 2 images, 2 finite rows needed")
+        raise ValueError(
+            f"metric.features ({name}) returns shape {tuple(rows.shape)} for 2 images: 2 finite rows are needed"
+        )

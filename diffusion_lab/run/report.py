@@ -1,4 +1,4 @@
-"""What a run says to the person who started it."""
+"""What a run prints for the user."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ FILES = (
 
 
 def in_sweep() -> bool:
-    """Whether this process works on a job of a sweep, which tells its results itself, all together."""
+    """Whether this process is a job of a sweep, which prints the results of all jobs together."""
     return "DIFFUSION_LAB_JOB" in os.environ
 
 
 def say_limits(evaluator: Any, data: Any, likelihood: bool) -> None:
-    """Which numbers an evaluation will not take, and which say little, before anything is drawn."""
+    """Print which metrics an evaluation leaves out, and which are unreliable, before anything is sampled."""
     for reason in evaluator.left_out(data, likelihood):
         say(f"left out: {reason}")
     for caution in evaluator.cautions(data):
-        say(f"note: {caution}")
+        say(f"warning: {caution}")
 
 
 def say_classes(model: Model) -> None:
@@ -153,7 +153,7 @@ def conclude(trainer: pl.Trainer, run_dir: Path) -> None:
 
 
 def table(results: dict[str, Any]) -> None:
-    """The metrics of a results record, one row each, with what real data score where that is known."""
+    """Print the metrics of a results record, one row each, with the score of real data where known."""
     from rich.table import Table
     from rich.text import Text
 
@@ -179,7 +179,7 @@ def table(results: dict[str, Any]) -> None:
 
 
 def beside(metrics: dict[str, Any]) -> list[str]:
-    """What samples were held against, and how many fall into each class."""
+    """The reference of the metrics, and how many samples fall into each class."""
     references = dict.fromkeys(record.get("protocol", {}).get("reference") for record in metrics.values())
     lines = [f"against {', '.join(found)}"] if (found := [str(name) for name in references if name]) else []
     for record in metrics.values():

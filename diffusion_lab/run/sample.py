@@ -1,4 +1,4 @@
-"""One sampling run: checkpoint -> images on any number of devices -> pictures, files and, on request, numbers."""
+"""One sampling run: checkpoint -> samples on any number of devices -> files and, on request, metrics."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from diffusion_lab.logger.loggers import finish_loggers, reopen
 from diffusion_lab.model import Model
 from diffusion_lab.output import say
 from diffusion_lab.run.choice import choose_likelihood, choose_sampler
-from diffusion_lab.run.compare import all_series, compare, planned
+from diffusion_lab.run.compare import compare, planned, sample_stores
 from diffusion_lab.run.compiled import compile_network
-from diffusion_lab.run.conditioning import asked_for, choose_guidance, described
+from diffusion_lab.run.conditioning import choose_guidance, conditioning_spec, described
 from diffusion_lab.run.data_module import data_module
 from diffusion_lab.run.data_place import located
 from diffusion_lab.run.distributed import OF_RANKS, cluster, set_timeout
 from diffusion_lab.run.failure import explained
-from diffusion_lab.run.plan import tell_plan
+from diffusion_lab.run.plan import announce_plan
 from diffusion_lab.run.quiet import quieten
 from diffusion_lab.run.rehearsal import rehearse_sampling
 from diffusion_lab.run.report import describe_sampler, in_sweep, say_classes, say_limits, table
@@ -46,7 +46,7 @@ from diffusion_lab.storage.run_lock import locked
 
 @dataclass(frozen=True)
 class Subject:
-    """What is sampled from: a model, the checkpoint it comes out of, and the sampler by name and settings."""
+    """What is sampled from: a model, its checkpoint, and the name and settings of the sampler."""
 
     path: Path
     contents: dict[str, Any]
@@ -56,19 +56,19 @@ class Subject:
 
     @property
     def step(self) -> int:
-        """Training steps of the model."""
+        """Number of training steps of the model."""
         return self.contents["global_step"]
 
 
 def sample(config: DictConfig) -> None:
-    """Draw, write and score as configured; what an earlier, killed run of the same command has drawn is kept."""
+    """Sample, write and score as configured; samples of an earlier, killed run of the same command are kept."""
     quieten()
     subject = load(config)
     fabric = build_fabric(config)
     wanted = sample_spec(
         subject.contents, subject.model, config.weights, subject.settings, config.trainer.precision,
         seed=config.seed, batch_size=config.batch_size, device=fabric.device.type,
-        **({"compile": True} if config.compile else {}), **asked_for(subject.model),
+        **({"compile": True} if config.compile else {}), **conditioning_spec(subject.model),
     )  # fmt: skip
     subject.model.to(fabric.device)
     if config.rehearsal:
@@ -77,16 +77,16 @@ def sample(config: DictConfig) -> None:
         compile_network(subject.model.network, fabric.device, replay=True)
     scored = config.evaluate or config.compare
     if config.data or config.data_dir:
-        located(subject.contents["config"], plain(config)["data"], config.data_dir)  # refuses what says more than that
+        located(subject.contents["config"], plain(config)["data"], config.data_dir)  # refuses any other key
     if config.compare:
         planned(config, subject.model, quiet=True)  # refuses samplers that do not exist
     evaluator, data = prepare_evaluation(config, subject) if scored else (None, None)
     if config.compare:
         if not evaluator.judges_samples(data):
-            raise ConfigError("compare needs something to judge samples by: choose metric=inception or another one")
+            raise ConfigError("compare needs a metric of samples: choose metric=inception or another one")
         if rank_zero_only.rank == 0:
-            drawn = all_series(config, wanted, subject.model)
-            tell_plan(
+            drawn = sample_stores(config, wanted, subject.model)
+            announce_plan(
                 config, fabric, drawn, evaluator.samples * evaluator.repeats, what(config, subject), evaluator, data
             )
         fabric.launch()
@@ -98,7 +98,7 @@ def sample(config: DictConfig) -> None:
     series = SampleStore(out, subject.model, seed=config.seed, batch_size=config.batch_size)
     count = config.num_samples if evaluator is None else max(config.num_samples, evaluator.samples * evaluator.repeats)
     if rank_zero_only.rank == 0:
-        tell_plan(config, fabric, [series], count, what(config, subject), evaluator, data)
+        announce_plan(config, fabric, [series], count, what(config, subject), evaluator, data)
     with (
         explained(out, plain(config), "sample"),
         locked(out) if rank_zero_only.rank == 0 else nullcontext(),  # before there are others who would wait
@@ -106,16 +106,16 @@ def sample(config: DictConfig) -> None:
         if rank_zero_only.rank == 0:
             claim(out, wanted)
         fabric.launch()
-        draw_and_score(config, fabric, subject, series, count, evaluator, data)
+        sample_and_score(config, fabric, subject, series, count, evaluator, data)
 
 
 def what(config: DictConfig, subject: Subject) -> str:
-    """What is sampled from, in words."""
+    """Describe what is sampled from."""
     return f"step {subject.step} of {subject.path} ({config.weights} weights)"
 
 
 def load(config: DictConfig) -> Subject:
-    """The model of the checkpoint with the sampler and the likelihoods that are chosen, refused if they do not fit."""
+    """Load the model of the checkpoint with the chosen sampler and likelihoods; refuse those that do not fit."""
     path = run_directory.find(config.ckpt_path, config.paths.log_dir)
     contents = checkpoint_file.read(path)
     model = checkpoint.build(contents, config.weights)
@@ -134,7 +134,7 @@ def load(config: DictConfig) -> Subject:
     return Subject(path, contents, model, name, settings)
 
 
-def draw_and_score(
+def sample_and_score(
     config: DictConfig,
     fabric: Fabric,
     subject: Subject,
@@ -143,7 +143,7 @@ def draw_and_score(
     evaluator: Evaluator | None,
     data: Any,
 ) -> None:
-    """Fill the directory of a request; then score what is in it, if there is an evaluator."""
+    """Generate the missing samples; then score all of them, if there is an evaluator."""
     out = series.folder
     try:
         with fabric.autocast():
@@ -153,7 +153,7 @@ def draw_and_score(
     write_samples(series, count, out, config, data)
     calls, rate = series.cost(count)
     if fabric.is_global_zero:
-        say(f"{rate:,.1f} samples/s on one device, {calls:g} network evaluations for each")
+        say(f"{rate:,.1f} samples/s on one device, {calls:g} network evaluations per sample")
         say(f"in {os.path.relpath(out)}: samples.png{', samples.npz' * bool(config.npz)}")
     if evaluator is None:
         return
@@ -174,7 +174,7 @@ def draw_and_score(
 
 
 def publish(subject: Subject, values: dict[str, float], pictures: dict[str, Path]) -> None:
-    """Send numbers and pictures to the W&B run and the TensorBoard of the training that the checkpoint is of."""
+    """Log metrics and images to the W&B run and the TensorBoard log of the checkpoint's training."""
     if subject.path.parent.name != "checkpoints":
         return
     loggers = reopen(subject.path.parents[1], subject.contents["config"].get("logger") or {})
@@ -187,10 +187,10 @@ def publish(subject: Subject, values: dict[str, float], pictures: dict[str, Path
 
 
 def build_fabric(config: DictConfig) -> Fabric:
-    """The devices asked for, not yet at work."""
+    """Fabric for the configured devices, not launched yet."""
     precisions = ("32-true", "bf16-mixed", "16-mixed")
     if config.trainer.precision not in precisions:
-        raise ConfigError(f"trainer.precision={config.trainer.precision}: samples are drawn in {', '.join(precisions)}")
+        raise ConfigError(f"trainer.precision={config.trainer.precision}: sampling supports {', '.join(precisions)}")
     keys = plain(config)["trainer"]
     check_devices(keys)
     try:
@@ -199,13 +199,13 @@ def build_fabric(config: DictConfig) -> Fabric:
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         message = str(error).replace("\n", " ")
         raise ConfigError(f"trainer: {message}; use trainer.accelerator=cpu, or devices that exist") from error
-    if fabric._precision.precision != keys["precision"]:  # Lightning would warn and take another one
+    if fabric._precision.precision != keys["precision"]:  # Lightning would only warn and use another one
         raise ConfigError(f"trainer.precision={keys['precision']} needs a GPU: here, use bf16-mixed")
     return fabric
 
 
 def prepare_evaluation(config: DictConfig, subject: Subject) -> tuple[Evaluator, Any]:
-    """The evaluator and the data of the checkpoint's run, refused now if something is missing."""
+    """The evaluator and the data of the checkpoint's run; refuse now if something is missing."""
     trained = subject.contents["config"]
     settings = located(trained, plain(config)["data"], config.data_dir)
     chosen = {
@@ -217,12 +217,12 @@ def prepare_evaluation(config: DictConfig, subject: Subject) -> tuple[Evaluator,
         "seed": config.seed,
         "cache": config.paths.statistics_dir,
     }
-    own = {k: v for k, v in chosen.items() if v is not None}
+    given = {k: v for k, v in chosen.items() if v is not None}
     try:
         data = data_module(settings)
         data.prepare_data()
         data.setup("test")
-        evaluator = instantiate({**trained["callback"]["evaluation"]["evaluator"], **own}, "evaluator")
+        evaluator = instantiate({**trained["callback"]["evaluation"]["evaluator"], **given}, "evaluator")
         evaluator.prepare(data, subject.model.device)
         say_limits(evaluator, data, bool(subject.model.likelihood))
         if evaluator.judges_samples(data):
@@ -233,7 +233,7 @@ def prepare_evaluation(config: DictConfig, subject: Subject) -> tuple[Evaluator,
 
 
 def facts(config: DictConfig, subject: Subject) -> dict[str, Any]:
-    """What a results record says beside its numbers."""
+    """The fields of a results record other than its metrics."""
     trained = subject.contents["config"]
     return {
         "run": str(Path(trained["paths"]["run_dir"] or subject.path.parent)),
@@ -250,6 +250,6 @@ def facts(config: DictConfig, subject: Subject) -> dict[str, Any]:
 
 
 def with_earlier(results: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Results together with the metrics of other names that were measured on these samples before."""
+    """Results, with other metrics that were measured on these samples before."""
     earlier = json.loads(path.read_text())["metrics"] if path.is_file() else {}
     return {**results, "metrics": {**earlier, **results["metrics"]}}

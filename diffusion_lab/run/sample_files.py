@@ -1,4 +1,4 @@
-"""The files that a sampling run makes of its samples, for people and for other programs."""
+"""The files that a sampling run writes: images, arrays, trajectories."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from diffusion_lab.plot import picture
 
 
 def write_samples(series: SampleStore, count: int, out: Path, config: DictConfig, data: Any) -> None:
-    """samples.png, and what else was asked for: samples.npz in one file, every image as a PNG, the trajectory."""
+    """Write samples.png and, on request, samples.npz, every image as a PNG, and the trajectory."""
     if config.png:
         (out / "png").mkdir(exist_ok=True)
         with ranks.synchronized():
@@ -42,7 +42,7 @@ def write_samples(series: SampleStore, count: int, out: Path, config: DictConfig
 
 
 def left_behind(out: Path, count: int, config: DictConfig) -> list[str]:
-    """What an earlier command has left that holds another number of samples than this one's, a line each."""
+    """A line for each file of an earlier command that holds a different number of samples."""
     lines = []
     if (out / "samples.npz").exists() and not config.npz:
         with zipfile.ZipFile(out / "samples.npz") as archive, archive.open(archive.namelist()[0]) as file:
@@ -50,14 +50,14 @@ def left_behind(out: Path, count: int, config: DictConfig) -> list[str]:
             reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             before = reader(file)[0][0]
         if before != count:
-            lines.append(f"samples.npz is of an earlier command: it holds {before} samples, not {count}")
+            lines.append(f"samples.npz was written by an earlier command: it holds {before} samples, not {count}")
     if config.png and (found := sum(1 for _ in (out / "png").glob("*.png"))) > count:
-        lines.append(f"png/ holds {found} images, also of an earlier command; this one's are the first {count}")
+        lines.append(f"png/ holds {found} images, some from an earlier command; this command's are the first {count}")
     return lines
 
 
 def write_pngs(series: SampleStore, chunk: range, out: Path) -> None:
-    """Every image of a chunk as `<index>.png`, those that are there already left alone."""
+    """Write every image of a chunk as `<index>.png`; existing files are kept."""
     for index, image in zip(chunk, series.samples.read(chunk).permute(0, 3, 1, 2), strict=True):
         path = out / f"{index:06d}.png"
         if not path.exists():
@@ -65,10 +65,10 @@ def write_pngs(series: SampleStore, chunk: range, out: Path) -> None:
 
 
 def join(series: SampleStore, count: int, path: Path) -> None:
-    """One .npz of all samples, a chunk in memory at a time: images uint8 (N, H, W, C), or float32 (N, ...).
+    """Write one .npz of all samples, one chunk in memory at a time: images uint8 (N, H, W, C), or float32 (N, ...).
 
-    They are arr_0, the key that numpy gives and the evaluator of Dhariwal & Nichol (2021) reads; labels int64 (N,) of a
-    model that has them are arr_1, as in their programs.
+    Samples are arr_0, NumPy's default key, which the evaluator of Dhariwal & Nichol (2021) reads; labels, int64 (N,),
+    are arr_1, as in their programs.
     """
     first = series.rows(range(1))
     header = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False}

@@ -1,4 +1,4 @@
-"""What decides a series of samples, and the directory that it therefore lives in."""
+"""The specification that determines a set of samples, and the directory named after it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from diffusion_lab.storage.revision import revision
 
 FILE = "request.json"
 WRITTEN = ("samples", "samples.npz", "samples.png", "png", "trajectory.png", "results.json")
-"""What sampling leaves in a directory beside it."""
+"""Other files that sampling writes into the directory."""
 
 NOT_THE_MODEL = ("sampler", "likelihood", "guidance", "optimizer", "loss", "warmup_steps", "decay_steps")
-"""Settings of a model that samples do not depend on, or that a request names itself."""
+"""Settings of a model that samples do not depend on, or that the spec contains itself."""
 
 SampleSpec = dict[str, Any]
 
@@ -27,12 +27,12 @@ SampleSpec = dict[str, Any]
 def sample_spec(
     contents: dict[str, Any], model: nn.Module, weights: str, sampler: dict[str, Any], precision: str, **more: Any
 ) -> SampleSpec:
-    """Everything that an image depends on; two equal requests give the same files.
+    """Everything that a sample depends on; equal specs give equal files.
 
-    `more`: seed, batch_size (images drawn at once: arithmetic in another shape rounds differently) and device type.
+    `more`: seed, batch_size (a different batch shape rounds differently) and device type.
     """
     choices = contents["config"].get("choices", {})
-    # The weights do not tell the noise process, the range of images or the groups of a normalisation.
+    # The weights do not contain the noise process, the range of images or the groups of a normalisation.
     model_settings = {k: v for k, v in contents["config"].get("model", {}).items() if k not in NOT_THE_MODEL}
     described = json.dumps(model_settings, sort_keys=True, default=str)
     return {
@@ -49,7 +49,7 @@ def sample_spec(
 
 
 def digest_of(model: nn.Module) -> str:
-    """The sha256 of a model's tensors by name, wherever they lie."""
+    """The sha256 of a model's tensors by name, on any device."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -58,9 +58,9 @@ def digest_of(model: nn.Module) -> str:
 
 
 def folder(wanted: SampleSpec, name: str, log_dir: str | Path, out: str | None) -> Path:
-    """Where the samples of a request live: `out`, or a directory named after the request.
+    """The directory of the samples: `out`, or one named after the spec.
 
-    So the same command goes on where it was stopped, and more samples of a series join those that are there.
+    The same command thus resumes where it was stopped, and further samples join the existing ones.
     """
     digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:8]
     sampler = f"{name}{wanted['sampler'].get('steps') or ''}"
@@ -69,23 +69,23 @@ def folder(wanted: SampleSpec, name: str, log_dir: str | Path, out: str | None) 
 
 
 def claim(path: Path, wanted: SampleSpec) -> None:
-    """Make the directory of a request, with what decides its samples and the code's revision written down in it.
+    """Create the directory of a sample spec, with the spec and the code's revision in request.json.
 
     Raises:
-        ConfigError: if it holds samples of another request, naming what differs, or files that sampling would write
-            over.
+        ConfigError: if it holds samples of a different spec, naming what differs, or files that sampling would
+            overwrite.
     """
     file = path / FILE
     if file.is_file():
         found = {k: v for k, v in json.loads(file.read_text()).items() if k != "revision"}
         different = [k for k in {**found, **wanted} if found.get(k) != wanted.get(k)]
         if different:
-            message = "; ".join(f"{k} {found.get(k)} there, {wanted.get(k)} asked for" for k in different)
-            raise ConfigError(f"{path} holds samples of another request ({message}): choose another out=...")
+            message = "; ".join(f"{k} {found.get(k)} there, {wanted.get(k)} requested" for k in different)
+            raise ConfigError(f"{path} holds samples with other settings ({message}): choose another out=...")
     else:
         if foreign := [name for name in WRITTEN if (path / name).exists()]:
             raise ConfigError(
-                f"{path} holds {', '.join(foreign)}, not made by sample.py, which would write over it: "
+                f"{path} holds {', '.join(foreign)}, not written by sample.py, which would overwrite it: "
                 "choose another out=..."
             )
         path.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The command `python -m diffusion_lab.stats`: reference statistics of a data set or a folder of images."""
+"""The command `python -m diffusion_lab.stats`: measure reference statistics of a data set or an image folder."""
 
 from __future__ import annotations
 
@@ -10,36 +10,35 @@ from diffusion_lab.errors import ConfigError, refuse
 from diffusion_lab.output import tolerant
 
 HELP = """\
-Measure the reference statistics of a data set, for FID and its relatives.
+Measure the reference statistics of a data set, for FID and related metrics.
 
   python -m diffusion_lab.stats data=NAME [split=train] [out=FILE.npz] [count=N] [group=option ...] [key=value ...]
 
-  data=cifar10 split=train                         what published FIDs of CIFAR-10 are taken against
-  data=image_folder data.root=DIR data.shape=[3,32,32] split=all      any folder of images, at that size
-  metric=inception                                 in these features; each data set has its own default
-  trainer.devices=8                                shared among devices
+  data=cifar10 split=train                         the reference of published FIDs of CIFAR-10
+  data=image_folder data.root=DIR data.shape=[3,32,32] split=all      a folder of images, resized
+  metric=inception                                 the features; each data set has its own default
+  trainer.devices=8                                use several devices
 
-split is train, held_out, or all (both together).  By default out is logs/statistics/NAME_SPLIT.npz.
-The file holds mu and sigma, as other programs read and write them,
-up to 10,000 rows of features for KID, precision and recall, and the protocol: data, split, count, digest of the images,
-extractor and its digest.  Statistics measured once are kept in paths.statistics_dir by their contents and not measured
-again.
+split is train, held_out, or all (both).  The default of out is logs/statistics/NAME_SPLIT.npz.
+The file holds mu and sigma in the usual format, up to 10,000 rows of features for KID, precision and recall, and the
+protocol: data, split, count, digest of the images, extractor and its digest.  Statistics are cached by content in
+paths.statistics_dir.
 """
 USED = (("data",), ("metric",), ("trainer",))
-"""Parts of a training's configuration that statistics depend on."""
+"""Parts of a training configuration that statistics depend on."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure as the arguments say; exits with status 2 and one line on standard error if refused."""
+    """Measure as the arguments say; exit with status 2 and one line on standard error if refused."""
     tolerant()
     if not arguments or {"-h", "--help"} & set(arguments):
         print(HELP, end="")
         return
-    words = dict(a.split("=", 1) for a in arguments if a.split("=", 1)[0] in ("split", "out", "count") and "=" in a)
-    overrides = [a for a in arguments if a.split("=", 1)[0] not in words]
+    given = dict(a.split("=", 1) for a in arguments if a.split("=", 1)[0] in ("split", "out", "count") and "=" in a)
+    overrides = [a for a in arguments if a.split("=", 1)[0] not in given]
     try:
         overrides = only_overrides(overrides, "stats")
-        split, count = words.get("split", "train"), words.get("count")
+        split, count = given.get("split", "train"), given.get("count")
         if split not in ("train", "held_out", "all"):
             raise ConfigError(f"split={split} must be one of train, held_out, all")
         if count is not None and (not count.isdigit() or int(count) < 2):
@@ -47,12 +46,12 @@ def main(arguments: Sequence[str]) -> None:
         from diffusion_lab.config.compose import check
 
         check("train", overrides, used=USED)
-        # Imported here: torch and Lightning take seconds, and a mistyped word must not wait for them.
+        # Imported here: torch and Lightning take seconds to import, and a typo should be refused at once.
         with quick_imports():
             from diffusion_lab.run.measure import measure
             from diffusion_lab.run.quiet import quieten
 
         quieten()
-        measure(overrides, split, words.get("out"), None if count is None else int(count))
+        measure(overrides, split, given.get("out"), None if count is None else int(count))
     except ConfigError as error:
         refuse(error)

@@ -1,4 +1,4 @@
-"""One training run: seed -> instantiate -> fit (which evaluates at its end) -> say where everything is."""
+"""One training run: seed -> instantiate -> fit (with an evaluation at the end) -> print where the files are."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from diffusion_lab.model import Model
 from diffusion_lab.output import say
 from diffusion_lab.run.changes import changes, refuse_changes, refuse_shapes
 from diffusion_lab.run.compiled import compile_network
-from diffusion_lab.run.conditioning import described, tell_labels
+from diffusion_lab.run.conditioning import add_labels, described
 from diffusion_lab.run.data_module import data_module
 from diffusion_lab.run.data_place import moved, places
 from diffusion_lab.run.distributed import OF_RANKS, after_restart, cluster, set_timeout
@@ -47,7 +47,7 @@ from diffusion_lab.storage.run_directory import CONFIG
 from diffusion_lab.storage.run_lock import locked
 
 CHOICES = ("model", "sde", "data", "schedule", "loss", "network", "sampler", "likelihood", "guidance", "metric")
-"""Groups whose chosen option goes into checkpoints and results by its name."""
+"""Groups whose chosen option is recorded by name in checkpoints and results."""
 
 
 def train(config: DictConfig) -> None:
@@ -63,8 +63,8 @@ def train(config: DictConfig) -> None:
     resume = settings["ckpt_path"] and run_directory.find(settings["ckpt_path"], settings["paths"]["log_dir"])
     before = checkpoint_file.read(resume) if resume else None
     if before and "optimizer_states" not in before:
-        begin = f"sample from it, or begin with its weights: init_from={settings['ckpt_path']}"
-        raise ConfigError(f"{resume} was imported and holds no training to go on with: {begin}")
+        advice = f"sample from it, or initialise a training with it: init_from={settings['ckpt_path']}"
+        raise ConfigError(f"{resume} was imported and holds no training state to resume: {advice}")
     settings["init_from"] = before["config"].get("init_from") if before else settings["init_from"]
     started, where = before and before["config"].get(packages.RECORD), places(settings["data"])
     settings[packages.RECORD] = origin.origin(started)
@@ -73,10 +73,10 @@ def train(config: DictConfig) -> None:
     data, model, trainer = set_up(settings, run_dir)
     if before and trainer.is_global_zero:
         ranks = len(before.get("random", []))
-        aside = [f"data.{key}" for key in where if Path(str(settings["data"][key])).expanduser().exists()]
-        changed = refuse_changes(before["config"], settings, ranks, trainer.world_size, aside)
-        refuse_shapes(first_edition.rename(before["state_dict"], own := model.state_dict()), own)
-        say(f"goes on from step {before['global_step']:,}, {os.path.relpath(resume)}{changed}")
+        ignored = [f"data.{key}" for key in where if Path(str(settings["data"][key])).expanduser().exists()]
+        changed = refuse_changes(before["config"], settings, ranks, trainer.world_size, ignored)
+        refuse_shapes(first_edition.rename(before["state_dict"], ours := model.state_dict()), ours)
+        say(f"resumes from step {before['global_step']:,}, {os.path.relpath(resume)}{changed}")
     step = before["global_step"] if before else 0
     del before
     with explained(run_dir, settings, "train"), locked(run_dir) if trainer.is_global_zero else nullcontext():
@@ -92,7 +92,7 @@ def fit(
     resume: Path | None,
     step: int,
 ) -> None:
-    """Train from `step` on, that of the checkpoint `resume`, with every log open, and say what came of it."""
+    """Train from `step`, that of the checkpoint `resume`, with all loggers open, and print the results."""
     loggers = build_loggers(settings["logger"], run_dir, settings, step, resume)
     trainer.loggers, done = loggers, False
     try:
@@ -110,14 +110,14 @@ def fit(
         done = True
     except Stopped as stopped:
         if trainer.is_global_zero:
-            say(f"{stopped}; go on:  {origin.command('train', run_dir)}")
+            say(f"{stopped}; resume:  {origin.command('train', run_dir)}")
         sys.exit(128 + stopped.signum)
     finally:
         finish_loggers(loggers, failed=not done)
 
 
 def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, pl.Trainer]:
-    """Build everything; whatever is wrong with data, devices or options is refused here, before the first step."""
+    """Build everything; refuse whatever is wrong with data, devices or options before the first step."""
     try:
         check_devices(settings["trainer"])
         data = data_module(settings["data"])
@@ -125,7 +125,7 @@ def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, 
         data.setup("fit")
         parts = settings["trainer"]["accumulate_grad_batches"]
         count_in_steps(settings["trainer"], data.size("train"), data.batch_size * parts)
-        tell_labels(settings, data)
+        add_labels(settings, data)
         model = instantiate(settings["model"], "model")
         model.check_sampling()
         model.config = settings
@@ -136,7 +136,7 @@ def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, 
             callback.check(data, model)
         # Loggers join later: only the first rank has them, and the rank is known once there is a trainer.
         keys = {key: value for key, value in settings["trainer"].items() if key not in OF_RANKS}
-        if keys["val_check_interval"] is not None:  # of optimiser steps; Lightning's is of batches
+        if keys["val_check_interval"] is not None:  # ours counts optimiser steps, Lightning's counts batches
             keys["val_check_interval"] = int(keys["val_check_interval"]) * keys["accumulate_grad_batches"]
         trainer = instantiate({"profiler": Unprofiled(), **keys, "_partial_": True}, "trainer")(
             callbacks=callbacks,
@@ -146,7 +146,7 @@ def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, 
             logger=False,
         )
         set_timeout(trainer.strategy, settings["trainer"]["timeout"])
-        if trainer.precision != settings["trainer"]["precision"]:  # Lightning would warn and take another one
+        if trainer.precision != settings["trainer"]["precision"]:  # Lightning would only warn and use another one
             raise ValueError(f"trainer.precision={settings['trainer']['precision']} needs a GPU: here, use bf16-mixed")
         data.trainer = trainer  # knows the number of ranks, which must divide the batch
         data.setup("fit")
@@ -166,7 +166,7 @@ def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, 
 def prepare_evaluation(
     evaluation: Evaluation, settings: dict[str, Any], data: DataModule, model: Model, trainer: pl.Trainer
 ) -> None:
-    """Fit or load the feature extractor now, so that missing weights are known before a long training."""
+    """Fit or load the feature extractor now, so that missing weights are found before a long training."""
     choices = settings["choices"]
     evaluation.facts = {
         **{group: choices.get(group) for group in ("model", "sde", "data", "schedule", "network")},
@@ -186,7 +186,7 @@ def prepare_evaluation(
 
 
 def keep_configuration(path: Path, settings: dict[str, Any], step: int) -> None:
-    """Write a run's configuration; a different one that it had until `step` keeps a name of its own."""
+    """Write a run's configuration; a different earlier one is renamed to config_until_step_<step>.yaml."""
     if path.exists() and any(changes(OmegaConf.to_container(OmegaConf.load(path)), settings)):
         names = (f"config_until_step_{step:08d}{'_' * number}.yaml" for number in itertools.count())
         path.replace(next(new for new in map(path.with_name, names) if not new.exists()))

@@ -1,4 +1,4 @@
-"""The profiler of a run that is not profiled."""
+"""The profiler of a run without profiling."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pytorch_lightning.profilers import PassThroughProfiler
 
 
 class Unprofiled(PassThroughProfiler):
-    """Times nothing, without the context that Lightning's own makes anew for each hook of each callback.
+    """Measure nothing, and reuse one context, where Lightning creates a new one for each hook of each callback.
 
-    A step has some seventy of them, 1.3 us each.
+    A step enters about seventy of them, 1.3 us each.
     """
 
     nothing: AbstractContextManager[None] = nullcontext()
