@@ -14,6 +14,7 @@ from zygote import run
 import diffusion_lab
 from diffusion_lab import first_edition
 from diffusion_lab.network import NCSNpp, UNet
+from diffusion_lab.process import VP, DiscreteProcess, Geometric, Linear
 from diffusion_lab.sampler import DDIM, EDM, Ancestral, DPMSolver, Sampler, UniPC
 from diffusion_lab.storage import checkpoint_file
 
@@ -116,3 +117,17 @@ def test_keys_and_classes_of_the_first_edition_are_renamed():
         "process": {"_target_": "diffusion_lab.process.DiscreteProcess", "levels": 3},
     }
     assert now["a"] == ["told"] and first_edition.settings(now) == now
+
+
+def test_schedules_and_processes_written_for_the_first_edition_work():
+    class Mine(Geometric):
+        def ladder(self, levels):
+            alpha, sigma = Geometric.noise_levels(self, levels)
+            return alpha, 2 * sigma
+
+    class Process(VP):
+        def even_grid(self, steps, spacing, start, end):
+            return torch.linspace(start, end, steps, dtype=torch.float64) ** 2
+
+    assert DiscreteProcess(Mine(0.1, 1.0), 4).sigma(torch.tensor(1.0)) == 2
+    assert Process(Linear()).timesteps(3, t_end=0.5).tolist() == [1, 0.5625, 0.25]

@@ -44,6 +44,10 @@ class NoiseProcess(nn.Module, ABC):
     keeps_signal: bool = False
     """Whether alpha = 1 at all times, so that x_1 is close to the prior only if sigma(1) is large."""
 
+    def __init_subclass__(cls) -> None:
+        if "even_grid" in vars(cls):  # its name in the first edition
+            cls.even_timesteps = cls.even_grid
+
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
         """Signal scale."""

@@ -40,6 +40,10 @@ class Schedule(ABC):
     def rate_of_log_alpha(self, ratio: Tensor) -> Tensor:
         """d log alpha / d ratio, with ratio = sigma^2/alpha^2."""
 
+    def __init_subclass__(cls) -> None:
+        if "ladder" in vars(cls):  # its name in the first edition
+            cls.noise_levels = cls.ladder
+
     @abstractmethod
     def noise_levels(self, levels: int) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) at the levels 1..N, each of shape (N,), float64."""
