@@ -246,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(contestant.name, *message, sep="  ", flush=True)
     every = [record for row in records.values() for record in row.values()]
     print(f"\n{table({name: {n: r['value'] for n, r in row.items()} for name, row in records.items()}, options.nfe)}\n")
-    several = f", a cell the mean over {options.seeds} sets with standard error {deviation(every):.1%}"
+    several = f", each cell a mean over {options.seeds} sets with standard error {deviation(every):.1%}"
     real = f"; real images: {every[0]['real']:.2f}" if every and "real" in every[0] else ""
     print(f"Fréchet distances of {options.samples} images{several * (options.seeds > 1)}{real}")
 

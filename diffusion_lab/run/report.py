@@ -100,7 +100,7 @@ def announce(
         say(f"model    {type(model).__name__}, {type(model.network).__name__} with {count:,} parameters, {title}")
         if model.labels is not None:
             say(f"labels   conditional, {model.labels.classes} classes: {listed(model.labels.names)}")
-        if loss := [word for word in settings["overrides"] if word.lstrip("+").startswith(("loss=", "loss."))]:
+        if loss := [word for word in settings.get("overrides", ()) if word.lstrip("+").startswith(("loss=", "loss."))]:
             say(f"loss     {', '.join(loss)}")
     ranks = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
     if 0 < trainer.max_steps <= step:
