@@ -13,7 +13,7 @@ COMMANDS = {
     "sample": ("sample", "sample from a checkpoint, and score the samples"),
     "compare": ("compare", "compare runs in one table"),
     "stats": ("stats", "measure reference statistics of a data set"),
-    "verify": ("verify", "check a sampler against exact laws"),
+    "verify": ("verify", "check a sampler against exact solutions"),
     "referee": ("referee", "score two sets of images with torch-fidelity"),
     "import": ("interop", "convert a checkpoint of another program"),
 }

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> None:
 
         check("train", overrides, used=(("sampler",),))
         settings = plain(composed("train", overrides), overrides)["sampler"]
-        # Imported here: torch takes seconds, and a mistyped word must not wait for it.
+        # Imported here: torch takes seconds to import, and a typo should be refused at once.
         with quick_imports():
             from diffusion_lab.config.instantiate import instantiate
             from diffusion_lab.verification import check_sampler
