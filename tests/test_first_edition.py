@@ -116,3 +116,9 @@ def test_keys_and_classes_of_the_first_edition_are_renamed():
         "process": {"_target_": "diffusion_lab.process.DiscreteProcess", "levels": 3},
     }
     assert now["a"] == ["told"] and first_edition.settings(now) == now
+
+
+@pytest.mark.parametrize("line", ["model.told=level", "+model.told=level"])
+def test_an_old_key_is_answered_with_its_new_name(line):
+    done = run("train.py", "data=toy2d", line)
+    assert done.returncode == 2 and "(told is called c_noise now)" in done.stderr
