@@ -99,7 +99,15 @@ class Denoiser(nn.Module):
 
         Everything else is shared.  Without a condition a network trained with label dropout estimates the marginal
         score.
+
+        Raises:
+            ValueError: for a condition that is not a tensor, or labels that are not those of a class or the null label.
         """
+        for key, value in condition.items():
+            if not isinstance(value, Tensor):
+                raise ValueError(f"{key}={value!r} must be a tensor (B,)")
+        if "label" in condition and self.classes is not None:
+            check_labels(condition["label"], self.classes if self.null is None else self.classes + 1)
         bound = copy.copy(self)
         with torch.inference_mode(False):  # autograd cannot use tensors created in inference mode
             bound.condition = {key: value.clone() for key, value in condition.items()}
@@ -191,3 +199,19 @@ class Denoiser(nn.Module):
         # Checking only the first is enough and saves milliseconds; frozen parameters may have another precision.
         trained = next((p.dtype for p in self.network.parameters() if p.requires_grad), None)
         return trained or min((p.dtype for p in self.network.parameters()), key=lambda d: d.itemsize, default=None)
+
+
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Raise ValueError unless labels are integers (B,), or a scalar, from 0 to classes - 1.
+
+    The range is checked on the CPU only, where it needs no synchronisation.
+    """
+    if not isinstance(labels, Tensor):
+        raise ValueError(f"labels of type {type(labels).__name__} must be a tensor of integers (B,)")
+    if labels.dtype not in (torch.int64, torch.int32) or labels.dim() > 1:
+        dtype = str(labels.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"labels of type {dtype} and shape {tuple(labels.shape)} must be integers (int64) of shape (B,)"
+        )
+    if labels.device.type == "cpu" and labels.numel() and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f"labels from {labels.min()} to {labels.max()} must lie between 0 and {classes - 1}")

@@ -405,6 +405,13 @@ def test_a_training_that_has_results_before_its_last_step_is_named(run, tmp_path
     assert len(told) == 1 and told[0].endswith("half, step 10 of 1,000")
 
 
+def test_the_overrides_of_a_run_are_those_of_its_configuration(run, tmp_path):
+    # A refused command to resume a run leaves its own overrides in .hydra.
+    run("a", {}, ["guidance=classifier_free"])
+    (tmp_path / "a" / "config.yaml").write_text("overrides:\n- data=toy2d\n")
+    assert read(tmp_path / "a" / "results.json").overrides == {"data": "toy2d"}
+
+
 def test_damaged_overrides_are_named(run, tmp_path):
     run("a", {}, ["x"])
     (tmp_path / "a" / ".hydra" / "overrides.yaml").write_text("- [")

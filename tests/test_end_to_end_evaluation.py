@@ -83,7 +83,7 @@ def test_statistics_of_a_split_or_a_folder_are_made_and_used(trained, tmp_path):
     said = command("stats", "data=digits", "split=train", f"out={tmp_path}/digits.npz", cwd=trained)
     found = Statistics.load(tmp_path / "digits.npz")
     assert found.moments.count == 1400 and found.protocol["reference"] == "digits train" and "1,400 images" in said
-    assert f"measuring 1,400 images of train in digits features; writes {tmp_path}/digits.npz" in said
+    assert f"measuring 1,400 images of train with digits features; writes {tmp_path}/digits.npz" in said
     assert f"written to {tmp_path}/digits.npz: mu and sigma" in said
     said = run(
         "sample.py", "ckpt_path=last", *QUICK, "num_samples=10", "evaluate=true", "likelihood=none",

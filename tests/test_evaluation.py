@@ -235,8 +235,9 @@ def test_the_whole_held_out_set_is_measured_and_another_setting_anew(tmp_path):
 )
 def test_likelihoods_have_the_unit_that_makes_sense(shape, grey_levels, name, factor):
     model = SimpleNamespace(
-        shape=shape, grey_levels=grey_levels, likelihood={"bound": VariationalBound(terms=1)}, guidance=None
-    )
+        shape=shape, grey_levels=grey_levels, is_image=len(shape) == 3, guidance=None,
+        likelihood={"bound": VariationalBound(terms=1)},
+    )  # fmt: skip
     rows = torch.tensor([[60.0, 10.0, 20.0, 30.0, 1.0], [120.0, 20.0, 40.0, 60.0, 1.0]], dtype=torch.float64)
     assert likelihood_name(model, "bound") == name
     assert summary(model, "bound", rows, 1)["value"] == pytest.approx(90 * factor)
@@ -245,7 +246,7 @@ def test_likelihoods_have_the_unit_that_makes_sense(shape, grey_levels, name, fa
 def test_the_error_of_a_likelihood_covers_that_of_all_items():
     """Of normal items with mean 5: 19 of 20 intervals of two errors hold it, whatever the number of passes."""
     model = SimpleNamespace(
-        shape=(2,), grey_levels=None, likelihood={"bound": VariationalBound(terms=1)}, guidance=None
+        shape=(2,), grey_levels=None, is_image=False, likelihood={"bound": VariationalBound(terms=1)}, guidance=None
     )
     source, covered = torch.Generator().manual_seed(0), []
     for _ in range(300):

@@ -131,3 +131,9 @@ def test_schedules_and_processes_written_for_the_first_edition_work():
 
     assert DiscreteProcess(Mine(0.1, 1.0), 4).sigma(torch.tensor(1.0)) == 2
     assert Process(Linear()).timesteps(3, t_end=0.5).tolist() == [1, 0.5625, 0.25]
+
+
+@pytest.mark.parametrize("line", ["model.told=level", "+model.told=level"])
+def test_an_old_key_is_answered_with_its_new_name(line):
+    done = run("train.py", "data=toy2d", line)
+    assert done.returncode == 2 and "(told is called c_noise now)" in done.stderr

@@ -9,6 +9,9 @@ import torch
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.guidance import Autoguidance, ClassifierFree, Guided
 from diffusion_lab.likelihood import FlowLikelihood, VariationalBound
+from diffusion_lab.loss import DenoisingLoss
+from diffusion_lab.model import DDPM, Labels, rehearse
+from diffusion_lab.network import MLP
 from diffusion_lab.parameterization import TO_EPS, Parameterization
 from diffusion_lab.process import VE, VP, Cosine, DiscreteProcess, Geometric, Linear, SubVP
 from diffusion_lab.sampler import DDIM, Sampler
@@ -49,6 +52,13 @@ def denoiser_of(process, output="eps", target=TARGET):
     denoiser = Denoiser(ClassScores(process, row, target), process, row)
     denoiser.classes = denoiser.null = CLASSES
     return denoiser
+
+
+def model_of_points(labels=None):
+    network = MLP(2, classes=labels and labels.classes)
+    return DDPM(
+        network, Linear(), DenoisingLoss(), Sampler(DDIM(), steps=2), shape=(2,), grey_levels=None, labels=labels
+    )
 
 
 def points(count=12, seed=0):
@@ -186,18 +196,83 @@ def test_autoguidance_extrapolates_from_the_weaker_model_at_the_same_label():
     ],
 )
 def test_autoguidance_refuses_an_incompatible_weaker_model(weak, what):
-    with pytest.raises(ValueError, match=f"another {what}"):
+    with pytest.raises(ValueError, match=f"its {what}"):
         Autoguidance(weak)(denoiser_of(PROCESSES["vp"]))
     weak = denoiser_of(PROCESSES["vp"])
     weak.classes = 7
-    with pytest.raises(ValueError, match="another classes"):
+    with pytest.raises(ValueError, match="its classes"):
         Autoguidance(weak)(denoiser_of(PROCESSES["vp"]))
 
 
-@pytest.mark.parametrize("scale, interval", [(-1, None), (float("nan"), None), (2, [1]), (2, [3, 1]), (2, [-1, 1])])
+@pytest.mark.parametrize(
+    "scale, interval",
+    [
+        (-1, None),
+        (float("nan"), None),
+        (2, [1]),
+        (2, [3, 1]),
+        (2, [-1, 1]),
+        ("2", None),
+        (2, 1.0),
+        (2, "ab"),
+        (2, (None, 2)),
+    ],
+)
 def test_invalid_scales_and_intervals_are_refused(scale, interval):
     with pytest.raises(ValueError, match="guidance.(scale|interval)="):
         ClassifierFree(scale, interval)
+
+
+@pytest.mark.parametrize("guidance", ["classifier_free", 2, ClassifierFree, lambda denoiser: 3])
+def test_what_is_not_a_guidance_is_refused(guidance):
+    with pytest.raises(ValueError, match="is not a guidance: use for example"):
+        model_of_points().sample(2, guidance=guidance)
+
+
+@pytest.mark.parametrize("parts", [(DDIM(), 50), (DDIM,), ("ddim",), (None, 3)])
+def test_what_is_not_a_predictor_or_corrector_is_refused(parts):
+    with pytest.raises(
+        ValueError, match=r"is not a (predictor|corrector): write for example Sampler\(DDIM\(\), steps=50"
+    ):
+        Sampler(*parts)
+
+
+def test_autoguidance_takes_a_model_and_refuses_what_is_not_one():
+    weak = model_of_points()
+    assert torch.equal(weak.sample(2, guidance=Autoguidance(weak, 3.0)), weak.sample(2))
+    with pytest.raises(ValueError, match="weak='run' must be a denoiser or a model"):
+        Autoguidance("run")
+
+
+def test_a_weaker_model_of_other_data_is_refused_by_the_rehearsal():
+    model = model_of_points()
+    model.guidance = Autoguidance(
+        DDPM(MLP(3), Linear(), DenoisingLoss(), Sampler(DDIM(), steps=2), shape=(3,), grey_levels=None)
+    )
+    with pytest.raises(ValueError, match=r"the guidance Autoguidance: .*the network needs \(batch, 3\)"):
+        rehearse(model, torch.randn(2, 2), training=False)
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        (torch.tensor([0.0, 1]), "labels of type float32"),
+        (torch.tensor([[0], [1]]), r"shape \(2, 1\)"),
+        (torch.tensor([0, 3]), "labels from 0 to 3 must lie between 0 and 2"),
+        (torch.tensor([-1, 1]), "labels from -1 to 1"),
+        (("cat", "dog"), "labels of type tuple"),
+    ],
+)
+def test_training_labels_that_are_not_classes_are_refused(labels, message):
+    # The null label, 3, is one of the network's, so that it would train without an error.
+    model = model_of_points(Labels([1, 1, 1]))
+    with pytest.raises(ValueError, match=message):
+        model.training_step((torch.zeros(2, 2), labels), 0)
+    assert model.denoiser.given(label=torch.tensor([0, 3])).condition["label"].tolist() == [0, 3]
+    with pytest.raises(ValueError, match="between 0 and 3"):
+        model.denoiser.given(label=torch.tensor([0, 4]))
+    with pytest.raises(ValueError, match="label=3 must be a tensor"):
+        model.denoiser.given(label=3)
 
 
 def test_classifier_free_guidance_needs_a_model_trained_with_label_dropout():

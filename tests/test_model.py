@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -219,3 +220,19 @@ def test_images_are_inverted_to_noise_that_is_sampled_back_to_them():
     assert noise.shape == points.shape and (state.x - points).abs().max() < 0.05
     with pytest.raises(ValueError, match="draws noise"):
         model.invert(points, sampler=Sampler(DDIM(1.0)), steps=5)
+
+
+@pytest.mark.parametrize(
+    "images, message",
+    [
+        (torch.full((2, 1, 8, 8), 255.0), r"images from 255 to 255 must lie in \[0, 1\]"),
+        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "finite real numbers"),
+        (torch.full((2, 1, 8, 8), torch.nan), "finite real numbers"),
+        (torch.zeros(1, 8, 8), r"images=\(1, 8, 8\) must be a tensor \(B, 1, 8, 8\)"),
+        (np.zeros((2, 1, 8, 8)), "images=ndarray must be a tensor"),
+    ],
+)
+def test_images_to_invert_must_be_like_sampled_ones(images, message):
+    model = DDPM(MLP(), Linear(), DenoisingLoss(), Sampler(DDIM(), steps=2), shape=(1, 8, 8))
+    with pytest.raises(ValueError, match=message):
+        model.invert(images)

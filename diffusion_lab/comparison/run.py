@@ -22,6 +22,8 @@ METHOD = ("model", "sde", "conditional")
 CLEAR_ALONE = {"model", "data", "sampler", "network", "weights"}
 """Facts that are understood without their key."""
 
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the faster one is not built everywhere
+
 
 @dataclass(frozen=True)
 class Run:
@@ -122,16 +124,23 @@ def read(path: Path) -> Run:
     # Files of older versions list options that were not set as "all".
     if "sampler" in results:
         results["sampler"] = re.sub(r"\w+=all, |, \w+=all(?=[,)])", "", str(results["sampler"]))
-    return Run(path, results, _overrides(path.parent / ".hydra" / "overrides.yaml"))
+    return Run(path, results, _overrides(path.parent))
 
 
-def _overrides(path: Path) -> dict[str, str]:
-    try:
-        words = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else []
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: it is not YAML") from error
+def _overrides(run: Path) -> dict[str, str]:
+    """The overrides of a run: of its configuration, as a refused command to resume it replaces those in .hydra."""
+    config = _yaml(run / "config.yaml")
+    words = config.get("overrides") if isinstance(config, dict) else None
+    words = _yaml(run / ".hydra" / "overrides.yaml") if words is None else words
     pairs = (str(word).lstrip("+~").partition("=") for word in words or [])
     return {key: value for key, _, value in pairs if key.partition(".")[0] not in ASIDE}
+
+
+def _yaml(path: Path) -> Any:
+    try:
+        return yaml.load(path.read_bytes(), _Loader) if path.is_file() else None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is damaged: it is not YAML") from error
 
 
 def facts(run: Run) -> dict[str, str]:

@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from diffusion_lab.config import declared, help
-from diffusion_lab.config.validation import nearest, nodes
+from diffusion_lab.config.validation import nearest, nodes, renamed
 from diffusion_lab.errors import ConfigError
 
 NOTHING = {"logger": "csv", "likelihood": "none", "sampler/predictor": "none", "sampler/corrector": "none"}
@@ -145,7 +145,7 @@ def unknown(key: str, keys: Collection[str], groups: Sequence[str], task: str, r
         k.split(".")[depth] for k in keys if k.count(".") == depth and k.startswith(f"{parent}." if parent else "")
     )
     where = f"allowed in {parent}" if parent else "allowed"
-    close = meant(key, keys, task) or nearest(key, [*keys, *groups])
+    close = renamed(key) or meant(key, keys, task) or nearest(key, [*keys, *groups])
     return f"{key} is not a key of the configuration{close}; {where}: {', '.join(dict.fromkeys(siblings))}"
 
 

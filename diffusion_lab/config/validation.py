@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from diffusion_lab import first_edition
 from diffusion_lab.config import declared, schema, trainer_keys
 from diffusion_lab.config.batch_size import batch_divides, batch_fits_memory
 from diffusion_lab.config.environment import disagreement
@@ -52,6 +53,12 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
     """ " (did you mean X?)" for the closest of the allowed words, or an empty string."""
     close = difflib.get_close_matches(word, list(map(str, allowed)), 1, cutoff=0.5)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+def renamed(key: str) -> str:
+    """The name that a key of the first edition has now; empty for any other key."""
+    last = key.rpartition(".")[2]
+    return f" ({last} is called {first_edition.KEYS[last]} now)" if last in first_edition.KEYS else ""
 
 
 def validate(config: Mapping[str, Any]) -> None:
@@ -108,7 +115,8 @@ def check_signature(path: str, node: Mapping[str, Any]) -> None:
             continue
         if key not in known:
             raise ConfigError(
-                f"{path}.{key} is not a parameter of {target}{nearest(key, known)}; allowed: {', '.join(known)}"
+                f"{path}.{key} is not a parameter of {target}{renamed(key) or nearest(key, known)}; "
+                f"allowed: {', '.join(known)}"
             )
         reason = schema.mismatch(known[key], value)
         if reason:

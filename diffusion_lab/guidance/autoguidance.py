@@ -17,7 +17,7 @@ class Autoguidance(Guidance):
     step evaluates both networks.
 
     Args:
-        weak: the weaker denoiser, or a function that loads it on first use.
+        weak: the weaker denoiser, its model, or a function that loads it on first use.
         scale: guidance scale, >= 0.
         interval: (low, high) of sigma / alpha = exp(-log-SNR / 2) in which guidance is on; None: everywhere.
 
@@ -34,6 +34,10 @@ class Autoguidance(Guidance):
         interval: Sequence[float] | None = None,
     ) -> None:
         super().__init__(scale, interval)
+        if not isinstance(weak, Denoiser):
+            weak = getattr(weak, "denoiser", weak)  # of a model
+        if not isinstance(weak, Denoiser) and not callable(weak):
+            raise ValueError(f"weak={weak!r} must be a denoiser or a model, such as diffusion_lab.load(...) returns")
         self.weak = weak
 
     def __call__(self, denoiser: Denoiser) -> Denoiser:
@@ -57,6 +61,6 @@ def check_pair(strong: Denoiser, weak: Denoiser) -> None:
     ):
         if not same:
             raise ValueError(
-                f"autoguidance needs two models of the same data and noise, but the weaker one has another {what}: "
+                f"autoguidance needs two models of the same data and noise, but the weaker one differs in its {what}: "
                 "choose another guidance.ckpt_path"
             )

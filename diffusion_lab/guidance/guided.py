@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -130,7 +130,15 @@ class Guidance(ABC):
 
 def check(scale: float, interval: Sequence[float] | None) -> None:
     """Raise ValueError for a negative or non-finite scale, or an invalid interval."""
-    if not (math.isfinite(scale) and scale >= 0):
+    if not number(scale) or not (math.isfinite(scale) and scale >= 0):
         raise ValueError(f"guidance.scale={scale} must be a finite number >= 0; at 1 guidance is off")
-    if interval is not None and not (len(interval) == 2 and 0 <= interval[0] < interval[1]):
-        raise ValueError(f"guidance.interval={list(interval)} must be [low, high] of sigma/alpha, 0 <= low < high")
+    if interval is None:
+        return
+    ends = list(interval) if isinstance(interval, Iterable) else [interval]
+    if not (len(ends) == 2 and all(map(number, ends)) and 0 <= ends[0] < ends[1]):
+        raise ValueError(f"guidance.interval={interval} must be [low, high] of sigma/alpha, 0 <= low < high")
+
+
+def number(value: object) -> bool:
+    """Whether a value is a real number, such as a float or a tensor with one element."""
+    return not isinstance(value, (bool, str)) and hasattr(value, "__float__")

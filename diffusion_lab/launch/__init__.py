@@ -28,6 +28,8 @@ def main(task: Literal["train", "sample"]) -> None:
     Exits with status 2 and one line on standard error if the command line or the set-up is refused.
     """
     tolerant()
+    if not has_locks():
+        refuse(ConfigError(f"{task}.py runs on Linux and macOS only; on Windows, use WSL"))
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -37,8 +39,6 @@ def main(task: Literal["train", "sample"]) -> None:
     from diffusion_lab.launch import multirun, process, rank
     from diffusion_lab.launch.job import run_job
 
-    if not has_locks():
-        refuse(ConfigError(f"{task}.py runs on Linux and macOS only; on Windows, use WSL"))
     rank.born()
     if os.environ.get(FURTHER):
         os.environ.setdefault(PATH, os.getcwd())

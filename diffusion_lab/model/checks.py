@@ -145,6 +145,19 @@ def check_samples(model: Model, network: CheckedNetwork) -> Tensor | None:
 
 
 @torch.no_grad()
+def check_guidance(model: Model) -> None:
+    """Check that guidance applies to two samples, and evaluate its weaker denoiser, if it has one."""
+    if model.guidance is None:
+        return
+    x = torch.randn(2, *model.shape, device=model.device)
+    with component_errors(f"the guidance {name_of(model.guidance)}"):
+        guided = model.sampling_denoiser(model.labels_of(range(2), 0))
+        eps = getattr(guided, "weak", guided)(x, torch.ones(2, device=model.device)).eps
+        if eps.shape != x.shape:
+            raise ValueError(f"it returns shape {tuple(eps.shape)}, expected {tuple(x.shape)}")
+
+
+@torch.no_grad()
 def check_decoding(model: Model, items: Tensor, x0: Tensor, x: Tensor | None) -> None:
     """Check that samples are decoded to the shape and range of the data, and that `decode` inverts `encode`."""
     name = f"{name_of(model)}.decode"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.denoiser import Denoiser, check_labels
 from diffusion_lab.model.labels import Label
 
 Guidance = Callable[[Denoiser], Denoiser]
@@ -35,6 +35,7 @@ class Conditioned:
             return self.denoiser
         if labels is None:
             raise ValueError("this model is conditioned on labels: batches must be (x, label)")
+        check_labels(labels, self.labels.classes)  # before dropout: the null label is not a class of the data
         labels = self.labels.with_dropout(labels) if training else labels
         return self.denoiser.given(label=labels.to(self.device))
 
@@ -44,8 +45,16 @@ class Conditioned:
         Raises:
             ValueError: if the guidance does not suit the model.
         """
-        bound, guidance = self.conditional_denoiser(labels), guidance or self.guidance
-        return bound if guidance is None else guidance(bound)
+        bound, guidance = self.conditional_denoiser(labels), self.guidance if guidance is None else guidance
+        if guidance is None:
+            return bound
+        guided = None if isinstance(guidance, type) or not callable(guidance) else guidance(bound)
+        if not isinstance(guided, Denoiser):
+            raise ValueError(
+                f"guidance={guidance!r} is not a guidance: use for example "
+                "diffusion_lab.guidance.ClassifierFree(scale=2)"
+            )
+        return guided
 
     def check_sampling(self, seed: int = 0) -> None:
         """Raise ValueError if sampler, label or guidance do not suit the model."""

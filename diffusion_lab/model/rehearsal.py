@@ -22,6 +22,7 @@ from diffusion_lab.model.checked_network import CheckedNetwork, check_network
 from diffusion_lab.model.checks import (
     ComponentError,
     check_decoding,
+    check_guidance,
     check_items,
     check_likelihood,
     check_process,
@@ -79,6 +80,7 @@ def rehearse(
             if training:
                 check_loss(tried, x0, context)
             tried.eval()
+            check_guidance(tried)
             network.limit = 2
             x = check_samples(tried, network)
             check_decoding(tried, items, x0, x)

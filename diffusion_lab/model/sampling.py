@@ -111,7 +111,8 @@ class Sampling(Conditioned):
             sampler = self.sampler_of(sampler)
         if isinstance(sampler, (type, Step, Corrector)) or not callable(sampler):
             raise ValueError(
-                f"sampler={sampler!r} is not a sampler: use for example diffusion_lab.sampler.Sampler(DDIM(), 50), "
+                f"sampler={sampler!r} is not a sampler: use for example "
+                "diffusion_lab.sampler.Sampler(DDIM(), steps=50), "
                 'or for a model from diffusion_lab.load its name, such as "ddim"'
             )
         if steps is not None:
@@ -227,12 +228,24 @@ class Sampling(Conditioned):
             label: as in `sample`; image i has label[i % len(label)].
 
         Raises:
-            ValueError: for a sampler that adds noise, clips or is not linear, and as `sample` does.
+            ValueError: for a sampler that adds noise, clips or is not linear, for images of another shape or range, and
+                as `sample` does.
         """
+        self.check_images(images)
         sampler = self.resolve_sampler(Sampler(DDIM()) if sampler is None else sampler, steps)
         with self.evaluating():
             denoiser = self.sampling_denoiser(self.labels_of(range(len(images)), 0, label))
             return sampler.invert(denoiser, self.encode(images.to(self.device)))
+
+    def check_images(self, images: Tensor) -> None:
+        """Raise ValueError unless images are finite real numbers of the model's shape, with grey levels in [0, 1]."""
+        if not isinstance(images, Tensor) or tuple(images.shape[1:]) != self.shape:
+            got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            raise ValueError(f"images={got} must be a tensor {('B', *self.shape)}".replace("'B'", "B"))
+        if not images.is_floating_point() or not images.isfinite().all():
+            raise ValueError("images must be finite real numbers, as sample returns them")
+        if self.grey_levels is not None and images.numel() and not 0 <= images.min() <= images.max() <= 1:
+            raise ValueError(f"images from {images.min():.4g} to {images.max():.4g} must lie in [0, 1]: rescale them")
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -80,6 +80,9 @@ class Sampler:
     ) -> None:
         if predictor is None and corrector is None:
             raise ValueError("a sampler needs a predictor, a corrector, or both")
+        for part, given in (("predictor", predictor), ("corrector", corrector)):
+            if given is not None and (isinstance(given, type) or not callable(given)):
+                raise ValueError(f"{part}={given!r} is not a {part}: write for example Sampler(DDIM(), steps=50)")
         if start not in ("prior", "uniform"):
             raise ValueError(f"start={start!r} is unknown; allowed: prior, uniform")
         for key, given, name in (("times", times, "explicit"), ("sections", sections, "sections")):
