@@ -141,13 +141,13 @@ def test_its_network_has_the_published_inputs(name):
     family, discrete = sde(c), levels_of_it is not None
     assert (parameterization.low, parameterization.high) == (0.0 if family == "vesde" else -1.0, 1.0)
     assert low(c) == parameterization.low
-    message = 0.0 if family == "vesde" and discrete else math.log(50) if family == "vesde" else 999.0
-    assert parameterization.conditioning(process, last).item() == pytest.approx(message, abs=1e-9)
+    c_noise = 0.0 if family == "vesde" and discrete else math.log(50) if family == "vesde" else 999.0
+    assert parameterization.conditioning(process, last).item() == pytest.approx(c_noise, abs=1e-9)
     first = torch.tensor([process.t_min], dtype=torch.float64)
     if discrete:
-        nothing = parameterization.message == "nothing"  # NCSNv2
-        message = 0.0 if family == "vpsde" or nothing else levels_of_it - 1
-        assert parameterization.conditioning(process, first).item() == pytest.approx(message, abs=1e-9)
+        nothing = parameterization.c_noise == "nothing"  # NCSNv2
+        c_noise = 0.0 if family == "vpsde" or nothing else levels_of_it - 1
+        assert parameterization.conditioning(process, first).item() == pytest.approx(c_noise, abs=1e-9)
     else:
         assert process.t_min == FACTS["sampling_eps"][family.removesuffix("sde")]
         assert process.t_train_min == FACTS["sampling_eps"]["train"]

@@ -85,7 +85,7 @@ def _no_answer(url: str, timeout: float) -> str | None:
 
     def ask() -> None:
         try:
-            request = urllib.request.SampleSpec(url, method="HEAD")
+            request = urllib.request.Request(url, method="HEAD")
             urllib.request.build_opener().open(request, timeout=timeout + 1).close()
             outcome.put(None)
         except urllib.error.HTTPError as error:
