@@ -117,7 +117,7 @@ def test_help_of_a_group_an_option_and_a_key():
     assert "optimizer.lr=2.0e-4" in tell("train", ["lr"]) and "learning rate" in tell("train", ["optimizer.lr"])
     for task, word, close in (
         ("train", "samplr", "sampler"),
-        ("train", "_target_", "no group and no key"),
+        ("train", "_target_", "no such group or key"),
         ("sample", "model", "groups: sampler"),
         ("train", "data=digit", "digits"),
     ):
