@@ -91,7 +91,7 @@ def test_a_truncated_or_foreign_file_is_skipped_for_the_previous_checkpoint(save
     else:
         other(newer, damage)
     assert run_directory.find(path.parents[1]) == run_directory.find("last", tmp_path) == path
-    assert f"{newer} is cut or damaged and passed over" in capsys.readouterr().out
+    assert f"{newer} is truncated or damaged and skipped" in capsys.readouterr().out
     assert run_directory.find(newer) == newer, "asked for by name, it is not exchanged for another"
     with pytest.raises(CheckpointError, match=r"step_00000009.ckpt"):
         checkpoint_file.read(newer)
@@ -144,7 +144,7 @@ def test_hostile_pickle_is_not_executed_by_reading_resuming_or_sampling(saved, t
         ):
             use(path)
     with pytest.raises(
-        CheckpointError, match=r"refused, it is no file of plain tensors and containers(: it holds \S+)?$"
+        CheckpointError, match=r"refused, it is not a file of plain tensors and containers(: it holds \S+)?$"
     ):
         checkpoint_file.read(path)  # in words that do not advise to execute it
     assert run_directory.find(path.parents[1]) == (path if kind == "whole" else saved[0]), "what is no archive is cut"

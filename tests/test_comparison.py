@@ -367,10 +367,10 @@ def test_a_run_that_is_not_finished_is_left_out_and_named(run, tmp_path, monkeyp
         (
             '{"metrics": {"fd_digits": {"value": 1}}}',
             [".", "by=fd_digit"],
-            r"did you mean fd_digits\?\); there are: fd_d",
+            r"did you mean fd_digits\?\); available: fd_d",
         ),
-        ('{"metrics": {"fd_digits": {"value": 1}}}', [".", "by=zzz"], "by=zzz: no run has this metric; there are: fd_"),
-        ('{"metrics": {}}', [".", "by=fd"], "there are: none"),
+        ('{"metrics": {"fd_digits": {"value": 1}}}', [".", "by=zzz"], "by=zzz: no run has this metric; available: fd_"),
+        ('{"metrics": {}}', [".", "by=fd"], "available: none"),
         ('{"metrics": {}}', [".", "bye=fd"], r"bye=fd is no option here \(did you mean by=...\?\)"),
         ('{"metrics": {}}', [".", "--out"], r"--out is no option here \(did you mean out=...\?\)"),
         ('{"metrics": {}}', [".", "out="], "out= is no option here"),

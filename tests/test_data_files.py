@@ -266,10 +266,10 @@ def test_unreadable_images_are_named_before_training(folder: Path, limit: int) -
 
     broken = folder / "cat" / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\n but not for long")
-    with pytest.raises(ValueError, match=r"broken.png is no readable 8-bit image"):
+    with pytest.raises(ValueError, match=r"broken.png is not a readable 8-bit image"):
         load()
     Image.fromarray(np.full((16, 16), 60_000, np.uint16)).save(broken)
-    with pytest.raises(ValueError, match=r"broken.png is no readable 8-bit image \(pixel mode I;16\)"):
+    with pytest.raises(ValueError, match=r"broken.png is not a readable 8-bit image \(pixel mode I;16\)"):
         load()
     broken.unlink()
     load()

@@ -176,8 +176,8 @@ def test_what_is_not_there_is_named_with_what_is(tmp_path: Path) -> None:
         {"train": table(range(8), lambda n: png(pixels(n))[: -400 * (n == 6) or None]), "test": table(range(2))}
     )
     cut.save_to_disk(tmp_path / "cut")
-    refused(ValueError, r"cut, row 6 of 8 is no readable 8-bit image", tmp_path / "cut")
-    refused(ValueError, r"cut, row 6 of 8 is no readable 8-bit image", tmp_path / "cut", memory_limit_mb=0)
+    refused(ValueError, r"cut, row 6 of 8 is not a readable 8-bit image", tmp_path / "cut")
+    refused(ValueError, r"cut, row 6 of 8 is not a readable 8-bit image", tmp_path / "cut", memory_limit_mb=0)
     with pytest.raises(ValueError, match="data.held_out_fraction=1 must lie between"):
         module(tmp_path / "set", held_out_fraction=1)
     with pytest.raises(TypeError, match="name"):
@@ -229,7 +229,7 @@ def test_transparency_and_damage_are_treated_as_in_every_reader(tmp_path: Path, 
     contents = [png(clear)] * 5 + [png(pixels(1))[:-300]]
     datasets.Dataset.from_dict({"picture": contents}).save_to_disk(tmp_path / "set")
     options = {"held_out_split": None, "memory_limit_mb": limit, "held_out_fraction": 1e-9}
-    with pytest.raises(ValueError, match=r"is no readable 8-bit image .*data.on_corrupt=skip"):
+    with pytest.raises(ValueError, match=r"is not a readable 8-bit image .*data.on_corrupt=skip"):
         module(tmp_path / "set", **options).load()
     data = module(tmp_path / "set", on_corrupt="skip", background=51, **options)
     assert (

@@ -164,13 +164,13 @@ def test_missing_cut_and_foreign_files_are_named(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-4096])
     refused(tmp_path / "cut", ValueError, r"tower_train_lmdb/data.mdb is cut: \d+ bytes of \d+; move it away and fetch")
     (folders("foreign") / "data.mdb").write_bytes(b"<html>not found</html>" * 1000)
-    refused(tmp_path / "foreign", ValueError, r"data.mdb is no LMDB file .*move it away and fetch it again")
+    refused(tmp_path / "foreign", ValueError, r"data.mdb is not an LMDB file .*move it away and fetch it again")
     (folders("empty file") / "data.mdb").write_bytes(b"")
-    refused(tmp_path / "empty file", ValueError, r"data.mdb is no LMDB file")
+    refused(tmp_path / "empty file", ValueError, r"data.mdb is not an LMDB file")
     folders("none", {})
     refused(tmp_path / "none", ValueError, r"data.mdb holds no image")
     folders("damaged", TRAIN | {3: TRAIN[3][:-2000]})
-    refused(tmp_path / "damaged", ValueError, rf"tower_train_lmdb/{key(3).decode()} is no readable 8-bit image")
+    refused(tmp_path / "damaged", ValueError, rf"tower_train_lmdb/{key(3).decode()} is not a readable 8-bit image")
     shutil.rmtree(tmp_path / "none" / "lsun" / "tower_val_lmdb")
     folders("no val")
     shutil.rmtree(tmp_path / "no val" / "lsun" / "tower_val_lmdb")
@@ -196,7 +196,7 @@ def test_transparency_and_damage_are_treated_as_in_every_reader(tmp_path: Path, 
     cut = encoded(picture(1, 64, 64))[:-2000]
     write(tmp_path / "lsun" / "cat", {0: cut} | dict.fromkeys(range(1, 6), encoded(clear)))
     options = {"category": "cat", "shape": (3, 8, 8), "memory_limit_mb": limit, "held_out_fraction": 0.6}
-    with pytest.raises(ValueError, match=r"is no readable 8-bit image .*data.on_corrupt=skip"):
+    with pytest.raises(ValueError, match=r"is not a readable 8-bit image .*data.on_corrupt=skip"):
         module(tmp_path, **options).load()
     data = module(tmp_path, on_corrupt="skip", background=51, **options)
     assert (data.images("train") == 0.2).all()

@@ -161,7 +161,7 @@ def test_an_evaluation_that_fails_ends_no_training_and_loses_no_numbers(tmp_path
     features = ClassifierFeatures(steps=5)
     judge = Fails(features, samples=8, likelihood_samples=2, batch_size=5, cache=str(tmp_path / "cache"))
     evaluation, rows, _ = fitted(tmp_path, steps=4, judge=judge, every_n_steps=2)
-    assert "evaluation at step 4 failed, training goes on: the samples are not finite" in capsys.readouterr().out
+    assert "evaluation at step 4 failed, training continues: the samples are not finite" in capsys.readouterr().out
     assert [step for step, row in rows.items() if "eval/fd_digits_held_out_8" in row] == [2]
     assert json.loads((tmp_path / "run/results.json").read_text())["step"] == 2
 
@@ -208,9 +208,9 @@ def test_an_evaluation_while_training_is_cut_to_its_time(tmp_path, monkeypatch, 
 
 def test_a_best_that_means_no_metric_or_two_is_refused(tmp_path):
     for best, message in (
-        ("fid", r"best=fid is none of fd_digits_held_out_12, kd_digits_held_out_12,"),
-        ("raw_fd", "is none of"),
-        ("fd_dig", "is none of"),
+        ("fid", r"best=fid is not one of fd_digits_held_out_12, kd_digits_held_out_12,"),
+        ("raw_fd", "is not one of"),
+        ("fd_dig", "is not one of"),
         ("", None),
     ):
         evaluation = Evaluation(evaluator(tmp_path, samples=12), str(tmp_path), every_n_steps=2, best=best or None)

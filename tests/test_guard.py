@@ -272,7 +272,7 @@ def test_two_ranks_stop_at_the_same_step_and_tell_whose_loss_it_was(tmp_path):
     assert first["gradient"].startswith("step 2: the gradient of network.inner.linear_out.bias is not finite")
     assert first["weights"].startswith("step 1: the weights network.") and not saved(tmp_path / "weights")
     assert first["steps"] == 2 and not list(tmp_path.rglob("*.png"))
-    lines = [line for line in done.stdout.splitlines() if "left out, training goes on" in line]
+    lines = [line for line in done.stdout.splitlines() if "left out, training continues" in line]
     assert len(lines) == 2 and all("rank 1 failed: NonFinite: samples 3 are not finite" in line for line in lines)
 
 
@@ -316,10 +316,10 @@ def test_a_sampler_that_diverges_does_not_end_the_training(tmp_path, capsys):
     trainer.fit(model, datamodule=Toy2D(train_size=64, held_out_size=20, batch_size=8))
     out = capsys.readouterr().out.splitlines()
     assert trainer.global_step == 6 and len(saved(tmp_path)) == 6 and not list(tmp_path.rglob("*.png"))
-    left = [re.search(r"[^/]*\.png: samples 0, 1", line) for line in out if "left out, training goes on" in line]
+    left = [re.search(r"[^/]*\.png: samples 0, 1", line) for line in out if "left out, training continues" in line]
     assert [found[0].partition(":")[0] for found in left] == ["step_00000002.png", "samples.png"]  # of a folder once
     assert any(
-        "evaluation at step 6 failed, training goes on: samples 0, 1, 2, 3 are not finite" in line for line in out
+        "evaluation at step 6 failed, training continues: samples 0, 1, 2, 3 are not finite" in line for line in out
     )
     assert not (tmp_path / "results.json").exists()
 

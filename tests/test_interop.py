@@ -339,7 +339,7 @@ HOLLOW = {
     "missing": "a.pth is not a file",
     "folder": "a.pth is not a file",
     "images": "no checkpoint but a Tensor: expected one of ScoreSDE",
-    "numbers": "'n' in it is no tensor: expected one of ScoreSDE",
+    "numbers": "'n' in it is not a tensor: expected one of ScoreSDE",
     "nothing": "it is empty: expected one of ScoreSDE",
 }
 

@@ -142,7 +142,7 @@ def test_csv_names_the_file_when_it_cannot_be_written_and_recovers(tmp_path, cap
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     first, last = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"{log.path} cannot be written: File too large") and "training goes on" in first
+    assert first.startswith(f"{log.path} cannot be written: File too large") and "training continues" in first
     assert last == f"2 rows of {log.path} are lost"
     assert log.path.read_text() == "step,loss\n1,1.5\n2,2" and [log.path] == list(tmp_path.iterdir())
     log.save()

@@ -48,7 +48,9 @@ def test_only_what_exists_is_shown_and_only_where_it_can_be(tmp_path):
     assert one.calls == two.calls == [({"a": tmp_path / "a.png"}, 7)]
     log_pictures([one], {"film": tmp_path / "missing.gif"}, step=8)
     assert len(one.calls) == 1
-    with pytest.raises(ValueError, match=r"notes: .*notes\.txt is no picture that a logger shows; write a \.png or a"):
+    with pytest.raises(
+        ValueError, match=r"notes: .*notes\.txt is not a picture that loggers can show; write a \.png or a"
+    ):
         log_pictures([one], {"notes": tmp_path / "notes.txt"}, step=9)
 
 

@@ -143,7 +143,7 @@ def mistakes(root, weights):
         ([folder, folder, "device=tpu"], "device=tpu"),
         ([folder, root / "absent", path, digest], "absent does not exist"),
         ([folder, root / "empty", path, digest], "holds no PNG images"),
-        ([folder, root / "cut", path, digest], "a.png is no image or is cut"),
+        ([folder, root / "cut", path, digest], "a.png is not an image or is truncated"),
         ([folder, odd, path, digest], "zzz.png is 9x16 RGB: images of one size are needed, 16x16"),
         ([folder, alpha, path, digest], "without transparency"),
         ([folder, root / "floats.npy", path, digest], "must hold bytes"),

@@ -84,7 +84,7 @@ class Evaluation(OptionalHooks):
         names = self.names(model, data)
         found = [name for name in names if self.is_best(name)]
         if self.best and len(found) != 1:
-            which = f"could mean {' or '.join(found)}" if found else f"is none of {', '.join(names)}"
+            which = f"could mean {' or '.join(found)}" if found else f"is not one of {', '.join(names)}"
             raise ValueError(f"callback.evaluation.best={self.best} {which}")
 
     def names(self, model: Model, data: DataModule) -> list[str]:
@@ -190,7 +190,7 @@ class Evaluation(OptionalHooks):
         # Numbers can be had later, a training that ended cannot.
         except (ValueError, RuntimeError, OSError, MemoryError) as error:
             if trainer.is_global_zero:
-                print(f"evaluation at step {trainer.global_step} failed, training goes on: {error}", flush=True)
+                print(f"evaluation at step {trainer.global_step} failed, training continues: {error}", flush=True)
             self._since = time.perf_counter()
             return
         self.results = {

@@ -22,7 +22,7 @@ class ShowsPictures(Protocol):
 
 @contextmanager
 def best_effort(path: Path) -> Iterator[None]:
-    """Within, a file that cannot be made or written is left out, and a training goes on.
+    """Within, a file that cannot be made or written is left out, and a training continues.
 
     It is said once for each folder and cause, with the first such file.
     """
@@ -37,7 +37,7 @@ def best_effort(path: Path) -> Iterator[None]:
                 if refusal
                 else f"{path}: {' '.join(str(error).split()) or type(error).__name__}"
             )
-            print(f"{why}; left out, training goes on", flush=True)
+            print(f"{why}; left out, training continues", flush=True)
         _said.add(cause)
 
 
@@ -53,7 +53,7 @@ def log_pictures(loggers: Iterable[Any], pictures: Mapping[str, str | Path], ste
     paths = {name: Path(path) for name, path in pictures.items()}
     for name, path in paths.items():
         if path.suffix not in (".png", ".gif"):
-            raise ValueError(f"{name}: {path} is no picture that a logger shows; write a .png or a .gif")
+            raise ValueError(f"{name}: {path} is not a picture that loggers can show; write a .png or a .gif")
     existing = {name: path for name, path in paths.items() if path.is_file()}
     for logger in loggers:
         if existing and isinstance(logger, ShowsPictures):

@@ -51,7 +51,7 @@ def compare(runs: Sequence[Run], by: str | None = None) -> Comparison:
     elif by not in metrics:
         close = get_close_matches(by, metrics, 1, cutoff=0.4)
         guess = f" (did you mean {close[0]}?)" if close else ""
-        raise ValueError(f"by={by}: no run has this metric{guess}; there are: {', '.join(metrics) or 'none'}")
+        raise ValueError(f"by={by}: no run has this metric{guess}; available: {', '.join(metrics) or 'none'}")
     if by is not None:
         own = columns(runs, by)
         runs = [runs[index] for index in sorted(range(len(runs)), key=lambda index: _standing(own, index))]

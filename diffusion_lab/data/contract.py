@@ -25,7 +25,7 @@ def check_fields(data: Any, places: Sequence[str]) -> None:
     Nor may the keys `places`, which say where files lie, be empty, as an unset variable of the shell leaves them.
     """
     if empty := [key for key in places if getattr(data, key, None) == ""]:
-        raise ValueError(f"data.{empty[0]} is empty: say where the files lie (. is the current folder)")
+        raise ValueError(f"data.{empty[0]} is empty: say where the files are (. is the current folder)")
     if not isinstance(data.shape, Iterable) or not all(isinstance(n, Integral) for n in data.shape):
         raise ValueError(f"data.shape={data.shape!r} must be [channels,height,width] or [2]")
     for field in fields(data):

@@ -113,7 +113,7 @@ class Encoded(Dataset):
     def unreadable(self, index: int, why: object, more: str = "") -> ValueError:
         """The error that names an image, why it cannot be used, and what to do."""
         return ValueError(
-            f"{self.source.place(index)} is no readable 8-bit image ({why}){more}: "
+            f"{self.source.place(index)} is not a readable 8-bit image ({why}){more}: "
             "repair it or take it out of the set, or set data.on_corrupt=skip"
         )
 

@@ -147,7 +147,7 @@ def require_whole(folder: Path) -> None:
     try:
         opened = environment(folder)
     except lmdb.Error as error:
-        raise ValueError(f"{file} is no LMDB file ({error}): move it away and fetch it again") from error
+        raise ValueError(f"{file} is not an LMDB file ({error}): move it away and fetch it again") from error
     length = (opened.info()["last_pgno"] + 1) * opened.stat()["psize"]
     if file.stat().st_size < length:
         raise ValueError(f"{file} is cut: {file.stat().st_size} bytes of {length}; move it away and fetch it again")

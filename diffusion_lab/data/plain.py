@@ -116,7 +116,7 @@ class Items(Dataset):
             if not (self.limits[0] - slack <= low and high <= self.limits[1] + slack):
                 raise BadItem(
                     f"item {index} holds values from {low:g} to {high:g}, but those looked at before training "
-                    f"lie within {self.limits[0]:g} and {self.limits[1]:g}: put it right, or leave it out"
+                    f"lie within {self.limits[0]:g} and {self.limits[1]:g}: correct it, or leave it out"
                 )
         shapes = sorted({tuple(one.shape) for one in x})
         if len(shapes) > 1:

@@ -52,7 +52,7 @@ def read(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"it asks for {asked[1]}" if asked else "it is no file of tensors"
+        what = f"it asks for {asked[1]}" if asked else "it is not a file of tensors"
         raise ValueError(f"{path} is refused, and nothing in it was executed: {what}") from error
     except Exception as error:  # foreign bytes fail in every way there is
         message = str(error).split("\n")[0] or type(error).__name__
@@ -77,7 +77,7 @@ def find(contents: Any) -> Found:
         case dict(raw):
             found = Found("weights by name", raw)
         case _:
-            raise ValueError(f"it is no checkpoint but a {type(contents).__name__}: {EXPECTED}")
+            raise ValueError(f"it is not a checkpoint but a {type(contents).__name__}: {EXPECTED}")
     average = found.average
     return Found(
         found.kind,
@@ -94,7 +94,7 @@ def named(weights: Mapping[str, Any]) -> Named:
     """Weights under their plain names."""
     foreign = [name for name, weight in weights.items() if not isinstance(weight, Tensor)]
     if foreign or not weights:
-        raise ValueError(f"{foreign[0]!r} in it is no tensor: {EXPECTED}" if foreign else f"it is empty: {EXPECTED}")
+        raise ValueError(f"{foreign[0]!r} in it is not a tensor: {EXPECTED}" if foreign else f"it is empty: {EXPECTED}")
     return {name.removeprefix("module."): weight.float() for name, weight in weights.items()}
 
 

@@ -73,7 +73,7 @@ class CSVLogger(Logger):
             self._forget()  # half a line may have been written
             self._saved = time.monotonic()
             if not self._told:
-                say(f"{describe(self.path, error)}; its rows are kept in memory until it can, training goes on")
+                say(f"{describe(self.path, error)}; its rows are kept in memory until it can, training continues")
             self._told = True
             return
         self._pending, self._saved, self._told = {}, time.monotonic(), False

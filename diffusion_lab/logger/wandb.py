@@ -77,7 +77,7 @@ class WandbLogger(loggers.WandbLogger):
         """Values of one step."""
         new = {key: value for key, value in metrics.items() if (step, key) not in self.sent}
         if new:
-            self._attempt(functools.partial(super().log_metrics, new, step), "training goes on, with its other logs")
+            self._attempt(functools.partial(super().log_metrics, new, step), "training continues with its other logs")
 
     @rank_zero_only
     def log_pictures(self, pictures: Mapping[str, Path], step: int) -> None:
@@ -178,7 +178,7 @@ def open_run(options: WandbOptions, run_dir: Path, config: Mapping[str, Any]) ->
                 end_service()  # which still holds the run's id
         if run is None:
             if options.on_no_network == "error" and asked_mode(options.mode) == "online":
-                raise ConfigError(f"W&B cannot go online: {reason}; logger.wandb.on_no_network=offline goes on")
+                raise ConfigError(f"W&B cannot go online: {reason}; logger.wandb.on_no_network=offline continues")
             run = _init(options, run_dir, config, "offline")
             pieces = f"{shlex.quote(str(run_dir / 'wandb'))}/offline-run-*-{options.id}"
             say(f"W&B is offline ({reason}); upload the run later with: wandb sync {pieces}")

@@ -134,7 +134,9 @@ def _images(place: Path) -> Dataset:
         if isinstance(array, np.lib.npyio.NpzFile):
             array = array["arr_0" if "arr_0" in array.files else array.files[0]]
     except Exception as error:  # a cut or foreign file fails in every way there is
-        raise ValueError(f"{place} is no array of numpy or is cut: give .npy or .npz, or a folder of PNG") from error
+        raise ValueError(
+            f"{place} is not a NumPy array or is truncated: give .npy or .npz, or a folder of PNG"
+        ) from error
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] not in (1, 3):
         raise ValueError(f"{place} must hold bytes (N, H, W, 1 or 3), got {array.dtype} {array.shape}")
     return _Bytes(array)
@@ -152,7 +154,7 @@ def _folder(folder: Path) -> Dataset:
             with Image.open(path) as image:  # the header only
                 size, mode = image.size, image.mode
         except OSError as error:
-            raise ValueError(f"{path} is no image or is cut") from error
+            raise ValueError(f"{path} is not an image or is truncated") from error
         first = first or size
         if size != first or mode not in _MODES:
             raise ValueError(

@@ -116,7 +116,7 @@ def _protocol(text: str) -> dict[str, Value]:
     except ValueError:
         protocol = None
     if not isinstance(protocol, dict):
-        raise ValueError(f"protocol is no mapping in JSON but {text[:40]!r}")
+        raise ValueError(f"protocol must be a JSON mapping, not {text[:40]!r}")
     return protocol
 
 

@@ -33,7 +33,7 @@ def newest_whole(found: Sequence[Path]) -> Path:
     for path in found:
         if is_whole(path):
             return path
-        say(f"{path} is cut or damaged and passed over")
+        say(f"{path} is truncated or damaged and skipped")
     raise CheckpointError(f"{found[0].parent} holds no whole checkpoint: {', '.join(path.name for path in found)}")
 
 
@@ -60,7 +60,7 @@ def newest_run(log_dir: str | Path, needed: bytes = b"state_dict") -> Path:
         if any(is_whole(path, needed) for path in found):
             return run.parent
         if found:
-            say(f"{run.parent} holds no checkpoint to go on from and is passed over")
+            say(f"{run.parent} holds no checkpoint to resume from and is skipped")
     raise CheckpointError(f"ckpt_path=last: no run with a checkpoint under {Path(log_dir).resolve()}; train one first")
 
 
