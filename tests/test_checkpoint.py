@@ -234,7 +234,7 @@ def test_a_path_may_start_with_a_tilde_and_must_be_valid(saved, monkeypatch):
     (2, {"sampler": "ode", "steps": 5}, "ProbabilityFlow has no number of steps"),
     (2, {"sampler": "dimm"}, "unknown sampler dimm .did you mean ddim"),
     (2, {"sampler": "trained"}, "unknown sampler trained"),
-    (2, {"sampler": DDIM()}, "is not a sampler: use for example .*Sampler.DDIM.., 50"),
+    (2, {"sampler": DDIM()}, "is not a sampler: use for example .*Sampler.DDIM.., steps=50"),
     (2, {"sampler": Sampler}, "is not a sampler: use"),
 ])  # fmt: skip
 def test_arguments_of_sample_are_checked(saved, count, options, message):

@@ -338,7 +338,7 @@ HOLLOW = {
     "foreign": "a.pth is refused|a.pth cannot be read",
     "missing": "a.pth is not a file",
     "folder": "a.pth is not a file",
-    "images": "no checkpoint but a Tensor: expected one of ScoreSDE",
+    "images": "not a checkpoint but a Tensor: expected one of ScoreSDE",
     "numbers": "'n' in it is not a tensor: expected one of ScoreSDE",
     "nothing": "it is empty: expected one of ScoreSDE",
 }

@@ -147,7 +147,7 @@ def mistakes(root, weights):
         ([folder, odd, path, digest], "zzz.png is 9x16 RGB: images of one size are needed, 16x16"),
         ([folder, alpha, path, digest], "without transparency"),
         ([folder, root / "floats.npy", path, digest], "must hold bytes"),
-        ([folder, root / "cut.npz", path, digest], "is cut"),
+        ([folder, root / "cut.npz", path, digest], "is truncated"),
         ([folder, folder, path, digest], "holds 24 images: KID's subsets need 1000"),
         ([folder, folder, "subset_size=9", "weights=absent.pth"], "weights absent.pth are missing"),
         ([folder, folder, "subset_size=9", path], "has sha256"),

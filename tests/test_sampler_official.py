@@ -35,7 +35,8 @@ def exact(target, process):
     """A denoiser that knows the score at any time."""
 
     def network(x, c_noise):
-        t = c_noise[0].double() / 999
+        t = c_noise.double() / 999
+        t = t[0] if (t == t[0]).all() else t
         return analytic.TARGETS[target]().eps(x, process.alpha(t), process.sigma(t))
 
     return Denoiser(network, process, Parameterization(c_noise="time_999"))
