@@ -279,7 +279,7 @@ def test_a_cut_image_of_a_lazy_set_is_named_when_it_is_decoded(folder: Path) -> 
     module = ImageFolder(root=str(folder), shape=(3, 16, 16), memory_limit_mb=0)
     path = Path(module.splits.train.source.place(0))
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(ValueError, match=rf"{path.name} is no readable"):
+    with pytest.raises(ValueError, match=rf"{path.name} is not a readable"):
         module.splits.train.__getitems__([0])
 
 

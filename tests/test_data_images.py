@@ -407,7 +407,7 @@ def test_the_class_of_every_image_is_its_folder_or_a_conditional_model_is_refuse
 @pytest.mark.parametrize("limit", [64, 0])
 def test_damaged_pixels_are_found_before_training_or_skipped_and_counted(cut: Path, limit: int) -> None:
     for _ in range(2):  # found again, when it is known already
-        with pytest.raises(ValueError, match=r"03.jpg is no readable .* and 1 more of .*data.on_corrupt=skip") as e:
+        with pytest.raises(ValueError, match=r"03.jpg is not a readable .* and 1 more of .*data.on_corrupt=skip") as e:
             module(cut, memory_limit_mb=limit, held_out_fraction=1e-9).setup("fit")
         assert "\n" not in str(e.value)
     skipping = module(cut, memory_limit_mb=limit, on_corrupt="skip", held_out_fraction=0.3)
@@ -441,10 +441,10 @@ def test_a_set_that_was_decoded_is_not_decoded_again_until_it_changes(cut: Path,
     assert len(found) == 4 and all(each["broken"] == {} for each in found)
     path = cut / "05.jpg"
     path.write_bytes(path.read_bytes()[:-300])
-    with pytest.raises(ValueError, match="05.jpg is no readable"):
+    with pytest.raises(ValueError, match="05.jpg is not a readable"):
         count()
     monkeypatch.setenv(scan.CACHE, "/proc/nowhere")  # where nothing can be kept, the check is made all the same
-    with pytest.raises(ValueError, match="05.jpg is no readable"):
+    with pytest.raises(ValueError, match="05.jpg is not a readable"):
         count()
 
 

@@ -6,11 +6,13 @@ import atexit
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytorch_lightning as pl
 
 from diffusion_lab.callback.checkpoint import Checkpoint
@@ -74,6 +76,7 @@ class Interrupt(OptionalHooks):
         self.path = Path(run_dir) / ".stop"
         self.received: int | None = None
         self._in_step, self._step, self._since = False, -1, 0.0
+        self._insisting = False
         self._before: dict[int, Any] = {}
         self._wakeup: tuple[int, int] | None = None
 
@@ -84,6 +87,7 @@ class Interrupt(OptionalHooks):
         # Here, because Lightning puts its own in place when it begins to fit.
         self._before = {n: signal.signal(n, self.receive) for n in SIGNALS if not ignored(n)}
         _answering.add(self)
+        self._unraisable, sys.unraisablehook = sys.unraisablehook, self.ignored_by_python
         if trainer.world_size > 1:
             reader, writer = os.pipe()
             os.set_blocking(writer, False)
@@ -94,9 +98,14 @@ class Interrupt(OptionalHooks):
 
     def receive(self, signum: int, frame: Any) -> None:
         """Note a signal, and pass it on to the ranks that this process has started."""
+        if self._insisting:
+            self._insisting = False
+            raise Stopped(self.received, self.trainer.global_step)
         under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and "DIFFUSION_LAB_AGENT" not in os.environ
         twice = {self.received, signum} <= SENT or (self.received == signum and under_torchrun)
         if twice and time.monotonic() < self._since + ECHO:
+            return
+        if self.received is not None and closing():
             return
         if self.received is not None:
             self.restore()
@@ -109,7 +118,22 @@ class Interrupt(OptionalHooks):
             self.note(trainer.global_step)
         self.pass_on(signum)
         if not self._in_step and (alone or saved):
+            threading.Thread(target=self.insist, daemon=True, name="insist").start()
             raise Stopped(signum, trainer.global_step)
+
+    def ignored_by_python(self, unraisable: Any) -> None:
+        """Say nothing of a `Stopped` that `insist` raises again."""
+        if not isinstance(unraisable.exc_value, Stopped):
+            self._unraisable(unraisable)
+
+    def insist(self) -> None:
+        """In a thread: raise again what Python has ignored, as it does in the callback of a weak reference."""
+        for _ in range(20):
+            time.sleep(0.3)
+            if not self._before:
+                return
+            self._insisting = True
+            signal.pthread_kill(threading.main_thread().ident, self.received)
 
     def pass_on(self, signum: int) -> None:
         """Send SIGTERM to the ranks that this process has started; what a terminal sends they get themselves."""
@@ -192,6 +216,8 @@ class Interrupt(OptionalHooks):
         """Put back what answered the signals before."""
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
+        if self._before:
+            sys.unraisablehook = self._unraisable
         self._before = {}
         _answering.discard(self)
         if self._wakeup is not None:
@@ -206,3 +232,9 @@ class Interrupt(OptionalHooks):
             signal.signal(signum, signal.SIG_DFL)
         if self._wakeup is not None:
             signal.set_wakeup_fd(-1)
+
+
+def closing() -> bool:
+    """Whether another rank on this machine has ended, for which torchelastic sends SIGTERM to the rest, and waits."""
+    world = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return world > 1 and len(psutil.Process(os.getppid()).children()) < world

@@ -73,6 +73,7 @@ def run(command: Sequence[str], trainer: Mapping[str, Any], ranks: int, director
             return conclude(error.failures, received, directory, task)
         finally:
             del os.environ[AGENT]
+            (directory / ".stop").unlink(missing_ok=True)  # of ranks that were ended before they could remove it
     return 0
 
 
