@@ -280,8 +280,8 @@ def test_a_killed_run_ends_as_an_unbroken_one_did_numbers_and_all():
         if newer >= third:
             newer.write_bytes(newer.read_bytes()[:-1000])
     said = train("ckpt_path=last", "callback.samples.count=9")
-    assert "step_00000150.ckpt is cut or damaged" in said and "resumes from step 100, " in said
-    assert "callback.samples.count=9 (was" in said and said.count("00150.ckpt is cut") == 1, said
+    assert "step_00000150.ckpt is truncated or damaged" in said and "resumes from step 100, " in said
+    assert "callback.samples.count=9 (was" in said and said.count("00150.ckpt is truncated") == 1, said
     assert [p.name for p in part.parent.iterdir()] == ["part"]
     ends = [torch.load(run / "checkpoints/step_00000400.ckpt", weights_only=True) for run in (Path("whole"), part)]
     assert_bit_equal(*({key: end[key] for key in STATE} for end in ends))

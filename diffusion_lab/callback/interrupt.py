@@ -196,7 +196,8 @@ class Interrupt(OptionalHooks):
 
     def on_exception(self, trainer: pl.Trainer, model: Model, exception: BaseException) -> None:
         self.restore()
-        left = trainer.world_size > 1 and self.saved() and self.noted() <= trainer.global_step
+        begun = trainer.world_size > 1 and hasattr(self, "trainer")
+        left = begun and self.saved() and self.noted() <= trainer.global_step
         if isinstance(exception, Stopped):
             for callback in trainer.callbacks:
                 if isinstance(callback, Checkpoint):
