@@ -16,6 +16,7 @@ import psutil
 from diffusion_lab.config.environment import AGENT, cluster_ranks
 from diffusion_lab.config.origin import advice
 from diffusion_lab.config.trainer_keys import machine
+from diffusion_lab.launch.process import signals_go_to
 from diffusion_lab.launch.rank import sentence
 
 STOPPED = tuple(128 + number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
@@ -63,8 +64,7 @@ def run(command: Sequence[str], trainer: Mapping[str, Any], ranks: int, director
         max_restarts=trainer.get("max_restarts") or 0,
         signals_to_handle="SIGQUIT",  # the others are passed on here: torchelastic would kill what still saves
     )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, machine()[1] // ranks)))
     os.environ[AGENT] = str(os.getpid())
     with passed_on() as received:
         try:
@@ -90,14 +90,8 @@ def passed_on() -> Iterator[list[int]]:
         if not ranks:
             sys.exit(128 + number)
 
-    numbers = [number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-               if signal.getsignal(number) is not signal.SIG_IGN]  # fmt: skip
-    before = {number: signal.signal(number, pass_on) for number in numbers}
-    try:
+    with signals_go_to(pass_on):
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def conclude(failures: Mapping[int, Any], received: Sequence[int], directory: Path, task: str) -> int:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import psutil
@@ -60,21 +60,28 @@ def run(words: Sequence[str], environment: Mapping[str, str], cwd: str) -> tuple
         if process is not None:
             send(process.pid, number)
 
-    handled = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # a handler would undo nohup in the job, too
-        handled.append(signal.SIGHUP)
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, pass_on) for number in handled} if main else {}
-    try:
+    with signals_go_to(pass_on):
         process = subprocess.Popen(words, env=environment, cwd=cwd, start_new_session=True, stdin=subprocess.DEVNULL)
         for number in came:
             send(process.pid, number)
         status = process.wait()
         clear(process.pid)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     return (128 - status if status < 0 else status), (came[0] if came else None)
+
+
+@contextlib.contextmanager
+def signals_go_to(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Within, SIGINT, SIGTERM and (unless nohup ignores it) SIGHUP call a handler, if this is the main thread."""
+    handled = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # a handler would undo nohup in the job, too
+        handled.append(signal.SIGHUP)
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handler) for number in handled} if main else {}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def clear(group: int, seconds: float | None = None) -> None:
