@@ -469,7 +469,7 @@ def test_toy2d_points_are_a_fixed_draw_of_their_target(name: str) -> None:
         (lambda: Digits(flip="no"), "data.flip='no' must be true or false"),
         (lambda: Digits(shape=8), r"data.shape=8 must be \[channels,height,width\]"),
         (lambda: Digits(shape="1x8x8"), r"data.shape='1x8x8' must be \[channels,height,width\]"),
-        (lambda: MNIST(data_dir=""), "data.data_dir is empty: say where the files lie"),
+        (lambda: MNIST(data_dir=""), "data.data_dir is empty: say where the files are"),
         (lambda: MNIST(data_dir=None), "data.data_dir=None must be text"),
         (lambda: MNIST(data_dir=".", shape=(1, 29, 29)), "data.shape"),
     ],
