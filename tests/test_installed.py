@@ -59,17 +59,25 @@ def test_every_command_starts_from_an_installed_package(site, tmp_path):
     assert unknown.returncode == 2 and "commands: train, sample" in unknown.stderr
 
 
-def test_a_run_of_an_installed_package_prints_commands_that_work(site, tmp_path):
+@pytest.mark.parametrize("on_path", [True, False], ids=["activated", "not activated"])
+def test_a_run_of_an_installed_package_prints_commands_that_work(on_path, site, tmp_path):
+    """Where the environment is activated, the console script is on the PATH and printed; otherwise `python -m`."""
     words = ("data=toy2d", "network=mlp", "debug=fast", "logger=csv", "trainer.accelerator=cpu", "trainer.max_steps=1")
     more = ("callback.samples.every_n_steps=null", "callback.evaluation.at_end=false", "sampler_steps=2")
+    here = Path(sys.executable).parent
+    others = [place for place in os.environ["PATH"].split(os.pathsep) if Path(place) != here]
+    path = os.pathsep.join([str(here)] * on_path + others)
     script = site / "bin" / "diffusion-lab"
-    done = python(script, "train", *words, *more, "hydra.run.dir=run", site=site, cwd=tmp_path)
+    done = python(script, "train", *words, *more, "hydra.run.dir=run", site=site, cwd=tmp_path, PATH=path)
     assert done.returncode == 0, done.stderr
     (command,) = commands(done.stdout)
-    assert f"-m diffusion_lab.sample ckpt_path={tmp_path}/run" in command
+    scripted = on_path and (here / "diffusion-lab").is_file()
+    start = "diffusion-lab sample" if scripted else "-m diffusion_lab.sample"
+    assert f"{start} ckpt_path={tmp_path}/run" in command
+    (elsewhere := tmp_path / "elsewhere").mkdir()
     shell = subprocess.run(
-        f"{command} num_samples=2 trainer.accelerator=cpu", shell=True, cwd=site.parent, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(site)},
+        f"{command} num_samples=2 trainer.accelerator=cpu", shell=True, cwd=elsewhere, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(site), "PATH": path},
     )  # fmt: skip
     assert shell.returncode == 0 and "sampling 2" in shell.stdout, shell.stderr
 
