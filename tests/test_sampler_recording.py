@@ -11,6 +11,8 @@ import torch
 from exact import exact_denoiser
 from test_sampler import straight_denoiser
 
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import VE, VP, DiscreteProcess, Geometric, Linear, SubVP
 from diffusion_lab.sampler import (
     DDIM,
@@ -33,7 +35,7 @@ from diffusion_lab.sampler import (
     Sampler,
     UniPC,
 )  # fmt: skip
-from diffusion_lab.sampler.record import Draw, Form, NotLinear, Recorder
+from diffusion_lab.sampler.record import Combine, Draw, Form, NotLinear, Recorder
 from diffusion_lab.sampler.scalar_process import ScalarProcess
 
 PROCESSES = {
@@ -261,3 +263,10 @@ def test_a_grid_is_computed_once_for_a_batch(monkeypatch):
     monkeypatch.setattr(Sampler, "timesteps", lambda self, denoiser: made.append(1) or denoiser.process.timesteps(5))
     Sampler(DDIM())(denoiser, (2, 2, 1, 1))
     assert len(made) == 1
+
+
+def test_heun_takes_as_few_operations_as_its_hand_written_loop():
+    denoiser = Denoiser(lambda x, c_noise: x, VE(Geometric(0.02, 80.0)), Parameterization("x0", "log_sigma"))
+    plan = Sampler(EDM(), steps=5, spacing="karras").record(denoiser, torch.zeros(2, 3, 4, 4))
+    sums = [len(one.weights) for one in plan.instructions if type(one) is Combine]
+    assert sums == [2, 3] * 4  # x_s = (x + u + h d_s) / 2 from u = x + h d, instead of from x, d and d_s

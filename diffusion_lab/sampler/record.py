@@ -78,6 +78,11 @@ class Form:
         raise NotLinear("a function of torch is called with an array")
 
 
+def operations(terms: dict[int, float]) -> int:
+    """Passes over memory that a sum takes: one for each term, but none to scale a first one of weight 1."""
+    return len(terms) - (1.0 in terms.values())
+
+
 class Evaluate(NamedTuple):
     """array = the network's output at reads[0] and t, or its prediction of x_0 after the sampler's threshold."""
 
@@ -141,6 +146,7 @@ class Recorder(Engine):
         self.as_written = as_written
         self.instructions: list[Instruction] = []
         self.arrays = 1  # the first is the initial state
+        self.latest_sum: tuple[int, dict[int, float]] = (0, {})
 
     def note(self, kind: type[Instruction], *of_what: Any) -> Form:
         """One more array, made by an instruction."""
@@ -155,9 +161,28 @@ class Recorder(Engine):
         """The number of an array that equals the form; the form refers to that array from now on."""
         terms = {array: weight for array, weight in x.terms.items() if weight != 0} or x.terms
         if list(terms.values()) != [1.0]:
-            terms = self.note(Combine, tuple(terms), tuple(terms.values())).terms
+            least = self.from_latest_sum(terms)
+            if len(least) > 1 or 1.0 not in least.values():
+                least = self.note(Combine, tuple(least), tuple(least.values())).terms
+            self.latest_sum, terms = (next(iter(least)), terms), least
         x.terms = terms
         return next(iter(terms))
+
+    def from_latest_sum(self, terms: dict[int, float]) -> dict[int, float]:
+        """The same sum with the fewest operations, when the latest one replaces an array common to both.
+
+        Heun's step from x makes u = c x + a F and then b x + d F + e u + g F'; with F from u, three terms are left.
+        """
+        array, latest = self.latest_sum
+        best = terms
+        for common in latest.keys() & terms.keys():
+            factor = terms[common] / latest[common]
+            if abs(factor) <= 1:  # larger ones would magnify rounding
+                sums = {one: terms.get(one, 0.0) - factor * latest.get(one, 0.0) for one in terms | latest}
+                sums[array] = sums.get(array, 0.0) + factor
+                kept = {one: weight for one, weight in sums.items() if one != common and abs(weight) > 1e-15}
+                best = min(best, kept, key=operations)
+        return best
 
     def predict(self, x: Form, t: float, thresholded: bool) -> Prediction:
         source = self.array(x)
