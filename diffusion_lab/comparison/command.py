@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion_lab import comparison
-from diffusion_lab.errors import ConfigError, refuse
-from diffusion_lab.output import print_table, shown, tolerant, width
+from diffusion_lab.cli import command
+from diffusion_lab.errors import ConfigError
+from diffusion_lab.output import print_table, shown, width
 from diffusion_lab.storage.run_directory import made_new
 
 if TYPE_CHECKING:
@@ -31,23 +32,17 @@ Values are ranked where their protocols are equal.  Where they differ it says in
 """
 
 
+@command(HELP, ValueError, OSError)
 def main(arguments: Sequence[str]) -> None:
-    """Compare as the arguments say; exits with status 2 and one line on standard error if refused."""
-    tolerant()
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(HELP, end="")
-        return
-    try:
-        paths, options = parse(arguments)
-        runs = [comparison.read(path) for path in comparison.find(paths)]
-        result = comparison.compare(runs, options.get("by"))
-        new = Path("logs", "comparison", f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
-        out = Path(options["out"]) if "out" in options else made_new(new)
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "comparison.md").write_text(comparison.markdown(result), encoding="utf-8")
-        (out / "comparison.csv").write_text(comparison.csv_text(result), encoding="utf-8")
-    except (ValueError, OSError) as error:
-        refuse(error)
+    """Compare as the arguments say."""
+    paths, options = parse(arguments)
+    runs = [comparison.read(path) for path in comparison.find(paths)]
+    result = comparison.compare(runs, options.get("by"))
+    new = Path("logs", "comparison", f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
+    out = Path(options["out"]) if "out" in options else made_new(new)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "comparison.md").write_text(comparison.markdown(result), encoding="utf-8")
+    (out / "comparison.csv").write_text(comparison.csv_text(result), encoding="utf-8")
     show(result)
     comparison.draw(result, out / "comparison.png")
     for run in runs:

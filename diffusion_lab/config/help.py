@@ -101,7 +101,7 @@ def overview(task: str, found: Places = (CONF,)) -> str:
         "",
         f"More:  {program} --help {first}   a group, with all keys       --help {first}=NAME or KEY   an option, a key",
         f"       {program} --cfg job    what a command composes             -m   a sweep over key=a,b,c",
-        f'       eval "$({program} -sc install=bash)"    completion with the Tab key',
+        '       eval "$(diffusion-lab completion bash)"    completion of diffusion-lab with the Tab key (or zsh, fish)',
     ]
     return "\n".join(parts)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from diffusion_lab.cli import command
 from diffusion_lab.config.command_line import only_overrides
 from diffusion_lab.config.imports import quick_imports
-from diffusion_lab.errors import ConfigError, refuse
-from diffusion_lab.output import tolerant
+from diffusion_lab.errors import ConfigError
 
 HELP = """\
 Convert an official checkpoint into one that sample.py can sample from and evaluate.
@@ -36,25 +36,19 @@ USED = (("model", "network", "sampler", "schedule", "loss", "likelihood", "optim
 """Parts of a training configuration that importing uses; the data need not exist."""
 
 
+@command(HELP)
 def main(arguments: Sequence[str]) -> None:
-    """Import one file; exit with status 2 and one line on standard error if it is refused."""
-    tolerant()
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(HELP, end="")
-        return
+    """Import one file."""
     file, *rest = arguments
-    try:
-        if "=" in file and not Path(file).exists():
-            raise ConfigError(f"{file} is not a file: give the checkpoint first, then model=... and data=...")
-        from diffusion_lab.config.compose import check
+    if "=" in file and not Path(file).exists():
+        raise ConfigError(f"{file} is not a file: give the checkpoint first, then model=... and data=...")
+    from diffusion_lab.config.compose import check
 
-        out = [argument.removeprefix("out=") for argument in rest if argument.startswith("out=")]
-        overrides = only_overrides([word for word in rest if not word.startswith("out=")], "interop")
-        check("train", overrides, used=USED)
-        # Imported here: torch and Lightning take seconds to import, and a typo should be refused at once.
-        with quick_imports():
-            from diffusion_lab.run.import_checkpoint import import_checkpoint
+    out = [argument.removeprefix("out=") for argument in rest if argument.startswith("out=")]
+    overrides = only_overrides([word for word in rest if not word.startswith("out=")], "interop")
+    check("train", overrides, used=USED)
+    # Imported here: torch and Lightning take seconds to import, and a typo should be refused at once.
+    with quick_imports():
+        from diffusion_lab.run.import_checkpoint import import_checkpoint
 
-        import_checkpoint(file, overrides, *out[-1:])
-    except ConfigError as error:
-        refuse(error)
+    import_checkpoint(file, overrides, *out[-1:])

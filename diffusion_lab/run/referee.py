@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusion_lab.errors import ConfigError, refuse
-from diffusion_lab.output import tolerant
+from diffusion_lab.cli import command
+from diffusion_lab.errors import ConfigError
 
 HELP = """\
 Score saved images with torch-fidelity: FID, KID, Inception Score, precision and recall.
@@ -37,23 +37,17 @@ OPTIONS: dict[str, Callable[[str], Any]] = {
 """Parser of the value of each option."""
 
 
+@command(HELP, ValueError, OSError, ImportError)
 def main(arguments: Sequence[str]) -> None:
-    """Print the scores of two sets of images; exit with status 2 and one line on standard error if refused."""
-    tolerant()
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(HELP, end="")
-        return
-    try:
-        places, options = _read(arguments)
-        # Imported here: torch takes seconds to import, and a typo should be refused at once.
-        import torch
+    """Print the scores of two sets of images."""
+    places, options = _read(arguments)
+    # Imported here: torch takes seconds to import, and a typo should be refused at once.
+    import torch
 
-        from diffusion_lab.metric.referee import referee
+    from diffusion_lab.metric.referee import referee
 
-        options.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
-        print(json.dumps(referee(*places, **options, progress=sys.stderr.isatty()), indent=2))
-    except (ValueError, OSError, ImportError) as error:
-        refuse(error)
+    options.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
+    print(json.dumps(referee(*places, **options, progress=sys.stderr.isatty()), indent=2))
 
 
 def _read(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from diffusion_lab.cli import command
 from diffusion_lab.config.command_line import only_overrides
 from diffusion_lab.config.imports import quick_imports
-from diffusion_lab.errors import ConfigError, refuse
-from diffusion_lab.output import tolerant
+from diffusion_lab.errors import ConfigError
 
 HELP = """\
 Measure the reference statistics of a data set, for FID and related metrics.
@@ -28,30 +28,24 @@ USED = (("data",), ("metric",), ("trainer",))
 """Parts of a training configuration that statistics depend on."""
 
 
+@command(HELP)
 def main(arguments: Sequence[str]) -> None:
-    """Measure as the arguments say; exit with status 2 and one line on standard error if refused."""
-    tolerant()
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(HELP, end="")
-        return
+    """Measure as the arguments say."""
     given = dict(a.split("=", 1) for a in arguments if a.split("=", 1)[0] in ("split", "out", "count") and "=" in a)
     overrides = [a for a in arguments if a.split("=", 1)[0] not in given]
-    try:
-        overrides = only_overrides(overrides, "stats")
-        split, count = given.get("split", "train"), given.get("count")
-        if split not in ("train", "held_out", "all"):
-            raise ConfigError(f"split={split} must be one of train, held_out, all")
-        if count is not None and (not count.isdigit() or int(count) < 2):
-            raise ConfigError(f"count={count} must be a number of images, 2 or more")
-        from diffusion_lab.config.compose import check
+    overrides = only_overrides(overrides, "stats")
+    split, count = given.get("split", "train"), given.get("count")
+    if split not in ("train", "held_out", "all"):
+        raise ConfigError(f"split={split} must be one of train, held_out, all")
+    if count is not None and (not count.isdigit() or int(count) < 2):
+        raise ConfigError(f"count={count} must be a number of images, 2 or more")
+    from diffusion_lab.config.compose import check
 
-        check("train", overrides, used=USED)
-        # Imported here: torch and Lightning take seconds to import, and a typo should be refused at once.
-        with quick_imports():
-            from diffusion_lab.run.measure import measure
-            from diffusion_lab.run.quiet import quieten
+    check("train", overrides, used=USED)
+    # Imported here: torch and Lightning take seconds to import, and a typo should be refused at once.
+    with quick_imports():
+        from diffusion_lab.run.measure import measure
+        from diffusion_lab.run.quiet import quieten
 
-        quieten()
-        measure(overrides, split, given.get("out"), None if count is None else int(count))
-    except ConfigError as error:
-        refuse(error)
+    quieten()
+    measure(overrides, split, given.get("out"), None if count is None else int(count))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from diffusion_lab.cli import command
 from diffusion_lab.config.command_line import only_overrides
 from diffusion_lab.config.imports import quick_imports
-from diffusion_lab.errors import ConfigError, refuse
-from diffusion_lab.output import tolerant
 
 HELP = """\
 Hold a sampler against exact laws, on Gaussian data whose best denoiser is known in closed form.
@@ -21,31 +20,21 @@ deviation; without noise it converges to the probability flow, and how fast.  Ex
 """
 
 
+@command(HELP, ValueError)
 def main(arguments: Sequence[str]) -> None:
-    """Verify what the arguments name; exits with status 1 if it fails, and 2 with one line if refused."""
-    tolerant()
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(HELP, end="")
-        return
-    try:
-        overrides = only_overrides(list(arguments), "verify")
-        from diffusion_lab.config.compose import check, composed, plain
+    """Verify the sampler that the arguments name; exit with status 1 if a check fails."""
+    overrides = only_overrides(arguments, "verify")
+    from diffusion_lab.config.compose import check, composed, plain
 
-        check("train", overrides, used=(("sampler",),))
-        settings = plain(composed("train", overrides), overrides)["sampler"]
-        # Imported here: torch takes seconds to import, and a typo should be refused at once.
-        with quick_imports():
-            from diffusion_lab.config.instantiate import instantiate
-            from diffusion_lab.verification import check_sampler
-        checks = []
-        try:
-            for one in check_sampler(instantiate(settings, "sampler")):
-                print(one, flush=True)
-                checks.append(one)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-    except ConfigError as error:
-        refuse(error)
-    failed = sum(not one.passed for one in checks)
-    print(f"{len(checks) - failed} of {len(checks)} checks passed")
-    sys.exit(failed > 0)
+    check("train", overrides, used=(("sampler",),))
+    settings = plain(composed("train", overrides), overrides)["sampler"]
+    # Imported here: torch takes seconds to import, and a typo should be refused at once.
+    with quick_imports():
+        from diffusion_lab.config.instantiate import instantiate
+        from diffusion_lab.verification import check_sampler
+    results = []
+    for result in check_sampler(instantiate(settings, "sampler")):
+        print(result, flush=True)
+        results.append(result.passed)
+    print(f"{sum(results)} of {len(results)} checks passed")
+    sys.exit(not all(results))
