@@ -96,7 +96,7 @@ def test_a_truncated_or_foreign_file_is_skipped_for_the_previous_checkpoint(save
     with pytest.raises(CheckpointError, match=r"step_00000009.ckpt"):
         checkpoint_file.read(newer)
     path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"no whole checkpoint: step_00000009.ckpt, step_00000007.ckpt"):
+    with pytest.raises(CheckpointError, match=r"no complete checkpoint: step_00000009.ckpt, step_00000007.ckpt"):
         run_directory.find(path.parents[1])
 
 

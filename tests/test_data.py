@@ -215,7 +215,7 @@ def test_images_and_labels_go_on_from_any_number_of_the_same_order() -> None:
         assert torch.equal(module.images("held_out", count, first), x[first:stop])
         assert torch.equal(module.labels("held_out", count, first=first), y[first:stop])
     for first, count in ((397, 1), (-1, 1), (0, 0)):
-        with pytest.raises(ValueError, match=f"held_out has items 0 to 396: {count} from number {first} on"):
+        with pytest.raises(ValueError, match=f"count={count}, first={first}: held_out has items 0 to 396"):
             module.images("held_out", count, first)
     for ask in (module.size, module.fingerprint):
         with pytest.raises(ValueError, match="train or held_out"):
@@ -324,15 +324,15 @@ def test_of_one_plain_data_set_a_tenth_is_held_out_and_always_the_same() -> None
         (X, 256, X.float() / 255, "256 grey levels"),
         (X.long(), 256, X.float() / 255, "256 grey levels"),
         (X.double(), 256, X.float() / 255, "256 grey levels"),
-        (X.float() / 255, 256, X.float() / 255, "floats in [0, 1] as they are"),
+        (X.float() / 255, 256, X.float() / 255, "floats in [0, 1], not scaled"),
         (X.float() / 510, 256, X.float() / 510, "not only on the 256 levels"),
         (X % 2, 2, (X % 2).float(), "2 grey levels"),
         (X % 2 > 0, 2, (X % 2).float(), "2 grey levels"),
-        (X % 17, 256, (X % 17).float() / 255, "the brightest value is 16 of 255"),
+        (X % 17, 256, (X % 17).float() / 255, "the largest value is 16 of 255"),
         (X.to(torch.uint16) * 9, 4096, X.float() * 9 / 4095, "4096 grey levels"),
         ((X % 2).bfloat16(), 2, (X % 2).float(), "2 grey levels"),
-        ((X.float() / 255).requires_grad_(), 256, X.float() / 255, "floats in [0, 1] as they are"),
-        ((X.float() / 255).to_sparse(), 256, X.float() / 255, "floats in [0, 1] as they are"),
+        ((X.float() / 255).requires_grad_(), 256, X.float() / 255, "floats in [0, 1], not scaled"),
+        ((X.float() / 255).to_sparse(), 256, X.float() / 255, "floats in [0, 1], not scaled"),
         (X.float() - 99, None, X.float() - 99, "floats from -99 to 15"),
     ],
 )
@@ -346,13 +346,13 @@ def test_values_are_grey_levels_or_floats_up_to_1_or_real_numbers(x, levels, wan
 @pytest.mark.parametrize(
     "x, levels, message",
     [
-        (X.float() / 127.5 - 1, 256, r"floats from -1 to 1, but grey_levels=256 promises .*give \(x \+ 1\) / 2"),
-        (X.float() / 100, 256, r"floats from 0 to 2.5\d+, but grey_levels=256 promises"),
-        (X, 17, r"whole numbers from 0 to 255, but grey_levels=17 promises whole numbers 0..16"),
+        (X.float() / 127.5 - 1, 256, r"floats from -1 to 1, but grey_levels=256 requires .*return \(x \+ 1\) / 2"),
+        (X.float() / 100, 256, r"floats from 0 to 2.5\d+, but grey_levels=256 requires"),
+        (X, 17, r"whole numbers from 0 to 255, but grey_levels=17 requires whole numbers 0..16"),
         (X.to(torch.int16) - 9, 256, r"whole numbers from -9 to 246"),
-        (X % 2, 256, r"nearly black on 256 grey levels: set data.grey_levels=2"),
-        (X % 2 > 0, 256, r"nearly black on 256 grey levels: set data.grey_levels=2"),
-        (X, None, r"as bytes; data.grey_levels=null promises real numbers: set data.grey_levels=256"),
+        (X % 2, 256, r"nearly black with 256 grey levels: set data.grey_levels=2"),
+        (X % 2 > 0, 256, r"nearly black with 256 grey levels: set data.grey_levels=2"),
+        (X, None, r"as bytes; data.grey_levels=null requires real numbers: set data.grey_levels=256"),
         (X / torch.zeros(()), 256, r"items 0, 1, 2, 3 and 36 more of 40 hold NaN or infinity"),
         (X.to(torch.complex64), None, r"complex numbers: give real and imaginary part as two channels"),
         (X[:, 0], 256, r"items of shape \[4, 4\], but data.shape=\[1, 4, 4\]: give x a channel axis, x\[:, None\]"),
@@ -369,19 +369,22 @@ def test_data_that_are_not_what_they_promise_are_refused_before_the_first_step(w
 @pytest.mark.parametrize(
     "loaded, message",
     [
-        (5, r"load\(\) gives a int, which has no len\(\)"),
-        ({"train": TENSORS, "val": TENSORS}, r"load\(\) gives a dict, which has names: give Splits\(train, held_out\)"),
-        ((X, Y), r"if they are x and labels, give torch.utils.data.TensorDataset\(x, labels\)"),
-        ((TENSORS, TENSORS, TENSORS), r"load\(\) gives 3 data sets: give two, \(train, held_out\)"),
-        ((Binary, TENSORS), "the values of train and held_out go from 0 to 1 and 0 to 255: bring both to one range"),
-        ((TENSORS, Binary), "the values of train and held_out go from 0 to 255 and 0 to 1: bring both to one range"),
-        (iter([]), r"load\(\) gives a list_iterator, which has no len\(\)"),
+        (5, r"load\(\) returns a int, which has no len\(\)"),
+        (
+            {"train": TENSORS, "val": TENSORS},
+            r"load\(\) returns a dict, which has names: return Splits\(train, held_out\)",
+        ),
+        ((X, Y), r"if they are x and labels, return torch.utils.data.TensorDataset\(x, labels\)"),
+        ((TENSORS, TENSORS, TENSORS), r"load\(\) returns 3 data sets: return two, \(train, held_out\)"),
+        ((Binary, TENSORS), "the values of train and held_out range from 0 to 1 and 0 to 255: bring both to one range"),
+        ((TENSORS, Binary), "the values of train and held_out range from 0 to 255 and 0 to 1: bring both to one range"),
+        (iter([]), r"load\(\) returns a list_iterator, which has no len\(\)"),
         (torch.utils.data.TensorDataset(X[:1]), "a single item: two are needed"),
         ((Listed([]), TENSORS), "an empty data set"),
         (torch.utils.data.TensorDataset(X, torch.rand(40)), "labels must be whole numbers"),
         (torch.utils.data.TensorDataset(X, torch.eye(40)), r"labels must be whole numbers \(N,\)"),
         (Listed([X[0], X[1], X[2, :, :2]] * 9), "items have several shapes"),
-        (Listed([{"image": x} for x in X]), r"an item is a dict: give x or \(x, label\)"),
+        (Listed([{"image": x} for x in X]), r"an item is a dict: return x or \(x, label\)"),
         (Listed([(x, "cat") for x in X]), "labels must be whole numbers, not 'cat'"),
         (Listed([(x, 0.5) for x in X]), "labels must be whole numbers"),
     ],
@@ -395,7 +398,7 @@ def test_an_item_on_another_scale_than_those_looked_at_is_named() -> None:
     items = [torch.full((1, 4, 4), number % 256) for number in range(3000)]
     items[1001] = items[1001] + 300
     module = fitted(Given((Listed(items), TENSORS), shape=(1, 4, 4)))
-    with pytest.raises(ValueError, match=r"item 1001 holds values from 533 to 533, .* lie within 0 and 255"):
+    with pytest.raises(ValueError, match=r"item 1001 holds values from 533 to 533, .* are between 0 and 255"):
         module.splits.train.__getitems__([1000, 1001])
 
 
@@ -469,7 +472,7 @@ def test_toy2d_points_are_a_fixed_draw_of_their_target(name: str) -> None:
         (lambda: Digits(flip="no"), "data.flip='no' must be true or false"),
         (lambda: Digits(shape=8), r"data.shape=8 must be \[channels,height,width\]"),
         (lambda: Digits(shape="1x8x8"), r"data.shape='1x8x8' must be \[channels,height,width\]"),
-        (lambda: MNIST(data_dir=""), "data.data_dir is empty: say where the files are"),
+        (lambda: MNIST(data_dir=""), "data.data_dir is empty: set it to the folder of the files"),
         (lambda: MNIST(data_dir=None), "data.data_dir=None must be text"),
         (lambda: MNIST(data_dir=".", shape=(1, 29, 29)), "data.shape"),
     ],

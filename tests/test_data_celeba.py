@@ -169,7 +169,7 @@ def test_missing_cut_and_foreign_files_are_named_and_left_alone(tmp_path: Path) 
 
     whole = (folder / ZIP).read_bytes()
     (folder / ZIP).write_bytes(whole[:-50])
-    refused(ValueError, r"img_align_celeba.zip is damaged \(md5 .*move it away and fetch it again")
+    refused(ValueError, r"img_align_celeba.zip is damaged \(md5 .*remove it and download it again")
     (folder / ZIP).unlink()
     refused(
         FileNotFoundError, r"img_align_celeba is missing or empty: put img_align_celeba.zip \(md5 .*CelebA.html\) into"

@@ -159,7 +159,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def names(module: ImageFolder) -> tuple[set[str], set[str]]:
-    train, held_out, *_ = module._divided()
+    train, held_out, *_ = module._split()
     return {path.name for path, _ in train}, {path.name for path, _ in held_out}
 
 
@@ -174,7 +174,7 @@ def test_image_folder_splits_by_name_and_new_files_move_no_old_one(folder: Path)
     for k in range(40, 60):  # listed before all others
         noise((20, 20), k).save(folder / "cat" / f"000{k}.png")
     assert train < names(module())[0] and held_out < names(module())[1]
-    paths = [path for path, _ in module()._divided()[0]]
+    paths = [path for path, _ in module()._split()[0]]
     labels = module().splits.train.labels
     assert labels.tolist() == [int(path.parent.name == "dog") for path in paths]
     assert labels[:10].unique().tolist() == [0]
@@ -277,7 +277,7 @@ def test_unreadable_images_are_named_before_training(folder: Path, limit: int) -
 
 def test_a_cut_image_of_a_lazy_set_is_named_when_it_is_decoded(folder: Path) -> None:
     module = ImageFolder(root=str(folder), shape=(3, 16, 16), memory_limit_mb=0)
-    path = Path(module.splits.train.source.place(0))
+    path = Path(module.splits.train.source.location(0))
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(ValueError, match=rf"{path.name} is not a readable"):
         module.splits.train.__getitems__([0])

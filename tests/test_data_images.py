@@ -17,7 +17,7 @@ from PIL import Image
 from diffusion_lab.data import ImageFolder, InMemory, scan
 from diffusion_lab.data.encoded import hold_out
 from diffusion_lab.data.framing import Framing
-from diffusion_lab.data.image_file import DEPTHS, read_image, suffixes
+from diffusion_lab.data.image_file import BIT_DEPTHS, read_image, suffixes
 
 RED, GREEN, BLUE = (250, 10, 20), (10, 240, 30), (20, 30, 230)
 
@@ -156,7 +156,7 @@ def test_the_depth_of_avif_is_in_its_configuration_box() -> None:
     """Pillow writes 8 bits only, and opens more as if they were 8."""
     head = bytearray(encoded(Image.new("RGB", (16, 16), RED), "AVIF").getvalue())
     flags = head.index(b"av1C") + 6
-    depths = {more: DEPTHS["AVIF"](None, bytes(head[:flags] + bytes([head[flags] | more]))) for more in (0, 64, 96)}
+    depths = {more: BIT_DEPTHS["AVIF"](None, bytes(head[:flags] + bytes([head[flags] | more]))) for more in (0, 64, 96)}
     assert depths == {0: 8, 64: 10, 96: 12}
 
 
@@ -242,11 +242,11 @@ def test_what_pillow_reads_is_used_and_the_rest_is_counted_by_suffix(tmp_path: P
     (tmp_path / ".hidden.png").write_text("left by a file manager")
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
     said = module(tmp_path).describe()
-    assert "35 files left out: .txt 20, .xyz 10, .h5 2" in said
+    assert "35 files skipped: .txt 20, .xyz 10, .h5 2" in said
     assert all(reason in said for reason in ("without suffix 1", "hidden 1", "broken links 1"))
     assert "30 of 30 images have another aspect: cropped to the centre" in said
     assert {".png", ".jpeg", ".tif", ".gif", ".ppm", ".pgm", ".bmp", ".avif", ".jp2"} <= suffixes()
-    with pytest.raises(FileNotFoundError, match=r"no image that Pillow reads in .* \(2 files left out: .npy 2\)"):
+    with pytest.raises(FileNotFoundError, match=r"no image that Pillow reads in .* \(2 files skipped: .npy 2\)"):
         (tmp_path / "b").mkdir()
         for number in range(2):
             (tmp_path / "b" / f"{number}.npy").write_text("no image")
@@ -318,7 +318,7 @@ def test_split_folders_may_carry_more_words_or_lie_in_a_folder_of_their_own(
     [
         (("trainA", "trainB", "testA", "testB"), "2 folders for training, trainA, trainB: keep one, or set data.root="),
         (("cat/train", "cat/val", "dog/train", "dog/val"), "train and val inside of cat, dog: put the splits first"),
-        (("train2017", "val2017", "unlabeled2017"), "has train2017/ beside unlabeled2017"),
+        (("train2017", "val2017", "unlabeled2017"), "has train2017/ next to unlabeled2017"),
     ],
 )
 def test_splits_that_would_be_pooled_are_refused(tmp_path: Path, folders, message: str) -> None:
@@ -346,15 +346,15 @@ def test_folders_beside_train_are_splits_or_refused(tmp_path: Path) -> None:
     noise(tmp_path / "train" / "a" / "0.png", 0)
     noise(tmp_path / "train" / "b" / "1.png", 1)
     alone = module(tmp_path).splits
-    assert "in folder train, which stands alone" in alone.how
+    assert "in folder train, the only split" in alone.how
     assert torch.cat([alone.train.labels, alone.held_out.labels]).sort().values.tolist() == [0, 1]
     noise(tmp_path / "hold" / "c.png", 2)
-    with pytest.raises(ValueError, match=r"has train/ beside hold: the held-out folder may be called held_out, val,"):
+    with pytest.raises(ValueError, match=r"has train/ next to hold: the held-out folder may be called held_out, val,"):
         module(tmp_path).load()
     (tmp_path / "hold").rename(tmp_path / "test")
     noise(tmp_path / "val" / "d.png", 3)
     splits = module(tmp_path).splits
-    assert splits.how == "folders train and val" and "1 files left out: outside train and val 1" in splits.notes
+    assert splits.how == "folders train and val" and "1 files skipped: outside train and val 1" in splits.notes
     (tmp_path / "train").rename(tmp_path / "Training")
     noise(tmp_path / "train" / "e.png", 4)
     with pytest.raises(ValueError, match="2 folders for training, Training, train"):
@@ -463,6 +463,6 @@ def test_a_split_that_skipping_leaves_empty_is_told(tmp_path: Path) -> None:
     path = tmp_path / "test" / "a.png"
     path.write_bytes(path.read_bytes()[:-300])
     with pytest.raises(
-        ValueError, match=r"a.png \(image file is truncated\) of a split cannot be decoded, which leaves"
+        ValueError, match=r"no image of a split can be decoded, the first is .*a.png \(image file is truncated\)"
     ):
         module(tmp_path, on_corrupt="skip").load()

@@ -158,13 +158,15 @@ def test_missing_cut_and_foreign_files_are_named(tmp_path: Path) -> None:
     refused(
         tmp_path,
         FileNotFoundError,
-        r"tower_train_lmdb/data.mdb is missing: fetch http://dl.yf.io/lsun/scenes/tower_tra",
+        r"tower_train_lmdb/data.mdb is missing: download http://dl.yf.io/lsun/scenes/tower_tra",
     )
     file = folders("cut") / "data.mdb"
     file.write_bytes(file.read_bytes()[:-4096])
-    refused(tmp_path / "cut", ValueError, r"tower_train_lmdb/data.mdb is cut: \d+ bytes of \d+; move it away and fetch")
+    refused(
+        tmp_path / "cut", ValueError, r"tower_train_lmdb/data.mdb is truncated: \d+ bytes of \d+: remove and download"
+    )
     (folders("foreign") / "data.mdb").write_bytes(b"<html>not found</html>" * 1000)
-    refused(tmp_path / "foreign", ValueError, r"data.mdb is not an LMDB file .*move it away and fetch it again")
+    refused(tmp_path / "foreign", ValueError, r"data.mdb is not an LMDB file .*remove it and download it again")
     (folders("empty file") / "data.mdb").write_bytes(b"")
     refused(tmp_path / "empty file", ValueError, r"data.mdb is not an LMDB file")
     folders("none", {})

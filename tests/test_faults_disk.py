@@ -28,7 +28,7 @@ from diffusion_lab.data import Toy2D
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.evaluation import Evaluator
 from diffusion_lab.run.failure import Failure, explain, explained
-from diffusion_lab.storage import atomic_file as whole_file
+from diffusion_lab.storage import atomic_file
 from diffusion_lab.storage import checkpoint_file, run_directory
 from diffusion_lab.storage.atomic_file import NotWritten
 from diffusion_lab.storage.checkpoint_file import AtomicCheckpointIO
@@ -109,11 +109,14 @@ def save_for_ever(run_dir: Path, contents: dict, step: int) -> None:
 def test_only_what_a_dead_process_was_writing_is_removed(tmp_path):
     dead, mine = tmp_path / ".a.ckpt.0123abcd.partial", tmp_path / ".metrics.partial"
     dead.write_text("half"), mine.write_text("of a user")
-    with whole_file.whole_file(tmp_path / "a.ckpt") as first, whole_file.whole_file(tmp_path / "a.ckpt") as second:
+    with (
+        atomic_file.atomic_write(tmp_path / "a.ckpt") as first,
+        atomic_file.atomic_write(tmp_path / "a.ckpt") as second,
+    ):
         living = sorted(tmp_path.glob(".a.*"))
         assert len(living) == 2 and not dead.exists(), "two write the same file, each its own"
         first.write(b"first"), second.write(b"second")
-        whole_file.remove_partials(tmp_path)
+        atomic_file.remove_partials(tmp_path)
         assert sorted(tmp_path.glob(".a.*")) == living
     assert sorted(path.name for path in tmp_path.iterdir()) == [".metrics.partial", "a.ckpt"]
     assert (tmp_path / "a.ckpt").read_bytes() == b"first"
@@ -126,7 +129,7 @@ def test_the_name_is_on_the_disk_after_the_contents(tmp_path, monkeypatch):
         os, "fsync", lambda f: (calls.append("folder" if os.path.isdir(f"/proc/self/fd/{f}") else "file"), sync(f))
     )
     monkeypatch.setattr(Path, "replace", lambda self, to: (calls.append("rename"), replace(self, to)))
-    with whole_file.whole_file(tmp_path / "a") as file:
+    with atomic_file.atomic_write(tmp_path / "a") as file:
         file.write(b"a")
     assert calls == ["file", "rename", "folder"]
 
@@ -229,7 +232,7 @@ def test_only_refusals_of_the_disk_are_explained(tmp_path):
     assert explain(KeyError("a"), tmp_path, {}) is None
     message = explain(OSError(errno.EROFS, "", str(tmp_path / "x")), tmp_path, {})
     assert message == f"{tmp_path}/x cannot be written: Read-only file system"
-    with pytest.raises(ZeroDivisionError), whole_file.whole_file(tmp_path / "a"):
+    with pytest.raises(ZeroDivisionError), atomic_file.atomic_write(tmp_path / "a"):
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())
 

@@ -148,7 +148,7 @@ class TestClassifierFeatures:
         for wrong in (labels.float(), labels - 1, torch.zeros_like(labels)):
             with pytest.raises(ValueError, match="two classes"):
                 features.prepare(images, wrong, "cpu")
-        with pytest.raises(ValueError, match=r"fitted to images \(B, \*\(1, 8, 8\)\)"):
+        with pytest.raises(ValueError, match=r"trained on images \(B, \*\(1, 8, 8\)\)"):
             fitted(torch.rand(2, 3, 8, 8))
         with pytest.raises(ValueError, match="NaN"):
             fitted(torch.full((2, 1, 8, 8), math.nan))

@@ -146,7 +146,7 @@ class TestNetwork:
         assert protocol["extractor"] == "own" and protocol["digest"] == features.digest
         assert protocol["dimensions"] == 192 and protocol["resize"] == "antialiased bicubic to 8"
         assert protocol["quantisation"] == "bytes, floor(255 x + 1/2)" and protocol["precision"] == "float32"
-        with pytest.raises(ValueError, match="no classes"):
+        with pytest.raises(ValueError, match="have no logits"):
             features.logits(images(2, 192))
         assert features.classes == 0
 
@@ -156,7 +156,7 @@ class TestNetwork:
             def forward(self, x):
                 return output(x)
 
-        with pytest.raises(ValueError, match=f"for 2 images Odd gave {shown}"):
+        with pytest.raises(ValueError, match=f"for 2 images Odd returns {shown}"):
             ready(Odd())
 
     def test_refusals(self):
@@ -172,7 +172,7 @@ class TestNetwork:
             NetworkFeatures(nn.Flatten(), "own")(images(1, 3, 8, 8))
         free = NetworkFeatures(nn.Flatten(), "own", size=None)
         free.prepare(images(2, 3, 8, 8))
-        with pytest.raises(ValueError, match="243 numbers per image after 192"):
+        with pytest.raises(ValueError, match="243 numbers per image, before 192"):
             free(images(2, 3, 9, 9))
 
 

@@ -213,5 +213,5 @@ class TestInfinity:
     def test_refusals(self):
         rows = self.samples(0, 20)
         for points, smallest in ((1, 5), (3, 1), (3, 19), (30, 2)):
-            with pytest.raises(ValueError, match="give no line"):
+            with pytest.raises(ValueError, match="no line can be fitted"):
                 frechet_at_infinity(rows, self.reference, points, smallest)

@@ -140,7 +140,7 @@ class TestMoments:
         negative = torch.diag(torch.tensor([1.0, -1e-3, 1.0])).double()
         for covariance, message in (
             (skew, "symmetric"),
-            (negative, "no negative variance"),
+            (negative, "variances must not be negative"),
             (torch.eye(4).double(), r"\(D, D\)"),
             (good / 0, "NaN or infinity"),
             (None, "covariance, or rows"),

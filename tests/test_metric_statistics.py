@@ -104,14 +104,14 @@ class TestRefusals:
         assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
 
     def test_missing_file(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"stats.npz are missing: measure them"):
+        with pytest.raises(FileNotFoundError, match=r"stats.npz are missing: compute them"):
             Statistics.load(tmp_path / "stats.npz")
 
     @pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.9, 0.999])
     def test_cut_file(self, file, share):
         content = file.read_bytes()
         file.write_bytes(content[: int(share * len(content))])
-        self.refused(file, r"cut, or no .npz file: floats mu \(D,\) and sigma \(D, D\) are expected")
+        self.refused(file, r"truncated, or not an .npz file: floats mu \(D,\) and sigma \(D, D\) are expected")
 
     def test_changed_byte(self, file):
         content = bytearray(file.read_bytes())
@@ -123,7 +123,7 @@ class TestRefusals:
     def test_a_pickle_is_never_executed(self, tmp_path):
         trap, path = tmp_path / "trap", tmp_path / "hostile.npz"
         path.write_bytes(pickle.dumps(Hostile(trap)))
-        self.refused(path, "cut, or no .npz file")
+        self.refused(path, "truncated, or not an .npz file")
         np.savez(path, mu=np.zeros(1), sigma=np.array([[Hostile(trap)]], dtype=object))
         self.refused(path, "sigma is pickled or damaged: refused, not executed")
         assert not trap.exists()
@@ -134,19 +134,19 @@ class TestRefusals:
         buffer = io.BytesIO()
         np.save(buffer, np.eye(3))
         (tmp_path / "sigma.npz").write_bytes(buffer.getvalue())
-        self.refused(tmp_path / "sigma.npz", "no .npz file")
+        self.refused(tmp_path / "sigma.npz", "not an .npz file")
 
     @pytest.mark.parametrize(
         ("arrays", "message"),
         [
-            ({"images": np.ones((2, 2))}, "no mu and no sigma in it"),
-            ({"mu": np.ones(3)}, "no sigma in it"),
+            ({"images": np.ones((2, 2))}, "it has no mu and no sigma"),
+            ({"mu": np.ones(3)}, "it has no sigma"),
             ({"mu": np.ones(3), "sigma": np.eye(4)}, r"\(D, D\)"),
             ({"mu": np.ones((3, 1)), "sigma": np.eye(3)}, r"mu is float64 \(3, 1\)"),
             ({"mu": np.ones(3), "sigma": np.ones(3)}, r"sigma is float64 \(3,\)"),
             ({"mu": np.ones(3), "sigma": np.eye(3, dtype=int)}, "sigma is int64"),
-            ({"mu": np.ones(3), "sigma": np.triu(np.ones((3, 3)))}, "not: entries differ by up to 1"),
-            ({"mu": np.ones(3), "sigma": -np.eye(3)}, "negative variance"),
+            ({"mu": np.ones(3), "sigma": np.triu(np.ones((3, 3)))}, "symmetric, but entries differ by up to 1"),
+            ({"mu": np.ones(3), "sigma": -np.eye(3)}, "variances must not be negative"),
             ({"mu": np.ones(3), "sigma": np.full((3, 3), np.inf)}, "NaN or infinity"),
             ({"mu": np.full(3, np.nan), "sigma": np.eye(3)}, "NaN or infinity"),
             ({"mu": np.ones(3), "sigma": np.eye(3), "count": np.array(1)}, "at least 2 samples, got 1"),

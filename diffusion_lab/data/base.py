@@ -1,4 +1,4 @@
-"""DataModule: what every data set shares, from the stored bytes to float batches on the device."""
+"""DataModule: the base class of all data sets, from the stored bytes to float batches on the device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from diffusion_lab.data.batches import TrainBatches, generator
 from diffusion_lab.data.classes import class_counts
 from diffusion_lab.data.contract import check_fields, check_shape, check_values
-from diffusion_lab.data.plain import in_two, sample, with_protocol
+from diffusion_lab.data.plain import as_map_style, items_to_check, train_and_held_out
 
 Batch = tuple[Tensor, Tensor]
 Split = Literal["train", "held_out"]
@@ -25,10 +25,10 @@ Split = Literal["train", "held_out"]
 
 @dataclass(frozen=True)
 class Splits:
-    """The two halves of a data set, in a few words how they were separated, and what else a user should know.
+    """Training and held-out data, how they were split, and notes that are printed for the user.
 
     Both are map-style data sets with `labels` (N,), `__getitems__(indices) -> (x (B, ...), labels (B,))` and
-    `digest() -> bytes`, which identifies the items in their order; or plain torch data sets of x or (x, label).
+    `digest() -> bytes`, a hash of the items in their order; or plain torch data sets of x or (x, label).
     """
 
     train: Dataset
@@ -41,16 +41,16 @@ class Splits:
 class DataModule(pl.LightningDataModule, ABC):
     """Batches (x, label): x float32 (B, C, H, W) in [0, 1], x = byte / (grey_levels - 1), or points (B, 2).
 
-    What `load` gives is whole numbers 0..grey_levels - 1, or floats in [0, 1], which stay as they are. `grey_levels`
-    is None for data that are no grey levels, such as latents or fields: any real numbers, trained on as they are.
+    `load` returns integers 0..grey_levels - 1, or floats in [0, 1], which are not scaled again. `grey_levels` is None
+    for real numbers without grey levels, such as latents or fields, which are not scaled either.
 
-    `batch_size` counts a training batch over all ranks, `eval_batch_size` a held-out batch on one rank.
-    Training never ends (see TrainBatches) and continues where a checkpoint left it; held-out items come once
-    each, in stored order, rank r of W taking items r, r + W, ... Lightning must not deal them again:
+    `batch_size` is the size of a training batch summed over all ranks, `eval_batch_size` that of a held-out batch on
+    one rank. Training batches are endless (see TrainBatches) and resume from a checkpoint. Held-out items come once
+    each, in stored order; rank r of W takes items r, r + W, ... Therefore Lightning must not shard them again:
     Trainer(use_distributed_sampler=False).
 
-    A subclass gives `load()`, fields of its own and the defaults of these. One that states `grey_levels` means what
-    its files hold, and admits no other. Raises ValueError on settings that contradict each other or the loaded files.
+    A subclass implements `load()`, and may add fields and change defaults. If it sets `grey_levels`, that is fixed by
+    its files and users cannot change it. Raises ValueError for settings that contradict each other or the files.
     """
 
     shape: tuple[int, ...]
@@ -59,12 +59,12 @@ class DataModule(pl.LightningDataModule, ABC):
     eval_batch_size: int = 500
     flip: bool = True
     seed: int = 0
-    conditional: bool = False  # whether the model is told the labels
+    conditional: bool = False  # whether the model is conditioned on the labels
 
-    num_workers = 0  # no field: only data sets that decode files give a choice
-    class_names = None  # a sequence of them where they are known, once the set is loaded
+    num_workers = 0  # a field only in data sets that decode files
+    class_names = None  # a sequence of strings if known, after loading
     _floats_in_unit = False
-    places = ("data_dir", "root")  # keys that only say where the files lie: they may move after training
+    places = ("data_dir", "root")  # fields that are paths: they may change after training
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -76,8 +76,8 @@ class DataModule(pl.LightningDataModule, ABC):
             raise ValueError(f"data.grey_levels={self.grey_levels} must be at least 2, or null for real numbers")
         stated = next(cls for cls in type(self).__mro__ if "grey_levels" in vars(cls))
         if stated is not DataModule and self.grey_levels != stated.grey_levels:
-            said = "null" if stated.grey_levels is None else stated.grey_levels
-            raise ValueError(f"data.grey_levels={self.grey_levels} must be {said} for {type(self).__name__}")
+            fixed = "null" if stated.grey_levels is None else stated.grey_levels
+            raise ValueError(f"data.grey_levels={self.grey_levels} must be {fixed} for {type(self).__name__}")
         if self.flip and not self.is_image:
             raise ValueError("data.flip=true mirrors images, but these are points: set data.flip=false")
         if self.seed < 0:
@@ -94,16 +94,16 @@ class DataModule(pl.LightningDataModule, ABC):
 
     @abstractmethod
     def load(self) -> Splits:
-        """Read the files and divide them; called once per process.  Of one plain torch data set a tenth is held out."""
+        """Read the files and split them; called once per process.  A tenth of a single torch data set is held out."""
 
     @cached_property
     def splits(self) -> Splits:
         """The loaded and checked data sets."""
         name, loaded = type(self).__name__, self.load()
         splits = loaded if isinstance(loaded, Splits) else Splits(loaded)
-        splits = splits if splits.held_out is not None else Splits(*in_two(splits.train), splits.notes)
-        splits = replace(splits, train=with_protocol(splits.train), held_out=with_protocol(splits.held_out))
-        parts = [sample(splits.train), sample(splits.held_out)]
+        splits = splits if splits.held_out is not None else Splits(*train_and_held_out(splits.train), splits.notes)
+        splits = replace(splits, train=as_map_style(splits.train), held_out=as_map_style(splits.held_out))
+        parts = [items_to_check(splits.train), items_to_check(splits.held_out)]
         for part in parts:
             check_shape(name, self.shape, tuple(part.shape[1:]))
         self._floats_in_unit, notes = check_values(name, self.grey_levels, self.is_image, parts)
@@ -112,7 +112,7 @@ class DataModule(pl.LightningDataModule, ABC):
         return replace(splits, notes=(*splits.notes, *notes))
 
     def setup(self, stage: str) -> None:
-        """Load and check; a fit begins at batch 0, unless `load_state_dict` then says otherwise."""
+        """Load and check the data; a fit starts at batch 0 unless `load_state_dict` is called afterwards."""
         size = len(self.splits.train)
         if stage == "fit":
             self.batches = TrainBatches(size, self.batch_size, self.seed, *self._rank_and_world())
@@ -131,7 +131,7 @@ class DataModule(pl.LightningDataModule, ABC):
         return self.val_dataloader()
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Grey levels to [0, 1] and, while training, mirror and count the batch, all on the device."""
+        """Scale a batch to [0, 1] on the device; while training, also mirror and count it."""
         x, label = batch
         if self.trainer is None or not self.trainer.training:
             return self._scale(x), label
@@ -139,7 +139,7 @@ class DataModule(pl.LightningDataModule, ABC):
             x = mirror(x, self.batches.flips(self.position).to(x.device))
         if self._first is None:
             self._first = self.position - self._done
-        # Counted here and not in the sampler, which runs ahead of the training by what the loader prefetches.
+        # Counted here because the sampler is ahead of the training by the batches that the loader prefetches.
         self.position += 1
         if not self.trainer.overfit_batches:
             self.batches.start = self.position
@@ -147,11 +147,12 @@ class DataModule(pl.LightningDataModule, ABC):
 
     @property
     def _done(self) -> int:
-        """Batches that the optimiser has had, by Lightning's count."""
+        """Number of batches processed, by Lightning's count."""
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
 
     def state_dict(self) -> dict[str, Any]:
-        position = self.position if self._first is None else self._first + self._done  # one may be on its way
+        # A batch that was transferred but not processed does not count.
+        position = self.position if self._first is None else self._first + self._done
         return {"items": position * self.batch_size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -162,28 +163,27 @@ class DataModule(pl.LightningDataModule, ABC):
         return len(self._data(split))
 
     def images(self, split: Split, count: int | None = None, first: int = 0) -> Tensor:
-        """At most `count` items (all if None) from number `first` on, float (n, C, H, W) in [0, 1], never mirrored.
+        """Return at most `count` items (None: all) starting at `first`, float (n, C, H, W) in [0, 1], not mirrored.
 
-        They come in one shuffled order that mixes the classes and depends on nothing but the size of the set.
+        They come in a shuffled order, which mixes the classes and depends only on the number of items.
         """
-        data, chosen = self._data(split), self._chosen(split, count, first)
+        data, chosen = self._data(split), self._indices(split, count, first)
         return torch.cat([self._scale(data.__getitems__(part.tolist())[0]) for part in chosen.split(1000)])
 
     def labels(self, split: Split, count: int | None = None, first: int = 0) -> Tensor:
-        """Labels (n,) int64 of what `images(split, count, first)` returns, in the same order."""
-        return self._data(split).labels[self._chosen(split, count, first)]
+        """Labels (n,) int64 of `images(split, count, first)`, in the same order."""
+        return self._data(split).labels[self._indices(split, count, first)]
 
     def class_counts(self) -> list[int]:
-        """Training items of each class 0, 1, ...; raises ValueError if the labels are no classes."""
+        """Number of training items of each class 0, 1, ...; raises ValueError if the labels are not classes."""
         splits = self.splits
         return class_counts(type(self).__name__, splits.train.labels, splits.held_out.labels, self.class_names)
 
     def fingerprint(self, split: Split) -> str:
-        """64 hexadecimal digits that tell apart what `images(split)` gives: sha256 of grey levels and content.
+        """Return the sha256 (hexadecimal) of the grey levels and the content of a split; computed on first use.
 
-        Equal content gives equal digits wherever it lies; labels, batch sizes, mirroring and seed do not enter. The
-        content is what the data set's `digest` says: of arrays their bytes, of encoded images names, bytes and framing.
-        Computed on first use.
+        It identifies `images(split)`, independent of path, labels, batch size, mirroring and seed. The content is the
+        data set's `digest`: the bytes of arrays, or the names, bytes and framing of encoded images.
         """
         if split not in self._fingerprints:
             content = self._data(split).digest()
@@ -191,13 +191,13 @@ class DataModule(pl.LightningDataModule, ABC):
         return self._fingerprints[split]
 
     def describe(self) -> str:
-        """One line: what it is, how many items, how they were divided."""
+        """Describe the data set in one line: items, shape, split, notes."""
         train, held_out = len(self.splits.train), len(self.splits.held_out)
         what = f"{'x'.join(map(str, self.shape))} "
         what += "arrays of real numbers" if self.grey_levels is None else f"images, {self.grey_levels} grey levels"
         what = what if self.is_image else "points in the plane"
-        said = "; ".join([f"{train} train and {held_out} held-out {what}", self.splits.how, *self.splits.notes])
-        return f"{type(self).__name__}: {said}"
+        parts = [f"{train} train and {held_out} held-out {what}", self.splits.how, *self.splits.notes]
+        return f"{type(self).__name__}: {'; '.join(parts)}"
 
     def _scale(self, x: Tensor) -> Tensor:
         if self.grey_levels is None or (self._floats_in_unit and x.is_floating_point()):
@@ -209,10 +209,10 @@ class DataModule(pl.LightningDataModule, ABC):
             raise ValueError(f"split {split!r} does not exist: choose train or held_out")
         return getattr(self.splits, split)
 
-    def _chosen(self, split: str, count: int | None, first: int) -> Tensor:
+    def _indices(self, split: str, count: int | None, first: int) -> Tensor:
         size = self.size(split)
         if not 0 <= first < size or (count is not None and count < 1):
-            raise ValueError(f"{split} has items 0 to {size - 1}: {count} from number {first} on cannot be given")
+            raise ValueError(f"count={count}, first={first}: {split} has items 0 to {size - 1}")
         return _shuffled(size)[first:][:count]
 
     def _seek(self, position: int) -> None:
@@ -227,10 +227,10 @@ class DataModule(pl.LightningDataModule, ABC):
         return DataLoader(
             data,
             batch_sampler=batch_sampler,
-            collate_fn=_whole,
+            collate_fn=_identity,
             num_workers=self.num_workers,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
-            # iter() of a DataLoader draws a number, which must not come from the global stream.
+            # iter() of a DataLoader draws a random number, which must not come from the global generator.
             generator=torch.Generator(),
         )
 
@@ -243,8 +243,8 @@ def require_positive(values: Mapping[str, int]) -> None:
 
 
 def mirror(x: Tensor, chosen: Tensor) -> Tensor:
-    """Images x (B, ..., W), those that are `chosen`, booleans (B,), from right to left."""
-    # Whole images are copied out of both; torch.where on bytes takes four times as long.
+    """Mirror the images x (B, ..., W) for which `chosen` (B,) is true, left to right."""
+    # index_select copies entire images; torch.where on bytes takes four times as long.
     both = torch.cat([x, x.flip(-1)])
     return both.index_select(0, torch.arange(len(x), device=x.device) + len(x) * chosen)
 
@@ -254,5 +254,5 @@ def _shuffled(size: int) -> Tensor:
     return torch.randperm(size, generator=generator("images", size))
 
 
-def _whole(batch: Batch) -> Batch:
+def _identity(batch: Batch) -> Batch:
     return batch

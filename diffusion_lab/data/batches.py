@@ -1,4 +1,4 @@
-"""Which items make a batch: each random choice is a function of (seed, position), never of history."""
+"""Which items form a batch: each random choice is a function of (seed, position) alone."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from diffusion_lab.finite import bad_items, shown
 
 
 def generator(purpose: str, *numbers: int) -> torch.Generator:
-    """CPU generator whose stream depends on nothing but `purpose` and `numbers` (all >= 0).
+    """Return a CPU generator seeded by `purpose` and `numbers` (all >= 0) alone.
 
-    The words are mixed by NumPy's SeedSequence, so that neighbouring seeds or epochs give unrelated streams.
+    NumPy's SeedSequence mixes them, so that consecutive seeds or epochs give independent streams.
     """
     mixed = np.random.SeedSequence([zlib.crc32(purpose.encode()), *numbers]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(mixed[0]))
 
 
 WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64, torch.bfloat16: torch.float32}
-"""Types for which torch or NumPy lacks arithmetic, and one that holds their values."""
+"""Types for which torch or NumPy lacks arithmetic, and a wider type that represents their values exactly."""
 
 
-def plain(x: Tensor) -> Tensor:
-    """The values of a tensor alone: dense, on the CPU, without a gradient, in a type that can be computed with."""
+def plain_tensor(x: Tensor) -> Tensor:
+    """Return a tensor dense, detached, on the CPU, in a type that supports arithmetic."""
     x = x.detach().to("cpu")
     x = x if x.layout is torch.strided else x.to_dense()
     return x.to(WIDER.get(x.dtype, x.dtype))
 
 
 class InMemory(Dataset):
-    """A whole set as two tensors: `x` (N, ...) uint8 grey levels or float points, `labels` (N,) int64.
+    """A data set in memory: `x` (N, ...) uint8 grey levels or floats, `labels` (N,) int64.
 
-    A batch is one tensor index: `__getitems__` gives (x (B, ...), labels (B,)) without a loop over items.
+    `__getitems__` returns (x (B, ...), labels (B,)) without a loop over items.
 
-    Raises ValueError if the two lengths differ, or for points that are not finite.
+    Raises ValueError if the two lengths differ, or if an item is not finite.
     """
 
     def __init__(self, x: Tensor, labels: Tensor) -> None:
         if len(x) != len(labels):
             raise ValueError(f"{len(x)} items but {len(labels)} labels: the files do not belong together")
-        x = plain(x)
+        x = plain_tensor(x)
         bad = bad_items(x) if x.is_floating_point() else []
         if bad:
             raise ValueError(f"items {shown(bad)} of {len(x)} hold NaN or infinity: leave them out")
@@ -59,22 +59,22 @@ class InMemory(Dataset):
         return self.x[index], self.labels[index]
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        chosen = torch.as_tensor(indices)  # and no self.x[chosen], which takes six times as long on bytes
+        chosen = torch.as_tensor(indices)  # self.x[chosen] takes six times as long on bytes
         return self.x.index_select(0, chosen), self.labels.index_select(0, chosen)
 
     def digest(self) -> bytes:
-        """sha256 of dtype, shape and values, the labels left out."""
+        """Return the sha256 of dtype, shape and values, without the labels."""
         found = hashlib.sha256(f"{self.x.dtype} {tuple(self.x.shape)} ".encode())
         found.update(self.x.numpy().data)
         return found.digest()
 
 
 class TrainBatches(Sampler[list[int]]):
-    """Endless batches of indices: batch p is elements [p B, (p + 1) B) of perm_0, perm_1, perm_2, ...
+    """Endless batches of indices: batch p is elements [p B, (p + 1) B) of the sequence perm_0, perm_1, perm_2, ...
 
-    perm_e is a permutation of range(size) drawn from (seed, e) alone: each epoch holds every index once, a
-    batch may cross two epochs, and iteration may begin at any position `start`. Rank r of `world` gets the
-    r-th of `world` equal consecutive shares of batch p: together they see the batch that one device would.
+    perm_e is a permutation of range(size) that depends on (seed, e) alone. Each epoch contains every index once, a
+    batch may span two epochs, and iteration may start at any position `start`. Rank r of `world` gets the r-th of
+    `world` equal consecutive shards of batch p, so that all ranks together see the same batch as a single device.
 
     Raises ValueError if `batch_size` is not a multiple of `world`.
     """
@@ -95,8 +95,8 @@ class TrainBatches(Sampler[list[int]]):
                 f"data.batch_size={batch_size} cannot be split evenly over {world} ranks: set it to {near}"
             )
         self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.share = batch_size // world
-        self.offset = rank * self.share
+        self.shard_size = batch_size // world
+        self.offset = rank * self.shard_size
         self.start = start
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
@@ -107,9 +107,9 @@ class TrainBatches(Sampler[list[int]]):
             position += 1
 
     def batch(self, position: int) -> Tensor:
-        """Indices (B / world,) of this rank's share of batch `position`."""
+        """Return the indices (B / world,) of this rank's shard of batch `position`."""
         start = position * self.batch_size + self.offset
-        parts, missing = [], self.share
+        parts, missing = [], self.shard_size
         while missing:
             epoch, offset = divmod(start, self.size)
             parts.append(self._permutation(epoch)[offset : offset + missing])
@@ -117,9 +117,9 @@ class TrainBatches(Sampler[list[int]]):
         return torch.cat(parts)
 
     def flips(self, position: int) -> Tensor:
-        """Booleans (B / world,), each true with probability 1/2: which images of this share are mirrored."""
-        coins = torch.rand(self.batch_size, generator=generator("flip", self.seed, position)) < 0.5
-        return coins[self.offset : self.offset + self.share]
+        """Return booleans (B / world,), true with probability 1/2: the images of this shard to mirror."""
+        flips = torch.rand(self.batch_size, generator=generator("flip", self.seed, position)) < 0.5
+        return flips[self.offset : self.offset + self.shard_size]
 
     def _permutation(self, epoch: int) -> Tensor:
         if epoch != self._epoch:

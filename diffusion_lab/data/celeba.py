@@ -27,13 +27,14 @@ PARTS = {"train": "0", "valid": "1", "test": "2"}
 class CelebA(EncodedImages):
     """162,770 train and 19,962 held-out (test; valid: 19,867) faces; Liu et al. 2015 (arXiv:1411.7766).
 
-    Reads <data_dir>/celeba: list_eval_partition.txt, checked against its published md5, and the 202,599 JPEG files of
-    178 x 218 pixels in the folder img_align_celeba or, where there is none, in img_align_celeba.zip, checked likewise.
-    A centred square of `crop` pixels is resized bilinearly, antialiased, as in the programs of NCSN, NCSNv2 (which hold
-    out test) and ScoreSDE (valid); the first two 140 -> 32 and 140 -> 64, the last 140 -> 64. The label is 1 where
-    list_attr_celeba.txt gives the face the `attribute`, else 0.
+    Reads <data_dir>/celeba: list_eval_partition.txt, and the 202,599 JPEG files of 178 x 218 pixels in the folder
+    img_align_celeba or else in img_align_celeba.zip. Text files and archive are checked against their published md5.
 
-    Raises FileNotFoundError for a missing file, ValueError for a damaged one, by name.
+    A central square of `crop` pixels is resized (bilinear, antialiased), as in NCSN (140 -> 32), NCSNv2 (140 -> 64)
+    and ScoreSDE (140 -> 64). The first two hold out test, ScoreSDE valid. The label is 1 if list_attr_celeba.txt
+    lists the `attribute` for the face, else 0.
+
+    Raises FileNotFoundError for a missing file, ValueError for a damaged one; both name the file.
     """
 
     data_dir: str
@@ -57,7 +58,7 @@ class CelebA(EncodedImages):
         return Path(self.data_dir).expanduser() / "celeba"
 
     def load(self) -> Splits:
-        part_of = dict(line.split() for line in self._listed(PARTITION))
+        part_of = dict(line.split() for line in self._lines(PARTITION))
         labels, folder, archive = self._labels(), self.folder / IMAGES, self.folder / f"{IMAGES}.zip"
         self._require_images(folder, archive, part_of)
         framing = self.framing(self.crop, "bilinear")
@@ -66,12 +67,12 @@ class CelebA(EncodedImages):
             names = sorted(name for name, number in part_of.items() if number == PARTS[part])
             source = Files(folder, list(map(Path, names))) if folder.is_dir() else Zipped(archive, IMAGES, names)
             parts.append(Encoded(source, torch.tensor([labels.get(name, 0) for name in names]), framing))
-        return self.divided(*parts, f"official split, train and {self.held_out}")
+        return self.make_splits(*parts, f"official split, train and {self.held_out}")
 
     def _labels(self) -> dict[str, int]:
         if self.attribute is None:
             return {}
-        _, header, *lines = self._listed(ATTRIBUTES)
+        _, header, *lines = self._lines(ATTRIBUTES)
         if self.attribute not in header.split():
             raise ValueError(
                 f"data.attribute={self.attribute} does not exist: choose one of {', '.join(header.split())}"
@@ -79,7 +80,7 @@ class CelebA(EncodedImages):
         column = 1 + header.split().index(self.attribute)
         return {row[0]: int(row[column] == "1") for row in map(str.split, lines)}
 
-    def _listed(self, name: str) -> list[str]:
+    def _lines(self, name: str) -> list[str]:
         if not (self.folder / name).exists():
             raise self._missing(self.folder / name, name)
         refuse_damaged(self.folder / name, digests()[name])
@@ -103,7 +104,7 @@ class CelebA(EncodedImages):
 
 
 class Zipped(Source):
-    """Members of a folder in a zip archive, by their names there."""
+    """Files of one folder in a zip archive, by name."""
 
     def __init__(self, archive: Path, folder: str, names: list[str]) -> None:
         self.archive, self.folder, self.names = archive, folder, np.array(names)
@@ -114,13 +115,13 @@ class Zipped(Source):
     def key(self, index: int) -> str:
         return str(self.names[index])
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         return f"{self.archive}/{self.folder}/{self.key(index)}"
 
     def open(self, index: int) -> BinaryIO:
-        return opened(self.archive, os.getpid()).open(f"{self.folder}/{self.key(index)}")
+        return open_archive(self.archive, os.getpid()).open(f"{self.folder}/{self.key(index)}")
 
-    def take(self, indices: Sequence[int]) -> Zipped:
+    def subset(self, indices: Sequence[int]) -> Zipped:
         return Zipped(self.archive, self.folder, [self.key(index) for index in indices])
 
     def stamp(self) -> bytes:
@@ -129,13 +130,13 @@ class Zipped(Source):
 
 
 @cache
-def opened(archive: Path, process: int) -> ZipFile:
-    """The archive, once per process: a fork would share its place in the file."""
+def open_archive(archive: Path, pid: int) -> ZipFile:
+    """Open an archive once per process: forked processes would share the position in the file."""
     return ZipFile(archive)
 
 
 def digests() -> dict[str, str]:
-    """The published md5 of each official file."""
+    """Return the published md5 of each official file."""
     from torchvision.datasets import CelebA as Official
 
     return {name: md5 for _, md5, name in Official.file_list}

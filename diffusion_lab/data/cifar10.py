@@ -10,17 +10,17 @@ import torch
 
 from diffusion_lab.data.base import DataModule, Splits
 from diffusion_lab.data.batches import InMemory
-from diffusion_lab.data.official import fetch, missing, refuse_damaged
-from diffusion_lab.storage.atomic_file import whole_file
+from diffusion_lab.data.official import fetch, missing_error, refuse_damaged
+from diffusion_lab.storage.atomic_file import atomic_write
 
 
 @dataclass(kw_only=True, eq=False)
 class CIFAR10(DataModule):
     """50,000 train and 10,000 held-out (official test) images (3, 32, 32) in 10 classes; Krizhevsky 2009.
 
-    Reads <data_dir>/cifar-10-batches-py, each file checked against its published md5; what is missing there
-    is taken from <data_dir>/cifar-10-python.tar.gz. Raises FileNotFoundError for a missing file, ValueError
-    for a damaged one, by name.
+    Reads <data_dir>/cifar-10-batches-py and checks each file against its published md5; missing files are unpacked
+    from <data_dir>/cifar-10-python.tar.gz. Raises FileNotFoundError for a missing file, ValueError for a damaged one;
+    both name the file.
     """
 
     data_dir: str
@@ -35,7 +35,7 @@ class CIFAR10(DataModule):
         return Path(self.data_dir).expanduser()
 
     def prepare_data(self) -> None:
-        """Unpack what is missing from the archive, which is downloaded if asked to."""
+        """Unpack missing files from the archive; download it first if `download` is true."""
         archive, md5 = self._archive()
         absent = [path for path, _ in self._files() if not path.exists()]
         if absent and self.download and not archive.exists():
@@ -47,7 +47,7 @@ class CIFAR10(DataModule):
     def load(self) -> Splits:
         for path, md5 in self._files():
             if not path.exists():
-                raise missing(path, *self._archive())
+                raise missing_error(path, *self._archive())
             refuse_damaged(path, md5)
         return Splits(self._part(True), self._part(False), "official train and test split")
 
@@ -72,8 +72,8 @@ class CIFAR10(DataModule):
 
 
 def unpack(archive: Path, paths: list[Path]) -> None:
-    """Write just these files, <folder>/<file> in a tar archive, each of them whole or not at all."""
+    """Extract these files, <folder>/<file> in a tar archive, each atomically."""
     with tarfile.open(archive) as tar:
         for path in paths:
-            with whole_file(path) as file:
+            with atomic_write(path) as file:
                 file.write(tar.extractfile(f"{path.parent.name}/{path.name}").read())

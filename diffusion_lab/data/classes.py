@@ -9,17 +9,20 @@ from torch import Tensor
 
 
 def class_counts(name: str, train: Tensor, held_out: Tensor, names: Sequence[str] | None) -> list[int]:
-    """Training items of each class 0, 1, ..., as many as the labels of both splits, or the known names, tell.
+    """Return the number of training items of each class 0, 1, ...
+
+    The number of classes is that of the class names, or one more than the largest label of both splits if larger.
 
     Raises:
-        ValueError: if the labels are no classes: all are equal, below 0, or not below the number of items.
+        ValueError: if the labels are not classes: all are equal, one is negative, or one is not below the number of
+            items.
     """
     both, known = torch.cat([train, held_out]), len(names or ())
     low, high = both.min().item(), both.max().item()
     if low < 0 or high >= max(len(both), known) or (low == high and known < 2):
         found = f"all labels are {low}" if low == high else f"labels go from {low} to {high}"
         raise ValueError(
-            f"data.conditional=true needs a class 0, 1, ... for each item, and in {name} {found}: leave it false, or "
-            "use labelled data"
+            f"data.conditional=true needs a class 0, 1, ... for each item, but in {name} {found}: use labelled data, "
+            "or data.conditional=false"
         )
     return torch.bincount(train, minlength=max(high + 1, known)).tolist()

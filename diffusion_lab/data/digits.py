@@ -1,4 +1,4 @@
-"""Handwritten digits, 8x8, that come with scikit-learn: real data without a download."""
+"""Handwritten digits, 8x8, included in scikit-learn: real data without a download."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ TRAIN_SIZE = 1400
 
 @dataclass(kw_only=True, eq=False)
 class Digits(DataModule):
-    """1797 digits (1, 8, 8) with 17 grey levels 0..16, divided once and for all: 1400 train, 397 held out.
+    """1797 digits (1, 8, 8) with 17 grey levels 0..16, in a fixed split: 1400 train, 397 held out.
 
-    Alpaydin and Kaynak, "Optical recognition of handwritten digits", UCI repository (1998), its test part.
+    The test set of Alpaydin and Kaynak, "Optical recognition of handwritten digits", UCI repository (1998).
     """
 
     shape: tuple[int, ...] = (1, 8, 8)
@@ -30,7 +30,7 @@ class Digits(DataModule):
     def load(self) -> Splits:
         table = torch.from_numpy(_table())
         x, labels = table[:, :-1].reshape(-1, 1, 8, 8), table[:, -1].long()
-        # Stored in the order of the writers: a shuffled split gives both halves the same hands and classes.
+        # Stored in the order of the writers: shuffled, both splits contain all writers and classes.
         order = torch.randperm(len(x), generator=generator("digits split"))
         parts = (order[:TRAIN_SIZE], order[TRAIN_SIZE:])
         train, held_out = (InMemory(x[part], labels[part]) for part in parts)
@@ -38,10 +38,10 @@ class Digits(DataModule):
 
 
 def _table() -> np.ndarray:
-    """Bytes (1797, 65): 64 pixels and the label of each digit."""
+    """Return bytes (1797, 65): 64 pixels and the label of each digit."""
     package = find_spec("sklearn")
     path = Path(package.origin or "").parent / "datasets" / "data" / "digits.csv.gz" if package else Path()
-    if path.is_file():  # read without the import, which would take longer than all else before the first step
+    if path.is_file():  # read without importing sklearn, which takes seconds
         return np.loadtxt(path, delimiter=",", dtype=np.uint8)
     from sklearn.datasets import load_digits
 

@@ -1,4 +1,4 @@
-"""Images that lie encoded in files, archives or tables, and are decoded once or when asked for."""
+"""Data sets of encoded images in files, archives or tables, decoded once or on access."""
 
 from __future__ import annotations
 
@@ -22,43 +22,43 @@ from diffusion_lab.data.base import DataModule, Splits, require_positive
 from diffusion_lab.data.batches import InMemory
 from diffusion_lab.data.framing import Framing, Resampling
 from diffusion_lab.data.image_file import MAX_PIXELS, MODES
-from diffusion_lab.data.scan import Survey, remembered, telling
+from diffusion_lab.data.scan import Scan, cached_scan, with_progress
 
 Result = TypeVar("Result")
 
 
 class Source(ABC):
-    """Encoded images in a fixed order. It is pickled into worker processes: open files belong to `open`."""
+    """Encoded images in a fixed order.  It is pickled into worker processes, so only `open` may open files."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def key(self, index: int) -> str:
-        """What the set calls the image, wherever the set lies."""
+        """Return the name of the image in the data set, independent of the data set's path."""
 
     @abstractmethod
-    def place(self, index: int) -> str:
-        """Where the image lies, for a person."""
+    def location(self, index: int) -> str:
+        """Return where the image is stored, for messages."""
 
     @abstractmethod
     def open(self, index: int) -> BinaryIO:
-        """The encoded image, in any thread of any process."""
+        """Open the encoded image; called from any thread of any process."""
 
     @abstractmethod
-    def take(self, indices: Sequence[int]) -> Source:
-        """Only some of the images, in that order."""
+    def subset(self, indices: Sequence[int]) -> Source:
+        """Return the source of these images, in this order."""
 
     @abstractmethod
     def stamp(self) -> bytes:
-        """What changes when an image does, without reading any: names, sizes, times of the last change."""
+        """Return bytes that change when an image changes, without reading any: names, sizes, modification times."""
 
     def digest(self) -> bytes:
-        """sha256 of every key and of all encoded bytes, in order."""
-        found = hashlib.sha256()
-        for key, content in zip(map(self.key, range(len(self))), each(self._hash, len(self)), strict=True):
-            found.update(f"{key}\n".encode(errors="surrogateescape") + content)
-        return found.digest()
+        """Return the sha256 of every key and of all encoded bytes, in order."""
+        digest = hashlib.sha256()
+        for key, content in zip(map(self.key, range(len(self))), parallel_map(self._hash, len(self)), strict=True):
+            digest.update(f"{key}\n".encode(errors="surrogateescape") + content)
+        return digest.digest()
 
     def _hash(self, index: int) -> bytes:
         with self.open(index) as file:
@@ -66,10 +66,10 @@ class Source(ABC):
 
 
 class Encoded(Dataset):
-    """A source with labels (N,), decoded when asked for: `__getitems__` gives (uint8 (B, C, H, W), labels (B,)).
+    """A source with labels (N,), decoded on access: `__getitems__` returns (uint8 (B, C, H, W), labels (B,)).
 
-    In the main process threads decode, in a worker process of a loader only that process. Raises ValueError naming the
-    place of an image that is damaged or not of 8 bits. `traits` says how many images have which, once that is known.
+    Decoding uses several threads, but only one in a worker process of a DataLoader. Raises ValueError with the location
+    of an image that is damaged or not 8-bit. `traits` counts the images with each trait (`framing.REMARKS`), if known.
     """
 
     def __init__(self, source: Source, labels: Tensor, framing: Framing, traits: Counter[str] | None = None) -> None:
@@ -83,13 +83,13 @@ class Encoded(Dataset):
         return self._read(index), self.labels[index]
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        decoded = each(lambda number: self._read(indices[number]), len(indices))
+        decoded = parallel_map(lambda number: self._read(indices[number]), len(indices))
         return torch.stack(decoded), self.labels[torch.as_tensor(indices)]
 
-    def look(self, index: int, into: Tensor | None = None) -> set[str] | str:
-        """Decode one image, also into its row of an array: its traits, or why that cannot be done.
+    def try_decode(self, index: int, into: Tensor | None = None) -> set[str] | str:
+        """Decode one image, into row `index` of `into` if given; return its traits, or the reason of a failure.
 
-        Raises OSError for what is a fault of the disk and not of the image.
+        Raises OSError for an error of the disk.
         """
         try:
             with self.source.open(index) as file:
@@ -103,18 +103,18 @@ class Encoded(Dataset):
         return traits
 
     def digest(self) -> bytes:
-        """sha256 of what the framing does to these images, and of the source."""
+        """Return the sha256 of the framing and the source."""
         return hashlib.sha256(self.framing.content(self.traits).encode() + self.source.digest()).digest()
 
-    def take(self, indices: Sequence[int], traits: Counter[str]) -> Encoded:
-        """Only some of the images, of which it is known how many have which trait."""
-        return Encoded(self.source.take(indices), self.labels[torch.as_tensor(indices)], self.framing, traits)
+    def subset(self, indices: Sequence[int], traits: Counter[str]) -> Encoded:
+        """Return the data set of these images, with their traits."""
+        return Encoded(self.source.subset(indices), self.labels[torch.as_tensor(indices)], self.framing, traits)
 
     def unreadable(self, index: int, why: object, more: str = "") -> ValueError:
-        """The error that names an image, why it cannot be used, and what to do."""
+        """Return the error for an image that cannot be used."""
         return ValueError(
-            f"{self.source.place(index)} is not a readable 8-bit image ({why}){more}: "
-            "repair it or take it out of the set, or set data.on_corrupt=skip"
+            f"{self.source.location(index)} is not a readable 8-bit image ({why}){more}: "
+            "repair or remove it, or set data.on_corrupt=skip"
         )
 
     def _read(self, index: int) -> Tensor:
@@ -126,7 +126,7 @@ class Encoded(Dataset):
 
 
 class Decoded(InMemory):
-    """The images of an encoded set, all decoded already; what identifies them is what identifies that set."""
+    """An encoded data set, decoded into memory; it has the digest of the encoded one."""
 
     def __init__(self, encoded: Encoded, x: Tensor) -> None:
         super().__init__(x, encoded.labels)
@@ -138,12 +138,15 @@ class Decoded(InMemory):
 
 @dataclass(kw_only=True, eq=False)
 class EncodedImages(DataModule):
-    """A data set of encoded images. One that takes at most `memory_limit_mb` (MiB) decoded is kept in memory; a larger
-    one is decoded by `num_workers` processes per device.
+    """A data set of encoded images.
 
-    Every image is decoded once before training, a larger set's only if it has changed since it last was. One that
-    cannot be decoded is refused by name; on_corrupt="skip" leaves it out and counts it.  background: grey or [red,
-    green, blue], 0..255, that transparent pixels are composited over.  max_pixels: most pixels of a file that is read.
+    If all images decoded take at most `memory_limit_mb` (MiB), they are kept in memory. Otherwise `num_workers`
+    processes per device decode them during training.
+
+    Every image is decoded once before training to find damaged ones; for sets larger than memory, only if the set has
+    changed since the last time. A damaged image is an error; on_corrupt="skip" skips and counts it.
+
+    background: grey or [red, green, blue], 0..255, under transparent pixels.  max_pixels: largest size of an image.
     """
 
     shape: tuple[int, ...] = (3, 64, 64)
@@ -171,85 +174,88 @@ class EncodedImages(DataModule):
             )
 
     def framing(self, crop: int | None = None, resampling: Resampling = "bicubic") -> Framing:
-        """How this set's images become pixels."""
+        """Return how images of this data set are cropped and resized."""
         colour = np.atleast_1d(self.background).tolist()
         return Framing(self.shape, crop, resampling, tuple(colour * (3 // len(colour))), self.max_pixels)
 
-    def divided(self, train: Encoded, held_out: Encoded, how: str, notes: Sequence[str] = ()) -> Splits:
-        """The splits, in memory if they are small enough, without what was left out and with what is to be said."""
-        fits = (len(train) + len(held_out)) * math.prod(self.shape) <= self.memory_limit_mb * 2**20
+    def make_splits(self, train: Encoded, held_out: Encoded, how: str, notes: Sequence[str] = ()) -> Splits:
+        """Return the splits without damaged images, decoded into memory if they fit, with notes on both."""
+        total = len(train) + len(held_out)
+        fits = total * math.prod(self.shape) <= self.memory_limit_mb * 2**20
         self.broken: list[str] = []
-        take = self._decoded if fits else self._surveyed
+        check = self._decode_all if fits else self._scan
         self.num_workers = 0 if fits else self.num_workers
-        parts = [take(train), take(held_out)]
+        parts = [check(train), check(held_out)]
         images = [part.encoded if fits else part for part in parts]
-        whole = len(train) + len(held_out)
-        skipped = whole - sum(map(len, parts))
+        skipped = total - sum(map(len, parts))
         remarks = images[0].framing.remarks(images[0].traits + images[1].traits, sum(map(len, parts)))
         if skipped:
             names = ", ".join(self.broken[:3]) + ", ..." * (skipped > 3)
-            are = f"{skipped} of {whole} images {'is' if skipped == 1 else 'are'} damaged and skipped"
+            are = f"{skipped} of {total} images {'is' if skipped == 1 else 'are'} damaged and skipped"
             remarks.append(f"{are} (data.on_corrupt=skip): {names}")
         return Splits(*parts, how, (*remarks, *notes))
 
-    def _decoded(self, part: Encoded) -> Decoded:
+    def _decode_all(self, part: Encoded) -> Decoded:
         x = torch.empty(len(part), *self.shape, dtype=torch.uint8)
-        good, survey = self._good(part, Survey.of(each(partial(part.look, into=x), len(part))))
-        return Decoded(good, x if good is part else x[[n for n in range(len(part)) if n not in survey.broken]])
+        scan = Scan.of(parallel_map(partial(part.try_decode, into=x), len(part)))
+        good = self._without_broken(part, scan)
+        return Decoded(good, x if good is part else x[[n for n in range(len(part)) if n not in scan.broken]])
 
-    def _surveyed(self, part: Encoded) -> Encoded:
+    def _scan(self, part: Encoded) -> Encoded:
         stamp = f"{part.framing!r} {part.framing.background} {part.framing.max_pixels} {len(part)} ".encode()
-        look = telling(part.look, len(part))
-        return self._good(part, remembered(stamp + part.source.stamp(), lambda: Survey.of(each(look, len(part)))))[0]
+        decode = with_progress(part.try_decode, len(part))
+        scan = cached_scan(stamp + part.source.stamp(), lambda: Scan.of(parallel_map(decode, len(part))))
+        return self._without_broken(part, scan)
 
-    def _good(self, part: Encoded, survey: Survey) -> tuple[Encoded, Survey]:
-        """The images that can be decoded; the others are refused unless they are to be skipped."""
-        if not survey.broken:
-            part.traits = survey.traits
-            return part, survey
-        (first, why), others = min(survey.broken.items()), len(survey.broken) - 1
-        if len(survey.broken) == len(part) and self.on_corrupt == "skip":
-            where = f"{part.source.place(first)} ({why})"
-            raise ValueError(f"{where} of a split cannot be decoded, which leaves it empty: repair it, or add images")
+    def _without_broken(self, part: Encoded, scan: Scan) -> Encoded:
+        """Return the images that can be decoded; unless on_corrupt="skip", a damaged one is an error."""
+        if not scan.broken:
+            part.traits = scan.traits
+            return part
+        (first, why), others = min(scan.broken.items()), len(scan.broken) - 1
+        if len(scan.broken) == len(part) and self.on_corrupt == "skip":
+            where = f"{part.source.location(first)} ({why})"
+            raise ValueError(f"no image of a split can be decoded, the first is {where}: repair it, or add images")
         if self.on_corrupt == "refuse":
             raise part.unreadable(first, why, f", and {others} more of {len(part)}" if others else "")
-        self.broken += [os.path.basename(part.source.place(number)) for number in sorted(survey.broken)]
-        return part.take([n for n in range(len(part)) if n not in survey.broken], survey.traits), survey
+        self.broken += [os.path.basename(part.source.location(number)) for number in sorted(scan.broken)]
+        return part.subset([n for n in range(len(part)) if n not in scan.broken], scan.traits)
 
 
-def each(function: Callable[[int], Result], count: int) -> list[Result]:
-    """function(0), ..., function(count - 1): by threads, unless in a worker process of a loader."""
-    run = max(1, min(256, count // 64))  # a thread's task: one image alone costs less than to hand it over
+def parallel_map(function: Callable[[int], Result], count: int) -> list[Result]:
+    """Return [function(0), ..., function(count - 1)], by threads unless in a worker process of a DataLoader."""
+    size = max(1, min(256, count // 64))  # indices per task: a task costs more than decoding one small image
 
-    def part(first: int) -> list[Result]:
-        return [function(index) for index in range(first, min(first + run, count))]
+    def task(first: int) -> list[Result]:
+        return [function(index) for index in range(first, min(first + size, count))]
 
     if get_worker_info() is not None:
-        return [result for first in range(0, count, run) for result in part(first)]
+        return [result for first in range(0, count, size) for result in task(first)]
     with ThreadPoolExecutor() as pool:
-        return [result for results in pool.map(part, range(0, count, run)) for result in results]
+        return [result for results in pool.map(task, range(0, count, size)) for result in results]
 
 
 def hold_out(keys: Sequence[str], fraction: float) -> tuple[list[int], list[int]]:
-    """Numbers of the items to train on and of those held out: nothing but its own key decides about an item.
+    """Return the indices of training and held-out items; each item is assigned by the hash of its key alone.
 
-    Where that would leave a split empty, as in small sets, the item nearest to the border goes there.
+    An item is held out if its hash, scaled to [0, 1), is below `fraction`. If a split would be empty, as in small
+    sets, the item with the nearest hash is moved there.
 
     Raises ValueError for fewer than two items.
     """
     digests = [hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=8).digest() for key in keys]
-    places = [int.from_bytes(digest, "big") / 2**64 for digest in digests]
+    hashes = [int.from_bytes(digest, "big") / 2**64 for digest in digests]
     if len(keys) < 2:
         raise ValueError(f"data.held_out_fraction={fraction} of {len(keys)} images leaves a split empty: add another")
-    order = sorted(places)
-    border = min(max(fraction, order[1]), order[-1])
+    ordered = sorted(hashes)
+    threshold = min(max(fraction, ordered[1]), ordered[-1])
     parts: tuple[list[int], list[int]] = ([], [])
-    for number, place in enumerate(places):
-        parts[place < border].append(number)
+    for index, value in enumerate(hashes):
+        parts[value < threshold].append(index)
     return parts
 
 
 def require_fraction(fraction: float) -> None:
-    """Raise ValueError if data.held_out_fraction is none."""
+    """Raise ValueError unless data.held_out_fraction is between 0 and 1."""
     if not 0 < fraction < 1:
         raise ValueError(f"data.held_out_fraction={fraction} must lie between 0 and 1")

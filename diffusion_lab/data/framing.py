@@ -1,4 +1,4 @@
-"""From an encoded image to the pixels that are trained on."""
+"""Decode, crop and resize an image."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ REMARKS = {
     "transparent": "are transparent: composited over background {background}",
     "frames": "have several frames: the first is taken",
 }
-"""What a user should know of images, by trait."""
+"""Trait of an image -> note for the user."""
 
 
 @dataclass(frozen=True)
 class Framing:
-    """From an encoded image to uint8 (C, H, W): upright, opaque, cropped to the centre in whole pixels, then resized.
+    """Decode an image to uint8 (C, H, W): upright, opaque, centre-cropped, then resized.
 
-    shape: (C, H, W), C = 1 (grey) or 3.  crop: side of the square that is cut out; None cuts out the largest rectangle
-    of the aspect H : W.  resampling: PIL's filter of that name; all are antialiased, and none acts on equal sizes.
-    background: red, green and blue, 0..255, that transparent pixels are composited over.  max_pixels: most pixels of a
-    file that is read.
+    Args:
+        shape: (C, H, W), C = 1 (grey) or 3.
+        crop: side of the square crop in pixels; None crops to the largest rectangle of aspect H : W.
+        resampling: PIL's filter of that name, antialiased; an image that has the size already is not resampled.
+        background: red, green and blue, 0..255, under transparent pixels.
+        max_pixels: largest number of pixels of an image file.
     """
 
     shape: tuple[int, ...]
@@ -40,7 +42,7 @@ class Framing:
     max_pixels: int = field(default=MAX_PIXELS, repr=False)
 
     def __call__(self, file: BinaryIO) -> tuple[Tensor, set[str]]:
-        """The pixels, and which of REMARKS apply to them."""
+        """Return the pixels, and the traits (keys of REMARKS) of the image."""
         from PIL import Image
 
         channels, height, width = self.shape
@@ -51,12 +53,12 @@ class Framing:
             traits.add("enlarged")
         if self.crop is None and (across, down) != image.size:
             traits.add("cropped")
-        framed = Image.fromarray(np.asarray(image)[box[1] : box[3], box[0] : box[2]])  # PIL's crop has a limit of size
-        pixels = np.array(framed.resize((width, height), Image.Resampling[self.resampling.upper()]))
+        cropped = Image.fromarray(np.asarray(image)[box[1] : box[3], box[0] : box[2]])  # PIL's crop limits the size
+        pixels = np.array(cropped.resize((width, height), Image.Resampling[self.resampling.upper()]))
         return torch.from_numpy(pixels).reshape(height, width, channels).permute(2, 0, 1), traits
 
     def box(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """Left, upper, right and lower edge of what is cut out of an image of that size."""
+        """Return left, upper, right and lower edge of the crop of an image of this size."""
         aspect = self.shape[2] / self.shape[1]
         across = self.crop or max(1, min(width, round(height * aspect)))
         down = self.crop or max(1, min(height, round(width / aspect)))
@@ -66,11 +68,11 @@ class Framing:
         return left, upper, left + across, upper + down
 
     def content(self, traits: Counter[str]) -> str:
-        """What decides the pixels of images with these traits."""
+        """Return the settings that affect images with these traits, as a string for a hash."""
         return f"{self} {self.background if traits['transparent'] else ''}"
 
     def remarks(self, traits: Counter[str], count: int) -> list[str]:
-        """A line on each trait of `count` images."""
-        words = {"size": f"{self.shape[2]}x{self.shape[1]}", "background": ",".join(map(str, self.background))}
-        return [f"{traits[name]} of {count} images {text.format(**words)}" for name, text in REMARKS.items()
+        """Return a note for each trait that some of `count` images have."""
+        values = {"size": f"{self.shape[2]}x{self.shape[1]}", "background": ",".join(map(str, self.background))}
+        return [f"{traits[name]} of {count} images {text.format(**values)}" for name, text in REMARKS.items()
                 if traits[name]]  # fmt: skip

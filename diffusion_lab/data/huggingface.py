@@ -1,4 +1,4 @@
-"""Image data sets of the Hugging Face hub, or on disk in the formats of its package `datasets`."""
+"""Image data sets from the Hugging Face hub, or on disk in a format of the package `datasets`."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True, eq=False)
 class HuggingFace(EncodedImages):
-    """Images of a column of `name`, cropped to the centre and resized to `shape`.
+    """Images of one column of a data set, centre-cropped and resized to `shape`.
 
-    name: a folder (of images or parquet files, or written by `save_to_disk`), or else a data set of the hub. Nothing
-    is downloaded unless `download` is true, and no program of a data set is ever run.  config: the hub's word for one
-    of several versions.  held_out_split: None holds rows out by the hash of their number, so that rows added at the end
-    move none.  image_column: images, encoded bytes or paths.  label_column: integers; None labels all 0.  data_dir:
-    the cache; None takes Hugging Face's own.
+    name: a folder (of images or parquet files, or written by `save_to_disk`), or else a data set on the hub. It is
+    downloaded only if `download` is true; its code is never executed.  config: the name of a configuration on the hub.
+    held_out_split: None holds out rows by the hash of their number, so that appended rows do not change the split of
+    others.  image_column: images, encoded bytes or paths.  label_column: integers; None gives all images the label 0.
+    data_dir: the cache; None uses Hugging Face's default.
 
-    Raises ImportError without the package datasets, FileNotFoundError for a set that is not there, ValueError for a
-    split or column that is not, naming those that are.
+    Raises ImportError without the package datasets, FileNotFoundError for a missing data set, ValueError for an unknown
+    split or column.
     """
 
-    name: str = field()  # or the base class of Lightning would lend it a default
+    name: str = field()  # without field(), an attribute of Lightning's base class would be the default
     config: str | None = None
     train_split: str = "train"
     held_out_split: str | None = None
@@ -53,7 +53,7 @@ class HuggingFace(EncodedImages):
         require_fraction(self.held_out_fraction)
 
     def prepare_data(self) -> None:
-        """Download what is missing, if asked to, before other processes look for it."""
+        """Download the data set if `download` is true, on one process before the others."""
         if self.download:
             self._tables()
 
@@ -70,7 +70,7 @@ class HuggingFace(EncodedImages):
             how = f"{self.held_out_fraction} held out by hash of the row"
         unused = [split for split in tables if split not in (self.train_split, self.held_out_split)]
         notes = [f"not used: {split}, {len(tables[split])} rows" for split in unused]
-        return self.divided(self._encoded(train), self._encoded(held_out), how, notes)
+        return self.make_splits(self._encoded(train), self._encoded(held_out), how, notes)
 
     def _tables(self) -> Mapping[str, Table]:
         try:
@@ -80,7 +80,7 @@ class HuggingFace(EncodedImages):
         folder = Path(self.name).expanduser()
         cache = None if self.data_dir is None else str(Path(self.data_dir).expanduser())
         try:
-            with reaching_the_hub(self.download):
+            with hub_access(self.download):
                 if (folder / "dataset_dict.json").exists():
                     return datasets.load_from_disk(folder)
                 if (folder / "state.json").exists():
@@ -88,7 +88,7 @@ class HuggingFace(EncodedImages):
                 return datasets.load_dataset(
                     str(folder) if folder.is_dir() else self.name, self.config, cache_dir=cache
                 )
-        except Exception as error:  # of the hub, of the file formats, of the disk
+        except Exception as error:  # from the hub, a file format, or the disk
             advice = "" if self.download or folder.exists() else "; set data.download=true, or data.name to a folder"
             raise FileNotFoundError(f"data.name={self.name} cannot be read ({one_line(error)}){advice}") from error
 
@@ -109,7 +109,7 @@ class HuggingFace(EncodedImages):
                 self.image_column, datasets.Image(decode=False)
             )
             images[0]
-        except Exception as error:  # of Arrow, in a type that depends on the column's
+        except Exception as error:  # Arrow's, of a type that depends on the column
             raise ValueError(f"data.image_column={self.image_column} holds no images ({one_line(error)})") from error
         framing = self.framing(resampling=self.resampling)
         return Encoded(Rows(self.name, images, self.image_column), self._labels(table), framing)
@@ -119,12 +119,12 @@ class HuggingFace(EncodedImages):
             return torch.zeros(len(table))
         values = table[self.label_column][:]
         if not all(type(value) is int for value in values):
-            raise ValueError(f"data.label_column={self.label_column} must hold integers: set it to null, or another")
+            raise ValueError(f"data.label_column={self.label_column} must hold integers: set another one, or null")
         return torch.tensor(values)
 
 
 class Rows(Source):
-    """Rows of a table, each with the encoded bytes of an image or the path of its file."""
+    """Rows of a table, each with the encoded bytes of an image or a path."""
 
     def __init__(self, name: str, table: Table, column: str) -> None:
         self.name, self.table, self.column = name, table, column
@@ -135,14 +135,14 @@ class Rows(Source):
     def key(self, index: int) -> str:
         return str(index)
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         return f"{self.name}, row {index} of {len(self)}"
 
     def open(self, index: int) -> BinaryIO:
         image: dict[str, Any] = self.table[int(index)][self.column]
         return io.BytesIO(image["bytes"]) if image["bytes"] is not None else open(image["path"], "rb")
 
-    def take(self, indices: Sequence[int]) -> Rows:
+    def subset(self, indices: Sequence[int]) -> Rows:
         return Rows(self.name, self.table.select(indices), self.column)
 
     def stamp(self) -> bytes:
@@ -156,20 +156,20 @@ class Rows(Source):
 
 
 @contextmanager
-def reaching_the_hub(allowed: bool) -> Iterator[None]:
-    """Keep `datasets` off the network for a while, unless allowed; the environment's HF_HUB_OFFLINE=1 always does."""
+def hub_access(allowed: bool) -> Iterator[None]:
+    """Context in which `datasets` uses the network only if allowed; HF_HUB_OFFLINE=1 in the environment forbids it."""
     import datasets
     import huggingface_hub
 
-    places = (datasets.config, huggingface_hub.constants)
-    before = [place.HF_HUB_OFFLINE for place in places]
+    modules = (datasets.config, huggingface_hub.constants)
+    before = [module.HF_HUB_OFFLINE for module in modules]
     try:
-        for place in places:
-            place.HF_HUB_OFFLINE = place.HF_HUB_OFFLINE or not allowed
+        for module in modules:
+            module.HF_HUB_OFFLINE = module.HF_HUB_OFFLINE or not allowed
         yield
     finally:
-        for place, offline in zip(places, before, strict=True):
-            place.HF_HUB_OFFLINE = offline
+        for module, offline in zip(modules, before, strict=True):
+            module.HF_HUB_OFFLINE = offline
 
 
 def one_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Opening an image file without losing what it holds: bit depth, transparency, orientation and frames."""
+"""Decode an image file, with regard to its bit depth, transparency, orientation and frames."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ if TYPE_CHECKING:
 
 MODES = {1: "L", 3: "RGB"}
 EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
-MAX_PIXELS = 178_956_970  # beyond this Pillow takes a file for an attack
-NO_PIXELS = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF")  # known to Pillow, which cannot decode them
-HEAD = 65_536  # bytes in which every header of interest lies
+MAX_PIXELS = 178_956_970  # Pillow refuses larger images as possible decompression bombs
+NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF")  # Pillow identifies but cannot decode them
+HEAD = 65_536  # first bytes of a file, which contain the headers read below
 
 
 @cache
 def suffixes() -> frozenset[str]:
-    """Lower-case suffixes of the files that Pillow can decode here."""
+    """Return the lower-case suffixes of the files that this Pillow can decode."""
     from PIL import Image
 
     Image.init()
     known = Image.registered_extensions()
-    return frozenset(s for s, name in known.items() if name in Image.OPEN and name not in NO_PIXELS)
+    return frozenset(s for s, name in known.items() if name in Image.OPEN and name not in NOT_DECODED)
 
 
 def read_image(
     file: BinaryIO, channels: int, background: Sequence[int] = (255, 255, 255), max_pixels: int = MAX_PIXELS
 ) -> tuple[Image, set[str]]:
-    """The first frame, upright, as 8-bit grey (1 channel) or RGB (3), transparent pixels over `background`.
+    """Return the first frame, upright, as 8-bit grey (1 channel) or RGB (3) over `background`, and its traits.
 
-    Beside it stands what a user should know of it: "transparent" (a pixel at least is), "frames" (more follow).
+    Traits are "transparent" (at least one pixel is) and "frames" (there are several).
 
-    Raises ValueError for more than 8 bits a channel, which Pillow would cut or clip without a word, and for more than
-    `max_pixels` pixels; and whatever Pillow raises for a damaged file.
+    Raises ValueError for more than 8 bits per channel, which Pillow would silently truncate or clip, and for more than
+    `max_pixels` pixels; and any error of Pillow for a damaged file.
     """
     from PIL import Image
 
@@ -48,7 +48,7 @@ def read_image(
         return _read(file, head, channels, background, max_pixels)
     except Image.DecompressionBombError:
         file.seek(0)
-        with any_size():
+        with without_size_limit():
             return _read(file, head, channels, background, max_pixels)
 
 
@@ -64,29 +64,29 @@ def _read(
                 f"{width}x{height} pixels, more than data.max_pixels={max_pixels}: "
                 f"data.max_pixels={width * height} reads it"
             )
-        refuse_deep(image, head)
+        check_bit_depth(image, head)
         traits = {"frames"} if getattr(image, "n_frames", 1) > 1 else set()
         upright = ImageOps.exif_transpose(image)  # loads the pixels
         if upright.has_transparency_data:
-            _spread_transparency(upright, head)
+            _rescale_transparency(upright, head)
             clear = upright.convert("RGBA")
             if clear.getchannel("A").getextrema()[0] < 255:
                 traits.add("transparent")
                 upright = Image.alpha_composite(Image.new("RGBA", clear.size, (*background, 255)), clear)
-        # An alpha channel without effect is dropped; a tRNS chunk left in `info` would be converted along.
+        # The image is opaque now; a tRNS chunk left in `info` would be converted, too.
         upright.info.pop("transparency", None)
         return upright.convert(MODES[channels]), traits
 
 
-_size_is_free = threading.Lock()
+_size_limit = threading.Lock()
 
 
 @contextmanager
-def any_size() -> Iterator[None]:
-    """Lift Pillow's own limit, which is one of the process, for one image at a time; `max_pixels` stays in force."""
+def without_size_limit() -> Iterator[None]:
+    """Context without Pillow's size limit, which is global: one thread at a time; `max_pixels` still applies."""
     from PIL import Image
 
-    with _size_is_free:
+    with _size_limit:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             yield
@@ -94,11 +94,11 @@ def any_size() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def refuse_deep(image: Image, head: bytes) -> None:
-    """Raise ValueError for more than 8 bits a channel: by Pillow's mode, and by the file where Pillow cuts them off."""
+def check_bit_depth(image: Image, head: bytes) -> None:
+    """Raise ValueError for more than 8 bits per channel, by Pillow's mode and by the header of the file."""
     if image.mode not in EIGHT_BIT:
         raise ValueError(f"pixel mode {image.mode}")
-    bits = DEPTHS.get(image.format or "", lambda *_: 8)(image, head)
+    bits = BIT_DEPTHS.get(image.format or "", lambda *_: 8)(image, head)
     if bits > 8:
         raise ValueError(f"{bits} bits a channel")
 
@@ -139,14 +139,14 @@ def _dds(image: Image, head: bytes) -> int:
     return 16 if str(getattr(image, "pixel_format", "")).startswith("BC6") else 8
 
 
-DEPTHS: dict[str, Callable[[Image, bytes], int]] = {
+BIT_DEPTHS: dict[str, Callable[[Image, bytes], int]] = {
     "PNG": _png, "TIFF": _tiff, "PPM": _ppm, "JPEG2000": _jpeg2000, "AVIF": _avif, "SGI": _sgi, "DDS": _dds
 }  # fmt: skip
-"""Bits a channel, for the formats whose deep images Pillow may open in a mode of 8 bits."""
+"""Bits per channel, for the formats of which Pillow opens images of higher bit depth in an 8-bit mode."""
 
 
-def _spread_transparency(image: Image, head: bytes) -> None:
-    """Bring the transparent grey of a PNG of 2 or 4 bits to the 0..255 to which Pillow has spread its pixels."""
+def _rescale_transparency(image: Image, head: bytes) -> None:
+    """Scale the transparent grey value of a 2- or 4-bit PNG to 0..255, as Pillow scales the pixels."""
     grey = image.info.get("transparency")
     if image.mode == "L" and isinstance(grey, int) and head.startswith(b"\x89PNG") and head[24] in (2, 4):
         image.info["transparency"] = grey * 255 // (2 ** head[24] - 1)

@@ -1,4 +1,4 @@
-"""Any folder of images."""
+"""A folder of images."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from typing import BinaryIO
 import torch
 
 from diffusion_lab.data.base import Splits
-from diffusion_lab.data.encoded import Encoded, EncodedImages, Source, each, hold_out, require_fraction
+from diffusion_lab.data.encoded import Encoded, EncodedImages, Source, hold_out, parallel_map, require_fraction
 from diffusion_lab.data.image_file import suffixes
 from diffusion_lab.data.split_folders import Folder, find_splits
 
 Image = tuple[Path, str]
-"""Path of an image below the root, and the name of its class."""
+"""Path of an image relative to the root, and the name of its class."""
 
 
 @dataclass(kw_only=True, eq=False)
 class ImageFolder(EncodedImages):
-    """All images below `root` that Pillow reads, cropped to the centre and resized to `shape` (bicubic).
+    """All images below `root` that Pillow reads, centre-cropped and resized to `shape` (bicubic).
 
-    A sub-folder `train` beside a held-out one is a split, as is the other (split_folders.py); without such a pair the
-    hash of its relative name decides whether a file is held out, so that adding files moves none.  The label is the
-    index of the first folder below the split, in alphabetical order.  Links are followed; hidden files are left out.
+    If `root` has a folder `train` and a held-out one, such as `val`, these are the splits (split_folders.py).
+    Otherwise files are held out by the hash of their relative path, so that new files do not change the split of
+    others.  The label is the index of the first folder below the split, in alphabetical order.  Links are followed;
+    hidden files are skipped.
 
-    Raises FileNotFoundError for a missing or empty folder, ValueError for a file that is no 8-bit image and for
-    folders beside `train` that are no splits.
+    Raises FileNotFoundError for a missing or empty folder, ValueError for a file that is not an 8-bit image and for
+    a folder next to `train` that is not a split.
     """
 
     root: str
@@ -45,7 +46,7 @@ class ImageFolder(EncodedImages):
         return Path(self.root).expanduser()
 
     def load(self) -> Splits:
-        train, held_out, how, notes = self._divided()
+        train, held_out, how, notes = self._split()
         classes = sorted({name for _, name in train + held_out})
         if self.conditional and "" in classes:
             loose = sum(not name for _, name in train + held_out)
@@ -63,93 +64,93 @@ class ImageFolder(EncodedImages):
             )
             for part in (train, held_out)
         )
-        return self.divided(*parts, how, notes)
+        return self.make_splits(*parts, how, notes)
 
-    def _divided(self) -> tuple[list[Image], list[Image], str, list[str]]:
-        """(path below the folder, class name) of both splits, how they came about, and what was left out."""
+    def _split(self) -> tuple[list[Image], list[Image], str, list[str]]:
+        """Return (path, class name) of both splits, how they were split, and a note on skipped files."""
         found = find(self.folder)
         splits = find_splits(self.folder, found)
         names = ["/".join(split) for split in splits]
-        chosen = [found.below(split) for split in splits]
+        chosen = [found.images_in(split) for split in splits]
         if len(chosen) == 2:
             train, held_out = chosen
             how = f"folders {' and '.join(names)}"
         else:
-            images = chosen[0] if chosen else found.below(())
+            images = chosen[0] if chosen else found.images_in(())
             parts = hold_out([path.as_posix() for path, _ in images], self.held_out_fraction)
             train, held_out = ([images[number] for number in part] for part in parts)
             how = f"{self.held_out_fraction} held out by hash of the file name"
-            how += f" in folder {names[0]}, which stands alone" if names else ""
-        left_out = found.left_out + Counter({
+            how += f" in folder {names[0]}, the only split" if names else ""
+        skipped = found.skipped + Counter({
             f"outside {' and '.join(names)}": len(found.paths) - len(train) - len(held_out)
         })  # fmt: skip
-        return train, held_out, how, described(left_out)
+        return train, held_out, how, skipped_note(skipped)
 
 
 @dataclass
 class Found:
-    """Images below a root, sorted, as paths from there, and how many files were left out, by reason."""
+    """Sorted paths of the images below a root, relative to it, and the number of skipped files by reason."""
 
     paths: list[Path] = field(default_factory=list)
-    left_out: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
 
-    def tops(self, folder: Folder) -> list[str]:
-        """Folders directly below a folder that hold an image."""
-        return sorted({name for _, name in self.below(folder) if name})
+    def subfolders(self, folder: Folder) -> list[str]:
+        """Return the names of the folders directly in a folder that contain an image."""
+        return sorted({name for _, name in self.images_in(folder) if name})
 
-    def below(self, folder: Folder) -> list[Image]:
-        """The images in a folder, each with its class: the name of the first folder below that, "" if there is none."""
+    def images_in(self, folder: Folder) -> list[Image]:
+        """Return the images below a folder, each with its class: the folder directly in `folder`, or ""."""
         depth = len(folder)
         chosen = [path for path in self.paths if path.parts[:-1][:depth] == folder]
         return [(path, path.parts[depth] if len(path.parts) > depth + 1 else "") for path in chosen]
 
 
 def find(root: Path) -> Found:
-    """Everything below the root, links followed.
+    """Return the images below the root, following links.
 
-    Raises FileNotFoundError if the folder does not exist or holds no image.
+    Raises FileNotFoundError if the folder does not exist or contains no image.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"data.root: {root} is not a folder; set data.root to a folder of images")
     found, readable = Found(), suffixes()
-    for entry in walk(str(root), found.left_out, (os.path.realpath(root),)):
+    for entry in walk(str(root), found.skipped, (os.path.realpath(root),)):
         path = Path(entry.path).relative_to(root)
         if not entry.is_file():
-            found.left_out["broken links"] += 1
+            found.skipped["broken links"] += 1
         elif path.suffix.lower() not in readable:
-            found.left_out[path.suffix.lower() or "without suffix"] += 1
+            found.skipped[path.suffix.lower() or "without suffix"] += 1
         else:
             found.paths.append(path)
     found.paths.sort()
     if not found.paths:
-        others = "".join(f" ({line})" for line in described(found.left_out))
+        others = "".join(f" ({line})" for line in skipped_note(found.skipped))
         raise FileNotFoundError(f"data.root: no image that Pillow reads in {root}{others}; set data.root")
     return found
 
 
-def walk(folder: str, left_out: Counter[str], above: tuple[str, ...]) -> Iterator[os.DirEntry[str]]:
-    """Files below a folder; what is hidden, and links back to one of the folders `above`, are counted and left out."""
+def walk(folder: str, skipped: Counter[str], parents: tuple[str, ...]) -> Iterator[os.DirEntry[str]]:
+    """Yield the files below a folder; count and skip hidden ones, and links to one of the folders `parents`."""
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.name.startswith("."):
-                left_out["hidden"] += 1
+                skipped["hidden"] += 1
             elif not entry.is_dir():
                 yield entry
-            elif (real := os.path.realpath(entry.path)) in above:
-                left_out["links to a folder above"] += 1
+            elif (real := os.path.realpath(entry.path)) in parents:
+                skipped["links to a folder above"] += 1
             else:
-                yield from walk(entry.path, left_out, (*above, real))
+                yield from walk(entry.path, skipped, (*parents, real))
 
 
-def described(left_out: Counter[str]) -> list[str]:
-    """ "30 files left out: .txt 20, .xyz 10", if there is anything to tell."""
-    reasons = [(why, count) for why, count in left_out.most_common() if count]
-    words = ", ".join(f"{why} {count}" for why, count in reasons)
-    return [f"{sum(count for _, count in reasons)} files left out: {words}"] if reasons else []
+def skipped_note(skipped: Counter[str]) -> list[str]:
+    """Return ["30 files skipped: .txt 20, .xyz 10"], or []."""
+    reasons = [(why, count) for why, count in skipped.most_common() if count]
+    listed = ", ".join(f"{why} {count}" for why, count in reasons)
+    return [f"{sum(count for _, count in reasons)} files skipped: {listed}"] if reasons else []
 
 
 class Files(Source):
-    """Files below a folder, by their paths from there."""
+    """Files below a folder, by relative path."""
 
     def __init__(self, folder: Path, paths: list[Path]) -> None:
         self.folder, self.paths = folder, paths
@@ -160,18 +161,18 @@ class Files(Source):
     def key(self, index: int) -> str:
         return self.paths[index].as_posix()
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         return str(self.folder / self.paths[index])
 
     def open(self, index: int) -> BinaryIO:
         return (self.folder / self.paths[index]).open("rb")
 
-    def take(self, indices: Sequence[int]) -> Files:
+    def subset(self, indices: Sequence[int]) -> Files:
         return Files(self.folder, [self.paths[index] for index in indices])
 
     def stamp(self) -> bytes:
         found = hashlib.sha256(os.fsencode(os.path.realpath(self.folder)))
-        for line in each(self._state, len(self)):
+        for line in parallel_map(self._state, len(self)):
             found.update(line)
         return found.digest()
 

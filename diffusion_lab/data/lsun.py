@@ -15,26 +15,28 @@ import numpy as np
 import torch
 
 from diffusion_lab.data.base import Splits
-from diffusion_lab.data.encoded import Encoded, EncodedImages, Source, each, hold_out, require_fraction
+from diffusion_lab.data.encoded import Encoded, EncodedImages, Source, hold_out, parallel_map, require_fraction
 from diffusion_lab.data.framing import Resampling
 
 if TYPE_CHECKING:
     from lmdb import Environment
 
-HASHED = 10_000  # values whose bytes enter a fingerprint
+HASHED = 10_000  # values whose bytes are hashed for a fingerprint
 
 
 @dataclass(kw_only=True, eq=False)
 class LSUN(EncodedImages):
     """One category of LSUN (arXiv:1506.03365): images whose smaller side has 256 pixels, label 0.
 
-    Reads <data_dir>/lsun/<category>_train_lmdb and, held out, the 300 images of <category>_val_lmdb (ten scenes, such
-    as bedroom or church_outdoor); or <data_dir>/lsun/<category> (twenty objects, such as cat), where the hash of its
-    key decides whether an image is held out. The centre is cut out and then resized: at 256 pixels nothing is
-    resampled, and all programs agree; at 128 NCSNv2 and ScoreSDE take bilinear, elsewhere ScoreSDE bicubic, ADM box.
+    For the ten scenes, such as bedroom or church_outdoor, reads <data_dir>/lsun/<category>_train_lmdb and, held out,
+    the 300 images of <category>_val_lmdb. For the twenty objects, such as cat, reads <data_dir>/lsun/<category>, where
+    images are held out by the hash of their key.
 
-    No digest of these files is published, so none is checked, but their length is. Raises ImportError without the
-    package lmdb, FileNotFoundError for a missing folder, ValueError for a cut or foreign file.
+    Images are centre-cropped, then resized. At 256 pixels nothing is resampled, and all programs agree. At 128 pixels
+    NCSNv2 and ScoreSDE use bilinear; at other sizes ScoreSDE uses bicubic, and ADM box.
+
+    The length of the files is checked; no md5 is published. Raises ImportError without the package lmdb,
+    FileNotFoundError for a missing folder, ValueError for a truncated file or one that is not LMDB.
     """
 
     data_dir: str
@@ -52,30 +54,30 @@ class LSUN(EncodedImages):
         if (root / self.category).is_dir():
             both = Values.all(root / self.category)
             keys = [both.key(index) for index in range(len(both))]
-            train, held_out = map(both.take, hold_out(keys, self.held_out_fraction))
+            train, held_out = map(both.subset, hold_out(keys, self.held_out_fraction))
             how = f"{self.held_out_fraction} held out by hash of the key"
         else:
             train, held_out = (Values.all(root / f"{self.category}_{part}_lmdb") for part in ("train", "val"))
             how = "official train and val folders"
         framing = self.framing(resampling=self.resampling)
         parts = (Encoded(source, torch.zeros(len(source)), framing) for source in (train, held_out))
-        return self.divided(*parts, how)
+        return self.make_splits(*parts, how)
 
 
 class Values(Source):
-    """Values of an LMDB folder, by their keys."""
+    """Values of an LMDB folder, by key."""
 
     def __init__(self, folder: Path, keys: np.ndarray) -> None:
         self.folder, self.keys = folder, keys
 
     @classmethod
     def all(cls, folder: Path) -> Values:
-        """Every value, once the file is known to be whole."""
-        require_whole(folder)
+        """Return all values, after checking that the file is complete."""
+        check_complete(folder)
         with environment(folder).begin() as transaction:
             keys = np.array(list(transaction.cursor().iternext(keys=True, values=False)))
         if not len(keys):
-            raise ValueError(f"{folder / 'data.mdb'} holds no image: move it away and fetch it again")
+            raise ValueError(f"{folder / 'data.mdb'} holds no image: remove it and download it again")
         return cls(folder, keys)
 
     def __len__(self) -> int:
@@ -84,14 +86,14 @@ class Values(Source):
     def key(self, index: int) -> str:
         return self.keys[index].decode(errors="replace")
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         return f"{self.folder}/{self.key(index)}"
 
     def open(self, index: int) -> BinaryIO:
         with environment(self.folder).begin() as transaction:
             return io.BytesIO(transaction.get(bytes(self.keys[index])))
 
-    def take(self, indices: Sequence[int]) -> Values:
+    def subset(self, indices: Sequence[int]) -> Values:
         return Values(self.folder, self.keys[list(indices)])
 
     def stamp(self) -> bytes:
@@ -99,17 +101,16 @@ class Values(Source):
         return f"{found.st_size} {found.st_mtime_ns} ".encode() + hashlib.sha256(b"\n".join(self.keys)).digest()
 
     def digest(self) -> bytes:
-        """sha256 of the number of values, every key and every length, and the bytes of 10,000 values spread evenly.
+        """Return the sha256 of the number of values, all keys and lengths, and 10,000 evenly spaced values.
 
-        So a set of up to 10,000 is hashed whole. In a larger one, such as bedroom (43 GB), a change within other values
-        that leaves their lengths as they are is not seen.
+        In sets larger than that, such as bedroom (43 GB), a change in other values is detected only by their length.
         """
         found = hashlib.sha256(f"{len(self)} ".encode())
         with environment(self.folder).begin(buffers=True) as transaction:
             for key in self.keys:
                 found.update(b"%b %d\n" % (key, len(transaction.get(bytes(key)))))
         chosen = np.unique(np.linspace(0, len(self) - 1, HASHED).round().astype(int))
-        for content in each(lambda number: self._hash(int(chosen[number])), len(chosen)):
+        for content in parallel_map(lambda number: self._hash(int(chosen[number])), len(chosen)):
             found.update(content)
         return found.digest()
 
@@ -119,21 +120,21 @@ _opening = threading.Lock()
 
 
 def environment(folder: Path) -> Environment:
-    """The folder opened for reading, once per process, as lmdb demands; after a fork, anew."""
+    """Open the folder for reading, once per process as lmdb requires; again after a fork."""
     import lmdb
 
     with _opening:
         process, opened = _environments.get(folder, (None, None))
         if process != os.getpid():
             if opened is not None:
-                opened.close()  # in this process: the one that it was forked from keeps its own
+                opened.close()  # only in this process, not in the parent
             opened = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, meminit=False)
             _environments[folder] = os.getpid(), opened
         return opened
 
 
-def require_whole(folder: Path) -> None:
-    """Raise one line if the folder cannot be read to its end, which would kill the process where a page is missing."""
+def check_complete(folder: Path) -> None:
+    """Raise an error if the file is missing or truncated: reading a missing page would kill the process (SIGBUS)."""
     try:
         import lmdb
     except ImportError as error:
@@ -141,13 +142,13 @@ def require_whole(folder: Path) -> None:
     file = folder / "data.mdb"
     if not file.is_file():
         raise FileNotFoundError(
-            f"{file} is missing: fetch http://dl.yf.io/lsun/scenes/{folder.name}.zip (objects: http://dl.yf.io/lsun/"
+            f"{file} is missing: download http://dl.yf.io/lsun/scenes/{folder.name}.zip (objects: http://dl.yf.io/lsun/"
             f"objects/<category>.zip) and unpack it into {folder.parent}, or set data.data_dir and data.category"
         )
     try:
         opened = environment(folder)
     except lmdb.Error as error:
-        raise ValueError(f"{file} is not an LMDB file ({error}): move it away and fetch it again") from error
+        raise ValueError(f"{file} is not an LMDB file ({error}): remove it and download it again") from error
     length = (opened.info()["last_pgno"] + 1) * opened.stat()["psize"]
     if file.stat().st_size < length:
-        raise ValueError(f"{file} is cut: {file.stat().st_size} bytes of {length}; move it away and fetch it again")
+        raise ValueError(f"{file} is truncated: {file.stat().st_size} bytes of {length}: remove and download it again")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffusion_lab.data.base import DataModule, Splits
 from diffusion_lab.data.batches import InMemory
-from diffusion_lab.data.official import fetch, missing, refuse_damaged
+from diffusion_lab.data.official import fetch, missing_error, refuse_damaged
 
 CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 CLOTHES = (
@@ -27,9 +27,9 @@ NATIVE = 28
 class MNIST(DataModule):
     """60,000 train and 10,000 held-out (test) images (1, 28, 28); LeCun et al. 1998, Xiao et al. 2017.
 
-    `shape` (1, 32, 32) adds a black border of two pixels, so that a network can halve it. Reads
+    `shape` (1, 32, 32) adds a black border of two pixels, so that networks can downsample by powers of two. Reads
     <data_dir>/{MNIST,FashionMNIST}/raw: the published .gz, checked against its md5, or else the unpacked file, checked
-    against its own header. Raises FileNotFoundError for a missing file, ValueError for a damaged one, each by name.
+    against its header. Raises FileNotFoundError for a missing file, ValueError for a damaged one; both name the file.
     """
 
     variant: Literal["mnist", "fashion_mnist"] = "mnist"
@@ -52,7 +52,7 @@ class MNIST(DataModule):
         return Path(self.data_dir).expanduser() / CLASSES[self.variant] / "raw"
 
     def prepare_data(self) -> None:
-        """Download what is missing, if asked to."""
+        """Download missing files if `download` is true."""
         if not self.download:
             return
         for name, md5 in self._official().resources:
@@ -76,7 +76,7 @@ class MNIST(DataModule):
             return read_idx(packed, gzip.decompress(packed.read_bytes()))
         if plain.exists():
             return read_idx(plain, plain.read_bytes())
-        raise missing(plain, packed, md5)
+        raise missing_error(plain, packed, md5)
 
     def _official(self) -> type:
         import torchvision
@@ -85,15 +85,15 @@ class MNIST(DataModule):
 
 
 def read_idx(path: Path, content: bytes) -> Tensor:
-    """The uint8 array in an IDX file: bytes 0, 0, 8, rank, then `rank` big-endian int32 sides, then values.
+    """Return the uint8 array of an IDX file: bytes 0, 0, 8, rank, then `rank` big-endian int32 sizes, then values.
 
-    Raises ValueError naming `path` if the content is not that, or not that long.
+    Raises ValueError naming `path` if the content has another format or length.
     """
     rank = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
     header = 4 + 4 * rank
     shape = np.frombuffer(content[4:header], ">i4").tolist() if len(content) >= header else []
     if not shape or len(content) != header + math.prod(shape):
         raise ValueError(
-            f"{path} is damaged ({len(content)} bytes do not fit its header): move it away and fetch it again"
+            f"{path} is damaged ({len(content)} bytes do not fit its header): remove it and download it again"
         )
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy())

@@ -1,4 +1,4 @@
-"""Small colour crops of the two photographs that come with scikit-learn: natural image statistics offline."""
+"""Small colour crops of the two photographs included in scikit-learn: natural images without a download."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ TRAIN_COLUMNS = 512  # of 640: the left 80 % of both photographs
 
 @dataclass(kw_only=True, eq=False)
 class Patches(DataModule):
-    """Distinct random crops (3, H, W) of china.jpg and flower.jpg (427 x 640); label = which photograph.
+    """Distinct random crops (3, H, W) of china.jpg and flower.jpg (427 x 640); the label is the photograph, 0 or 1.
 
-    Train crops come from the left 512 columns, held-out crops from the right 128: no pixel is in both. Their
-    positions do not depend on `seed`. Raises ValueError if a crop does not fit, or for more than there are.
+    Training crops come from the left 512 columns, held-out crops from the right 128, so that they share no pixel. The
+    crops do not depend on `seed`. Raises ValueError if a crop is too large, or for more crops than exist.
     """
 
     train_size: int = 10_000
@@ -45,9 +45,9 @@ class Patches(DataModule):
 
     def _crops(self, region: Tensor, count: int, split: str) -> InMemory:
         windows = region.unfold(2, self.shape[1], 1).unfold(3, self.shape[2], 1).permute(0, 2, 3, 1, 4, 5)
-        places = windows.shape[:3]
-        if count > places.numel():
-            raise ValueError(f"data.{split}_size={count} must be at most {places.numel()} (distinct crops)")
-        chosen = torch.randperm(places.numel(), generator=generator(f"patches {split}"))[:count]
-        photo, top, left = torch.unravel_index(chosen, places)
+        positions = windows.shape[:3]
+        if count > positions.numel():
+            raise ValueError(f"data.{split}_size={count} must be at most {positions.numel()} (distinct crops)")
+        chosen = torch.randperm(positions.numel(), generator=generator(f"patches {split}"))[:count]
+        photo, top, left = torch.unravel_index(chosen, positions)
         return InMemory(windows[photo, top, left], photo)

@@ -1,4 +1,4 @@
-"""Plain torch data sets, as a user has them, in the form that a DataModule needs."""
+"""Convert torch data sets of a user to the form that a DataModule needs."""
 
 from __future__ import annotations
 
@@ -12,50 +12,53 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from diffusion_lab.data.batches import InMemory, generator, plain
+from diffusion_lab.data.batches import InMemory, generator, plain_tensor
 from diffusion_lab.errors import BadItem
 
-SAMPLE = 256  # items of a lazy set that are looked at beforehand
+CHECKED = 256  # items of a lazy data set that are checked before training
 
 
-def with_protocol(data: Any) -> Dataset:
-    """The data set as it is if it knows `__getitems__`, `labels` and `digest`; else in a form that does.
+def as_map_style(data: Any) -> Dataset:
+    """Return a data set with `__getitems__`, `labels` and `digest`: the given one if it has them, else a wrapper.
 
-    Items are x or (x, label), x a tensor, an array or a PIL image; without a label it is 0.
+    Items are x or (x, label), x a tensor, an array or a PIL image; a missing label is 0.
 
-    Raises ValueError for what is no map-style data set, or an empty one.
+    Raises ValueError for a data set that is not map-style, or is empty.
     """
     if all(hasattr(data, name) for name in ("__len__", "__getitems__", "labels", "digest")):
         return data
     lacking = "no len() and no [index]" if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")) else ""
     if lacking or isinstance(data, Mapping):
         raise ValueError(
-            f"load() gives a {type(data).__name__}, which has {lacking or 'names'}: give Splits(train, held_out) of "
-            "map-style data sets, such as torch.utils.data.TensorDataset(images, labels)"
+            f"load() returns a {type(data).__name__}, which has {lacking or 'names'}: return Splits(train, held_out) "
+            "of map-style data sets, such as torch.utils.data.TensorDataset(images, labels)"
         )
     if not len(data):
-        raise ValueError("load() gives an empty data set")
+        raise ValueError("load() returns an empty data set")
     tensors = _tensors(data)
     if tensors is None:
         return Items(data)
     return InMemory(tensors[0], _labels(tensors[1]) if len(tensors) > 1 else torch.zeros(len(tensors[0])))
 
 
-def in_two(data: Any) -> tuple[Dataset, Dataset, str]:
-    """A pair (train, held_out), or one data set of which a tenth is held out, drawn from its size alone; and how."""
+def train_and_held_out(data: Any) -> tuple[Dataset, Dataset, str]:
+    """Return (train, held_out, how they were split); a tenth of a single data set is held out at random.
+
+    The random split depends on the number of items alone.
+    """
     if isinstance(data, tuple) and len(data) != 2:
-        raise ValueError(f"load() gives {len(data)} data sets: give two, (train, held_out)")
+        raise ValueError(f"load() returns {len(data)} data sets: return two, (train, held_out)")
     if isinstance(data, tuple | list) and len(data) == 2:
         shapes = [tuple(getattr(part, "shape", ())) for part in data]
         if shapes[0][1:] != shapes[1][1:]:
             raise ValueError(
-                f"load() gives arrays {shapes[0]} and {shapes[1]}, which are no train and held_out of one kind: "
-                "if they are x and labels, give torch.utils.data.TensorDataset(x, labels)"
+                f"load() returns arrays {shapes[0]} and {shapes[1]}, which cannot be train and held_out: "
+                "if they are x and labels, return torch.utils.data.TensorDataset(x, labels)"
             )
         return *data, "as given"
-    size = len(with_protocol(data))
+    size = len(as_map_style(data))
     if size < 2:
-        raise ValueError("load() gives a single item: two are needed, one of them held out")
+        raise ValueError("load() returns a single item: two are needed, one of them held out")
     order = torch.randperm(size, generator=generator("held out", size)).tolist()
     border = max(1, size // 10)
     train, held_out = (Subset(data, sorted(part)) for part in (order[border:], order[:border]))
@@ -63,7 +66,7 @@ def in_two(data: Any) -> tuple[Dataset, Dataset, str]:
 
 
 def _tensors(data: Any) -> Sequence[Tensor] | None:
-    """The tensors behind a TensorDataset or a Subset of one."""
+    """Return the tensors of a TensorDataset or a Subset of one; None for other data sets."""
     if type(data) is TensorDataset:
         return data.tensors
     inner = _tensors(data.dataset) if type(data) is Subset else None
@@ -71,7 +74,7 @@ def _tensors(data: Any) -> Sequence[Tensor] | None:
 
 
 def _labels(values: Any) -> Tensor:
-    """Labels (N,) int64; raises ValueError if they are no whole numbers, one an item."""
+    """Return labels (N,) int64; raises ValueError unless they are one whole number per item."""
     labels = torch.as_tensor(values)
     labels = labels.squeeze(1) if labels.dim() == 2 and labels.shape[1] == 1 else labels
     if (
@@ -84,9 +87,9 @@ def _labels(values: Any) -> Tensor:
 
 
 class Items(Dataset):
-    """Any map-style data set, item by item as it gives them: what it draws at random stays random.
+    """A wrapper of any map-style data set, which reads each item on access, so that random transforms stay random.
 
-    `limits` are the values that its items may have, once a few of them have been looked at; None allows any.
+    `limits` are the smallest and largest allowed value, known after some items were checked; None allows any.
     """
 
     def __init__(self, data: Any) -> None:
@@ -99,7 +102,7 @@ class Items(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         try:
             item = self.data[int(index)]
-        except Exception as error:  # of any class: it is the user's
+        except Exception as error:  # the user's code may raise anything
             message = " ".join(f"{type(error).__name__}: {error}".split())
             data, where = self.data, int(index)
             while isinstance(data, Subset):
@@ -112,11 +115,11 @@ class Items(Dataset):
         x, labels = zip(*map(self.__getitem__, indices), strict=True)
         for index, one in zip(indices, x, strict=True) if self.limits else ():
             low, high = one.min().item(), one.max().item()
-            slack = 0.1 * (self.limits[1] - self.limits[0])  # resizing may go a little beyond them
+            slack = 0.1 * (self.limits[1] - self.limits[0])  # resizing may overshoot
             if not (self.limits[0] - slack <= low and high <= self.limits[1] + slack):
                 raise BadItem(
-                    f"item {index} holds values from {low:g} to {high:g}, but those looked at before training "
-                    f"lie within {self.limits[0]:g} and {self.limits[1]:g}: correct it, or leave it out"
+                    f"item {index} holds values from {low:g} to {high:g}, but those checked before training "
+                    f"are between {self.limits[0]:g} and {self.limits[1]:g}: correct or remove it"
                 )
         shapes = sorted({tuple(one.shape) for one in x})
         if len(shapes) > 1:
@@ -131,7 +134,7 @@ class Items(Dataset):
         return torch.cat([self.__getitems__(part.tolist())[1] for part in torch.arange(len(self)).split(1000)])
 
     def digest(self) -> bytes:
-        """sha256 of dtype, shape and values of every item, in order."""
+        """Return the sha256 of dtype, shape and values of every item, in order."""
         found = hashlib.sha256()
         for index in range(len(self)):
             x = self[index][0]
@@ -140,24 +143,24 @@ class Items(Dataset):
 
 
 def _array(x: Any) -> Tensor:
-    """A tensor; of a PIL image (C, H, W)."""
-    if hasattr(x, "getbands"):  # of PIL, which need not be installed for tensors
-        if x.mode in ("P", "PA"):  # whose pixels are numbers of colours
+    """Return x as a tensor, (C, H, W) for a PIL image."""
+    if hasattr(x, "getbands"):  # PIL, which need not be installed for tensors
+        if x.mode in ("P", "PA"):  # whose pixels are indices of a palette
             x = x.convert("RGBA" if x.has_transparency_data else "RGB")
-        pixels = plain(torch.from_numpy(np.array(x)))
+        pixels = plain_tensor(torch.from_numpy(np.array(x)))
         return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)
     try:
         if isinstance(x, np.ndarray):
             x = x.astype(x.dtype.newbyteorder("="), copy=False)
-        return plain(torch.as_tensor(x))
+        return plain_tensor(torch.as_tensor(x))
     except (TypeError, RuntimeError) as error:
-        raise BadItem(f"an item is a {type(x).__name__}: give x or (x, label), x a tensor or an array") from error
+        raise BadItem(f"an item is a {type(x).__name__}: return x or (x, label), x a tensor or an array") from error
 
 
-def sample(data: Dataset) -> Tensor:
-    """Items (n, ...) to look at: all of a set in memory, else a few, evenly spread."""
+def items_to_check(data: Dataset) -> Tensor:
+    """Return the items (n, ...) checked before training: all of a data set in memory, else a few, evenly spaced."""
     if isinstance(data, InMemory):
         return data.x
-    most = SAMPLE if isinstance(data, Items) else 1
+    most = CHECKED if isinstance(data, Items) else 1
     chosen = torch.linspace(0, len(data) - 1, min(most, len(data))).round().long().unique()
     return data.__getitems__(chosen.tolist())[0]

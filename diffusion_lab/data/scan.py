@@ -1,4 +1,4 @@
-"""Decoding every image of a set once, so that a damaged one is found before the first step; remembered on disk."""
+"""Decode every image of a data set once before training to find damaged ones; the result is cached on disk."""
 
 from __future__ import annotations
 
@@ -13,49 +13,49 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusion_lab.storage.atomic_file import whole_file
+from diffusion_lab.storage.atomic_file import atomic_write
 
 CACHE = "DIFFUSION_LAB_CACHE"
-"""Environment variable: the folder that remembers which sets were decoded; by default ~/.cache/diffusion_lab."""
+"""Environment variable: the folder of cached scans; by default ~/.cache/diffusion_lab."""
 
-Look = Callable[[int], "set[str] | str"]
-"""Number of an image -> its traits, or in words why it cannot be decoded."""
+TryDecode = Callable[[int], "set[str] | str"]
+"""Index of an image -> its traits, or the reason why it cannot be decoded."""
 
 
 @dataclass(frozen=True)
-class Survey:
-    """What decoding a set has shown: how many images have a trait, and why some (by number) cannot be decoded."""
+class Scan:
+    """Result of decoding a data set: number of images with each trait, and the reason of failure by index."""
 
     traits: Counter[str]
     broken: dict[int, str]
 
     @classmethod
-    def of(cls, found: list[set[str] | str]) -> Survey:
-        """From the answers of a `Look`, in order."""
-        broken = {number: answer for number, answer in enumerate(found) if isinstance(answer, str)}
-        return cls(Counter(trait for answer in found if isinstance(answer, set) for trait in answer), broken)
+    def of(cls, results: list[set[str] | str]) -> Scan:
+        """Summarise the results of a `TryDecode`, in order."""
+        broken = {index: result for index, result in enumerate(results) if isinstance(result, str)}
+        return cls(Counter(trait for result in results if isinstance(result, set) for trait in result), broken)
 
 
-def remembered(stamp: bytes, take: Callable[[], Survey]) -> Survey:
-    """The survey of a set that `stamp` tells from all others: from disk, or taken now by one process of this machine.
+def cached_scan(stamp: bytes, scan: Callable[[], Scan]) -> Scan:
+    """Return the scan of the data set identified by `stamp`: from disk, or run now by one process of this machine.
 
-    Where nothing can be written it is taken, and forgotten.
+    It is not cached if the folder cannot be written to.
     """
     folder = Path(os.environ.get(CACHE) or "~/.cache/diffusion_lab").expanduser() / "decoded"
     path = folder / f"{hashlib.sha256(stamp).hexdigest()[:32]}.json"
-    with one_process(path.with_suffix(".lock")):
+    with exclusive(path.with_suffix(".lock")):
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             found = json.loads(path.read_text())
-            return Survey(Counter(found["traits"]), {int(number): why for number, why in found["broken"].items()})
-        survey = take()
-        with suppress(OSError), whole_file(path) as file:
-            file.write(json.dumps({"traits": survey.traits, "broken": survey.broken}).encode())
-    return survey
+            return Scan(Counter(found["traits"]), {int(index): why for index, why in found["broken"].items()})
+        result = scan()
+        with suppress(OSError), atomic_write(path) as file:
+            file.write(json.dumps({"traits": result.traits, "broken": result.broken}).encode())
+    return result
 
 
 @contextmanager
-def one_process(path: Path) -> Iterator[None]:
-    """Wait until no other process is within the same context; a file system without locks lets all in."""
+def exclusive(path: Path) -> Iterator[None]:
+    """Context that one process at a time may enter; without effect on a file system without locks."""
     file = None
     with suppress(OSError, ImportError):
         import fcntl
@@ -70,19 +70,19 @@ def one_process(path: Path) -> Iterator[None]:
             file.close()
 
 
-def telling(look: Look, count: int, every: float = 30.0) -> Look:
-    """The same, with a line on standard error now and then."""
-    begun, last, done = time.monotonic(), [time.monotonic()], [0]
+def with_progress(decode: TryDecode, count: int, every: float = 30.0) -> TryDecode:
+    """Return `decode` with a line of progress on standard error at most every `every` seconds."""
+    start, last, done = time.monotonic(), [time.monotonic()], [0]
 
-    def entry(index: int) -> set[str] | str:
-        answer = look(index)
-        done[0] += 1  # threads may lose a few
+    def decode_and_report(index: int) -> set[str] | str:
+        result = decode(index)
+        done[0] += 1  # not exact: threads may overwrite each other's count
         now = time.monotonic()
         if now - last[0] > every:
             last[0] = now
-            left = (now - begun) * (count / done[0] - 1)
-            print(f"data     {done[0]:,} of {count:,} images decoded, to find damaged ones; {left:.0f} s to go",
+            left = (now - start) * (count / done[0] - 1)
+            print(f"data     {done[0]:,} of {count:,} images decoded to find damaged ones; {left:.0f} s left",
                   file=sys.stderr, flush=True)  # fmt: skip
-        return answer
+        return result
 
-    return entry
+    return decode_and_report

@@ -1,4 +1,4 @@
-"""Points drawn once from a known distribution of the plane."""
+"""Samples of a known two-dimensional distribution."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from diffusion_lab.data.toy2d_density import TARGETS, Toy2dDensity, nearest_mode
 
 @dataclass(kw_only=True, eq=False)
 class Toy2D(DataModule):
-    """A fixed draw from `target`, whose density and score are exact, clean and noised (see plane.py).
+    """A fixed set of samples of `target`, whose density and score, clean and noised, are exact (toy2d_density.py).
 
-    The draw does not depend on `seed`. The label is the nearest mode, or 0 on the two curves.
+    The samples do not depend on `seed`. The label is the nearest mode, or 0 for the two curves.
     """
 
     name: Literal["eight_gaussians", "moons", "checkerboard", "swiss_roll", "two_modes"] = "eight_gaussians"
@@ -41,7 +41,7 @@ class Toy2D(DataModule):
             self._labelled(self.target.sample(size, generator(f"{self.name} {part}")))
             for part, size in (("train", self.train_size), ("held out", self.held_out_size))
         )
-        return Splits(train, held_out, f"two fixed draws from {self.name}")
+        return Splits(train, held_out, f"two fixed sets of samples of {self.name}")
 
     def _labelled(self, points: Tensor) -> InMemory:
         if self.target.modes is None:

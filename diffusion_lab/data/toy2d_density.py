@@ -1,8 +1,8 @@
-"""Distributions of the plane with exact density and score, clean and noised, as truth to compare models with.
+"""Two-dimensional distributions with exact density and score, clean and noised, as ground truth for models.
 
-The noised marginal is the law of alpha x_0 + sigma eps, eps ~ N(0, I); points are (B, 2), `alpha` and `sigma`
-numbers or tensors (B,) or (B, 1). All is computed in float64 and returned in the dtype of `x`. All five are
-scaled so that each coordinate has a standard deviation between 0.6 and 1.05, in brackets below.
+The noised marginal is the distribution of alpha x_0 + sigma eps, eps ~ N(0, I). Points are (B, 2), `alpha` and `sigma`
+numbers or tensors (B,) or (B, 1). Values are computed in float64 and returned in the dtype of `x`. All five are scaled
+so that each coordinate has a standard deviation between 0.6 and 1.05, given in brackets below.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from torch import Tensor
 
 
 class Modes(NamedTuple):
-    """Where the mass is: `means` (K, 2) and `weights` (K,), float64, the weights summing to 1."""
+    """The `means` (K, 2) and `weights` (K,) of the modes, float64; the weights sum to 1."""
 
     means: Tensor
     weights: Tensor
 
 
 class Toy2dDensity(ABC):
-    """A distribution of points (n, 2); `modes` is None where there are none, as on a curve."""
+    """A distribution of points (n, 2); `modes` is None if it has none, as on a curve."""
 
     modes: Modes | None
 
     @abstractmethod
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Independent points (n, 2), float32, drawn on the CPU."""
+        """Draw independent points (n, 2), float32, on the CPU."""
 
     @abstractmethod
     def log_density(self, x: Tensor, alpha: float | Tensor = 1.0, sigma: float | Tensor = 0.0) -> Tensor:
@@ -50,7 +50,7 @@ class Toy2dDensity(ABC):
 
 
 def nearest_mode(points: Tensor, modes: Modes) -> Tensor:
-    """Index (n,) int64 of the centre nearest to each point (n, 2)."""
+    """Return the index (n,) int64 of the mode nearest to each point (n, 2)."""
     return torch.cdist(points.double(), modes.means.to(points.device)).argmin(1)
 
 
@@ -100,8 +100,8 @@ class SquareMixture(Toy2dDensity):
 
     q_kd = [Phi((x_d - alpha c_kd) / sigma) - Phi((x_d - alpha (c_kd + h)) / sigma)] / (alpha h).
 
-    sigma is kept above 1e-6 and alpha above 1e-8. So the clean density is exact beyond 1e-5 from any edge;
-    outside, its logarithm is a huge negative number and its score points back to the board.
+    sigma is clamped to at least 1e-6 and alpha to at least 1e-8. The clean density is therefore exact farther than
+    1e-5 from any edge; outside, its logarithm is a huge negative number and its score points back to the board.
     """
 
     corners: Tensor
@@ -129,7 +129,7 @@ class SquareMixture(Toy2dDensity):
         sigma = _column(sigma, x).clamp(min=1e-6)[..., None]
         low = (x[:, None].double() - alpha * self.corners.to(x.device)) / sigma
         high = low - alpha * self.side / sigma
-        # Phi(low) - Phi(high) = Phi(-high) - Phi(-low): the form without terms near 1 loses no digits.
+        # Phi(low) - Phi(high) = Phi(-high) - Phi(-low): use the form whose terms are not near 1, to avoid cancellation.
         mirror = low + high > 0
         upper, lower = torch.where(mirror, -high, low), torch.where(mirror, -low, high)
         log_upper = torch.special.log_ndtr(upper)
@@ -159,41 +159,41 @@ def _midpoints(count: int) -> Tensor:
 
 
 def _normalised(curve: Tensor) -> Tensor:
-    """Centred, one scale for both axes, such that their mean variance is 0.85^2."""
+    """Centre and scale both axes equally, to a mean variance of 0.85^2."""
     centred = curve - curve.mean(0)
     return 0.85 * centred / centred.square().mean().sqrt()
 
 
 def eight_gaussians() -> GaussianMixture:
-    """Eight equal modes of std 0.1 on a circle of radius 1.2 (in all 0.854)."""
+    """Eight equal modes of std 0.1 on a circle of radius 1.2 (overall 0.854)."""
     return GaussianMixture(_ring(2 * math.pi * torch.arange(8).double() / 8, 1.2), _uniform(8), 0.1)
 
 
 def two_modes() -> GaussianMixture:
     """1/5 N((-1, -1), 0.2^2 I) + 4/5 N((1, 1), 0.2^2 I): Song and Ermon 2019, section 3.2.2, scaled by 1/5.
 
-    In all 0.825, mean (0.6, 0.6). The score of the clean density hardly knows the weights, so Langevin
-    dynamics alone gets them wrong.
+    Overall standard deviation 0.825, mean (0.6, 0.6). The score of the clean density hardly depends on the weights of
+    the modes, so Langevin dynamics alone samples them wrongly.
     """
     means = torch.tensor([[-1.0, -1.0], [1.0, 1.0]], dtype=torch.float64)
     return GaussianMixture(means, torch.tensor([0.2, 0.8], dtype=torch.float64), 0.2)
 
 
 def moons() -> GaussianMixture:
-    """Two interlocked half circles blurred by std 0.05 (in all 1.05 and 0.60)."""
+    """Two interlocked half circles blurred by std 0.05 (overall 1.05 and 0.60)."""
     upper = _ring(math.pi * _midpoints(256), 1.0)
     lower = torch.tensor([1.0, 0.5], dtype=torch.float64) - upper
     return GaussianMixture(_normalised(torch.cat([upper, lower])), _uniform(512), 0.05, curve=True)
 
 
 def swiss_roll() -> GaussianMixture:
-    """Spiral radius = angle, angle uniform in [1.5 pi, 4.5 pi], blurred by 0.05 (in all 0.83 and 0.87)."""
+    """Spiral radius = angle, angle uniform in [1.5 pi, 4.5 pi], blurred by 0.05 (overall 0.83 and 0.87)."""
     angle = 1.5 * math.pi * (1 + 2 * _midpoints(512))
     return GaussianMixture(_normalised(_ring(angle, angle)), _uniform(512), 0.05, curve=True)
 
 
 def checkerboard() -> SquareMixture:
-    """Uniform on the eight dark squares of a 4 x 4 board [-1.5, 1.5]^2 (in all 0.866)."""
+    """Uniform on the eight dark squares of a 4 x 4 board [-1.5, 1.5]^2 (overall 0.866)."""
     board = torch.cartesian_prod(torch.arange(4), torch.arange(4))
     return SquareMixture(0.75 * board[board.sum(1) % 2 == 0].double() - 1.5, 0.75)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion_lab.storage.atomic_file import whole_file
+from diffusion_lab.storage.atomic_file import atomic_write
 
 
 class ChunkedArray:
@@ -45,7 +45,7 @@ class ChunkedArray:
 
     def write(self, chunk: range, rows: Tensor) -> None:
         """Store the rows of a chunk, whole or not at all."""
-        with whole_file(self.path(chunk)) as file:
+        with atomic_write(self.path(chunk)) as file:
             np.save(file, rows.detach().cpu().numpy())
 
     def read(self, chunk: range) -> Tensor:

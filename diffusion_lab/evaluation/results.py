@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from diffusion_lab.storage.atomic_file import whole_file
+from diffusion_lab.storage.atomic_file import atomic_write
 
 RESULTS = "results.json"
 
 
 def write_results(path: Path, results: dict[str, Any]) -> None:
     """Write `results` as JSON, whole or not at all."""
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write((json.dumps(results, indent=2) + "\n").encode())
 
 

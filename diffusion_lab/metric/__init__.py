@@ -1,7 +1,7 @@
-"""How good samples are: Fréchet distances between image features, and distances between point sets.
+"""Sample quality: distances between image features (FID, KID, precision and recall, ...) and between point sets.
 
-Nothing here is ever a submodule of a Model: extractors and accumulators are plain Python objects, so that
-they never enter a `state_dict`, an EMA copy or a precision cast of the model.
+Extractors and accumulators are plain Python objects, not modules, so that they are never part of a model's
+`state_dict`, EMA copy or precision cast.
 """
 
 from diffusion_lab.metric.classifier import ClassifierFeatures

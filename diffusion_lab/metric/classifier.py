@@ -1,4 +1,4 @@
-"""Features for small labelled images: a classifier fitted on the spot, so nothing is downloaded."""
+"""Features for small labelled images from a classifier trained on the data set itself: nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -14,29 +14,27 @@ from diffusion_lab.metric.features import QUANTISATION, to_uint8
 _HIDDEN = 256  # width of the first layer
 _BATCH = 100  # images of a fitting step
 _RATE = 5e-3  # Adam's learning rate, falling linearly to zero
-_SMOOTHING = 0.2  # label smoothing: classes stay tight and equally far apart
-_NOISE = 0.1  # largest standard deviation of the noise whose strength the classifier must tell
-_RIDGE = 1e-3  # least variance of a whitened direction, as a share of the mean variance
-_BLOCK = 1000  # images in flight
+_SMOOTHING = 0.2  # label smoothing: keeps classes compact and equally far apart
+_NOISE = 0.1  # largest standard deviation of the noise that the classifier estimates
+_RIDGE = 1e-3  # added to the variances before whitening, relative to the mean variance
+_BLOCK = 1000  # images per batch
 
 
 class ClassifierFeatures:
-    """Penultimate features of a perceptron, pixels -> 256 -> dimensions -> labels, fitted to training images.
+    """Penultimate features of a perceptron, pixels -> 256 -> dimensions -> labels, trained on the training images.
 
-    A Fréchet distance in the features of a classifier of the data set itself sees missing classes and broken
-    shapes (as the Inception features of Heusel et al. 2017 do for photographs). A plain classifier learns to
-    overlook noise, the very defect of an unfinished diffusion sample, so this one must also tell from each
-    training image how much noise was added to it:
+    A Fréchet distance in these features detects missing classes and wrong shapes, as that in the Inception features of
+    Heusel et al. 2017 does for photographs. A plain classifier learns to ignore noise, which is what remains in badly
+    denoised samples. Therefore this one is also trained to estimate the standard deviation s of noise added to x:
 
         loss = cross_entropy(label) + (s_hat - s / 0.1)^2,   x = clamp(image + s eps),   s ~ U[0, 0.1].
 
-    Features are whitened by the training images' covariance (directions without variance stay small). The
-    distance then depends on no linear rescaling of the features, and chance has little hold on it: of 1000 digits drawn
-    with replacement from the training set it varies by 10 %; without whitening, when the accidental shares of the
-    classes rule, by 20 %.
-    Images are quantised by `to_uint8` first. The fit is a function of images, labels and `seed` alone: it has
-    its own generator and runs in float64 on the CPU, whatever the device, precision or gradient mode of the
-    caller.
+    Features are whitened by the covariance of the training images, with a ridge. The distance is then invariant to
+    linear maps of the features, and varies less by chance: for 1000 digits drawn with replacement from the training
+    set by 10 %, without whitening, where the random class frequencies dominate, by 20 %.
+
+    Images are first quantised by `to_uint8`. The result depends on images, labels and `seed` alone: training uses its
+    own generator and runs in float64 on the CPU, whatever the caller's device, precision or gradient mode.
     """
 
     short = "fd"
@@ -44,7 +42,7 @@ class ClassifierFeatures:
 
     def __init__(self, name: str = "digits", dimensions: int = 64, steps: int = 600, seed: int = 0) -> None:
         if not name.isidentifier():
-            raise ValueError(f"name becomes part of a metric name: letters, digits, _ only, got {name!r}")
+            raise ValueError(f"name is part of a metric name: letters, digits and _ only, got {name!r}")
         if dimensions < 1 or steps < 1:
             raise ValueError(f"dimensions and steps must be at least 1, got {dimensions} and {steps}")
         self.name = name
@@ -60,15 +58,14 @@ class ClassifierFeatures:
     def prepare(
         self, train_images: Tensor | None, train_labels: Tensor | None, device: torch.device | str = "cpu"
     ) -> None:
-        """Fit to images (N, C, H, W) in [0, 1] and labels (N,), integers from 0; `device` plays no part.
+        """Train on images (N, C, H, W) in [0, 1] and labels (N,), integers from 0; `device` is ignored.
 
         Raises:
-            ValueError: without labels, with labels that do not fit, or with fewer than two classes.
+            ValueError: without labels, for labels of another shape or range, or for fewer than two classes.
         """
         if train_images is None or train_labels is None:
             raise ValueError(
-                f"metric features {self.name!r} need a labelled data set: "
-                "use metric=inception, or go without: metric.features=null"
+                f"metric features {self.name!r} need a labelled data set: use metric=inception or metric.features=null"
             )
         if train_images.ndim != 4 or not len(train_images) or train_labels.shape != train_images.shape[:1]:
             raise ValueError(
@@ -78,7 +75,7 @@ class ClassifierFeatures:
         if train_labels.is_floating_point() or train_labels.min() < 0 or train_labels.max() < 1:
             raise ValueError(
                 "the metric is a classifier trained on the labels of the data, which must be 0, 1, ... of at least two "
-                "classes: use metric=inception, or go without: metric.features=null"
+                "classes: use metric=inception or metric.features=null"
             )
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
             images = to_uint8(train_images.cpu())
@@ -116,18 +113,18 @@ class ClassifierFeatures:
         return torch.cat(blocks).relu()
 
     def _scores(self, hidden: Tensor) -> Tensor:
-        """Class scores (B, classes) of hidden features; the last output is the noise, no class."""
+        """Return the logits (B, classes) of hidden features; the last output, the noise, is dropped."""
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             return F.linear(hidden, *self._layers[-2:])[:, : self.classes]
 
     def _ready(self) -> None:
         if not self._layers:
-            raise RuntimeError(f"metric features {self.name!r} are not fitted yet: call prepare first")
+            raise RuntimeError(f"metric features {self.name!r} are not trained yet: call prepare first")
 
     def _checked(self, images: Tensor) -> Tensor:
         self._ready()
         if images.shape[1:] != self._shape:
-            raise ValueError(f"fitted to images (B, *{self._shape}), got {tuple(images.shape)}")
+            raise ValueError(f"trained on images (B, *{self._shape}), got {tuple(images.shape)}")
         return to_uint8(images).cpu()
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -136,17 +133,17 @@ class ClassifierFeatures:
         return ((hidden - self._mean) @ self._whitening).float().to(images.device)
 
     def predict(self, images: Tensor) -> Tensor:
-        """The most likely label (B,) of each image, for instance to count the classes among samples."""
+        """Return the most likely label (B,) of each image, for example to count the classes of samples."""
         return self._scores(self._hidden(self._checked(images))).argmax(dim=1).to(images.device)
 
     def logits(self, features: Tensor) -> Tensor:
-        """The class scores (B, classes) before the softmax: the whitening undone, then the last layer."""
+        """Return the logits (B, classes) of whitened features."""
         self._ready()
         hidden = features.cpu().double() @ self._colouring + self._mean
         return self._scores(hidden).float().to(features.device)
 
     def protocol(self) -> dict[str, str | int]:
-        """What changes these features."""
+        """Return all settings that affect the features."""
         self._ready()
         return {
             "extractor": self.name,
@@ -163,14 +160,14 @@ def _unit(pixels: Tensor) -> Tensor:
 
 
 def _whitening(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (D,), W = (covariance + ridge I)^(-1/2) (D, D) and its inverse, of hidden features (N, D)."""
+    """Return the mean (D,) of hidden features (N, D), W = (covariance + ridge I)^(-1/2) (D, D), and its inverse."""
     values, vectors = torch.linalg.eigh(hidden.T.cov())
     scales = (values.clamp(min=0) + _RIDGE * values.mean()).rsqrt()
     return hidden.mean(dim=0), vectors * scales @ vectors.T, vectors / scales @ vectors.T
 
 
 def _initial(widths: tuple[int, ...], generator: torch.Generator) -> list[Tensor]:
-    """Weights and biases, uniform within 1 / sqrt(fan in), layer by layer."""
+    """Return weights and biases of all layers, uniform in +-1 / sqrt(fan in)."""
     layers = []
     for fan_in, fan_out in pairwise(widths):
         for shape in ((fan_out, fan_in), (fan_out,)):
@@ -180,7 +177,7 @@ def _initial(widths: tuple[int, ...], generator: torch.Generator) -> list[Tensor
 
 
 def _forward(layers: list[Tensor], x: Tensor) -> Tensor:
-    """Linear layers with a ReLU between them."""
+    """Apply linear layers with a ReLU between them."""
     for i in range(0, len(layers), 2):
         x = F.linear(x.relu() if i else x, layers[i], layers[i + 1])
     return x

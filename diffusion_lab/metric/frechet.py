@@ -14,9 +14,9 @@ from diffusion_lab.metric.rows import Rows, read
 
 __all__ = ["FeatureMoments", "FrechetAtInfinity", "Moments", "frechet_at_infinity", "frechet_distance", "moments"]
 
-_STRIPS = 8  # of a matrix, so that the half known from the other half, or known to be zero, is not computed
-_BLOCK = 4096  # rows in flight
-_LOST = 4 * torch.finfo(torch.float64).eps  # of the largest square, times sqrt(D): below it a square is rounding
+_STRIPS = 8  # of a matrix, so that the half that is zero, or follows by symmetry, is not computed
+_BLOCK = 4096  # rows in memory at once
+_ROUNDING = 4 * torch.finfo(torch.float64).eps  # times sqrt(D): relative error of the eigenvalues of a square
 
 
 def _strips(size: int) -> list[tuple[int, int]]:
@@ -24,7 +24,7 @@ def _strips(size: int) -> list[tuple[int, int]]:
 
 
 def _conjugated(covariance: Tensor, root: Tensor) -> Tensor:
-    """Upper half of R S R^T for an upper triangular R."""
+    """Return the upper half of R S R^T for an upper triangular R."""
     result = torch.zeros_like(root)
     for i, j in _strips(len(root)):
         strip = root[i:j, i:] @ covariance[i:, i:]
@@ -35,7 +35,7 @@ def _conjugated(covariance: Tensor, root: Tensor) -> Tensor:
 
 
 def _product(a: Moments, b: Moments) -> Tensor:
-    """F_a F_b^T, the side with fewer rows first."""
+    """Return F_a F_b^T, transposed if it has fewer columns than rows."""
     if a.triangular and not b.triangular:
         a, b = b, a
     if not b.triangular:
@@ -48,7 +48,7 @@ def _product(a: Moments, b: Moments) -> Tensor:
 
 
 def _squared(product: Tensor) -> Tensor:
-    """Upper half of P P^T."""
+    """Return the upper half of P P^T."""
     squares = torch.zeros(len(product), len(product), dtype=torch.float64)
     for i, j in _strips(len(product)):
         torch.mm(product[i:j], product[i:].T, out=squares[i:j, i:])
@@ -56,18 +56,18 @@ def _squared(product: Tensor) -> Tensor:
 
 
 def _roots(squares: Tensor) -> float | None:
-    """The sum of the roots of the eigenvalues of a matrix known by its upper half; None if one is lost in rounding."""
-    values = torch.linalg.eigvalsh(squares.T)  # reads its lower half alone
-    if not len(values) or values[0] <= _LOST * len(values) ** 0.5 * values[-1]:
+    """Return the sum of the square roots of the eigenvalues, given the upper half; None if one is below rounding."""
+    values = torch.linalg.eigvalsh(squares.T)  # reads only the lower half
+    if not len(values) or values[0] <= _ROUNDING * len(values) ** 0.5 * values[-1]:
         return None
     return values.sqrt().sum().item()
 
 
-def _overlap(a: Moments, b: Moments) -> float:
-    """tr (S_a^(1/2) S_b S_a^(1/2))^(1/2), the sum of the singular values of F_a F_b^T where S = F^T F.
+def _trace_root(a: Moments, b: Moments) -> float:
+    """Return tr (S_a^(1/2) S_b S_a^(1/2))^(1/2), the sum of the singular values of F_a F_b^T, where S = F^T F.
 
-    Their squares, eigenvalues of a symmetric matrix, come three times faster; where F_b is triangular the matrix is
-    F_b S_a F_b^T, and a needs no factor. Where the least of them is lost in rounding they are found without squaring.
+    Their squares, the eigenvalues of a symmetric matrix, take a third of the time; if F_b is triangular, the matrix is
+    F_b S_a F_b^T, and F_a is not needed. If the smallest is below rounding, the singular values are computed instead.
     """
     found = _roots(_conjugated(a.covariance, b.factor)) if a.rows is None and b.triangular else None
     if found is None:
@@ -77,13 +77,13 @@ def _overlap(a: Moments, b: Moments) -> float:
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """The squared 2-Wasserstein distance between two Gaussians with these moments,
+    """Return the squared 2-Wasserstein distance between two Gaussians with these moments,
 
         |m_a - m_b|^2 + tr S_a + tr S_b - 2 tr (S_a^(1/2) S_b S_a^(1/2))^(1/2)
 
-    (Dowson & Landau 1982; as a score of generators: Heusel et al. 2017). Only symmetric matrices are
-    decomposed: no square root of a product, no imaginary part, exact for rank-deficient covariances. The factor
-    of a covariance is kept with it, so a reference is decomposed once.
+    (Dowson & Landau 1982; for generative models: Heusel et al. 2017). Only symmetric matrices are decomposed, so there
+    is no matrix square root of a product and no imaginary part, and rank-deficient covariances are exact. `Moments`
+    caches the factor of a covariance, so that a reference is decomposed once.
 
     Raises:
         ValueError: for moments of unequal dimensions.
@@ -92,13 +92,13 @@ def frechet_distance(a: Moments, b: Moments) -> float:
         raise ValueError(
             f"features of {len(a.mean)} and {len(b.mean)} dimensions cannot be compared: use one extractor"
         )
-    distance = (a.mean - b.mean).square().sum() + a.variance + b.variance - 2 * _overlap(a, b)
+    distance = (a.mean - b.mean).square().sum() + a.variance + b.variance - 2 * _trace_root(a, b)
     return max(distance.item(), 0.0)
 
 
 @dataclass(frozen=True)
 class FrechetAtInfinity:
-    """Intercept `value` at 1/N = 0 of the straight line through `distances` over 1/`counts`."""
+    """`value`: the intercept at 1/N = 0 of the least-squares line through `distances` over 1/`counts`."""
 
     value: float
     counts: tuple[int, ...]
@@ -115,29 +115,29 @@ def frechet_at_infinity(
 ) -> FrechetAtInfinity:
     """The Fréchet distance to `reference` extrapolated to infinitely many samples (Chong & Forsyth 2020).
 
-    A distance from N samples exceeds its limit on average by nearly c / N, with a c that depends on the
-    generator. `points` counts lie evenly between `smallest` and N; the sample of a count is the first so many
-    rows of one permutation (drawn by `seed` alone, without replacement), so that the rows are read once; the line is
-    a least-squares fit. The reference stays finite, and so does its share of the bias. The law in 1/N holds for
-    counts well above the dimension D, so `smallest` is 4 D if None, yet not below N / 10 nor above N / 2.
+    The expected distance of N samples exceeds its limit by about c / N, where c depends on the generator. A line in 1/N
+    is fitted by least squares to the distances of `points` counts, evenly spaced between `smallest` and N. The subsets
+    are the first rows of one permutation, which depends on `seed` alone, so that the rows are read once. The bias of
+    the finite reference remains. The distance is linear in 1/N for counts well above the dimension D; therefore
+    `smallest`=None means 4 D, but at least N / 10 and at most N / 2.
 
     Raises:
-        ValueError: for fewer than 2 points or counts that are not at least 2 and different.
+        ValueError: for fewer than 2 points, or counts that are equal or below 2.
     """
     largest = len(rows)
     if smallest is None:
         smallest = max(min(max(largest // 10, 4 * rows.shape[1]), largest // 2), 2)
     if points < 2 or not 2 <= smallest <= largest - points + 1:
         raise ValueError(
-            f"{points} counts between {smallest} and {largest} samples give no line: at least 2 different counts of "
-            "at least 2 samples each are needed"
+            f"no line can be fitted to {points} counts between {smallest} and {largest} samples: at least 2 different "
+            "counts of at least 2 samples are needed"
         )
     counts = tuple(np.linspace(smallest, largest, points).round().astype(int).tolist())
     order = np.random.Generator(np.random.PCG64(seed)).permutation(largest)
-    seen, distances = FeatureMoments(), []
+    accumulator, distances = FeatureMoments(), []
     for start, stop in pairwise((0, *counts)):
         for first in range(start, stop, _BLOCK):
-            seen.update(read(rows, np.sort(order[first : min(first + _BLOCK, stop)]), device))
-        distances.append(frechet_distance(seen.result(), reference))
+            accumulator.update(read(rows, np.sort(order[first : min(first + _BLOCK, stop)]), device))
+        distances.append(frechet_distance(accumulator.result(), reference))
     _, value = np.polyfit(1 / np.array(counts), distances, 1)
     return FrechetAtInfinity(float(value), counts, tuple(distances))

@@ -1,4 +1,4 @@
-"""The Inception Score, from class scores that are read in blocks."""
+"""The Inception Score, from logits that are read in blocks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from diffusion_lab.metric.rows import Rows, finite, read
 
-_BLOCK = 4096  # rows in flight
+_BLOCK = 4096  # rows in memory at once
 
 
 @dataclass(frozen=True)
 class InceptionScore:
-    """Mean and standard deviation (over N, not N - 1) of the scores of `splits` parts of the samples."""
+    """Mean and standard deviation (divided by N, not N - 1) of the scores of `splits` parts of the samples."""
 
     value: float
     standard_deviation: float
@@ -31,11 +31,11 @@ def inception_score(
     seed: int | None = 2020,
     device: torch.device | str = "cpu",
 ) -> InceptionScore:
-    """exp of the mean of KL(p(y|x) || p(y)), with p(y) the mean of p(y|x) over one part (Salimans et al. 2016).
+    """Return exp mean KL(p(y|x) || p(y)), with p(y) the mean of p(y|x) over one part (Salimans et al. 2016).
 
-    Rows are class scores before the softmax (N, K), or features of which `logits` makes them. As in
-    torch-fidelity, the parts are consecutive rows of NumPy's RandomState(seed).permutation(N), or of the
-    rows as they come for seed None. Between 1 and K. Memory: a block of rows and 2 K sums.
+    Rows are logits (N, K), or features that `logits` maps to logits. As in torch-fidelity, the parts are consecutive
+    rows of NumPy's RandomState(seed).permutation(N), or of the given order if seed is None. The score is between 1
+    and K. Memory: a block of rows and 2 K sums.
 
     Raises:
         ValueError: for fewer rows than splits, NaN or infinity.
@@ -53,7 +53,7 @@ def inception_score(
 def _score(
     rows: Rows, logits: Callable[[Tensor], Tensor] | None, chosen: np.ndarray, device: torch.device | str
 ) -> float:
-    """exp(mean of sum_y p(y|x) log p(y|x) - sum_y p(y) log p(y)), which is the same mean of KL."""
+    """Return exp(mean_x sum_y p(y|x) log p(y|x) - sum_y p(y) log p(y)), which equals exp mean KL."""
     probability, negentropy = 0.0, 0.0
     for first in range(0, len(chosen), _BLOCK):
         block = read(rows, np.sort(chosen[first : first + _BLOCK]), device)

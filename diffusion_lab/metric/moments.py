@@ -1,4 +1,4 @@
-"""Mean and covariance of features: exact, mergeable, in float64 and in memory independent of their number."""
+"""Mean and covariance of features in float64, accumulated over batches with constant memory."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from torch import Tensor
 
 from diffusion_lab.metric.rows import Rows, blocks, finite
 
-_BLOCK = 4096  # rows in flight
-_STRIP = 64  # rows of a covariance in flight
-_ASYMMETRY = 1e-6  # of the largest variance: what is left when a covariance was kept in float32
+_BLOCK = 4096  # rows in memory at once
+_STRIP = 64  # rows of a covariance checked at once
+_ASYMMETRY = 1e-6  # of the largest variance: the error of a covariance stored in float32
 _EPS = torch.finfo(torch.float64).eps
 
 
 class Moments:
-    """Mean m (D,) and unbiased covariance S (D, D) in float64; `count` samples, None where nobody knows.
+    """Mean m (D,) and unbiased covariance S (D, D) in float64, of `count` samples (None if unknown).
 
-    Either S is given or `rows` (r, D) with rows^T rows = S, as few samples of many dimensions have them; the
-    other is made when it is first asked for. A distance to a reference that is used many times is then
-    spared the decomposition of its covariance.
+    Pass S, or for fewer samples than dimensions `rows` (r, D) with rows^T rows = S; S is then computed on first use.
+    The factor of S is cached, so that a reference is decomposed once.
 
     Raises:
-        ValueError: for fewer than 2 samples, another dtype, shapes that do not fit, NaN or infinity, and for
-            a covariance that is not symmetric or has a negative variance.
+        ValueError: for fewer than 2 samples, another dtype, inconsistent shapes, NaN or infinity, and for a covariance
+            that is not symmetric or has a negative variance.
     """
 
     def __init__(
@@ -32,19 +31,19 @@ class Moments:
     ) -> None:
         self.mean, self.count, self.rows = mean, count, rows
         if count is not None and count < 2:
-            raise ValueError(f"a covariance needs at least 2 samples, got {count}: draw more samples")
-        spread = covariance if rows is None else rows
-        if spread is None:
-            raise ValueError("moments need a covariance, or rows whose product it is")
-        if mean.dtype != torch.float64 or spread.dtype != torch.float64:
-            raise ValueError(f"moments must be float64, got {mean.dtype} and {spread.dtype}")
+            raise ValueError(f"a covariance needs at least 2 samples, got {count}: use more samples")
+        matrix = covariance if rows is None else rows
+        if matrix is None:
+            raise ValueError("moments need a covariance, or rows with rows^T rows = covariance")
+        if mean.dtype != torch.float64 or matrix.dtype != torch.float64:
+            raise ValueError(f"moments must be float64, got {mean.dtype} and {matrix.dtype}")
         shape = (len(mean) if rows is None else len(rows), *mean.shape)
-        if mean.ndim != 1 or not len(mean) or spread.shape != shape:
+        if mean.ndim != 1 or not len(mean) or matrix.shape != shape:
             raise ValueError(
-                f"a mean (D,) needs a covariance (D, D), got {tuple(mean.shape)} and {tuple(spread.shape)}"
+                f"a mean (D,) needs a covariance (D, D), got {tuple(mean.shape)} and {tuple(matrix.shape)}"
             )
-        if not torch.isfinite(mean.sum() + spread.sum()):
-            raise ValueError("moments contain NaN or infinity: no distance is computed from broken samples")
+        if not torch.isfinite(mean.sum() + matrix.sum()):
+            raise ValueError("moments contain NaN or infinity: the samples or their features are not finite")
         if covariance is not None:
             _check_covariance(covariance)
             self.covariance = covariance
@@ -61,7 +60,7 @@ class Moments:
 
     @cached_property
     def factor(self) -> Tensor:
-        """F (r, D) with F^T F = S: the rows, the root, or the eigenvectors whose values exceed rounding."""
+        """F (r, D) with F^T F = S: the rows, the Cholesky factor, or scaled eigenvectors if S is singular."""
         if self.rows is not None:
             return self.rows
         if self._root is not None:
@@ -77,8 +76,8 @@ class Moments:
 
     @cached_property
     def _root(self) -> Tensor | None:
-        """Cholesky's R with R^T R = S; None where S is singular up to rounding."""
-        lower, failed = torch.linalg.cholesky_ex(self.covariance.T)  # in the order of LAPACK
+        """The Cholesky factor R with R^T R = S; None if S is singular up to rounding."""
+        lower, failed = torch.linalg.cholesky_ex(self.covariance.T)  # in LAPACK's column-major order
         rounding = len(self.mean) * _EPS * self.covariance.trace()
         return None if failed or lower.diagonal().square().min() <= rounding else lower.T
 
@@ -89,28 +88,27 @@ def _check_covariance(covariance: Tensor) -> None:
         for i in range(0, len(covariance), _STRIP)
     )
     if gap > _ASYMMETRY * covariance.diagonal().abs().max():
-        raise ValueError(f"a covariance is symmetric, this one is not: entries differ by up to {gap.item():.3g}")
+        raise ValueError(f"a covariance must be symmetric, but entries differ by up to {gap.item():.3g}")
     if covariance.diagonal().min() < 0:
-        raise ValueError(f"a covariance has no negative variance, got {covariance.diagonal().min().item():.3g}")
+        raise ValueError(f"variances must not be negative, got {covariance.diagonal().min().item():.3g}")
 
 
 class FeatureMoments:
-    """Running count, mean and scatter sum (x - mean)(x - mean)^T of features that arrive in batches.
+    """Running count, mean and scatter matrix sum (x - mean)(x - mean)^T of features that arrive in batches.
 
-    Batches are kept until there are more than D rows, centred before they are squared, and merged by the pairwise
-    update of Chan, Golub & LeVeque (1979)
+    Batches are buffered up to D rows, then centred and merged by the pairwise update of Chan, Golub & LeVeque (1979),
 
         mean = mean_a + d n_b / n,  scatter = scatter_a + scatter_b + d d^T n_a n_b / n,  d = mean_b - mean_a,
 
-    so no digits are lost to a mean that is large beside the spread, and neither the order of the batches nor
-    their division among processes matters. State: D^2 + D float64 numbers and at most D rows, on the CPU, so that it
-    can be sent.
+    which has no cancellation if the mean is much larger than the standard deviation. The result does not depend on the
+    order of batches or their distribution over processes. Memory: D^2 + D float64 numbers and at most D rows, on the
+    CPU, so that it can be sent to other processes.
     """
 
     def __init__(self) -> None:
         self.count = 0
-        self._kept: list[Tensor] = []  # rows that mean and scatter do not hold yet
-        self._folded = 0
+        self._buffer: list[Tensor] = []  # rows that are not part of mean and scatter yet
+        self._merged = 0  # number of rows that are
         self._mean = torch.zeros((), dtype=torch.float64)
         self._scatter = torch.zeros((), dtype=torch.float64)
         self._dimensions: int | None = None
@@ -124,72 +122,72 @@ class FeatureMoments:
         if features.ndim != 2:
             raise ValueError(f"features must be (B, D), got {tuple(features.shape)}")
         self._check(features.shape[1])
-        # The product is taken where the features are, unless they are on MPS, which has no float64.
-        kept = finite(features).detach()
-        self._keep([kept.cpu() if kept.device.type == "mps" else kept.clone()])
+        # The product is computed on the device of the features, except on MPS, which has no float64.
+        rows = finite(features).detach()
+        self._append([rows.cpu() if rows.device.type == "mps" else rows.clone()])
 
     def merge(self, other: FeatureMoments) -> None:
-        """Add everything that another accumulator has seen."""
+        """Add all features of another accumulator."""
         if not other.count:
             return
         self._check(other._dimensions)
-        if other._folded:
-            self._absorb(other._folded, other._mean, other._scatter)
-        self._keep(other._kept)
+        if other._merged:
+            self._merge(other._merged, other._mean, other._scatter)
+        self._append(other._buffer)
 
     def _check(self, dimensions: int) -> None:
         if self._dimensions not in (None, dimensions):
             raise ValueError(f"features of {dimensions} dimensions after features of {self._dimensions}")
         self._dimensions = dimensions
 
-    def _keep(self, batches: list[Tensor]) -> None:
-        self._kept += batches
-        self.count = self._folded + sum(map(len, self._kept))
-        if self.count - self._folded > self._dimensions:
-            self._fold()
+    def _append(self, batches: list[Tensor]) -> None:
+        self._buffer += batches
+        self.count = self._merged + sum(map(len, self._buffer))
+        if self.count - self._merged > self._dimensions:
+            self._flush()
 
-    def _fold(self) -> None:
-        rows = _joined(self._kept)
-        self._kept = []
+    def _flush(self) -> None:
+        rows = _joined(self._buffer)
+        self._buffer = []
         mean = rows.mean(0)
         rows -= mean
-        self._absorb(len(rows), mean.cpu(), (rows.T @ rows).cpu())
+        self._merge(len(rows), mean.cpu(), (rows.T @ rows).cpu())
 
-    def _absorb(self, count: int, mean: Tensor, scatter: Tensor) -> None:
-        total = self._folded + count
+    def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+        total = self._merged + count
         shift = mean - self._mean
         self._mean = self._mean + shift * (count / total)
         self._scatter = self._scatter + scatter
-        self._scatter.addr_(shift, shift, alpha=self._folded * count / total)
-        self._folded = total
+        self._scatter.addr_(shift, shift, alpha=self._merged * count / total)
+        self._merged = total
 
     def result(self) -> Moments:
-        """Mean and unbiased covariance so far; by rows while there are at most D samples.
+        """Return mean and unbiased covariance so far; the latter as rows for at most D samples.
 
         Raises:
             ValueError: for fewer than 2 samples.
         """
         if self.count < 2:
-            raise ValueError(f"a covariance needs at least 2 samples, got {self.count}: draw more samples")
-        if not self._folded:
-            rows = _joined(self._kept).cpu()
+            raise ValueError(f"a covariance needs at least 2 samples, got {self.count}: use more samples")
+        if not self._merged:
+            rows = _joined(self._buffer).cpu()
             mean = rows.mean(0)
-            return Moments(mean, count=self.count, rows=_independent(rows - mean))
-        if self._kept:
-            self._fold()
+            return Moments(mean, count=self.count, rows=_helmert(rows - mean))
+        if self._buffer:
+            self._flush()
         return Moments(self._mean, self._scatter / (self.count - 1), self.count)
 
 
 def _joined(batches: list[Tensor]) -> Tensor:
-    """One float64 tensor of its own, on the device of the first batch."""
+    """Concatenate batches to one float64 tensor on the device of the first."""
     return torch.cat([batch.to(batches[0].device, torch.float64) for batch in batches])
 
 
-def _independent(centred: Tensor) -> Tensor:
-    """N - 1 rows with the covariance of N centred rows: each sample against the mean of those before it.
+def _helmert(centred: Tensor) -> Tensor:
+    """Return N - 1 rows with the same covariance as N centred rows: each sample minus the mean of those before it.
 
-    The orthogonal contrasts of Helmert (1876). Centred rows themselves are linearly dependent, and the root of an
-    eigenvalue that should be zero is not small.
+    The orthogonal contrasts of Helmert (1876). Centred rows are linearly dependent: an eigenvalue that should be zero
+    is only of the size of rounding, and its square root is not small.
     """
     before = torch.arange(1, len(centred), dtype=torch.float64)[:, None]
     means = centred.cumsum(0)[:-1] / before
@@ -197,7 +195,7 @@ def _independent(centred: Tensor) -> Tensor:
 
 
 def moments(features: Rows, device: torch.device | str = "cpu") -> Moments:
-    """Mean and unbiased covariance of features (N, D), read in blocks.
+    """Return mean and unbiased covariance of features (N, D), read in blocks.
 
     Raises:
         ValueError: for fewer than 2 samples, NaN or infinity.

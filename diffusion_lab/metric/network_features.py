@@ -1,4 +1,4 @@
-"""Any network as a feature extractor: DINOv2, a model of torchvision, one's own."""
+"""Any network as a feature extractor: DINOv2, a model of torchvision, or your own."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from diffusion_lab.metric.features import QUANTISATION, full_precision, to_uint8
 from diffusion_lab.metric.resize import resize_bicubic
 from diffusion_lab.metric.weights import read_weights
 
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # the part of a repr that differs from process to process
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # differs between processes
 
 
 class NetworkFeatures:
-    """The flattened output of a network on (x - mean) / std, x the images as bytes / 255.
+    """The flattened output of a network for the input (x - mean) / std, where x are the images, quantised, / 255.
 
-    The network is copied and runs in evaluation mode, in float32, without autocast or TF32. Its digest covers its
-    parameters, its buffers, how it prints (which names its layers and their options) and the settings here.
+    The network is copied and runs in evaluation mode, in float32, without autocast or TF32. The digest is that of its
+    parameters, its buffers, its repr (which lists layers and their options) and the settings below.
 
     Args:
         network: maps images (B, C, size, size) to one tensor (B, ...).
-        name: stands in the name of the score, fd_<name>_<samples>.
-        weights: a file of weights by name, of torch or .safetensors; None keeps those that the network came with.
-        size: images are resized to (size, size), antialiased bicubic; None leaves them as they are, and `prepare`
-            needs some to learn how many numbers the network gives.
+        name: part of the name of the metric, fd_<name>_<samples>.
+        weights: a state dict, as a torch file or .safetensors; None keeps the weights of `network`.
+        size: images are resized to (size, size), antialiased bicubic; None does not resize them, and `prepare` then
+            needs training images to determine the number of features.
         repeat_grey: repeats images of one channel to three.
-        mean: of each channel, or one for all; ImageNet's, as `size`, is what DINOv2 and torchvision's models expect.
-        std: likewise.
+        mean: of each channel, or one for all; the defaults of mean, std and size are those of ImageNet, for DINOv2 and
+            torchvision's models.
+        std: like `mean`.
         batch_size: images in the network at once.
     """
 
@@ -53,7 +54,7 @@ class NetworkFeatures:
         if not isinstance(network, nn.Module):
             raise ValueError(f"network must be a torch.nn.Module, got {type(network).__name__}")
         if not name.isidentifier():
-            raise ValueError(f"name becomes part of a metric name: letters, digits, _ only, got {name!r}")
+            raise ValueError(f"name is part of a metric name: letters, digits and _ only, got {name!r}")
         if batch_size < 1 or (size is not None and size < 1):
             raise ValueError(f"batch_size and size must be at least 1, got {batch_size} and {size}")
         if not mean or len(mean) != len(std) or min(std) <= 0:
@@ -64,9 +65,9 @@ class NetworkFeatures:
         self.repeat_grey = repeat_grey
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         self.batch_size = batch_size
-        self.dimensions = 0  # known once the network was tried
+        self.dimensions = 0  # known after the first call
         self.digest = ""
-        # A copy: the caller may go on training his, and nothing here may change it.
+        # A copy, because the caller may train or change the network.
         self._network = copy.deepcopy(network).eval().requires_grad_(False)
         self._device = torch.device("cpu")
 
@@ -76,15 +77,15 @@ class NetworkFeatures:
         train_labels: Tensor | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Read the weights, once, move the network to `device`, and try it on two images.
+        """Read the weights (once), move the network to `device`, and call it on two images.
 
         Raises:
             FileNotFoundError: if the file of weights is missing.
-            ValueError: if it holds other weights, if the network does not give one vector per image, and without both
-                images and `size`.
+            ValueError: if the weights are of another network, if the network does not return one vector per image, and
+                if neither images nor `size` are given.
         """
         if self.size is None and train_images is None:
-            raise ValueError(f"metric features {self.name!r} need size: the pixels of an image's side in the network")
+            raise ValueError(f"metric features {self.name!r} need size, the side of the network's input in pixels")
         self._device = torch.device(device)
         if not self.digest:
             if self.path is not None:
@@ -98,23 +99,23 @@ class NetworkFeatures:
 
     def _load(self, path: Path) -> None:
         if not path.is_file():
-            raise FileNotFoundError(f"the weights of metric features {self.name!r} are missing: there is no {path}")
+            raise FileNotFoundError(f"the weights of metric features {self.name!r} are missing: {path} does not exist")
         state = read_weights(path.read_bytes(), path)
         try:
             self._network.load_state_dict(state)
         except RuntimeError as error:
-            own = self._network.state_dict()
-            odd = sorted(own.keys() ^ state.keys()) or [k for k in own if own[k].shape != state[k].shape]
+            ours = self._network.state_dict()
+            differing = sorted(ours.keys() ^ state.keys()) or [k for k in ours if ours[k].shape != state[k].shape]
             raise ValueError(
                 f"{path} holds the weights of another network, not of {type(self._network).__name__}: "
-                f"{len(odd)} names or shapes differ, the first is {odd[0] if odd else error}"
+                f"{len(differing)} names or shapes differ, the first is {differing[0] if differing else error}"
             ) from error
 
     def __call__(self, images: Tensor) -> Tensor:
         """Float32 features (B, dimensions) of images (B, C, H, W) in [0, 1], on the device of the images.
 
         Raises:
-            ValueError: for images of other channels than `mean`, and if the network does not give (B, dimensions).
+            ValueError: for another number of channels than `mean`, and if the network does not return (B, dimensions).
         """
         self._ready()
         channels = 3 if self.repeat_grey and images.ndim == 4 and images.shape[1] == 1 else -1
@@ -128,8 +129,8 @@ class NetworkFeatures:
             features = torch.cat([self._features(block) for block in pixels.split(self.batch_size)])
         if self.dimensions not in (0, features.shape[1]):
             raise ValueError(
-                f"metric features {self.name!r} gave {features.shape[1]} numbers per image after {self.dimensions}: "
-                "images of one size only, or set size"
+                f"metric features {self.name!r} have {features.shape[1]} numbers per image, before {self.dimensions}: "
+                "use images of one size, or set size"
             )
         self.dimensions = features.shape[1]
         return features.to(images.device)
@@ -147,17 +148,17 @@ class NetworkFeatures:
         if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != len(pixels):
             shown = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(
-                f"metric features {self.name!r} need one vector per image: for {len(pixels)} images "
-                f"{type(self._network).__name__} gave {shown}"
+                f"metric features {self.name!r} need one vector per image, but for {len(pixels)} images "
+                f"{type(self._network).__name__} returns {shown}"
             )
         return output.flatten(1).float()
 
     def logits(self, features: Tensor) -> Tensor:
-        """There are no class scores: raises ValueError."""
-        raise ValueError(f"metric features {self.name!r} score no classes: an Inception Score needs metric=inception")
+        """Raise ValueError: there are no logits."""
+        raise ValueError(f"metric features {self.name!r} have no logits: an Inception Score needs metric=inception")
 
     def protocol(self) -> dict[str, str | int]:
-        """What changes these features."""
+        """Return all settings that affect the features."""
         self._ready()
         return {
             "extractor": self.name,
@@ -177,9 +178,9 @@ class NetworkFeatures:
 
 
 def _digest(network: nn.Module, settings: dict[str, str | int]) -> str:
-    """sha256 of the network's layers, parameters and buffers, and of the settings."""
-    kind = f"{type(network).__module__}.{type(network).__qualname__}"
-    digest = hashlib.sha256(f"{kind} {_ADDRESS.sub('', repr(network))} {settings}".encode())
+    """Return the sha256 of the network's layers, parameters and buffers, and of the settings."""
+    name_of_class = f"{type(network).__module__}.{type(network).__qualname__}"
+    digest = hashlib.sha256(f"{name_of_class} {_ADDRESS.sub('', repr(network))} {settings}".encode())
     for name, value in sorted([*network.named_parameters(), *network.named_buffers()], key=lambda pair: pair[0]):
         content = value.detach().cpu().contiguous()
         digest.update(f"{name} {content.dtype} {tuple(content.shape)} ".encode())

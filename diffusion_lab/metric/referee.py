@@ -1,4 +1,4 @@
-"""torch-fidelity itself as the referee: its own reading, network and arithmetic on images that are saved."""
+"""Metrics of saved images by torch-fidelity: its code reads the images, runs Inception and computes the metrics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from diffusion_lab.metric.inception import InceptionFeatures
 from diffusion_lab.metric.weights import plain_file
 
 _SPLITS = 10  # of the Inception Score
-_MODES = ("L", "RGB", "P")  # what becomes RGB without loss
+_MODES = ("L", "RGB", "P")  # PIL's modes that convert to RGB without loss
 
 
 def referee(
@@ -30,15 +30,15 @@ def referee(
     device: Literal["cpu", "cuda"] = "cpu",
     progress: bool = False,
 ) -> dict[str, float]:
-    """FID, KID, Inception Score, precision and recall as torch-fidelity computes them on two sets of images.
+    """Return FID, KID, Inception Score, precision and recall of two sets of images, computed by torch-fidelity.
 
-    Its numbers are taken in float32 proper (no TF32), from Inception alone, precision and recall included; it keeps
-    no cache, which it would look up by name only, and downloads nothing.
+    All are computed in float32 (no TF32) from Inception features, also precision and recall. Its cache, which
+    identifies data sets by name only, is off, and torch-fidelity downloads nothing.
 
     Args:
         generated: a folder of PNG images (and its sub-folders), or a .npy or .npz file of bytes (N, H, W, 1 or 3).
-        reference: likewise, the real images.
-        weights: Inception's weights, found and checked as `InceptionFeatures` does, like `download` and `digest`.
+        reference: the real images, in the same form.
+        weights: Inception's weights; `weights`, `download` and `digest` are as in `InceptionFeatures`.
         batch_size: images in the network at once.
         subset_size: images in each of KID's 100 subsets.
         device: where the network runs.
@@ -49,15 +49,15 @@ def referee(
 
     Raises:
         FileNotFoundError: if images or weights are missing.
-        ValueError: for files that are no such images, for too few of them, and for other weights.
+        ValueError: for files of another format, for too few images, and for other weights.
     """
     extractor = InceptionFeatures(weights, download, batch_size, **({} if digest is None else {"digest": digest}))
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but no GPU is usable here: use device=cpu")
     if not (extractor.path.is_file() or download):
         raise FileNotFoundError(
-            f"Inception's weights {extractor.path} are missing: name a copy by weights=PATH, "
-            "or fetch them by download=true"
+            f"Inception's weights {extractor.path} are missing: set weights=PATH to a copy, "
+            "or download them with download=true"
         )
     if subset_size < 2:
         raise ValueError(f"subset_size must be at least 2, got {subset_size}")
@@ -68,7 +68,7 @@ def referee(
                 f"{place} holds {len(images)} images: KID's subsets need {subset_size} (set subset_size) "
                 f"and the Inception Score {_SPLITS}"
             )
-    extractor.prepare()  # refuses weights of another network in one line
+    extractor.prepare()  # raises a one-line error for weights of another network
     state = extractor.state()
 
     import torch_fidelity
@@ -81,9 +81,9 @@ def referee(
             kid=True,
             isc=True,
             prc=True,
-            # By name: for precision and recall alone its default is VGG, which it would download.
+            # The default for precision and recall is VGG, which it would download.
             feature_extractor="inception-v3-compat",
-            # It unpickles a file of weights without restraint: give it one that we wrote.
+            # It unpickles the file without restrictions: pass one written by us.
             feature_extractor_weights_path=plain_file(state),
             batch_size=batch_size,
             isc_splits=_SPLITS,
@@ -91,14 +91,14 @@ def referee(
             cuda=device == "cuda",
             cache=False,
             datasets_download=False,
-            save_cpu_ram=True,  # distances in blocks, and no processes beside this one
+            save_cpu_ram=True,  # distances in blocks, no worker processes
             verbose=progress,
         )
     return {ours: float(found[theirs]) for ours, theirs in _names(torch_fidelity).items()}
 
 
 def _names(package: Any) -> dict[str, str]:
-    """Our names of the numbers, with the keys that torch-fidelity returns them under."""
+    """Return our name of each metric -> torch-fidelity's key."""
     return {
         "fid": package.KEY_METRIC_FID,
         "kid": package.KEY_METRIC_KID_MEAN,
@@ -112,7 +112,7 @@ def _names(package: Any) -> dict[str, str]:
 
 
 class _Bytes(Dataset):
-    """Images (N, H, W, 1 or 3) of an array of bytes, as (3, H, W) each."""
+    """Images of an array of bytes (N, H, W, 1 or 3), each as (3, H, W)."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
@@ -133,7 +133,7 @@ def _images(place: Path) -> Dataset:
         array = np.load(place, mmap_mode="r", allow_pickle=False)
         if isinstance(array, np.lib.npyio.NpzFile):
             array = array["arr_0" if "arr_0" in array.files else array.files[0]]
-    except Exception as error:  # a cut or foreign file fails in every way there is
+    except Exception as error:  # a damaged file can raise anything
         raise ValueError(
             f"{place} is not a NumPy array or is truncated: give .npy or .npz, or a folder of PNG"
         ) from error

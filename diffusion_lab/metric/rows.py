@@ -1,4 +1,4 @@
-"""Rows of features wherever they lie: a tensor, an array, or a file on disk that never fits into memory."""
+"""Rows of features in a tensor, an array, or a file on disk that is larger than memory."""
 
 from __future__ import annotations
 
@@ -22,39 +22,35 @@ class Rows(Protocol):
 
 
 def finite(features: Tensor) -> Tensor:
-    """The features themselves.
+    """Return the features unchanged.
 
     Raises:
         ValueError: for NaN or infinity.
     """
     if not torch.isfinite(features).all():
-        raise ValueError("features contain NaN or infinity: no distance is computed from broken samples")
+        raise ValueError("features contain NaN or infinity: the samples or the weights of the extractor are damaged")
     return features
 
 
 def read(rows: Rows, index: slice | np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    """The rows at `index` in float64 on `device`; on the CPU in place of MPS, which has no float64.
+    """Return the rows at `index` in float64 on `device` (on the CPU instead of MPS, which has no float64).
 
     Raises:
         ValueError: for NaN or infinity.
     """
     part = rows[index]
     tensor = part.detach() if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
-    place = "cpu" if torch.device(device).type == "mps" else device
-    return finite(tensor).to(place, torch.float64)
+    device = "cpu" if torch.device(device).type == "mps" else device
+    return finite(tensor).to(device, torch.float64)
 
 
 def blocks(rows: Rows, size: int, device: torch.device | str = "cpu") -> Iterator[Tensor]:
-    """All rows in order, at most `size` at once, as `read` gives them."""
+    """Yield all rows in order, `size` at a time, as `read` returns them."""
     for start in range(0, len(rows), size):
         yield read(rows, slice(start, start + size), device)
 
 
 def check_pair(x: Rows, y: Rows) -> None:
-    """Refuse what cannot be compared row by row.
-
-    Raises:
-        ValueError: unless these are rows (N, D) and (M, D).
-    """
+    """Raise ValueError unless x is (N, D) and y (M, D)."""
     if len(x.shape) != 2 or len(y.shape) != 2 or x.shape[1] != y.shape[1]:
         raise ValueError(f"features must be (N, D) and (M, D), got {tuple(x.shape)} and {tuple(y.shape)}")

@@ -1,4 +1,4 @@
-"""Statistics that samples are compared with: in a file that other programs read, with the rules they were made by."""
+"""Reference statistics of a data set, in an .npz file that other programs can read, with their protocol."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffusion_lab.metric.moments import Moments, moments
 from diffusion_lab.metric.rows import finite
-from diffusion_lab.storage.atomic_file import whole_file
+from diffusion_lab.storage.atomic_file import atomic_write
 
 Value = str | int | float | bool
 
@@ -29,20 +29,21 @@ _KEYS = {
     "count": ("iu", 0),
     "protocol": ("U", 0),
 }
-"""Kinds of numbers and numbers of dimensions."""
+"""Array -> allowed kinds of its dtype, and its number of dimensions."""
 
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Moments of a data set's features, some of the rows, and the protocol under which they were measured.
+    """Moments of a data set's features, some of the features, and the protocol of their measurement.
 
     Args:
-        moments: mean and covariance of all rows.
-        features: rows (n, D), kept in float32, for the measures that need more than moments.
-        protocol: name -> value of everything that changes the features; empty if nobody knows.
+        moments: mean and covariance of all features.
+        features: rows (n, D), stored in float32, for measures that need more than moments.
+        protocol: name -> value of all settings that affect the features; empty if unknown.
 
     Raises:
-        ValueError: for rows of another dimension, NaN or infinity, and for values of a protocol that are not plain.
+        ValueError: for features of another dimension, NaN or infinity, and for a protocol value that is not a string,
+            number or boolean.
     """
 
     moments: Moments
@@ -59,13 +60,13 @@ class Statistics:
             object.__setattr__(self, "features", rows)
         for name, value in self.protocol.items():
             if not isinstance(value, Value):
-                raise ValueError(f"protocol {name!r} must be a word, a number or true/false, got {value!r}")
+                raise ValueError(f"protocol {name!r} must be a string, a number or true/false, got {value!r}")
 
     def save(self, path: str | Path) -> None:
-        """Write an .npz file whole or not at all.
+        """Write an .npz file atomically.
 
-        Keys: mu and sigma in float64, as pytorch-fid, EDM and clean-fid read them; count; features; and protocol, JSON
-        in a string.
+        Keys: mu and sigma in float64, as pytorch-fid, EDM and clean-fid read them; count; features; and protocol as a
+        JSON string.
         """
         arrays: dict[str, Any] = {"mu": self.moments.mean.numpy(), "sigma": self.moments.covariance.numpy()}
         if self.moments.count is not None:
@@ -73,23 +74,23 @@ class Statistics:
         if self.features is not None:
             arrays["features"] = self.features.numpy()
         arrays["protocol"] = np.array(json.dumps(dict(self.protocol), sort_keys=True))
-        with whole_file(Path(path)) as file:
+        with atomic_write(Path(path)) as file:
             np.savez(file, **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> Statistics:
-        """Read a file of `save`, of any program that writes mu and sigma, or score_sde's rows (N, D) as pool_3.
+        """Read a file written by `save`, one of another program with mu and sigma, or ScoreSDE's pool_3 (N, D).
 
         Nothing in the file is executed.
 
         Raises:
-            FileNotFoundError: if there is none.
-            ValueError: naming what is wrong in a file that is cut, pickled, or holds something else.
+            FileNotFoundError: if it does not exist.
+            ValueError: if it is truncated, pickled, or has other contents.
         """
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(
-                f"statistics {path} are missing: measure them, or name an .npz file with mu and sigma"
+                f"statistics {path} are missing: compute them, or set the path of an .npz file with mu and sigma"
             )
         try:
             return cls._of(_arrays(path))
@@ -102,7 +103,7 @@ class Statistics:
             return cls(moments(arrays["pool_3"]))
         missing = {"mu", "sigma"} - arrays.keys()
         if missing:
-            raise ValueError(f"no {' and no '.join(sorted(missing))} in it: {_EXPECTED}")
+            raise ValueError(f"it has no {' and no '.join(sorted(missing))}: {_EXPECTED}")
         mean, covariance = (torch.from_numpy(arrays[key].astype(np.float64)) for key in ("mu", "sigma"))
         count = arrays["count"].item() if "count" in arrays else None
         features = torch.from_numpy(arrays["features"]) if "features" in arrays else None
@@ -121,9 +122,9 @@ def _protocol(text: str) -> dict[str, Value]:
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """Those arrays of an .npz file that statistics are made of."""
+    """Return the arrays of an .npz file that belong to statistics."""
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"cut, or no .npz file: {_EXPECTED}")
+        raise ValueError(f"truncated, or not an .npz file: {_EXPECTED}")
     with np.load(path, allow_pickle=False) as file:
         return {name: _array(file, name, *kind) for name, kind in _KEYS.items() if name in file.files}
 

@@ -1,4 +1,4 @@
-"""Distances between two sets of points, for data in the plane where no feature extractor is needed."""
+"""Distances between two sets of points, without a feature extractor."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import torch
 from torch import Tensor
 
 _BLOCK = 1024  # rows of a distance matrix in memory
-_EXACT = "donot_use_mm_for_euclid_dist"  # the matrix product loses digits for points far from the origin
+_EXACT = "donot_use_mm_for_euclid_dist"  # matrix products lose precision for points far from the origin
 
 
 def _checked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or not len(x) or not len(y):
         raise ValueError(f"points must be (N, D) and (M, D), got {tuple(x.shape)} and {tuple(y.shape)}")
     if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
-        raise ValueError("points contain NaN or infinity: no distance is computed")
+        raise ValueError("points contain NaN or infinity")
     return x.detach().cpu().double(), y.detach().cpu().double()
 
 
 def _directions(count: int, dimensions: int, generator: torch.Generator | None) -> Tensor:
-    """(count, D) uniform unit vectors in orthonormal frames: one whole frame is exact for a pure shift."""
+    """Return (count, D) uniform unit vectors in orthonormal frames; a complete frame is exact for a pure shift."""
     frames = -(-count // dimensions)
     source = torch.Generator().manual_seed(0) if generator is None else generator
     shape = (frames, dimensions, min(count, dimensions))
@@ -27,12 +27,12 @@ def _directions(count: int, dimensions: int, generator: torch.Generator | None) 
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = 128, generator: torch.Generator | None = None) -> float:
-    """Sliced 2-Wasserstein distance, SW^2 = E_theta int_0^1 (Q_x(q; theta) - Q_y(q; theta))^2 dq.
+    """Return the sliced 2-Wasserstein distance, SW^2 = E_theta int_0^1 (Q_x(q; theta) - Q_y(q; theta))^2 dq.
 
-    Q(.; theta) is the quantile function of the points projected on a random unit vector (Rabin et al. 2011;
-    Bonneel et al. 2015). The integral is exact for the two empirical distributions, of equal size or not.
-    Between a distribution and its copy shifted by d in D dimensions SW^2 = |d|^2 / D. Points are (N, D) and
-    (M, D), the result has their unit. Without a `generator` the directions are the same at every call.
+    Q(.; theta) is the quantile function of the points projected on a random unit vector theta (Rabin et al. 2011;
+    Bonneel et al. 2015). The integral is exact for the two empirical distributions, also of unequal size. If y is x
+    shifted by d in D dimensions, SW^2 = |d|^2 / D. Points are (N, D) and (M, D); the result has their unit. Without a
+    `generator` the directions are the same in every call.
 
     Raises:
         ValueError: for sets that are empty, of unequal D or not finite.
@@ -56,11 +56,11 @@ def _mean_distance(x: Tensor, y: Tensor) -> float:
 
 
 def energy_distance(x: Tensor, y: Tensor) -> float:
-    """Energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| between two empirical distributions.
+    """Return the energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| of two empirical distributions.
 
-    Zero only for equal distributions (Székely & Rizzo 2013). As X' may be X itself (the V-statistic), the
-    value is never negative, zero for equal sets, and for samples of two distributions exceeds theirs on
-    average by E|X - X'| / N + E|Y - Y'| / M. Points are (N, D) and (M, D), the result has their unit.
+    It is zero only for equal distributions (Székely & Rizzo 2013). This is the V-statistic, in which X' may be X:
+    never negative, zero for equal sets, and biased by E|X - X'| / N + E|Y - Y'| / M for samples of two distributions.
+    Points are (N, D) and (M, D); the result has their unit.
 
     Raises:
         ValueError: for sets that are empty, of unequal D or not finite.

@@ -9,7 +9,7 @@ from typing import Any
 
 from diffusion_lab.config.environment import cluster_ranks
 from diffusion_lab.errors import ConfigError
-from diffusion_lab.storage.run_directory import checkpoints, newest_whole
+from diffusion_lab.storage.run_directory import checkpoints, newest_complete
 
 OF_RANKS = ("timeout", "max_restarts", "rdzv_endpoint")
 """Keys of group trainer that are no arguments of Lightning's Trainer."""
@@ -40,4 +40,4 @@ def set_timeout(strategy: Any, seconds: float) -> None:
 def after_restart(run_dir: Path) -> str | None:
     """The newest whole checkpoint of a run whose ranks torchelastic has restarted (trainer.max_restarts), else None."""
     found = checkpoints(run_dir) if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) else []
-    return str(newest_whole(found)) if found else None
+    return str(newest_complete(found)) if found else None

@@ -18,7 +18,7 @@ from diffusion_lab.model import Model
 from diffusion_lab.output import say
 from diffusion_lab.run.changes import changes
 from diffusion_lab.storage import checkpoint_file
-from diffusion_lab.storage.run_directory import find, is_whole
+from diffusion_lab.storage.run_directory import find, is_complete
 
 NETWORK = "denoiser.network."
 
@@ -57,7 +57,7 @@ def weights_of(source: str, network: nn.Module, which: str, log_dir: str, strict
         path = find(path if source != "last" else source, log_dir)
     if not path.is_file():
         raise ConfigError(f"init_from={source} does not exist: give a run directory, a file of weights, or last")
-    if is_whole(path):
+    if is_complete(path):
         return of_ours(path, which)
     try:
         found = files.find(files.read(path))

@@ -41,7 +41,7 @@ from diffusion_lab.run.rehearsal import prepare_features, rehearse_training
 from diffusion_lab.run.report import announce, conclude, describe_sampler, say_limits
 from diffusion_lab.run.unprofiled import Unprofiled
 from diffusion_lab.storage import checkpoint_file, run_directory
-from diffusion_lab.storage.atomic_file import whole_file
+from diffusion_lab.storage.atomic_file import atomic_write
 from diffusion_lab.storage.revision import revision
 from diffusion_lab.storage.run_directory import CONFIG
 from diffusion_lab.storage.run_lock import locked
@@ -190,5 +190,5 @@ def keep_configuration(path: Path, settings: dict[str, Any], step: int) -> None:
     if path.exists() and any(changes(OmegaConf.to_container(OmegaConf.load(path)), settings)):
         names = (f"config_until_step_{step:08d}{'_' * number}.yaml" for number in itertools.count())
         path.replace(next(new for new in map(path.with_name, names) if not new.exists()))
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(OmegaConf.to_yaml(OmegaConf.create(settings)).encode())

@@ -33,7 +33,7 @@ class NotWritten(OSError):
 
 
 @contextmanager
-def whole_file(path: Path, size: int | None = None) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, size: int | None = None) -> Iterator[BinaryIO]:
     """A file to write to that gets the name `path` once it is on the disk, and vanishes if anything is raised.
 
     What processes that were killed have left of their files in the same directory is removed first.
@@ -138,7 +138,7 @@ def room_for_a_file(folder: Path) -> None:
     """
     path = folder / ".room"
     try:
-        with whole_file(path) as file:
+        with atomic_write(path) as file:
             file.write(bytes(1 << 16))
     except NotWritten as error:
         raise NotWritten(error.errno, describe(folder, error)) from error

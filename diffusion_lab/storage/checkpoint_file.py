@@ -12,7 +12,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch.utils._pytree import tree_leaves
 
 from diffusion_lab import first_edition
-from diffusion_lab.storage.atomic_file import whole_file
+from diffusion_lab.storage.atomic_file import atomic_write
 from diffusion_lab.storage.run_directory import CheckpointError
 
 
@@ -21,7 +21,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         storages = [leaf.untyped_storage() for leaf in tree_leaves(checkpoint) if isinstance(leaf, torch.Tensor)]
-        with whole_file(Path(path), size=sum({s.data_ptr(): s.nbytes() for s in storages}.values())) as file:
+        with atomic_write(Path(path), size=sum({s.data_ptr(): s.nbytes() for s in storages}.values())) as file:
             torch.save(checkpoint, file)
 
 

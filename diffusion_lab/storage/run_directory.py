@@ -24,20 +24,20 @@ def checkpoints(run_dir: Path) -> list[Path]:
     return sorted(run_dir.glob("checkpoints/*.ckpt"), reverse=True)
 
 
-def newest_whole(found: Sequence[Path]) -> Path:
-    """The first of the files that is whole; of those before it, it is said that they are passed over.
+def newest_complete(found: Sequence[Path]) -> Path:
+    """Return the first complete file; print each one skipped before it.
 
     Raises:
         CheckpointError: if none is.
     """
     for path in found:
-        if is_whole(path):
+        if is_complete(path):
             return path
         say(f"{path} is truncated or damaged and skipped")
-    raise CheckpointError(f"{found[0].parent} holds no whole checkpoint: {', '.join(path.name for path in found)}")
+    raise CheckpointError(f"{found[0].parent} holds no complete checkpoint: {', '.join(path.name for path in found)}")
 
 
-def is_whole(path: Path, needed: bytes = b"state_dict") -> bool:
+def is_complete(path: Path, needed: bytes = b"state_dict") -> bool:
     """Whether a file has all parts of a checkpoint, as far as that can be told without reading or executing it."""
     try:
         # A file that was cut has lost its end, where an archive's table of contents is.
@@ -49,7 +49,7 @@ def is_whole(path: Path, needed: bytes = b"state_dict") -> bool:
 
 
 def newest_run(log_dir: str | Path, needed: bytes = b"state_dict") -> Path:
-    """The run directory under `log_dir` that had the last checkpoint and has a whole one.
+    """The run directory under `log_dir` that has the newest checkpoint, and a complete one.
 
     Raises:
         CheckpointError: if there is none.
@@ -57,7 +57,7 @@ def newest_run(log_dir: str | Path, needed: bytes = b"state_dict") -> Path:
     runs = sorted(Path(log_dir).glob("**/checkpoints"), key=lambda run: run.stat().st_mtime, reverse=True)
     for run in runs:
         found = checkpoints(run.parent)
-        if any(is_whole(path, needed) for path in found):
+        if any(is_complete(path, needed) for path in found):
             return run.parent
         if found:
             say(f"{run.parent} holds no checkpoint to resume from and is skipped")
@@ -76,7 +76,7 @@ def find(path: str | Path, log_dir: str | Path = "logs") -> Path:
         found = checkpoints(path) or sorted(path.glob("*.ckpt"), reverse=True)
         if not found:
             raise CheckpointError(f"{path} holds no checkpoint: expected {path}/checkpoints/*.ckpt")
-        return newest_whole(found)
+        return newest_complete(found)
     if not path.is_file():
         there = ", ".join(sorted(other.name for other in path.parent.glob("*.ckpt"))) if path.suffix == ".ckpt" else ""
         kept = f"; {path.parent} holds {there}" if there else ""
