@@ -28,8 +28,7 @@ from diffusion_lab.data import Toy2D
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.evaluation import Evaluator
 from diffusion_lab.run.failure import Failure, explain, explained
-from diffusion_lab.storage import atomic_file
-from diffusion_lab.storage import checkpoint_file, run_directory
+from diffusion_lab.storage import atomic_file, checkpoint_file, run_directory
 from diffusion_lab.storage.atomic_file import NotWritten
 from diffusion_lab.storage.checkpoint_file import AtomicCheckpointIO
 from diffusion_lab.storage.run_directory import check_directory

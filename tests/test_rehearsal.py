@@ -549,7 +549,7 @@ def test_a_run_whose_metric_cannot_be_computed_is_refused_unless_requested(tmp_p
     words += ["network.attention=[]", "logger=csv", "trainer.max_steps=1", "callback.samples.count=1"]
     done = run(ROOT / "train.py", *words, "metric.features.weights=nowhere.pth", cwd=tmp_path)
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert "nowhere.pth are missing" in done.stderr and "or go without FID: metric.features=null" in done.stderr
+    assert "nowhere.pth are missing" in done.stderr and "or metric.features=null to skip FID" in done.stderr
     done = run(ROOT / "train.py", *words, "metric.features=null", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
