@@ -67,7 +67,7 @@ def print_candidates(line: str) -> None:
         found, task = list(COMMANDS[words[0]].keys), COMMANDS[words[0]].composes
         found += overrides(task, [*words[1:], typed]) if task else []
     for name in found:
-        if name.startswith(typed) and not (name == typed and name.endswith("=")):  # no value is known: files are offered
+        if name.startswith(typed) and not (name == typed and name.endswith("=")):  # files follow
             print(name)
 
 
