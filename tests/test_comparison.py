@@ -85,7 +85,7 @@ def test_the_report_says_all_of_it(run):
     ]
     text = comparison.markdown(compare(records))
     assert text.splitlines() == [
-        f"# 2 runs, in the order of {FD}",
+        f"# 2 runs, sorted by {FD}",
         "",
         f"| run | {FD} ↑ |",
         "| --- | --: |",

@@ -285,10 +285,12 @@ def test_agreement_is_the_share_of_samples_of_the_requested_class(tmp_path):
     (name,) = agreement_names(model, None, data, 60)
     record = agreement(series, None, data, 60, 2)[name]
     assert name == "label_agreement_modes_60" and record["repeats"] == [0.75, 0.75] and record["real"] == 1.0
-    noted = series.noted({name: record})[name]
+    noted = series.annotate({name: record})[name]
     assert noted["protocol"]["labels"] == "drawn with the training frequencies" and "guidance" not in noted
     model.labels = None
-    assert agreement(series, None, data, 60, 2) == {} and "labels" not in series.noted({name: record})[name]["protocol"]
+    assert (
+        agreement(series, None, data, 60, 2) == {} and "labels" not in series.annotate({name: record})[name]["protocol"]
+    )
 
 
 def test_the_feature_classifier_is_used_if_it_has_the_same_classes(tmp_path):

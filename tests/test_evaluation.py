@@ -103,15 +103,15 @@ def test_a_reference_of_another_protocol_is_refused_and_says_in_what(tmp_path):
 def test_a_file_of_another_program_serves_what_it_can(tmp_path):
     np.savez(tmp_path / "cifar10-stats.v2.npz", mu=np.array([0.3, 0.1]), sigma=np.eye(2))
     found = reference.load(tmp_path / "cifar10-stats.v2.npz", Means())
-    assert found.word == "cifar10_stats_v2" and found.protocol["reference_protocol"] == "not recorded"
+    assert found.name == "cifar10_stats_v2" and found.protocol["reference_protocol"] == "not recorded"
     judge = Scorer(Means(), found, ("frechet", "kernel", "inception_score", "neighbours"))
     records = judge(Features.of(torch.randn(40, 2, generator=torch.Generator().manual_seed(0)).double()))
     assert list(records) == ["fd_means_cifar10_stats_v2_40", "inception_score_means_40"] == judge.names(40)
     asked = Evaluator(Means(), samples=40, reference=str(tmp_path / "cifar10-stats.v2.npz"), measures=MEASURES)
     assert [reason.split(",")[0] for reason in asked.left_out(Digits())] == [
         "frechet_infinity needs 1000 samples",
-        "kernel needs features beside mu and sigma",
-        "neighbours needs features beside mu and sigma",
+        "kernel needs features besides mu and sigma",
+        "neighbours needs features besides mu and sigma",
     ]
 
 
@@ -302,20 +302,20 @@ def test_a_file_with_few_rows_of_features_serves_what_needs_none(tmp_path):
     rows = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)).double()
     Statistics(moments(rows), rows[:4], {}).save(tmp_path / "few.npz")
     judge = Scorer(Means(), reference.load(tmp_path / "few.npz", Means()), ("frechet", "neighbours"))
-    assert judge.lacks("neighbours", 40) == "neighbours needs features of 6 reference images, there are 4"
+    assert judge.obstacle("neighbours", 40) == "neighbours needs features of 6 reference images, there are 4"
     assert list(judge(Features.of(rows + 1))) == ["fd_means_few_50"]
 
 
 def test_few_samples_for_many_dimensions_are_told(tmp_path):
     judge = evaluator(tmp_path, samples=40)
     judge.prepare(small(100, 30), torch.device("cpu"))
-    message = judge.cautions(small(100, 30))
+    message = judge.warnings(small(100, 30))
     assert [line.partition(":")[0] for line in message] == [
         "40 samples for 64 dimensions",
         "30 reference images for 64 dimensions",
     ]
     judge.measures = ["kernel"]
-    assert judge.cautions(small(100, 30)) == []
+    assert judge.warnings(small(100, 30)) == []
 
 
 def test_an_extractor_that_cannot_take_the_images_is_refused_before_anything_is_drawn(tmp_path):
@@ -323,7 +323,7 @@ def test_an_extractor_that_cannot_take_the_images_is_refused_before_anything_is_
         def __call__(self, images):
             raise ValueError("images must have 3 channels")
 
-    with pytest.raises(ValueError, match="means features cannot be taken of 1x8x8 images .images must have 3 channels"):
+    with pytest.raises(ValueError, match="means features do not support 1x8x8 images .images must have 3 channels"):
         Evaluator(Grey(), cache=str(tmp_path)).prepare(Digits(), torch.device("cpu"))
 
 
@@ -357,8 +357,8 @@ def test_what_has_no_grey_levels_is_scored_by_distances(tmp_path):
     data = Fields(shape=(4, 4, 4), grey_levels=None, flip=False)
     judge = evaluator(tmp_path, samples=30)
     judge.prepare(data, torch.device("cpu"))
-    assert judge.features is None and judge.judges_samples(data)
-    assert judge.left_out(data) == ["digits features are of images, and Fields has no grey levels: distances are taken"]
+    assert judge.features is None and judge.scores_samples(data)
+    assert judge.left_out(data) == ["digits features need images, and Fields has no grey levels: distances are used"]
     plan = judge.plan(SimpleNamespace(likelihood={}), data)
     assert plan == "2 x 30 samples against held_out (distances)"
     # Of a shift d in D dimensions the squared sliced distance is |d|^2 / D.
@@ -373,8 +373,8 @@ def test_images_of_many_channels_are_scored_by_distances_where_no_features_are_a
     def of(*shape, held_out=9):
         return SimpleNamespace(shape=shape, grey_levels=256, size=lambda split: held_out)
 
-    assert Evaluator().judges_samples(of(5, 8, 8)) and not Evaluator().judges_samples(of(3, 8, 8))
-    assert not Evaluator().judges_samples(of(5, 8, 8, held_out=0)), "there is nothing to be near to"
+    assert Evaluator().scores_samples(of(5, 8, 8)) and not Evaluator().scores_samples(of(3, 8, 8))
+    assert not Evaluator().scores_samples(of(5, 8, 8, held_out=0)), "there is nothing to be near to"
     stored = torch.arange(2 * 8 * 8 * 5).reshape(2, 8, 8, 5).to(torch.uint8)
     judge = Evaluator(samples=2)
     judge.spans = lambda store: [stored]

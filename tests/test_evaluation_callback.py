@@ -12,12 +12,12 @@ import torch
 from evaluation_job import evaluator, tiny_model
 
 import diffusion_lab.callback.evaluation as module
-import diffusion_lab.evaluation.estimate as estimation
+import diffusion_lab.evaluation.duration as estimation
 from diffusion_lab.callback import EMA, Checkpoint, Evaluation
 from diffusion_lab.callback.interrupt import Stopped
 from diffusion_lab.data import Digits
 from diffusion_lab.evaluation import ChunkedArray, Evaluator
-from diffusion_lab.evaluation.estimate import Estimate, estimate, network_calls
+from diffusion_lab.evaluation.duration import Duration, estimate_duration, network_calls
 from diffusion_lab.likelihood import FlowLikelihood
 from diffusion_lab.metric import ClassifierFeatures
 from diffusion_lab.sampler import DDIM, EDM, Langevin, Sampler
@@ -196,14 +196,16 @@ def test_an_evaluation_while_training_is_cut_to_its_time(tmp_path, monkeypatch, 
     # One second for a sample, two for an item of the likelihood.
     for place in (module, estimation):
         monkeypatch.setattr(
-            place, "estimate", lambda model, e, data, times=1: Estimate(e.samples, 2 * e.likelihood_samples)
+            place, "estimate_duration", lambda model, e, data, passes=1: Duration(e.samples, 2 * e.likelihood_samples)
         )
     evaluation, rows, _ = fitted(tmp_path, steps=4, judge=judge, every_n_steps=2, max_seconds=90.0, at_end=False)
     assert (evaluation.during.samples, evaluation.during.likelihood_samples) == (50, 20)
     assert (evaluation.evaluator.samples, evaluation.evaluator.likelihood_samples) == (100, 40)
     assert "eval/fd_digits_held_out_50" in rows[2] and "about 90 s each, 2 in this run" in capsys.readouterr().out
-    assert estimation.whole(3.0, 5, 100) == 5 and estimation.whole(3.0, 5, 2) == 2, "never less than a batch"
-    assert estimation.whole(59.0, 5, 100) == 55, "whole batches"
+    assert estimation.round_to_batches(3.0, 5, 100) == 5 and estimation.round_to_batches(3.0, 5, 2) == 2, (
+        "never less than a batch"
+    )
+    assert estimation.round_to_batches(59.0, 5, 100) == 55, "whole batches"
 
 
 def test_a_best_that_means_no_metric_or_two_is_refused(tmp_path):
@@ -241,25 +243,25 @@ def test_network_calls_are_counted_beforehand_as_they_will_be(sampler):
 
 
 def test_an_estimate_grows_with_the_work_and_says_it_in_words(tmp_path, monkeypatch):
-    import diffusion_lab.evaluation.estimate as module
+    import diffusion_lab.evaluation.duration as module
 
     monkeypatch.setattr(module, "seconds_per_call", lambda model, batch: 0.01 * batch)
     model = tiny_model()
     del model.likelihood["flow"]
     judge = evaluator(tmp_path, samples=1000, repeats=1, likelihood_samples=100, likelihood_repeats=1)
-    message = estimate(model, judge, Digits())
+    message = estimate_duration(model, judge, Digits())
     assert message.samples == pytest.approx(0.01 * 1000 * 3)  # three calls for each sample
     assert message.likelihood == pytest.approx(0.01 * 100 * 3)  # three terms for each item
     model.likelihood["flow"] = FlowLikelihood()
     judge.likelihood_samples = 0
-    assert estimate(model, judge, Digits()).likelihood == 0
+    assert estimate_duration(model, judge, Digits()).likelihood == 0
     judge.repeats, judge.likelihood_samples, judge.likelihood_repeats = 2, 50, 4
     monkeypatch.setattr(module.ranks, "rank_and_world", lambda: (0, 2))
     monkeypatch.setattr(module.ranks, "from_first", lambda value: value)
-    shared = estimate(model, judge, Digits())  # by two
+    shared = estimate_duration(model, judge, Digits())  # by two
     assert shared.samples == pytest.approx(0.01 * 1000 * 2 * 3 / 2)
     assert shared.likelihood == pytest.approx(0.01 * 50 * 4 * (3 + 300) / 2)  # a flow as 100 calls with gradients
     model.likelihood["bound"].terms = None
     assert module.likelihood_calls(model, "bound") == 1000  # every level
-    assert str(Estimate(4000, 4000)) == "2.2 h"
-    assert str(message) == "33 s" and str(Estimate(600, 0)) == "10 min" and str(Estimate(36_000, 0)) == "10.0 h"
+    assert str(Duration(4000, 4000)) == "2.2 h"
+    assert str(message) == "33 s" and str(Duration(600, 0)) == "10 min" and str(Duration(36_000, 0)) == "10.0 h"

@@ -12,7 +12,7 @@ from evaluation_job import tiny_model
 
 from diffusion_lab import ranks
 from diffusion_lab.data import Toy2D
-from diffusion_lab.evaluation import ChunkedArray, Evaluator, Rows, SampleStore, share
+from diffusion_lab.evaluation import ChunkedArray, Evaluator, Rows, SampleStore, compute_missing
 from diffusion_lab.evaluation.toy2d import point_names, score_points
 from diffusion_lab.finite import NonFinite
 from diffusion_lab.metric import sliced_wasserstein, to_uint8
@@ -92,8 +92,8 @@ def test_sharing_fills_what_lacks_and_nothing_else(tmp_path):
         done.append(chunk)
         chunks.write(chunk, values[chunk.start : chunk.stop])
 
-    share(chunks, 23, work, "rows")
-    share(chunks, 23, work, "rows")
+    compute_missing(chunks, 23, work, "rows")
+    compute_missing(chunks, 23, work, "rows")
     assert done == [range(10, 15)] and torch.equal(Rows(chunks, range(23))[:], values)
 
 

@@ -220,7 +220,7 @@ def test_pictures_and_results_that_cannot_be_written_end_nothing_and_are_said_on
     more = [Samples(str(tmp_path), every_n_steps=1, count=4), Evaluation(Evaluator(samples=4), str(tmp_path))]
     trainer = trainer_of(tmp_path, steps=3, more=more)
     trainer.fit(model, datamodule=points())
-    message = [line for line in capsys.readouterr().out.splitlines() if "left out, training continues" in line]
+    message = [line for line in capsys.readouterr().out.splitlines() if "skipped, training continues" in line]
     assert trainer.global_step == 3 and len(message) == 2
     assert message[0].startswith(f"{tmp_path}/samples/step_00000001.png") and f"{tmp_path}/results.json" in message[1]
     assert (tmp_path / "samples.png").exists(), "what can be written is"
@@ -259,7 +259,7 @@ def test_a_disk_that_fills_up_ends_the_training_in_one_line_and_what_is_there_lo
         "cannot be written: No space left on device, it needs" in error[0]
         and "are free; the last checkpoint" in error[0]
     )
-    assert out.count("left out, training continues") <= 1
+    assert out.count("skipped, training continues") <= 1
     names = (tmp_path / "names").read_text().split()
     assert names and all(name.endswith(".ckpt") for name in names), "nothing partial is left"
     steps = [checkpoint_file.read(tmp_path / "run/checkpoints" / name)["global_step"] for name in names]

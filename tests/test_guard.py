@@ -143,7 +143,7 @@ def test_data_that_hold_nan_are_named_in_a_step_and_points_before_the_first(tmp_
     data = Toy2D(train_size=64, held_out_size=20, batch_size=64)
     data.splits.train.x[17, 1] = torch.nan  # unseen by the check of what is loaded
     assert "1 of 64 images" in (message := stopped(tmp_path, model_of(), data=data))
-    assert "the data themselves hold NaN or infinity" in message and not (tmp_path / "checkpoints").exists()
+    assert "the data contain NaN or infinity" in message and not (tmp_path / "checkpoints").exists()
     with pytest.raises(ValueError, match=r"items 17 of 64 hold NaN or infinity"):
         InMemory(data.splits.train.x, data.splits.train.labels)
 
@@ -159,7 +159,7 @@ def test_weights_that_run_away_are_never_saved(tmp_path):
 def test_a_term_of_the_loss_itself(tmp_path):
     message = stopped(tmp_path, model_of(loss=Divided()))
     assert message.startswith("step 3: the loss is not finite for 8 of 8 images of the batch, image 0 at t=")
-    assert "and 4 more: the network's output is finite: look at the terms of the loss" in message
+    assert "and 4 more: the network's output is finite: check the terms of the loss" in message
     assert saved(tmp_path) == ["step_00000001.ckpt", "step_00000002.ckpt"]
 
 
@@ -192,7 +192,7 @@ def test_a_healthy_training_is_the_same_and_costs_little(tmp_path):
     for _ in range(300):
         begin = time.perf_counter()
         looked.on_before_backward(trainer, model, loss)
-        looked.look(trainer, model)
+        looked.check_step(trainer, model)
         times.append(time.perf_counter() - begin)
     assert sorted(times)[150] < 100e-6  # 20 us on an idle machine
 
@@ -267,12 +267,12 @@ def test_two_ranks_stop_at_the_same_step_and_tell_whose_loss_it_was(tmp_path):
     assert first["loss"].startswith(
         "step 2: on rank 1 the loss is not finite for 1 of 4 images of the batch, image 2 at"
     )
-    assert "the network's output is finite: look at the terms of the loss" in first["loss"]
+    assert "the network's output is finite: check the terms of the loss" in first["loss"]
     assert saved(tmp_path / "loss") == ["step_00000001.ckpt"]
     assert first["gradient"].startswith("step 2: the gradient of network.inner.linear_out.bias is not finite")
     assert first["weights"].startswith("step 1: the weights network.") and not saved(tmp_path / "weights")
     assert first["steps"] == 2 and not list(tmp_path.rglob("*.png"))
-    lines = [line for line in done.stdout.splitlines() if "left out, training continues" in line]
+    lines = [line for line in done.stdout.splitlines() if "skipped, training continues" in line]
     assert len(lines) == 2 and all("rank 1 failed: NonFinite: samples 3 are not finite" in line for line in lines)
 
 
@@ -316,7 +316,7 @@ def test_a_sampler_that_diverges_does_not_end_the_training(tmp_path, capsys):
     trainer.fit(model, datamodule=Toy2D(train_size=64, held_out_size=20, batch_size=8))
     out = capsys.readouterr().out.splitlines()
     assert trainer.global_step == 6 and len(saved(tmp_path)) == 6 and not list(tmp_path.rglob("*.png"))
-    left = [re.search(r"[^/]*\.png: samples 0, 1", line) for line in out if "left out, training continues" in line]
+    left = [re.search(r"[^/]*\.png: samples 0, 1", line) for line in out if "skipped, training continues" in line]
     assert [found[0].partition(":")[0] for found in left] == ["step_00000002.png", "samples.png"]  # of a folder once
     assert any(
         "evaluation at step 6 failed, training continues: samples 0, 1, 2, 3 are not finite" in line for line in out

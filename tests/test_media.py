@@ -48,9 +48,7 @@ def test_only_what_exists_is_shown_and_only_where_it_can_be(tmp_path):
     assert one.calls == two.calls == [({"a": tmp_path / "a.png"}, 7)]
     log_pictures([one], {"film": tmp_path / "missing.gif"}, step=8)
     assert len(one.calls) == 1
-    with pytest.raises(
-        ValueError, match=r"notes: .*notes\.txt is not a picture that loggers can show; write a \.png or a"
-    ):
+    with pytest.raises(ValueError, match=r"notes: .*notes\.txt must be a \.png or \.gif file"):
         log_pictures([one], {"notes": tmp_path / "notes.txt"}, step=9)
 
 
@@ -111,7 +109,7 @@ def test_samples_strip_and_film_are_shown_at_their_steps(tmp_path, monkeypatch, 
         Image.new("L", (4, 4)).save(path)
 
     frames = torch.zeros(12, 8, *shape)
-    monkeypatch.setattr(samples, "filmed", lambda model, count, seed, label: frames)
+    monkeypatch.setattr(samples, "trajectory_frames", lambda model, count, seed, label: frames)
     monkeypatch.setattr(samples, "draw_trajectory", trajectory)
     monkeypatch.setattr(samples, "draw_samples", drawn)
     shown = Shown()

@@ -181,7 +181,8 @@ class TestWeights:
             trap.rmdir()  # it was there: the trap works
 
     @pytest.mark.parametrize(
-        ("content", "message"), [({"w": torch.ones(2)}, "another network"), ([torch.ones(2)], "does not hold a state dict")]
+        ("content", "message"),
+        [({"w": torch.ones(2)}, "another network"), ([torch.ones(2)], "does not hold a state dict")],
     )
     def test_foreign_weights_are_refused(self, content, message, tmp_path):
         path = tmp_path / "foreign.pth"

@@ -1,4 +1,4 @@
-"""Callbacks: EMA, checkpoints, evaluation, pictures, progress and logged numbers."""
+"""Callbacks: EMA, checkpoints, evaluation, images, progress and logged values."""
 
 from diffusion_lab.callback.checkpoint import Checkpoint
 from diffusion_lab.callback.conclusion import Conclusion

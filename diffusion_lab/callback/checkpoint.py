@@ -1,4 +1,4 @@
-"""When to save."""
+"""When checkpoints are saved."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from diffusion_lab.storage.atomic_file import NotWritten, amount, room, room_for
 
 
 class Checkpoint(OptionalHooks):
-    """Saves `<run_dir>/checkpoints/step_XXXXXXXX.ckpt` every so many optimiser steps and at the end of training.
+    """Saves `<run_dir>/checkpoints/step_XXXXXXXX.ckpt` every `every_n_steps` steps and at the end of training.
 
-    A run that goes on from one validates first, if that was due at its step and had not been done.
+    If a validation was due at the step of the checkpoint but interrupted, the resumed run validates first.
 
     Args:
         run_dir: the run's directory.
         every_n_steps: optimiser steps between two checkpoints.
-        keep: how many of the newest to keep; null keeps all.
+        keep: number of newest checkpoints to keep; null keeps all.
     """
 
     def __init__(self, run_dir: str, every_n_steps: int = 1000, keep: int | None = 2) -> None:
@@ -31,10 +31,10 @@ class Checkpoint(OptionalHooks):
         self._saved = self._step = self._validated = -1
 
     def check(self, data: DataModule, model: Model) -> None:
-        """Raise `NotWritten` where the run's directory cannot be written to, or not all that will be kept in it.
+        """Raise `NotWritten` if the run's directory cannot be written to, or has no room for the checkpoints.
 
-        A checkpoint has the weights, their average and two moments of Adam, float32; while one is written, `keep` more
-        are there.
+        A checkpoint holds the weights, their EMA and two moments of Adam in float32; while one is written, `keep` more
+        exist.
         """
         size = sum(4 * 4 * p.numel() for p in model.network.parameters())
         room_for_a_file(self.folder.parent)
@@ -70,7 +70,7 @@ class Checkpoint(OptionalHooks):
         checkpoint["validated"] = self._validated
 
     def on_load_checkpoint(self, trainer: pl.Trainer, model: Model, checkpoint: dict[str, Any]) -> None:
-        """Go on after the batches that are done, in nothing that was under way: a validation is begun again."""
+        """Resume after the batches that were processed; an interrupted validation starts again."""
         self._validated = checkpoint.get("validated", checkpoint["global_step"])
         loops = checkpoint["loops"]["fit_loop"]
         for counts in (loops["epoch_loop.batch_progress"][kind] for kind in ("current", "total")):
@@ -79,28 +79,29 @@ class Checkpoint(OptionalHooks):
             del loops[key]
 
     def is_concluded(self, step: int) -> bool:
-        """Whether the checkpoint of the last step is there."""
+        """Whether the checkpoint of the last step exists."""
         return (self.folder / f"step_{step:08d}.ckpt").exists()
 
     def is_saved(self, trainer: pl.Trainer) -> bool:
-        """Whether the present step is."""
+        """Whether the current step is saved."""
         return self._saved == trainer.global_step
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Save the present step, once, then drop what is older than `keep`."""
+        """Save the current step, once, then delete all but the newest `keep` checkpoints."""
         if self.is_saved(trainer):
             return
-        for logger in trainer.loggers:  # a log never ends before the checkpoint that goes on from it
+        for logger in trainer.loggers:  # the log must not end before the checkpoint
             logger.save()
         trainer.save_checkpoint(self.folder / f"step_{trainer.global_step:08d}.ckpt")
-        self._saved = trainer.global_step  # now: a signal may have ended what is above
+        self._saved = trainer.global_step  # only now: a signal may interrupt the line above
         if self.keep and trainer.is_global_zero:
-            there = sorted(self.folder.glob("step_*.ckpt"))
-            for old in [path for path in there if int(path.stem[5:]) <= trainer.global_step][: -self.keep]:
-                old.unlink()  # what lies ahead is damaged, or this run would have gone on from it
+            paths = sorted(self.folder.glob("step_*.ckpt"))
+            # Checkpoints of later steps are damaged, otherwise this run would have resumed from them: keep them.
+            for old in [path for path in paths if int(path.stem[5:]) <= trainer.global_step][: -self.keep]:
+                old.unlink()
 
     def on_train_batch_end(self, trainer: pl.Trainer, model: Model, outputs: Any, batch: Any, batch_idx: int) -> None:
-        # `_step`: in the middle of an accumulation there is no step to save.
+        # `_step`: while gradients accumulate, the step does not change.
         if self._step != trainer.global_step and trainer.global_step % self.every_n_steps == 0:
             self.save(trainer)
         self._step = trainer.global_step

@@ -1,4 +1,4 @@
-"""The end of a training that was stopped after its last step: pictures, evaluation, results.json."""
+"""Complete a training that was stopped after its last step: images, evaluation, results.json."""
 
 from __future__ import annotations
 

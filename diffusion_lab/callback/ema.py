@@ -1,4 +1,4 @@
-"""Exponential moving average of the network's parameters, used wherever a model is judged."""
+"""Exponential moving average (EMA) of the network's parameters, used for validation, sampling and evaluation."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from diffusion_lab.model.sharding import distribute, gathered
 class EMA(OptionalHooks):
     """ema <- decay_n ema + (1 - decay_n) parameters after the n-th optimiser step, n = 1, 2, ...
 
-    Plain (Ho et al. 2020): decay_n = decay.  With `warmup` (Song et al. 2021, models/ema.py): decay_n = min(decay, (1
-    + n) / (10 + n)), so that the first weights are forgotten.  Held in float32 by parameter name, beside the
-    parameters; buffers are not averaged.  The average stands in for the parameters during validation, test and
-    prediction, and the training weights return whatever is raised meanwhile.  A checkpoint always holds both:
-    training weights in `state_dict`, the average in `ema`.
+    By default decay_n = decay (Ho et al. 2020).  With `warmup` (Song et al. 2021, models/ema.py) decay_n = min(decay,
+    (1 + n) / (10 + n)), which gives the initial weights less weight.  The EMA is float32, by parameter name, on the
+    device of the parameters; buffers are not averaged.  It replaces the parameters during validation, test and
+    prediction; the training weights are restored, also after an exception.  A checkpoint always holds both: training
+    weights in `state_dict`, the EMA in `ema`.
 
     Raises:
         ValueError: unless 0 <= decay < 1.
@@ -33,13 +33,13 @@ class EMA(OptionalHooks):
             raise ValueError(f"EMA decay must be in [0, 1), got {decay}")
         self.decay, self.warmup, self.updates = decay, warmup, 0
         self.weights: dict[str, Tensor] = {}
-        self._parameters: list[Tensor] = []  # what the weights follow, in their order
-        self._training_weights: list[tuple[Tensor, Tensor]] | None = None  # each parameter, with its value
+        self._parameters: list[Tensor] = []  # in the order of `weights`
+        self._training_weights: list[tuple[Tensor, Tensor]] | None = None  # (parameter, value) while swapped
         self._step = -1
 
     @property
     def swapped(self) -> bool:
-        """Whether the average stands in for the parameters now."""
+        """Whether the EMA currently replaces the parameters."""
         return self._training_weights is not None
 
     @property
@@ -49,23 +49,23 @@ class EMA(OptionalHooks):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take one step towards the parameters of the network that it has started at."""
+        """Update the EMA with the current parameters of the network passed to `start`."""
         self.updates += 1
         pairs = zip(self._parameters, self.weights.values(), strict=True)
         parameters = [p if p.dtype is a.dtype else p.to(a.dtype) for p, a in pairs]
         torch._foreach_lerp_(list(self.weights.values()), parameters, 1 - self.current_decay)
 
     def start(self, network: torch.nn.Module) -> None:
-        """Begin at the network's parameters, unless weights of a checkpoint are there already."""
+        """Initialise the EMA from the network's parameters, unless it was loaded from a checkpoint."""
         named = network.named_parameters()
-        own = {name: p.detach().to(torch.promote_types(p.dtype, torch.float32)) for name, p in named}
-        kept = self.weights or {name: value.clone() for name, value in own.items()}
-        self.weights = {name: distribute(kept[name], own[name]) for name in own}
+        parameters = {name: p.detach().to(torch.promote_types(p.dtype, torch.float32)) for name, p in named}
+        initial = self.weights or {name: value.clone() for name, value in parameters.items()}
+        self.weights = {name: distribute(initial[name], parameters[name]) for name in parameters}
         self._parameters = list(network.parameters())
 
     @torch.no_grad()
     def swap_in(self, network: torch.nn.Module) -> None:
-        """Put the average in the parameters' place."""
+        """Replace the parameters by the EMA."""
         if self.swapped or not self.weights:
             return
         self._training_weights = [(p, p.detach().clone()) for p in network.parameters()]
@@ -74,20 +74,20 @@ class EMA(OptionalHooks):
 
     @torch.no_grad()
     def swap_out(self) -> None:
-        """Put the training weights back."""
+        """Restore the training weights."""
         for p, value in self._training_weights or ():
             p.copy_(value)
         self._training_weights = None
 
     @contextmanager
     def averaged(self, network: torch.nn.Module) -> Iterator[None]:
-        """Context in which the network has the averaged parameters."""
-        mine = not self.swapped
+        """Context in which the network has the EMA weights; may be nested."""
+        outermost = not self.swapped
         self.swap_in(network)
         try:
             yield
         finally:
-            if mine:
+            if outermost:
                 self.swap_out()
 
     def on_train_start(self, trainer: pl.Trainer, model: Model) -> None:
@@ -95,7 +95,7 @@ class EMA(OptionalHooks):
         self.start(model.network)
 
     def on_train_batch_end(self, trainer: pl.Trainer, model: Model, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step != self._step:  # not in the middle of an accumulation
+        if trainer.global_step != self._step:  # not while gradients accumulate
             self._step = trainer.global_step
             if model.updated:
                 self.update()
@@ -115,8 +115,8 @@ class EMA(OptionalHooks):
     def on_save_checkpoint(self, trainer: pl.Trainer, model: Model, checkpoint: dict[str, Any]) -> None:
         if self.swapped:
             names = [f"denoiser.network.{name}" for name in self.weights]
-            own = dict(zip(names, gathered([value for _, value in self._training_weights]), strict=True))
-            checkpoint["state_dict"] = {k: own.get(k, v) for k, v in checkpoint["state_dict"].items()}
+            trained = dict(zip(names, gathered([value for _, value in self._training_weights]), strict=True))
+            checkpoint["state_dict"] = {k: trained.get(k, v) for k, v in checkpoint["state_dict"].items()}
         checkpoint["ema"] = {
             "decay": self.decay,
             "warmup": self.warmup,
@@ -133,9 +133,9 @@ class EMA(OptionalHooks):
 
 @contextmanager
 def averaged(trainer: pl.Trainer, model: Model) -> Iterator[None]:
-    """Context in which the model has the averaged weights of the trainer's EMA, or its own if there is none.
+    """Context in which the model has the EMA weights, or the training weights if the trainer has no EMA.
 
-    No rank waits for another in it.  All enter together.
+    All ranks must enter it together; inside, the model runs without communication between ranks.
     """
     ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)
     with nullcontext() if ema is None else ema.averaged(model.network), model.unsharded():

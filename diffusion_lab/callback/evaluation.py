@@ -1,4 +1,4 @@
-"""Evaluating while training and at its end, on all ranks, on averaged and raw weights."""
+"""Evaluation during training and at its end, on all ranks, of EMA and raw weights."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from diffusion_lab.callback.hooks import OptionalHooks
 from diffusion_lab.callback.media import best_effort
 from diffusion_lab.data import DataModule
 from diffusion_lab.evaluation import Evaluator, Record, chart_name
-from diffusion_lab.evaluation.estimate import estimate, fit
+from diffusion_lab.evaluation.duration import estimate_duration, limit_duration
 from diffusion_lab.evaluation.results import RESULTS, read_results, write_results
 from diffusion_lab.model import Model
 
 LONG = 10_000
-"""Steps of a training worth telling beforehand how long the evaluation at its end will take."""
+"""Steps of a training from which on the duration of its final evaluation is printed at the start."""
 
 
 class Evaluation(OptionalHooks):
-    """Runs an `Evaluator` every so many steps and when training ends, and writes `<run_dir>/results.json`.
+    """Runs an `Evaluator` every `every_n_steps` steps and at the end, and writes `<run_dir>/results.json`.
 
-    Every rank draws its share, so none waits for another.  Before training it says how long an evaluation will take;
-    one while training is made smaller to last at most `max_seconds`, and its metrics' names tell how many samples it
-    had.  Metrics of the raw weights have the same names after `raw_`.
+    Sampling is distributed over all ranks.  The expected duration is printed before training.  An evaluation during
+    training uses fewer samples if it would take longer than `max_seconds`; the names of its metrics contain their
+    number.  Metrics of the raw weights have the prefix `raw_`.
 
     Args:
-        evaluator: what is measured.
-        run_dir: the run's directory, which all ranks see.
+        evaluator: computes the metrics.
+        run_dir: the run's directory, shared by all ranks.
         every_n_steps: optimiser steps between two evaluations; None evaluates only at the end.
-        at_end: evaluate when training ends.
-        weights: whose numbers: those of the average, of the raw weights, or of both.
-        samples: scored in an evaluation while training; None takes the evaluator's.
-        likelihood_samples: held-out items in the likelihood while training; None takes the evaluator's.
-        max_seconds: of an evaluation while training; None sets no bound.
-        best: metric whose best checkpoint is kept as `checkpoints/best.ckpt`, by name or without its count ("fid",
-            "fd_digits_held_out", "flow_bits_per_dim"); None keeps none.
+        at_end: whether to evaluate at the end of training.
+        weights: evaluated weights: the EMA, the raw weights, or both.
+        samples: number of samples during training; None takes the evaluator's.
+        likelihood_samples: held-out items for the likelihood during training; None takes the evaluator's.
+        max_seconds: upper bound of the duration during training; None sets no bound.
+        best: metric whose best checkpoint is saved as `checkpoints/best.ckpt`, by name, with or without its count
+            ("fid", "fd_digits_held_out", "flow_bits_per_dim"); None saves none.
     """
 
     def __init__(
@@ -69,16 +69,12 @@ class Evaluation(OptionalHooks):
         self.results: dict[str, Any] | None = None
         self.best_name: str | None = None
         self.best_value: float | None = None
-        self._asked = [self.during.samples, self.during.likelihood_samples, max_seconds]
+        self._configured = [self.during.samples, self.during.likelihood_samples, max_seconds]
         self._sizes: tuple[int, int | None] | None = None
         self._evaluated, self._first, self._trained, self._since = 0, -1, 0.0, 0.0
 
     def check_best(self, data: DataModule, model: Model) -> None:
-        """Refuse a `best` that is none of the metrics.
-
-        Raises:
-            ValueError: naming those that there are.
-        """
+        """Raise ValueError, naming the available metrics, if `best` is not exactly one of them."""
         if self.best and not self.every_n_steps:
             raise ValueError("callback.evaluation.best needs evaluations while training: set every_n_steps")
         names = self.names(model, data)
@@ -88,55 +84,55 @@ class Evaluation(OptionalHooks):
             raise ValueError(f"callback.evaluation.best={self.best} {which}")
 
     def names(self, model: Model, data: DataModule) -> list[str]:
-        """Names of the metrics of an evaluation while training."""
+        """Return the names of the metrics of an evaluation during training."""
         names = self.during.names(model, data)
         prefixes = {"ema": ("",), "raw": ("raw_",), "both": ("", "raw_")}[self.weights]
         return [f"{prefix}{name}" for prefix in prefixes for name in names]
 
     def is_best(self, name: str) -> bool:
-        """Whether `best` means this metric."""
+        """Whether `best` refers to this metric."""
         return self.best is not None and (name == self.best or name.startswith(f"{self.best}_"))
 
-    def best_now(self, names: Sequence[str]) -> str | None:
-        """The metric that `best` means among those of evaluations that may have been made smaller."""
+    def best_metric(self, names: Sequence[str]) -> str | None:
+        """Return the metric that `best` refers to, also if its count was reduced."""
         if self.best is None:
             return None
-        word = self.best.rpartition("_")[0]
+        without_count = self.best.rpartition("_")[0]
         return next((n for n in names if self.is_best(n)), None) or next(
-            (n for n in names if n.rpartition("_")[0] == word and not n.endswith("_infinity")), None
+            (n for n in names if n.rpartition("_")[0] == without_count and not n.endswith("_infinity")), None
         )
 
     def on_train_start(self, trainer: pl.Trainer, model: Model) -> None:
         self._since, self._first = time.perf_counter(), trainer.global_step
         data, passes = trainer.datamodule, 2 if self.weights == "both" else 1
         if self.every_n_steps:
-            if self._sizes is not None:  # a resumed run goes on with the numbers that it has
+            if self._sizes is not None:  # a resumed run keeps its numbers of samples
                 self.during.samples, self.during.likelihood_samples = self._sizes
-                message = estimate(model, self.during, data, passes)
+                duration = estimate_duration(model, self.during, data, passes)
             else:
-                message = fit(self.during, model, data, self.max_seconds, passes)
+                duration = limit_duration(self.during, model, data, self.max_seconds, passes)
             self._sizes = self.during.samples, self.during.likelihood_samples
-            name = self.best_now(self.names(model, data))
+            name = self.best_metric(self.names(model, data))
             if name != self.best_name:
                 self.best_name, self.best_value = name, None
             times = (trainer.max_steps - trainer.global_step) // self.every_n_steps
             if trainer.is_global_zero:
                 every = f"every {self.every_n_steps} steps"
-                print(f"evaluation {every}, about {message} each, {times} in this run", flush=True)
+                print(f"evaluation {every}, about {duration} each, {times} in this run", flush=True)
         if self.at_end and trainer.max_steps >= LONG:
-            message = estimate(model, self.evaluator, data, passes)
+            duration = estimate_duration(model, self.evaluator, data, passes)
             if trainer.is_global_zero:
-                print(f"evaluation at the end: about {message}", flush=True)
+                print(f"evaluation at the end: about {duration}", flush=True)
         if trainer.global_step:
-            self.evaluate_in_time(trainer, model)  # the one in which the run was stopped
+            self.evaluate_if_due(trainer, model)  # an evaluation that was interrupted
 
     def on_train_batch_end(self, trainer: pl.Trainer, model: Model, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.evaluate_in_time(trainer, model)
+        self.evaluate_if_due(trainer, model)
 
-    def evaluate_in_time(self, trainer: pl.Trainer, model: Model) -> None:
-        """Evaluate once every so many steps, the training saved before, so that it may be stopped meanwhile."""
+    def evaluate_if_due(self, trainer: pl.Trainer, model: Model) -> None:
+        """Evaluate every `every_n_steps` steps; save a checkpoint first, so that the evaluation can be interrupted."""
         step, every = trainer.global_step, self.every_n_steps
-        # `_evaluated`: several batches of an accumulation end at the same step.
+        # `_evaluated`: with gradient accumulation, several batches end at the same step.
         if every and step % every == 0 and self._evaluated != step < trainer.max_steps:
             for callback in trainer.callbacks:
                 if isinstance(callback, Checkpoint):
@@ -150,14 +146,14 @@ class Evaluation(OptionalHooks):
             self.evaluate(trainer, model, self.evaluator)
 
     def is_concluded(self, step: int) -> bool:
-        """Whether results.json holds the results of this step, if there is to be an evaluation at the end."""
+        """Whether results.json has the results of this step, or no final evaluation is configured."""
         return not self.at_end or (read_results(self.run_dir / RESULTS) or {}).get("step") == step
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "best_name": self.best_name,
             "best_value": self.best_value,
-            "sizes": {"asked": self._asked, "used": self._sizes},
+            "sizes": {"asked": self._configured, "used": self._sizes},
             "training_seconds": self.training_seconds,
             "evaluated": self._evaluated,
         }
@@ -165,29 +161,29 @@ class Evaluation(OptionalHooks):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_name, self.best_value = state_dict["best_name"], state_dict["best_value"]
         self._trained, self._evaluated = state_dict["training_seconds"], state_dict.get("evaluated", 0)
-        if state_dict["sizes"]["asked"] == self._asked:
+        if state_dict["sizes"]["asked"] == self._configured:
             self._sizes = state_dict["sizes"]["used"]
 
     @property
     def training_seconds(self) -> float:
-        """Seconds of training up to now, without its evaluations."""
+        """Seconds of training so far, without evaluations."""
         return self._trained + (time.perf_counter() - self._since if self._since else 0.0)
 
     def evaluate(self, trainer: pl.Trainer, model: Model, evaluator: Evaluator) -> None:
-        """Measure, log the values, write the records, keep the checkpoint if it is the best."""
+        """Compute and log the metrics, write results.json, and save the checkpoint if it is the best."""
         self._trained, start = self.training_seconds, time.perf_counter()
         has_ema = any(isinstance(callback, EMA) for callback in trainer.callbacks)
         metrics: dict[str, Record] = {}
         try:
             if evaluator is self.evaluator:
-                self.tell(trainer, model)
+                self.print_plan(trainer, model)
             if self.weights != "raw":
                 with averaged(trainer, model):
                     metrics |= self.measure(trainer, model, evaluator, "ema" if has_ema else "raw")
             if self.weights != "ema" and (has_ema or self.weights == "raw"):
                 raw = self.measure(trainer, model, evaluator, "raw")
                 metrics |= {f"raw_{name}": record for name, record in raw.items()}
-        # Numbers can be had later, a training that ended cannot.
+        # A failed evaluation can be repeated later and must not end the training.
         except (ValueError, RuntimeError, OSError, MemoryError) as error:
             if trainer.is_global_zero:
                 print(f"evaluation at step {trainer.global_step} failed, training continues: {error}", flush=True)
@@ -208,7 +204,7 @@ class Evaluation(OptionalHooks):
             values = {
                 f"eval/{shown}": record["value"]
                 for name, record in metrics.items()
-                for shown in (name, chart_name(name))  # the latter's chart is one for runs of any counts
+                for shown in (name, chart_name(name))  # the latter is equal for runs with other counts
             }
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=trainer.global_step)
@@ -217,17 +213,17 @@ class Evaluation(OptionalHooks):
         self._since = time.perf_counter()
         self.keep_best(trainer, metrics)
 
-    def tell(self, trainer: pl.Trainer, model: Model) -> None:
-        """Say what the evaluation at the end does, how long it takes and what it writes."""
-        message = estimate(model, self.evaluator, trainer.datamodule, 2 if self.weights == "both" else 1)
+    def print_plan(self, trainer: pl.Trainer, model: Model) -> None:
+        """Print the metrics, the duration and the output of the final evaluation."""
+        duration = estimate_duration(model, self.evaluator, trainer.datamodule, 2 if self.weights == "both" else 1)
         if trainer.is_global_zero:
             plan = self.evaluator.plan(model, trainer.datamodule)
-            print(f"evaluation: {plan}, about {message}; writes results.json", flush=True)
+            print(f"evaluation: {plan}, about {duration}; writes results.json", flush=True)
 
     def measure(self, trainer: pl.Trainer, model: Model, evaluator: Evaluator, weights: str) -> dict[str, Record]:
-        """Records of the weights that the model has now; the samples drawn for them do not stay."""
+        """Return the records of the model's current weights; the samples are deleted afterwards."""
         folder = self.run_dir / "evaluation" / f"step_{trainer.global_step:08d}_{weights}"
-        self.remove(folder)  # what an earlier run of these steps has left is of other weights
+        self.remove(folder)  # samples of an interrupted run of these steps have other weights
         with model.unsharded():
             records = evaluator(model, trainer.datamodule, folder)
         self.remove(folder)
@@ -235,7 +231,7 @@ class Evaluation(OptionalHooks):
 
     @staticmethod
     def remove(folder: Path) -> None:
-        """Remove a directory, and its parent if that leaves it empty, once all ranks are done with it."""
+        """Remove a directory, and its parent if that is then empty, after all ranks have finished with it."""
 
         def work() -> None:
             if folder.exists():
@@ -247,9 +243,9 @@ class Evaluation(OptionalHooks):
         ranks.on_first(work)
 
     def keep_best(self, trainer: pl.Trainer, metrics: dict[str, Record]) -> None:
-        """Save `checkpoints/best.ckpt` if the chosen metric is better than ever."""
+        """Save `checkpoints/best.ckpt` if the metric `best` is better than before."""
         record = metrics.get(self.best_name or "")
-        if record is None or not math.isfinite(record["value"]):  # none is chosen, or it is of another protocol
+        if record is None or not math.isfinite(record["value"]):
             return
         value, lower = record["value"], record["better"] == "lower"
         before = self.best_value

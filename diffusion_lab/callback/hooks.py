@@ -1,4 +1,4 @@
-"""A callback without the hooks that it does not use."""
+"""A callback base class without overhead for unused hooks."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import pytorch_lightning as pl
 
 
 class OptionalHooks(pl.Callback):
-    """Takes no time in a training step but for the hooks that a subclass defines.
+    """Callback whose unused hooks cost no time in a training step.
 
-    Lightning calls six a step of every callback, empty ones too, which for ours took longer than what they do; it
-    passes over what cannot be called.  So there is no hook of these six to call by `super()`.
+    Lightning calls six hooks of every callback in each step, also empty ones, but skips those that are None.
+    Subclasses therefore cannot call these six hooks by `super()`.
     """
 
     on_train_batch_start = on_before_zero_grad = on_before_backward = None

@@ -1,4 +1,4 @@
-"""What is logged while training: loss, learning rate, gradient norm, images/s, EMA decay, memory."""
+"""Logged values of training: loss, learning rate, gradient norm, images/s, EMA decay, memory."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ except ImportError:  # Windows
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """Most memory, in GB, that this process has held so far, and that its tensors have on a GPU."""
+    """Return the peak memory of this process, and of its tensors on a GPU, in GB."""
     found = {}
     if resource is not None:
-        unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kB elsewhere
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kB on Linux
         found["train/cpu_memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
     if device.type == "cuda":
         found["train/gpu_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
@@ -34,8 +34,8 @@ def peak_memory(device: torch.device) -> dict[str, float]:
 class Monitor(OptionalHooks):
     """Writes one row of metrics to every logger each `trainer.log_every_n_steps` optimiser steps.
 
-    The loss is the mean since the last row, over all ranks; it stays on the device until then, so that no step waits.
-    A row that a checkpoint has cut in two is completed by the run that goes on from it.
+    The loss is the mean since the last row over all ranks; losses stay on the device, so that no step synchronises with
+    it.  A checkpoint holds the losses since the last row, so that a resumed run completes the row.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Stopping at the step whose loss, gradient or weights are not finite, before they are averaged or saved."""
+"""Stop training if the loss, gradient or weights are not finite, before they are saved."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from diffusion_lab.model import Model
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A batch on its way through the loss: data, noised data x (B, ...), times t (B,) or (), and its losses (B,)."""
+class Inputs:
+    """Inputs of a loss and its values: data, noised data x (B, ...), times t (B,) or (), and losses (B,)."""
 
     data: Tensor
     x: Tensor
@@ -29,76 +29,75 @@ class Seen:
 
 @dataclass(frozen=True)
 class Pending:
-    """What a device has still to tell of a step: whether all was finite, once `told` has happened."""
+    """The check of a step that may still run on a device: `bad` is valid after the event `checked`."""
 
     step: int
-    seen: list[Seen]
+    inputs: list[Inputs]
     bad: Tensor
     checked: torch.cuda.Event | None
 
 
 class NonFiniteGuard(OptionalHooks):
-    """Ends training by `NonFinite` at the step whose loss or gradient is not finite, and saves no such weights.
+    """Raises `NonFinite` at the step whose loss or gradient is not finite; such weights are never saved.
 
-    On the CPU it looks before the optimiser steps.  To look so early at a device the host would have to wait for it in
-    every step: there the answer is copied beside the computation and read a step later, before anything is saved or
-    validated, and at the end.  Several ranks agree on the answer, one number a step, so all stop at the same step and
-    none waits for another.  With precision 16-mixed an infinite gradient is no fault: the loss is scaled up until that
-    happens, and the step skipped; there only the loss counts.
+    On the CPU the check runs before the optimiser step.  On a GPU that would synchronise with the device in every step;
+    there the result is copied asynchronously and read one step later, and before anything is saved or validated.  All
+    ranks reduce one number per step, and stop at the same step.  With precision 16-mixed only the loss is checked, as
+    loss scaling makes some gradients infinite and skips those steps.
 
-    Comes before all callbacks that keep something of a step.
+    Must come before all callbacks that store anything of a step.
     """
 
     def __init__(self) -> None:
         self._data = self._x = self._t = torch.empty(0)
-        self._seen: list[Seen] = []
+        self._inputs: list[Inputs] = []
         self._pending: Pending | None = None
         self._hook: Any = None
         self.at_once = True
 
     def on_train_start(self, trainer: pl.Trainer, model: Model) -> None:
-        self._seen, self._pending, self.at_once = [], None, model.device.type == "cpu"
-        self._hook = model.denoiser.register_forward_pre_hook(self._remember)
-        model.before_clipping = lambda: self.look(trainer, model)
+        self._inputs, self._pending, self.at_once = [], None, model.device.type == "cpu"
+        self._hook = model.denoiser.register_forward_pre_hook(self._store)
+        model.before_clipping = lambda: self.check_step(trainer, model)
 
-    def _remember(self, denoiser: torch.nn.Module, arguments: tuple[Tensor, ...]) -> None:
+    def _store(self, denoiser: torch.nn.Module, arguments: tuple[Tensor, ...]) -> None:
         self._x, self._t = arguments[:2]
 
     def on_train_batch_start(self, trainer: pl.Trainer, model: Model, batch: Any, batch_idx: int) -> None:
         self._data = batch[0]
 
     def on_before_backward(self, trainer: pl.Trainer, model: Model, loss: Tensor) -> None:
-        # What is known to be finite need not be remembered: of many batches to a step few would fit.
+        # Inputs of finite losses are dropped: with gradient accumulation they might not fit into memory.
         if not (self.at_once and math.isfinite(loss.item())):
-            self._seen.append(Seen(self._data, self._x.detach(), self._t.detach(), model.image_losses))
+            self._inputs.append(Inputs(self._data, self._x.detach(), self._t.detach(), model.image_losses))
 
-    def look(self, trainer: pl.Trainer, model: Model) -> None:
-        """Judge the step, between its gradient and the optimiser; of a device, the step before.
+    def check_step(self, trainer: pl.Trainer, model: Model) -> None:
+        """Check this step (on a GPU: the previous one) between backward pass and optimiser step.
 
         Raises:
             NonFinite: on all ranks.
         """
-        self.read(trainer, model)
-        seen, self._seen = self._seen, []
+        self.check_pending(trainer, model)
+        inputs, self._inputs = self._inputs, []
         norm = torch.zeros(()) if trainer.precision == "16-mixed" else model.grad_norm.detach()
-        if self.at_once and trainer.world_size == 1 and not seen and math.isfinite(norm.item()):
+        if self.at_once and trainer.world_size == 1 and not inputs and math.isfinite(norm.item()):
             return
         if self.at_once:
-            bad = torch.tensor(float(bool(seen) or not math.isfinite(norm.item())))
+            bad = torch.tensor(float(bool(inputs) or not math.isfinite(norm.item())))
         else:
-            total = sum((one.losses.sum() for one in seen), norm.to(model.device))
+            total = sum((one.losses.sum() for one in inputs), norm.to(model.device))
             bad = (~total.isfinite()).float()
         if trainer.world_size > 1:
             dist.all_reduce(bad, dist.ReduceOp.MAX)
-        self._pending = Pending(trainer.global_step + 1, seen, *beside(bad))
+        self._pending = Pending(trainer.global_step + 1, inputs, *to_host(bad))
         if self.at_once:
-            self.read(trainer, model)
+            self.check_pending(trainer, model)
 
-    def read(self, trainer: pl.Trainer, model: Model) -> None:
-        """Wait for what a device has still to tell.
+    def check_pending(self, trainer: pl.Trainer, model: Model) -> None:
+        """Wait for the result of the pending check, if any.
 
         Raises:
-            NonFinite: on all ranks, if it was bad.
+            NonFinite: on all ranks, if a value was not finite.
         """
         pending, self._pending = self._pending, None
         if pending is None:
@@ -106,21 +105,21 @@ class NonFiniteGuard(OptionalHooks):
         if pending.checked is not None:
             pending.checked.synchronize()
         if pending.bad:
-            late = trainer.global_step >= pending.step  # the optimiser has spoilt the weights meanwhile
-            raise NonFinite(f"step {pending.step}: {trouble(pending.seen, trainer, model, late)}; {advice(trainer)}")
+            late = trainer.global_step >= pending.step  # the optimiser has already changed the weights
+            raise NonFinite(f"step {pending.step}: {diagnose(pending.inputs, trainer, model, late)}; {advice(trainer)}")
 
     def on_save_checkpoint(self, trainer: pl.Trainer, model: Model, checkpoint: dict[str, Any]) -> None:
-        self.read(trainer, model)
+        self.check_pending(trainer, model)
         found = ranks.gather(bad_parameters(model))
         if names := next(filter(None, found), None):
-            checked = f"{enormous(names)}: they are not saved"
-            raise NonFinite(f"step {trainer.global_step}: {checked}; {advice(trainer)}")
+            message = f"{parameters_message(names)}: they are not saved"
+            raise NonFinite(f"step {trainer.global_step}: {message}; {advice(trainer)}")
 
     def on_validation_start(self, trainer: pl.Trainer, model: Model) -> None:
-        self.read(trainer, model)
+        self.check_pending(trainer, model)
 
     def on_train_end(self, trainer: pl.Trainer, model: Model) -> None:
-        self.read(trainer, model)
+        self.check_pending(trainer, model)
 
     def on_exception(self, trainer: pl.Trainer, model: Model, exception: BaseException) -> None:
         self.teardown(trainer, model, "fit")
@@ -131,8 +130,8 @@ class NonFiniteGuard(OptionalHooks):
             self._hook, model.before_clipping = None, None
 
 
-def beside(bad: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """A number on the host: at once, or from a CUDA device once the event has happened."""
+def to_host(bad: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Copy a number to the host; from a CUDA device asynchronously, valid after the returned event."""
     if bad.device.type != "cuda":
         return bad.cpu(), None
     checked = torch.cuda.Event()
@@ -141,57 +140,57 @@ def beside(bad: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     return copy, checked
 
 
-def trouble(seen: list[Seen], trainer: pl.Trainer, model: Model, late: bool) -> str:
-    """What is not finite in a step: what the first rank with a bad loss says of it, or the gradient of all ranks."""
-    with model.unsharded():  # the one whose loss it is runs the network once more, alone
-        found = ranks.gather(in_loss(seen, trainer, model, late))
-    rank = next((rank for rank, checked in enumerate(found) if checked), None)
+def diagnose(inputs: list[Inputs], trainer: pl.Trainer, model: Model, late: bool) -> str:
+    """Describe what is not finite in a step: the loss on the first rank where it is not, or else the gradient."""
+    with model.unsharded():  # that rank alone runs the network again
+        found = ranks.gather(diagnose_loss(inputs, trainer, model, late))
+    rank = next((rank for rank, message in enumerate(found) if message), None)
     if rank is None:
-        return "the gradient is not finite, though the loss is" if late else in_gradient(model)
+        return "the gradient is not finite, though the loss is" if late else diagnose_gradient(model)
     return f"on rank {rank} " * (len(found) > 1) + found[rank]
 
 
-def in_loss(seen: list[Seen], trainer: pl.Trainer, model: Model, late: bool) -> str | None:
-    """For which images of this rank's batch the loss is not finite, at which times, and why."""
-    one = next((one for one in seen if not one.losses.sum().isfinite()), None)
+def diagnose_loss(inputs: list[Inputs], trainer: pl.Trainer, model: Model, late: bool) -> str | None:
+    """Describe for which images of this rank's batch, at which times, and why the loss is not finite."""
+    one = next((one for one in inputs if not one.losses.sum().isfinite()), None)
     if one is None:
         return None
     images = bad_items(one.losses)
     if not images:
         return f"the sum of the losses, each of which is finite, overflows (the largest is {one.losses.max():.3g})"
     times = one.t.expand(len(one.losses))[images].double()
-    checked = zip(images, times.tolist(), model.denoiser.process.sigma(times).tolist(), strict=True)
-    where = shown([f"image {i} at t={t:.4g} (sigma {sigma:.3g})" for i, t, sigma in checked])
+    described = zip(images, times.tolist(), model.denoiser.process.sigma(times).tolist(), strict=True)
+    where = shown([f"image {i} at t={t:.4g} (sigma {sigma:.3g})" for i, t, sigma in described])
     count = f"{len(images)} of {len(one.losses)} images of the batch"
     return f"the loss is not finite for {count}, {where}: {cause(one, images, trainer, model, late)}"
 
 
-def cause(one: Seen, images: list[int], trainer: pl.Trainer, model: Model, late: bool) -> str:
-    """Which term spoils the loss of these images: data, noise, weights, network or the loss itself."""
+def cause(one: Inputs, images: list[int], trainer: pl.Trainer, model: Model, late: bool) -> str:
+    """Return the first of data, noised data, weights, network output and loss that is not finite for these images."""
     if bad_items(one.data[images]):
-        return "the data themselves hold NaN or infinity"
+        return "the data contain NaN or infinity"
     if bad_items(one.x[images]):
-        return "the data are finite, the noised data are not: look at the schedule"
+        return "the data are finite, the noised data are not: check the schedule"
     if names := bad_parameters(model):
-        return "the data and the noise are finite" if late else enormous(names)
+        return "the data and the noise are finite" if late else parameters_message(names)
     with trainer.precision_plugin.forward_context():
         module = first_bad_module(model, one.x, one.t)
     if module is None:
-        return "the network's output is finite: look at the terms of the loss"
+        return "the network's output is finite: check the terms of the loss"
     return f"the network's output is not finite, first that of {module}"
 
 
 @torch.no_grad()
 def first_bad_module(model: Model, x: Tensor, t: Tensor) -> str | None:
-    """The first module of the network whose output is not finite at x, when it is run once more."""
+    """Run the network again, and return its first module whose output is not finite."""
     found: list[str] = []
 
     def hook(name: str) -> Any:
-        def look(module: torch.nn.Module, _: Any, output: Any) -> None:
+        def check(module: torch.nn.Module, _: Any, output: Any) -> None:
             if not found and isinstance(output, Tensor) and not output.isfinite().all():
                 found.append(f"{f'network.{name}'.rstrip('.')} ({type(module).__name__})")
 
-        return look
+        return check
 
     modules = model.network.named_modules() if isinstance(model.network, torch.nn.Module) else ()
     hooks = [module.register_forward_hook(hook(name)) for name, module in modules]
@@ -204,8 +203,8 @@ def first_bad_module(model: Model, x: Tensor, t: Tensor) -> str | None:
     return next(iter(found), None if output.isfinite().all() else "network")
 
 
-def in_gradient(model: Model) -> str:
-    """Which parameters' gradients are not finite while the loss is."""
+def diagnose_gradient(model: Model) -> str:
+    """Describe which parameters' gradients are not finite although the loss is."""
     names = [name for name, p in model.network.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
     if names:
         return f"the gradient of network.{shown(names)} is not finite, though the loss is"
@@ -213,25 +212,25 @@ def in_gradient(model: Model) -> str:
 
 
 def bad_parameters(model: Model) -> list[str]:
-    """Parameters (of a sharded network, this rank's parts) whose norm is not finite."""
+    """Return the parameters (for a sharded network, shards of this rank) whose norm is not finite."""
     found = []
     for name, p in model.network.named_parameters():
-        own = p.to_local() if hasattr(p, "to_local") else p.detach()
-        if not torch.linalg.vector_norm(own, dtype=torch.promote_types(own.dtype, torch.float32)).isfinite():
+        shard = p.to_local() if hasattr(p, "to_local") else p.detach()
+        if not torch.linalg.vector_norm(shard, dtype=torch.promote_types(shard.dtype, torch.float32)).isfinite():
             found.append(name)
     return found
 
 
-def enormous(names: list[str]) -> str:
-    """What is said of parameters that `bad_parameters` has found."""
+def parameters_message(names: list[str]) -> str:
+    """Return the message for the result of `bad_parameters`."""
     return f"the weights network.{shown(names)} are not finite, or their norm is not"
 
 
 def advice(trainer: pl.Trainer) -> str:
-    """What may help, in words for the command line, of what is not in use yet."""
+    """Return overrides that may help and are not in use."""
     group = trainer.optimizers[0].param_groups[0]
-    words = [f"optimizer.lr={group.get('initial_lr', group['lr']) / 10:.2g}"]
-    words += ["trainer.gradient_clip_val=1"] * (trainer.gradient_clip_val is None)
-    words += ["trainer.precision=bf16-mixed"] * (trainer.precision == "16-mixed")
-    words += ["trainer.detect_anomaly=true to see the operation"] * (not trainer._detect_anomaly)
-    return f"try {' or '.join(words)}"
+    overrides = [f"optimizer.lr={group.get('initial_lr', group['lr']) / 10:.2g}"]
+    overrides += ["trainer.gradient_clip_val=1"] * (trainer.gradient_clip_val is None)
+    overrides += ["trainer.precision=bf16-mixed"] * (trainer.precision == "16-mixed")
+    overrides += ["trainer.detect_anomaly=true to see the operation"] * (not trainer._detect_anomaly)
+    return f"try {' or '.join(overrides)}"

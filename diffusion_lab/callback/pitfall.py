@@ -1,4 +1,4 @@
-"""The two pitfalls of score matching at one noise level, drawn when training ends (Song & Ermon 2019, Section 3.2)."""
+"""Plots of the two pitfalls of score matching at one noise level (Song & Ermon 2019, Section 3.2)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from diffusion_lab.sampler import Sampler
 
 
 class ScoreError(pl.Callback):
-    """Draws the learned score of points, the true one and their difference: `<run_dir>/score_error.png`.
+    """Plots the learned score of points, the true one and their difference: `<run_dir>/score_error.png`.
 
-    The score is that at the model's lowest noise, where it is learned only where there are data.
+    The score is that at the lowest noise level, where it is learned only near the data.
     """
 
     def __init__(self, run_dir: str) -> None:
@@ -28,10 +28,10 @@ class ScoreError(pl.Callback):
     def check(self, data: DataModule, model: Model) -> None:
         """Raise ValueError for data whose score is not known."""
         if not hasattr(data, "target"):
-            raise ValueError("callback.score_error draws points of a known density: choose data=toy2d")
+            raise ValueError("callback.score_error needs points of a known density: choose data=toy2d")
 
     def is_concluded(self, step: int) -> bool:
-        """Whether the picture is there."""
+        """Whether the plot exists."""
         return (self.run_dir / "score_error.png").exists()
 
     @torch.no_grad()
@@ -59,26 +59,25 @@ class ScoreError(pl.Callback):
 
 
 class ModeWeights(pl.Callback):
-    """Draws points by several samplers beside the data, with the weight each gives to each mode:
-    `<run_dir>/mode_weights.png`.
+    """Plots samples of several samplers and the data, with the weights of the modes: `<run_dir>/mode_weights.png`.
 
     Args:
         samplers: name -> sampler.
-        count: points drawn by each.
+        count: number of samples of each.
     """
 
     def __init__(self, run_dir: str, samplers: Mapping[str, Sampler], count: int = 2000, seed: int = 0) -> None:
         self.run_dir, self.samplers, self.count, self.seed = Path(run_dir), dict(samplers), count, seed
 
     def check(self, data: DataModule, model: Model) -> None:
-        """Raise ValueError for data without modes, and for samplers that do not fit the model's noise."""
+        """Raise ValueError for data without modes, and for samplers that do not support the model's process."""
         if not hasattr(data, "target") or data.target.modes is None:
-            raise ValueError("callback.mode_weights draws points with modes: choose data=toy2d data.name=two_modes")
+            raise ValueError("callback.mode_weights needs points with modes: choose data=toy2d data.name=two_modes")
         for sampler in self.samplers.values():
             sampler.check(model.denoiser)
 
     def is_concluded(self, step: int) -> bool:
-        """Whether the picture is there."""
+        """Whether the plot exists."""
         return (self.run_dir / "mode_weights.png").exists()
 
     def on_train_end(self, trainer: pl.Trainer, model: Model) -> None:
@@ -86,12 +85,12 @@ class ModeWeights(pl.Callback):
             return
         data, path = trainer.datamodule, self.run_dir / "mode_weights.png"
         with best_effort(path), averaged(trainer, model):
-            drawn = {
+            samples = {
                 name: model.sample(self.count, seed=self.seed, batch_size=self.count, sampler=sampler)
                 for name, sampler in self.samplers.items()
             }
-            drawn["data"] = data.images("held_out", self.count)
-            weights = mode_weights_plot(drawn, data.target, path, limits=(-2.0, 2.0))
+            samples["data"] = data.images("held_out", self.count)
+            weights = mode_weights_plot(samples, data.target, path, limits=(-2.0, 2.0))
             log_pictures(trainer.loggers, {"mode_weights": path}, trainer.global_step)
-            for name, shares in weights.items():
-                print(f"modes    {' : '.join(f'{share:.1%}' for share in shares.tolist())}  {name}")
+            for name, values in weights.items():
+                print(f"modes    {' : '.join(f'{weight:.1%}' for weight in values.tolist())}  {name}")

@@ -1,4 +1,4 @@
-"""One bar for the whole run, and early in a long one a line that says how long it will take."""
+"""A progress bar for the entire run, and early in a long one a line with its expected duration."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from diffusion_lab.callback.hooks import OptionalHooks
 from diffusion_lab.model import Model
 
 MEASURED = (10, 100)
-"""Optimiser steps between which speed is measured: the first ones are slower."""
+"""Optimiser steps between which the speed is measured; the first steps are slower."""
 
 LONG = 300.0
-"""Seconds from which on a run is worth an estimate."""
+"""Smallest duration of a run, in seconds, for which it is printed."""
 
 
 class Progress(OptionalHooks, ProgressBar):
-    """Optimiser steps done, time left, loss and images/s, on one line (or one line now and then if it is no terminal).
+    """Shows optimiser steps, time left, loss and images/s, on one line of a terminal or in occasional lines of a log.
 
     Args:
-        refresh_seconds: least time between two updates on a terminal.
+        refresh_seconds: minimum time between two updates on a terminal.
     """
 
     def __init__(self, refresh_seconds: float = 0.25) -> None:
@@ -61,7 +61,7 @@ class Progress(OptionalHooks, ProgressBar):
             outputs["loss"].item()  # waits for the device
             self.times[done] = time.perf_counter()
             if len(self.times) == len(MEASURED):
-                self.foretell(trainer)
+                self.print_duration(trainer)
         now = time.perf_counter()
         if now - self.shown < self.refresh_seconds and trainer.global_step < trainer.max_steps:
             return
@@ -70,26 +70,26 @@ class Progress(OptionalHooks, ProgressBar):
         self.bar.set_postfix_str(f"loss {outputs['loss'].item():.4f}, {rate:,.0f} {self.kind}/s", refresh=False)
         self.bar.update(trainer.global_step - self.bar.n)
 
-    def foretell(self, trainer: pl.Trainer) -> None:
-        """Print how long the run will take at the speed of its first steps, and when it will end, if that is `LONG`.
+    def print_duration(self, trainer: pl.Trainer) -> None:
+        """Print the expected duration and end of the run from the speed of its first steps, if longer than `LONG`.
 
-        `trainer.max_time` may end it sooner, after fewer steps.
+        `trainer.max_time` may end the run earlier.
         """
         early, late = MEASURED
         rate = (late - early) / (self.times[late] - self.times[early])
         steps = trainer.max_steps - trainer.global_step
         timers = [c.time_remaining() for c in trainer.callbacks if isinstance(c, Timer)]
         left = min([steps / rate, *(seconds for seconds in timers if seconds is not None)])
-        whole = self.times[late] - self.start + left
-        if whole < LONG:
+        total = self.times[late] - self.start + left
+        if total < LONG:
             return
         more = "more " if self.first else ""
-        done, wanted = late + round(left * rate), late + steps
-        steps = (
-            f"{wanted:,} {more}steps" if done == wanted else f"{done:,} of {wanted:,} {more}steps, by trainer.max_time"
-        )
+        possible, planned = late + round(left * rate), late + steps
+        count = f"{planned:,}" if possible == planned else f"{possible:,} of {planned:,}"
+        limit = "" if possible == planned else ", by trainer.max_time"
         end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left))
-        tqdm.write(f"about {duration(whole)} for {steps}: {rate:.3g} steps/s; ends {end}", file=sys.stdout)
+        line = f"about {duration(total)} for {count} {more}steps{limit}: {rate:.3g} steps/s; ends {end}"
+        tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
 
     def on_train_end(self, trainer: pl.Trainer, model: Model) -> None:
@@ -104,7 +104,7 @@ class Progress(OptionalHooks, ProgressBar):
 
 
 def duration(seconds: float) -> str:
-    """A time in its two largest units, of days, hours and minutes."""
+    """Format a time in its two largest units, of days, hours and minutes."""
     minutes = max(1, round(seconds / 60))
     days, hours, minutes = minutes // 1440, minutes // 60 % 24, minutes % 60
     units = {"d": days, "h": hours, "min": minutes}

@@ -1,4 +1,4 @@
-"""Pictures of what the model draws, while it trains and at the end."""
+"""Image grids and plots of samples, during training and at its end."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from diffusion_lab.plot import picture
 
 
 class Samples(OptionalHooks):
-    """Draws `count` samples every so many steps: `<run_dir>/samples/step_XXXXXXXX.png`, the same noise every time.
+    """Generates `count` samples every `every_n_steps` steps: `<run_dir>/samples/step_XXXXXXXX.png`, with fixed noise.
 
-    When training ends it also draws the denoising trajectory of a few (`trajectory.png`, `trajectory.gif`) and the
-    final grid (`samples.png`), all from the averaged weights.  Every rank draws its share, so none waits for another.
-    What cannot be drawn, as a sampler may diverge, or not written is said once and left out.
+    At the end of training it writes `samples.png`, and the denoising trajectory of some samples (`trajectory.png`,
+    `trajectory.gif`).  All use the EMA weights, and sampling is distributed over all ranks.  If sampling fails, for
+    example because the sampler diverges, or a file cannot be written, the error is printed once and training continues.
 
     Args:
         run_dir: the run's directory.
-        every_n_steps: optimiser steps between two pictures; None draws only at the end.
-        count: images in a grid, or points in a plot of the plane.
-        frames: pictures of a trajectory.
+        every_n_steps: optimiser steps between two images; None samples only at the end.
+        count: images in a grid, or points in a plot.
+        frames: frames of the trajectory.
         seed: of the samples.
     """
 
@@ -45,40 +45,40 @@ class Samples(OptionalHooks):
         path = self.run_dir / "samples" / f"step_{step:08d}.png"
         if every and step and step % every == 0 and step < trainer.max_steps and not ranks.from_first(path.exists()):
             self._drawn = step
-            self.draw(trainer, model, path)  # the run was stopped before
+            self.draw(trainer, model, path)  # the run was stopped before this was written
 
     def on_train_batch_end(self, trainer: pl.Trainer, model: Model, outputs: Any, batch: Any, batch_idx: int) -> None:
         step, every = trainer.global_step, self.every_n_steps
-        # `_drawn`: several batches of an accumulation end at the same step.
+        # `_drawn`: with gradient accumulation, several batches end at the same step.
         if every and step % every == 0 and self._drawn != step < trainer.max_steps:
             self._drawn = step
             self.draw(trainer, model, self.run_dir / "samples" / f"step_{step:08d}.png")
 
     def is_concluded(self, step: int) -> bool:
-        """Whether the final picture is there."""
+        """Whether the final image exists."""
         return (self.run_dir / "samples.png").exists()
 
     def on_train_end(self, trainer: pl.Trainer, model: Model) -> None:
         self.draw(trainer, model, self.run_dir / "samples.png", film=True)
 
     def draw(self, trainer: pl.Trainer, model: Model, path: Path, film: bool = False) -> None:
-        """Draw, each rank its share; write the picture, and the film of it on request; show both in the logs."""
+        """Sample on all ranks, write the image and, with `film`, the trajectory, and log them."""
         with best_effort(path), averaged(trainer, model):
-            own, label = ranks.shard_range(self.count), None
+            shard, label = ranks.shard_range(self.count), None
             if model.labels is not None and model.label is None and model.labels.classes <= self.count:
                 label = EACH
             with ranks.synchronized():
-                samples = [model.sample(len(own), label=label, seed=self.seed, first=own.start)] if own else []
-            samples = torch.cat([drawn for rank in ranks.gather(samples) for drawn in rank])
-            film = film and hasattr(model.sampler, "trajectory")  # a user's own may have none
-            frames = filmed(model, self.frames, self.seed, label) if film else None
+                samples = [model.sample(len(shard), label=label, seed=self.seed, first=shard.start)] if shard else []
+            samples = torch.cat([part for rank in ranks.gather(samples) for part in rank])
+            film = film and hasattr(model.sampler, "trajectory")  # a user's sampler may have none
+            frames = trajectory_frames(model, self.frames, self.seed, label) if film else None
             if not trainer.is_global_zero:
                 return
             path.parent.mkdir(parents=True, exist_ok=True)
             labels = model.labels_of(range(len(samples)), self.seed, label) if label else None
             draw_samples(model, samples, path, trainer.datamodule, labels)
             if film and labels is not None:
-                say_shown(model, len(samples))
+                print_shown(model, len(samples))
             pictures = {"samples": path}
             if frames is not None:
                 strip = path.with_name("trajectory.png")
@@ -94,10 +94,10 @@ def draw_samples(
     data: DataModule | None = None,
     labels: torch.Tensor | None = None,
 ) -> None:
-    """A grid of images; points over the true density, with the learned score at a small noise level as arrows.
+    """Write a grid of images, or a plot of points with the true density and the learned score at a low noise level.
 
-    The data of points give the density, a histogram where that is not known, and the window; without them there is only
-    the score.  With `labels` (N,) each class of images has rows of its own, `class_rows` many images in each.
+    For points, `data` provides the density (or a histogram) and the window; without it only the score is shown.  With
+    `labels` (N,), each class of images has separate rows (see `class_rows`).
     """
     if model.is_image:
         columns = None
@@ -109,11 +109,11 @@ def draw_samples(
         return
 
     def learned_score(x: torch.Tensor) -> torch.Tensor:
-        t = quiet_time(model)
+        t = low_noise_time(model)
         with torch.no_grad(), model.evaluating():
             return model.denoiser(x.to(model.device, torch.float32), t).score.cpu()
 
-    if model.labels is not None and model.labels.null is None:  # there is no score without a label
+    if model.labels is not None and model.labels.null is None:  # no unconditional score
         learned_score = None
     truth = {} if data is None else {"reference": data.images("held_out", 5000)}
     if hasattr(data, "target"):
@@ -121,8 +121,8 @@ def draw_samples(
     picture.plane_plot(samples, path, score=learned_score, **truth)
 
 
-def say_shown(model: Model, count: int) -> None:
-    """Say how many of `count` samples a grid with as many images of each class shows, if not all."""
+def print_shown(model: Model, count: int) -> None:
+    """Print how many of `count` samples a grid with equally many images of each class shows, unless all."""
     columns, rows = class_rows(count, model.labels.classes)
     shown = columns * rows * model.labels.classes
     if model.is_image and 0 < shown < count:
@@ -130,41 +130,41 @@ def say_shown(model: Model, count: int) -> None:
 
 
 def class_rows(count: int, classes: int) -> tuple[int, int]:
-    """(images in a row, rows of a class) of a grid of `count` images, as many of each class: about square."""
+    """Return (images per row, rows per class) of an almost square grid of `count` images."""
     each = count // classes
     rows = max(1, round((each / classes) ** 0.5))
     return each // rows, rows
 
 
-def quiet_time(model: Model, sigma: float = 0.1) -> torch.Tensor:
-    """The time at which the noise is about `sigma`: small beside the data, yet the score there was learned."""
+def low_noise_time(model: Model, sigma: float = 0.1) -> torch.Tensor:
+    """Return the time at which the noise level is about `sigma`, which is small compared with the data."""
     times = model.denoiser.process.timesteps(None)
     return times[(model.denoiser.process.sigma(times) - sigma).abs().argmin()]
 
 
-def filmed(model: Model, frames: int, seed: int, label: Label = None) -> torch.Tensor:
-    """Frames (T, N, ...) of a few samples on their way from noise to data, clean at the end; a rank has its share."""
-    own = ranks.shard_range(8 if model.is_image else 2000)
+def trajectory_frames(model: Model, frames: int, seed: int, label: Label = None) -> torch.Tensor:
+    """Return frames (T, N, ...) of some samples from noise to data, generated on all ranks."""
+    shard = ranks.shard_range(8 if model.is_image else 2000)
     with ranks.synchronized():
-        parts = [chosen_frames(model, own, frames, seed, label)] if own else []
+        parts = [shard_frames(model, shard, frames, seed, label)] if shard else []
     film = torch.cat([part for rank in ranks.gather(parts) for part in rank], 1)
     return picture.in_grey(film) if film.ndim == 5 and model.grey_levels is None else film
 
 
-def chosen_frames(model: Model, own: range, frames: int, seed: int, label: Label = None) -> torch.Tensor:
-    """Frames (T, N, ...) of the samples `own` of a series."""
-    states = list(model.trajectory(len(own), label=label, seed=seed, first=own.start))
-    # Evenly in the share of signal: even steps in time would show noise for the most part.
+def shard_frames(model: Model, shard: range, frames: int, seed: int, label: Label = None) -> torch.Tensor:
+    """Return frames (T, N, ...) of the samples `shard`."""
+    states = list(model.trajectory(len(shard), label=label, seed=seed, first=shard.start))
+    # Evenly spaced in alpha / (alpha + sigma): even spacing in time would show mostly noise.
     times = torch.tensor([state.t for state in states], dtype=torch.float64)
     alpha, sigma = model.denoiser.process.alpha(times), model.denoiser.process.sigma(times)
-    share = alpha / (alpha + sigma)
-    wanted = torch.linspace(share[0].item(), share[-1].item(), min(frames, len(states)), dtype=share.dtype)
-    keep = (share - wanted[:, None]).abs().argmin(1).tolist()
+    signal = alpha / (alpha + sigma)
+    targets = torch.linspace(signal[0].item(), signal[-1].item(), min(frames, len(states)), dtype=signal.dtype)
+    keep = (signal - targets[:, None]).abs().argmin(1).tolist()
     return torch.stack([model.decode(states[i].x).cpu() for i in keep])
 
 
 def draw_trajectory(film: torch.Tensor, path: Path) -> None:
-    """Write `path`, a strip of the frames (T, N, ...), and for images a .gif beside it."""
+    """Write `path`, a strip of the frames (T, N, ...), and for images a .gif next to it."""
     if film.ndim == 3:
         picture.trajectory_plane(film, path)
         return

@@ -1,4 +1,4 @@
-"""Own random numbers for every rank, which a resumed run goes on with."""
+"""Independent random numbers for every rank, continued by a resumed run."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from diffusion_lab.model import Model
 
 
 class RankSeed(OptionalHooks):
-    """Seeds torch with (seed, rank, step) when training starts, or goes on with the generators' states of a checkpoint.
+    """Seeds torch with (seed, rank, step) when training starts, or restores the generators' states of a checkpoint.
 
-    One seed on all ranks would give all of them the same times and noise.  A checkpoint holds the states of every rank
-    under `random`; on another number of ranks they mean nothing, and each is seeded anew.
+    With the same seed, all ranks would have the same times and noise.  A checkpoint holds the states of all ranks under
+    `random`; on another number of ranks they are ignored.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -28,8 +28,8 @@ class RankSeed(OptionalHooks):
         if len(self._states) == trainer.world_size:
             restore(self._states[trainer.global_rank], model.device)
         else:
-            words = np.random.SeedSequence((self.seed, trainer.global_rank, trainer.global_step))
-            torch.manual_seed(int(words.generate_state(1, np.uint64)[0] >> 1))
+            sequence = np.random.SeedSequence((self.seed, trainer.global_rank, trainer.global_step))
+            torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
 
     def on_save_checkpoint(self, trainer: pl.Trainer, model: Model, checkpoint: dict[str, Any]) -> None:
         checkpoint["random"] = ranks.gather(states(model.device))
@@ -39,15 +39,15 @@ class RankSeed(OptionalHooks):
 
 
 def states(device: torch.device) -> dict[str, torch.Tensor]:
-    """States of the generators that training draws from: torch's on the CPU and on the device."""
+    """Return the states of torch's generators on the CPU and on the device."""
     found = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         found["cuda"] = torch.cuda.get_rng_state(device)
     return found
 
 
-def restore(found: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Put the generators into the states that `states` found."""
-    torch.set_rng_state(found["cpu"].cpu())
-    if device.type == "cuda" and "cuda" in found:
-        torch.cuda.set_rng_state(found["cuda"].cpu(), device)
+def restore(saved: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Restore the states that `states` returned."""
+    torch.set_rng_state(saved["cpu"].cpu())
+    if device.type == "cuda" and "cuda" in saved:
+        torch.cuda.set_rng_state(saved["cuda"].cpu(), device)

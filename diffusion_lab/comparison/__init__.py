@@ -1,8 +1,8 @@
-"""Runs side by side: their numbers in one table, ranked only where they were measured in the same way."""
+"""Comparison of runs: their metrics in one table, ranked if measured under the same protocol."""
 
 from diffusion_lab.comparison.column import Cell, Column, columns, differences
 from diffusion_lab.comparison.report import csv_text, draw, grid, heading, markdown, marks, seeds_grid, value_text
-from diffusion_lab.comparison.run import Run, distinguishing, find, halfway, names, read, unfinished
+from diffusion_lab.comparison.run import Run, distinguishing, find, missing_steps, names, read, unfinished
 from diffusion_lab.comparison.table import Comparison, Seeds, compare
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
     "names",
     "read",
     "seeds_grid",
-    "halfway",
+    "missing_steps",
     "unfinished",
     "value_text",
 ]

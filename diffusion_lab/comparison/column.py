@@ -1,4 +1,4 @@
-"""The values of one metric, in one column for each protocol under which it was measured."""
+"""Values of one metric, with a column for each protocol."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any
 from diffusion_lab.comparison.run import Run, distinguishing, number
 
 MISSING = {"labels": "unconditional", "given": "unconditional"}
-"""What it means that a protocol lacks a key, where that is known."""
+"""Value of a key that is missing in a protocol, if known."""
 
-REAL = ("real", "training_images", "training_points")  # the later two in files of older versions
+REAL = ("real", "training_images", "training_points")  # the latter two in files of older versions
 
-NAMED = 6  # a side with more runs is told by their number: the table's columns show which they are
+NAMED = 6  # largest number of runs that a note lists by name
 
 
 @dataclass(frozen=True)
 class Cell:
     """A value; `error` is its standard error or, without one, the standard deviation of its repeats.
 
-    `rank` is 1 for the best, None where there is nothing to rank; `count` is how many seeds a mean is over.
+    `rank` is 1 for the best, None without a ranking; `count` is the number of seeds of a mean.
     """
 
     value: float
@@ -36,9 +36,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """Values of one metric under one protocol, None for a run that has none.
+    """Values of one metric under one protocol, None for a run without one.
 
-    `detail` is what tells the protocol from those of the metric's other columns, empty if it is the only one.
+    `detail` describes how the protocol differs from those of the metric's other columns; it is empty for a single one.
     """
 
     metric: str
@@ -50,28 +50,28 @@ class Column:
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """All that must be equal for two values to be ranked together."""
+        """Everything that must be equal for two values to be ranked together."""
         return {**self.protocol, "better": self.better, "extrapolated": self.extrapolated, **self.protocol}
 
     def condition(self, key: str) -> Any:
-        """One of them; `...` if it was not recorded."""
+        """Return one condition; `...` if it was not recorded."""
         return self.conditions.get(key, MISSING.get(key, ...))
 
     @property
     def unranked(self) -> str:
-        """Why no value can be called better than another, empty where one can."""
+        """Why values cannot be ranked; empty if they can."""
         if not self.protocol:
             return "no protocol recorded"
         return "" if self.better else "not recorded whether lower or higher is better"
 
     @property
     def reals(self) -> list[float]:
-        """What real data score: each different value once, in ascending order."""
+        """The distinct values of real data, in ascending order."""
         return sorted({cell.real for cell in self.cells if cell and cell.real is not None and math.isfinite(cell.real)})
 
 
 def columns(runs: Sequence[Run], metric: str) -> list[Column]:
-    """A column for each protocol under which the runs measured a metric, in the order in which they first appear."""
+    """Return a column for each protocol of a metric, in order of first appearance."""
     found: list[Column] = []
     for index, run in enumerate(runs):
         if (record := run.metrics.get(metric)) is None:
@@ -96,7 +96,7 @@ def _cell(record: Mapping[str, Any]) -> Cell:
 
 
 def deviation(values: Sequence[float]) -> float | None:
-    """Standard deviation (n - 1) of finite values; None for fewer than two, or where one is not finite."""
+    """Return the standard deviation (n - 1); None for fewer than two values, or if one is not finite."""
     return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
 
 
@@ -106,12 +106,12 @@ def _details(found: Sequence[Column]) -> list[str]:
     known = [column for column in found if column.protocol]
     keys = distinguishing([{key: _text(value) for key, value in column.conditions.items()} for column in known])
     values = {key: shown([column.condition(key) for column in known]) for key in keys}
-    words = iter([", ".join(f"{key} {values[key][i]}" for key in keys) for i in range(len(known))])
-    return [next(words) if column.protocol else "no protocol" for column in found]
+    details = iter([", ".join(f"{key} {values[key][i]}" for key in keys) for i in range(len(known))])
+    return [next(details) if column.protocol else "no protocol" for column in found]
 
 
 def ranked(column: Column, cells: Sequence[Cell | None]) -> tuple[Cell | None, ...]:
-    """Cells of a column with their ranks; equal ones share one; all alike, or one alone, get none."""
+    """Return the cells with ranks; equal values have equal ranks; without two distinct values there is no rank."""
     sign = -1 if column.better == "higher" else 1
     values = [sign * cell.value for cell in cells if cell and math.isfinite(cell.value)]
     if column.unranked or len(set(values)) < 2:
@@ -125,19 +125,19 @@ def ranked(column: Column, cells: Sequence[Cell | None]) -> tuple[Cell | None, .
 
 
 def differences(parts: Sequence[Column], names: Sequence[str]) -> list[str]:
-    """What to say of each thing in which columns of one metric differ, and of each that cannot be ranked at all."""
+    """Return a note for each condition in which columns of one metric differ, and for each unranked column."""
     lines, known = [], [column for column in parts if column.protocol]
     for key in dict.fromkeys(key for column in known for key in column.conditions):
-        owners: dict[str, list[str]] = {}
+        runs: dict[str, list[str]] = {}
         for value, column in zip(shown([c.condition(key) for c in known]), known, strict=True):
-            owners.setdefault(value, []).extend(_owners(column, names))
-        if len(owners) > 1:
-            sides = " against ".join(f"{value} ({_listed(own)})" for value, own in owners.items())
+            runs.setdefault(value, []).extend(_runs(column, names))
+        if len(runs) > 1:
+            sides = " against ".join(f"{value} ({_listed(some)})" for value, some in runs.items())
             lines.append(f"not ranked together: {key} {sides}")
-    return lines + [f"not ranked: {c.unranked} ({_listed(_owners(c, names))})" for c in parts if c.unranked]
+    return lines + [f"not ranked: {c.unranked} ({_listed(_runs(c, names))})" for c in parts if c.unranked]
 
 
-def _owners(column: Column, names: Sequence[str]) -> list[str]:
+def _runs(column: Column, names: Sequence[str]) -> list[str]:
     return [name for name, cell in zip(names, column.cells, strict=True) if cell]
 
 
@@ -146,10 +146,10 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def shown(values: Sequence[Any]) -> list[str]:
-    """Values as words; digests are cut to eight characters where that leaves different ones different."""
-    words = [_text(value) for value in values]
-    cut = [re.sub(r"\b[0-9a-f]{16,}\b", lambda digest: digest[0][:8], word) for word in words]
-    return cut if len(set(cut)) == len(set(words)) else words
+    """Format values; digests are shortened to eight characters if they remain distinct."""
+    texts = [_text(value) for value in values]
+    short = [re.sub(r"\b[0-9a-f]{16,}\b", lambda digest: digest[0][:8], text) for text in texts]
+    return short if len(set(short)) == len(set(texts)) else texts
 
 
 def _text(value: Any) -> str:

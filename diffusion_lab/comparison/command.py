@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
     show(result)
     comparison.draw(result, out / "comparison.png")
     for run in runs:
-        if steps := comparison.halfway(run):
+        if steps := comparison.missing_steps(run):
             print(f"not finished: {os.path.relpath(run.place)}, {steps}")
     for run in comparison.unfinished(paths):
         print(f"left out: {os.path.relpath(run)}, which holds no results.json (not finished, or not evaluated)")

@@ -1,4 +1,4 @@
-"""A comparison as Markdown to read, as CSV for programs, and as one page of plots."""
+"""Output of a comparison: Markdown, CSV, and one page of plots."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 from diffusion_lab.comparison.column import Cell, Column, shown
 from diffusion_lab.comparison.run import Run
-from diffusion_lab.comparison.table import Comparison, gathered
+from diffusion_lab.comparison.table import Comparison, merged
 
 PANELS = 12
-MARKS = (
+LEGEND = (
     "↓ lower is better, ↑ higher is better; #1 is the best of its column, and no rank is given across columns.",
     "± standard error where a record has one, otherwise the standard deviation of its repeats.",
     "† extrapolated to infinitely many samples: never ranked with measured values.",
@@ -33,14 +33,14 @@ COSTS = {
     "step": "steps",
     "parameters": "parameters",
 }
-"""Key of a results file -> heading; what a run has cost is shown, never ranked."""
+"""Key of a results file -> heading; costs are shown but not ranked."""
 ORIGIN = ("checkpoint", "step", "weights", "parameters", "sampler", "seed", "revision")
-DRAWN = ("samples_per_second", "nfe", "training_seconds")
+PLOTTED = ("samples_per_second", "nfe", "training_seconds")
 TIMES = ((1, "s"), (60, "min"), (3600, "h"))
 
 
 def costs(runs: Sequence[Run]) -> dict[str, tuple[str, list[float | None]]]:
-    """Key -> (heading, number of each run) of every cost that some run tells; times in the unit of the longest."""
+    """Return key -> (heading, value of each run) of every cost that a run has; times have the longest one's unit."""
     found = {}
     for key, title in COSTS.items():
         numbers = [run.number(key) for run in runs]
@@ -48,52 +48,52 @@ def costs(runs: Sequence[Run]) -> dict[str, tuple[str, list[float | None]]]:
         if known and key == "training_seconds":
             size, unit = next(((s, u) for s, u in TIMES if max(known) < 180 * s), TIMES[-1])
             title, numbers = f"{title} ({unit})", [None if number is None else number / size for number in numbers]
-        if len(set(numbers)) > 1 or (known and key in DRAWN):  # the same size for all is no cost to compare
+        if len(set(numbers)) > 1 or (known and key in PLOTTED):  # equal sizes need no column
             found[key] = (title, numbers)
     return found
 
 
 def count(value: float) -> str:
-    """Three digits, or all those of a large number."""
+    """Format with three digits, or all digits of a large number."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def digits(value: float, precision: int = 4) -> str:
-    """A number with so many digits, noughts at its end included."""
+    """Format with `precision` significant digits, including trailing zeros."""
     return f"{value:#.{precision}g}".rstrip(".")
 
 
 def heading(column: Column) -> str:
-    """Metric, direction, and what is special about the protocol."""
+    """Return the heading of a column: metric, direction, and detail of the protocol."""
     arrow = {"lower": " ↓", "higher": " ↑"}.get(column.better, "")
     return f"{column.metric}{'†' * column.extrapolated}{arrow}" + (f" ({column.detail})" if column.detail else "")
 
 
 def value_text(cell: Cell | None, column: Column, seeds: int = 1) -> str:
-    """A value with its error and rank, and for a mean over fewer than all seeds of how many; "" for none."""
+    """Format a value with its error and rank, and the number of seeds if not all have one; "" for None."""
     if cell is None:
         return ""
     value = f"{digits(cell.value)}{'†' * column.extrapolated}"
     error = "" if cell.error is None or not math.isfinite(cell.value) else f" ± {digits(cell.error, 2)}"
-    part = "" if cell.count == seeds else f" ({cell.count} of {seeds})"
-    return value + error + part + ("" if cell.rank is None else f" #{cell.rank}")
+    fewer = "" if cell.count == seeds else f" ({cell.count} of {seeds})"
+    return value + error + fewer + ("" if cell.rank is None else f" #{cell.rank}")
 
 
 def grid(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """(headings, rows) of words: a row for each run and, where that is known, one for real data."""
-    spent = costs(comparison.runs).values()
+    """Return headings and rows as text: a row for each run and, if known, one for real data."""
+    run_costs = costs(comparison.runs).values()
     rows = []
     for i, name in enumerate(comparison.names):
-        own = ["" if numbers[i] is None else count(numbers[i]) for _, numbers in spent]
-        rows.append([name, *(value_text(column.cells[i], column) for column in comparison.columns), *own])
+        cost_cells = ["" if numbers[i] is None else count(numbers[i]) for _, numbers in run_costs]
+        rows.append([name, *(value_text(column.cells[i], column) for column in comparison.columns), *cost_cells])
     reals = [" to ".join(map(digits, dict.fromkeys(c.reals[:1] + c.reals[-1:]))) for c in comparison.columns]
     if any(reals):
-        rows.append(["real data", *reals, *("" for _ in spent)])
-    return ["run", *map(heading, comparison.columns), *(title for title, _ in spent)], rows
+        rows.append(["real data", *reals, *("" for _ in run_costs)])
+    return ["run", *map(heading, comparison.columns), *(title for title, _ in run_costs)], rows
 
 
 def seeds_grid(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """(headings, rows) of means and standard deviations over seeds; the columns that no group has are left out."""
+    """Return headings and rows of means and standard deviations over seeds, without empty columns."""
     used = [i for i, _ in enumerate(comparison.columns) if any(group.cells[i] for group in comparison.seeds)]
     rows = [
         [
@@ -107,20 +107,20 @@ def seeds_grid(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def marks(comparison: Comparison) -> list[str]:
-    """What the signs in the table mean, as far as they occur in it."""
-    text = " ".join(word for row in grid(comparison)[1] for word in row)
-    return [MARKS[0]] + [line for line in MARKS[1:] if line[0] in text]
+    """Return the legend of the symbols that occur in the table."""
+    text = " ".join(cell for row in grid(comparison)[1] for cell in row)
+    return [LEGEND[0]] + [line for line in LEGEND[1:] if line[0] in text]
 
 
 def markdown(comparison: Comparison) -> str:
-    """The whole report: table, what is not comparable, means over seeds, protocols, and where the runs lie."""
-    order = f"in the order of {comparison.by}" if comparison.by else "no metric is common to all"
+    """Return the report: table, notes on what is not comparable, means over seeds, protocols, and paths."""
+    order = f"sorted by {comparison.by}" if comparison.by else "no metric is common to all"
     blocks = [f"# {len(comparison.runs)} runs, {order}", _table(*grid(comparison)), "\n".join(marks(comparison))]
     if comparison.notes:
         blocks += ["## Not comparable", _list(comparison.notes)]
     if comparison.seeds:
         blocks += ["## Mean ± standard deviation over seeds", _table(*seeds_grid(comparison))]
-    protocols = gathered(
+    protocols = merged(
         [
             (heading(column), ", ".join(f"{key} {shown([value])[0]}" for key, value in column.protocol.items()))
             for column in comparison.columns
@@ -133,8 +133,8 @@ def markdown(comparison: Comparison) -> str:
 
 
 def _origin(name: str, run: Run) -> str:
-    message = [f"{key} {run.results[key]}" for key in ORIGIN if run.results.get(key) is not None]
-    return f"{name}: `{run.place}`" + "".join(f", {word}" for word in message)
+    facts = [f"{key} {run.results[key]}" for key in ORIGIN if run.results.get(key) is not None]
+    return f"{name}: `{run.place}`" + "".join(f", {fact}" for fact in facts)
 
 
 def _list(lines: Sequence[str]) -> str:
@@ -143,11 +143,11 @@ def _list(lines: Sequence[str]) -> str:
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [headings, ["---"] + ["--:"] * (len(headings) - 1), *rows]
-    return "\n".join("| " + " | ".join(word.replace("|", "\\|") for word in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def csv_text(comparison: Comparison) -> str:
-    """One line per run and metric, with everything that the value depends on; unknown fields are empty."""
+    """Return one line per run and metric, with everything that the value depends on; unknown fields are empty."""
     text = io.StringIO()
     table = csv.DictWriter(text, FIELDS, lineterminator="\n", extrasaction="ignore")
     table.writeheader()
@@ -155,11 +155,11 @@ def csv_text(comparison: Comparison) -> str:
         for column in comparison.columns:
             if (cell := column.cells[index]) is None:
                 continue
-            own = {k: v for k, v in run.metrics[column.metric].items() if k in ("weights", "nfe")}
+            details = {k: v for k, v in run.metrics[column.metric].items() if k in ("weights", "nfe")}
             group = [c for c in comparison.columns if c.metric == column.metric].index(column)
             table.writerow(
                 {
-                    **run.results, **own, "run": name, "metric": column.metric, "value": cell.value,
+                    **run.results, **details, "run": name, "metric": column.metric, "value": cell.value,
                     "standard_error": cell.error, "rank": cell.rank, "better": column.better, "protocol_group": group,
                     "extrapolated": column.extrapolated, "real_data": cell.real, "place": run.place,
                     "protocol": json.dumps(column.protocol, sort_keys=True) if column.protocol else "",
@@ -169,8 +169,8 @@ def csv_text(comparison: Comparison) -> str:
 
 
 def draw(comparison: Comparison, path: str | Path) -> None:
-    """One page of plots: each metric under each of its protocols, then samples/s, NFE and training time."""
-    # Imported here: it brings torch and matplotlib, and the table must not wait for them.
+    """Write one page of plots: each metric under each of its protocols, then samples/s, NFE and training time."""
+    # Imported here: torch and matplotlib take seconds to import, and the table is printed first.
     from diffusion_lab.plot.charts import Panel, dots
 
     panels = []
@@ -179,14 +179,14 @@ def draw(comparison: Comparison, path: str | Path) -> None:
         errors = [cell and cell.error for cell in column.cells]
         best = [bool(cell) and cell.rank == 1 for cell in column.cells]
         panels.append(Panel(heading(column), values, errors, best, column.reals))
-    spent = [
-        Panel(title, numbers, bars=True) for key, (title, numbers) in costs(comparison.runs).items() if key in DRAWN
+    cost_panels = [
+        Panel(title, numbers, bars=True) for key, (title, numbers) in costs(comparison.runs).items() if key in PLOTTED
     ]
-    room, title = PANELS - len(spent), f"{len(comparison.runs)} runs"
+    most, title = PANELS - len(cost_panels), f"{len(comparison.runs)} runs"
     if any(cell and cell.rank for column in comparison.columns for cell in column.cells):
         title += " · orange: the best under one protocol"
     if any(column.reals for column in comparison.columns):
         title += " · dotted: real data"
-    if len(panels) > room:
-        title += f" · {len(panels) - room} more columns in the table"
-    dots(comparison.names, [*panels[:room], *spent], path, title)
+    if len(panels) > most:
+        title += f" · {len(panels) - most} more columns in the table"
+    dots(comparison.names, [*panels[:most], *cost_panels], path, title)

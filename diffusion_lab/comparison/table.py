@@ -1,4 +1,4 @@
-"""Runs in order, with a column for each metric and protocol, means over seeds, and what cannot be compared."""
+"""Sorted runs, with a column for each metric and protocol, means over seeds, and notes on what is not comparable."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from diffusion_lab.comparison.column import Cell, Column, columns, deviation, di
 from diffusion_lab.comparison.run import Run, names
 
 IDENTITY = ("model", "data", "network", "parameters", "sampler", "weights", "checkpoint", "step", "revision")
-"""Keys of a results file in which runs that differ only in their seed agree."""
+"""Keys of a results file that are equal for runs that differ only in their seed."""
 
 
 @dataclass(frozen=True)
 class Seeds:
-    """Runs that differ only in their seed: in each column their mean, with the standard deviation as its error."""
+    """Runs that differ only in their seed: the mean of each column, with the standard deviation as its error."""
 
     name: str
     seeds: tuple[float, ...]
@@ -27,7 +27,7 @@ class Seeds:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs in the order of metric `by`, their names, one column per metric and protocol, and what must be said."""
+    """Runs sorted by metric `by`, their names, one column per metric and protocol, and notes."""
 
     runs: tuple[Run, ...]
     names: tuple[str, ...]
@@ -38,9 +38,9 @@ class Comparison:
 
 
 def compare(runs: Sequence[Run], by: str | None = None) -> Comparison:
-    """Put runs side by side, the best by metric `by` first; None takes the first metric that all of them have.
+    """Compare runs, sorted by metric `by`, the best first; None takes the first metric that all of them have.
 
-    Values are ranked within one protocol only, and extrapolated ones never with measured ones.
+    Values are ranked only within one protocol, and extrapolated values separately from measured ones.
 
     Raises:
         ValueError: for a metric that no run has.
@@ -50,54 +50,54 @@ def compare(runs: Sequence[Run], by: str | None = None) -> Comparison:
         by = next((metric for metric in metrics if all(metric in run.metrics for run in runs)), None)
     elif by not in metrics:
         close = get_close_matches(by, metrics, 1, cutoff=0.4)
-        guess = f" (did you mean {close[0]}?)" if close else ""
-        raise ValueError(f"by={by}: no run has this metric{guess}; available: {', '.join(metrics) or 'none'}")
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise ValueError(f"by={by}: no run has this metric{hint}; available: {', '.join(metrics) or 'none'}")
     if by is not None:
-        own = columns(runs, by)
-        runs = [runs[index] for index in sorted(range(len(runs)), key=lambda index: _standing(own, index))]
+        by_columns = columns(runs, by)
+        runs = [runs[index] for index in sorted(range(len(runs)), key=lambda index: _sort_key(by_columns, index))]
         metrics = [by, *(metric for metric in metrics if metric != by)]
     named, parts = names(runs), [columns(runs, metric) for metric in metrics]
-    whole = [column for part in parts for column in part]
-    notes = gathered([(part[0].metric, line) for part in parts for line in differences(part, named)])
-    return Comparison(tuple(runs), tuple(named), tuple(whole), tuple(over_seeds(runs, whole)), tuple(notes), by)
+    table = [column for part in parts for column in part]
+    notes = merged([(part[0].metric, line) for part in parts for line in differences(part, named)])
+    return Comparison(tuple(runs), tuple(named), tuple(table), tuple(over_seeds(runs, table)), tuple(notes), by)
 
 
-def gathered(lines: Sequence[tuple[str, str]]) -> list[str]:
-    """Lines "heads: tail", one for each tail of the pairs (head, tail)."""
+def merged(lines: Sequence[tuple[str, str]]) -> list[str]:
+    """Merge pairs (head, tail) with equal tails to lines "head, head: tail"."""
     heads: dict[str, list[str]] = {}
     for head, tail in lines:
         heads.setdefault(tail, []).append(head)
-    return [f"{', '.join(own)}: {tail}" for tail, own in heads.items()]
+    return [f"{', '.join(some)}: {tail}" for tail, some in heads.items()]
 
 
-def _standing(own: Sequence[Column], index: int) -> tuple[int, float]:
-    """Sorts the runs by group, then by value; those that cannot be ranked stay in the order given."""
-    for group, column in enumerate(own):
+def _sort_key(by_columns: Sequence[Column], index: int) -> tuple[int, float]:
+    """Sort runs by column, then by value; runs that cannot be ranked stay in the given order."""
+    for group, column in enumerate(by_columns):
         if cell := column.cells[index]:
             sortable = math.isfinite(cell.value) and not column.unranked
             return group, cell.value * (-1 if column.better == "higher" else 1) if sortable else math.inf
-    return len(own), math.inf
+    return len(by_columns), math.inf
 
 
-def over_seeds(runs: Sequence[Run], whole: Sequence[Column]) -> list[Seeds]:
-    """Mean and standard deviation (n - 1) of runs that differ only in their seed, as far as their files tell."""
+def over_seeds(runs: Sequence[Run], all_columns: Sequence[Column]) -> list[Seeds]:
+    """Return mean and standard deviation (n - 1) of runs that differ only in their seed."""
     groups: dict[str, dict[float | None, int]] = {}
     for index, run in enumerate(runs):
         group, seed = groups.setdefault(_identity(run), {}), run.number("seed")
-        # The same seed twice is one measurement: the later directory's, which has nothing to do with its value.
+        # Of several runs with the same seed, take the last directory, a choice independent of the value.
         if seed not in group or run.path > runs[group[seed]].path:
             group[seed] = index
     first = [min(group.values()) for group in groups.values()]
-    called = names([runs[i] for i in first], leave_out=("seed",)) if len(first) > 1 else ["all runs"] * len(first)
-    several = [(name, group) for name, group in zip(called, groups.values(), strict=True) if len(group) > 1]
+    titles = names([runs[i] for i in first], leave_out=("seed",)) if len(first) > 1 else ["all runs"] * len(first)
+    several = [(name, group) for name, group in zip(titles, groups.values(), strict=True) if len(group) > 1]
     table = []
-    for column in whole:
+    for column in all_columns:
         cells = [_mean([column.cells[index] for index in group.values()]) for _, group in several]
-        # A mean over fewer seeds than the others is shown, not ranked.
-        full = [
+        # A mean over fewer seeds than the group has is shown but not ranked.
+        complete = [
             cell if cell and cell.count == len(group) else None for cell, (_, group) in zip(cells, several, strict=True)
         ]
-        table.append([rank or cell for rank, cell in zip(ranked(column, full), cells, strict=True)])
+        table.append([rank or cell for rank, cell in zip(ranked(column, complete), cells, strict=True)])
     return [
         Seeds(name, tuple(sorted(group)), tuple(cells[row] for cells in table))
         for row, (name, group) in enumerate(several)
@@ -105,11 +105,11 @@ def over_seeds(runs: Sequence[Run], whole: Sequence[Column]) -> list[Seeds]:
 
 
 def _identity(run: Run) -> str:
-    """Equal for runs that differ only in their seed; without a seed, or without a model, no file tells that."""
-    words = {key: value for key, value in run.overrides.items() if key != "seed"}
-    message = run.number("seed") is not None and "model" in {*run.results, *words}
-    alone = None if message else str(run.path)
-    return json.dumps([alone, [run.results.get(key) for key in IDENTITY], words], sort_keys=True)
+    """Return a key that is equal for runs that differ only in their seed; unique if seed or model is not recorded."""
+    overrides = {key: value for key, value in run.overrides.items() if key != "seed"}
+    recorded = run.number("seed") is not None and "model" in {*run.results, *overrides}
+    unique = None if recorded else str(run.path)
+    return json.dumps([unique, [run.results.get(key) for key in IDENTITY], overrides], sort_keys=True)
 
 
 def _mean(cells: Sequence[Cell | None]) -> Cell | None:

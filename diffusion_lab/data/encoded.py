@@ -145,7 +145,6 @@ class EncodedImages(DataModule):
 
     Every image is decoded once before training to find damaged ones; for sets larger than memory, only if the set has
     changed since the last time. A damaged image is an error; on_corrupt="skip" skips and counts it.
-
     background: grey or [red, green, blue], 0..255, under transparent pixels.  max_pixels: largest size of an image.
     """
 

@@ -1,4 +1,4 @@
-"""Whether samples are of the class that they were asked to be."""
+"""Label agreement: the fraction of conditional samples that a classifier assigns to their label."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from diffusion_lab.metric import Extractor, sample_count
 from diffusion_lab.model import Model
 
 REAL = 1000
-"""Held-out items at most that the classifier is tried on."""
+"""Largest number of held-out items for the classifier's accuracy on real data."""
 
 Classifier = Callable[[Tensor], Tensor]
 """Features of images (B, ...), or points, -> the class (B,) of each."""
 
 
 def classifier(model: Model, extractor: Extractor | None, data: DataModule) -> tuple[str, Classifier] | None:
-    """Who tells the classes of a conditional model's samples, by name; None where nobody can.
+    """Return the name and function of a classifier for a conditional model's samples, or None.
 
-    The classifier behind the features of images, where it knows as many classes as the model; of points the nearest
-    mode of their distribution.
+    For images this is the classifier of the feature extractor if it has as many classes as the model; for points it is
+    the nearest mode of their distribution.
     """
     modes = getattr(getattr(data, "target", None), "modes", None)
     if model.labels is None:
@@ -39,49 +39,50 @@ def classifier(model: Model, extractor: Extractor | None, data: DataModule) -> t
     return extractor.name, lambda features: extractor.logits(features).argmax(1)
 
 
-def name(who: str, count: int) -> str:
-    """The metric's."""
-    return f"label_agreement_{who}_{sample_count(count)}"
+def metric_name(classifier_name: str, count: int) -> str:
+    """Return the name of the metric."""
+    return f"label_agreement_{classifier_name}_{sample_count(count)}"
 
 
 def agreement_names(model: Model, extractor: Extractor | None, data: DataModule, count: int) -> list[str]:
-    """Names of the metrics of `count` samples."""
+    """Return the names of the metrics of `count` samples."""
     found = classifier(model, extractor, data)
-    return [] if found is None else [name(found[0], count)]
+    return [] if found is None else [metric_name(found[0], count)]
 
 
 def agreement(
-    series: SampleStore, extractor: Extractor | None, data: DataModule, count: int, repeats: int
+    store: SampleStore, extractor: Extractor | None, data: DataModule, count: int, repeats: int
 ) -> dict[str, Record]:
-    """The share of `count` samples that are of the class asked for; nothing where nobody can tell.
+    """Return the fraction of `count` samples classified as their label, for `repeats` disjoint ranges of samples.
 
-    It stands beside that of held-out data, which is as good as the classifier.  `repeats` ranges of a series are taken.
+    The record also has this fraction for held-out data, an upper bound set by the classifier.  Without a classifier the
+    result is empty.
     """
-    found = classifier(series.model, extractor, data)
+    found = classifier(store.model, extractor, data)
     if found is None:
         return {}
-    who, classify = found
-    store = series.samples if extractor is None else series.features(extractor)
+    name, classify = found
+    features = store.samples if extractor is None else store.features(extractor)
     protocol = {} if extractor is None else extractor.protocol()
     spans = [range(i * count, (i + 1) * count) for i in range(repeats)]
-    runs = [shares(who, classify, Rows(store, span), series.labels(span), protocol) for span in spans]
+    runs = [accuracy(name, classify, Rows(features, span), store.labels(span), protocol) for span in spans]
     real = data.images("held_out", REAL)
-    rows = real if extractor is None else extractor(real.to(series.model.device))
-    return with_real(repeated(runs), shares(who, classify, rows, data.labels("held_out", REAL), protocol))
+    rows = real if extractor is None else extractor(real.to(store.model.device))
+    return with_real(repeated(runs), accuracy(name, classify, rows, data.labels("held_out", REAL), protocol))
 
 
-def shares(
-    who: str, classify: Classifier, rows: Tensor | Rows, labels: Tensor, protocol: dict[str, Any]
+def accuracy(
+    name: str, classify: Classifier, rows: Tensor | Rows, labels: Tensor, protocol: dict[str, Any]
 ) -> dict[str, Record]:
-    """The share of rows whose class is their label, of all and of each class."""
+    """Return the fraction of rows classified as their label, overall and by class."""
     parts = [classify(rows[i : i + BLOCK]).cpu() for i in range(0, len(rows), BLOCK)]
-    right = (torch.cat(parts) == labels).double()
-    share = right.mean().item()
+    correct = (torch.cat(parts) == labels).double()
+    fraction = correct.mean().item()
     record = {
-        "value": share,
+        "value": fraction,
         "better": "higher",
-        "standard_error": (share * (1 - share) / len(right)) ** 0.5,
-        "by_class": {str(k): right[labels == k].mean().item() for k in labels.unique().tolist()},
-        "protocol": {**protocol, "classifier": who, "samples": len(right)},
+        "standard_error": (fraction * (1 - fraction) / len(correct)) ** 0.5,
+        "by_class": {str(k): correct[labels == k].mean().item() for k in labels.unique().tolist()},
+        "protocol": {**protocol, "classifier": name, "samples": len(correct)},
     }
-    return {name(who, len(right)): record}
+    return {metric_name(name, len(correct)): record}

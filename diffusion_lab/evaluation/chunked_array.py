@@ -1,4 +1,4 @@
-"""A long array on disk in files of fixed numbers of rows, which many processes fill and any of them may be killed."""
+"""A long array on disk in files of a fixed number of rows, which several processes can write, also after a kill."""
 
 from __future__ import annotations
 
@@ -14,51 +14,51 @@ from diffusion_lab.storage.atomic_file import atomic_write
 
 
 class ChunkedArray:
-    """Rows of an array: each file holds `size` consecutive ones and is named after the first, `<folder>/00000500.npy`.
+    """Rows of an array in chunks: a file holds `size` consecutive rows, named by the first: `<folder>/00000500.npy`.
 
-    Which rows share a file depends on `size` alone, not on how many processes write.  A file appears under its name
-    once it is whole, so what is there is right, also for another `size`, and what is not is all that is left to do.
+    The chunks depend on `size` alone, not on the number of processes.  Files are written atomically, so that every
+    existing file is complete, and after an interruption only the missing chunks are computed.
     """
 
     def __init__(self, folder: str | Path, size: int) -> None:
         self.folder, self.size = Path(folder), size
 
     def path(self, chunk: range) -> Path:
-        """The file of a chunk."""
+        """Return the file of a chunk."""
         return self.folder / f"{chunk.start:08d}.npy"
 
     def ranges(self, count: int) -> list[range]:
-        """The chunks of rows 0..count-1."""
+        """Return the chunks of rows 0..count-1."""
         return [range(start, min(start + self.size, count)) for start in range(0, count, self.size)]
 
     def has(self, chunk: range) -> bool:
-        """Whether all rows of the chunk are there (its file may hold more)."""
+        """Whether all rows of the chunk are stored (its file may hold more)."""
         try:
             return len(np.load(self.path(chunk), mmap_mode="r")) >= len(chunk)
-        except (FileNotFoundError, ValueError, EOFError):  # not there, or damaged since
+        except (FileNotFoundError, ValueError, EOFError):  # missing, or damaged since
             return False
 
     def missing(self, count: int) -> list[range]:
-        """The chunks of rows 0..count-1 that are not there."""
-        there = set(os.listdir(self.folder)) if self.folder.is_dir() else set()
-        return [chunk for chunk in self.ranges(count) if self.path(chunk).name not in there or not self.has(chunk)]
+        """Return the chunks of rows 0..count-1 that are not stored."""
+        files = set(os.listdir(self.folder)) if self.folder.is_dir() else set()
+        return [chunk for chunk in self.ranges(count) if self.path(chunk).name not in files or not self.has(chunk)]
 
     def write(self, chunk: range, rows: Tensor) -> None:
-        """Store the rows of a chunk, whole or not at all."""
+        """Store the rows of a chunk, atomically."""
         with atomic_write(self.path(chunk)) as file:
             np.save(file, rows.detach().cpu().numpy())
 
     def read(self, chunk: range) -> Tensor:
-        """The rows of a chunk that is there."""
+        """Return the rows of a stored chunk."""
         return torch.from_numpy(np.load(self.path(chunk))[: len(chunk)])
 
 
 class Rows:
-    """Some consecutive rows of a store seen as one array: `rows[indices]` reads those rows and nothing else.
+    """A range of rows of a `ChunkedArray` as one array: `rows[indices]` reads only these rows.
 
     Args:
-        chunks: the store, in which all of them are.
-        span: which rows of it.
+        chunks: the array, in which all these rows are stored.
+        span: the range of rows.
     """
 
     def __init__(self, chunks: ChunkedArray, span: range) -> None:
@@ -71,12 +71,12 @@ class Rows:
         return len(self.span)
 
     def __getitem__(self, index: slice | Sequence[int] | np.ndarray | Tensor) -> Tensor:
-        wanted = np.arange(self.span.start, self.span.stop)[index]
-        files, places = np.divmod(wanted, self.chunks.size)
-        out = np.empty((len(wanted), *self.shape[1:]), self.dtype)
+        rows = np.arange(self.span.start, self.span.stop)[index]
+        files, offsets = np.divmod(rows, self.chunks.size)
+        out = np.empty((len(rows), *self.shape[1:]), self.dtype)
         for number in np.unique(files):
-            here = files == number
+            in_file = files == number
             start = int(number) * self.chunks.size
             stored = np.load(self.chunks.path(range(start, start + 1)), mmap_mode="r")
-            out[here] = stored[places[here]]
+            out[in_file] = stored[offsets[in_file]]
         return torch.from_numpy(out)

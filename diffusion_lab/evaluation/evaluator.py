@@ -1,4 +1,4 @@
-"""What is measured of a model, put together: quality of its samples, likelihood of held-out data."""
+"""Evaluator: all metrics of a model, the quality of its samples and the likelihood of held-out data."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from diffusion_lab.evaluation.agreement import agreement, agreement_names
 from diffusion_lab.evaluation.chunked_array import ChunkedArray, Rows
 from diffusion_lab.evaluation.likelihood import likelihood_name, score_likelihood
 from diffusion_lab.evaluation.reference import Reference
-from diffusion_lab.evaluation.sample_store import SampleStore, share
+from diffusion_lab.evaluation.sample_store import SampleStore, compute_missing
 from diffusion_lab.evaluation.scorer import MEASURES, Features, Measure, Record, Scorer, repeated, with_real
 from diffusion_lab.evaluation.toy2d import point_names, score_points
 from diffusion_lab.metric import Extractor
 from diffusion_lab.model import Model
 
 SPLITS = {"train": "held_out", "held_out": "train"}
-"""Splits, each with the one whose images show what a perfect model would score."""
+"""Reference split -> the split whose images are scored as real data, to show the score of a perfect model."""
 
 
 class Evaluator:
-    """Scores samples against a reference, and held-out data under the model, on all ranks together.
+    """Compares samples with a reference and computes the likelihood of held-out data, distributed over all ranks.
 
     Args:
         features: extractor of image features; None for points in the plane.
-        samples: how many samples are scored.
-        reference: what they are held against: "train" (as published FIDs are), "held_out", or a .npz of statistics.
-        measures: which numbers; those that extractor or reference cannot serve are left out.
-        repeats: over how many disjoint ranges of the series, `samples` each, every number is taken; the mean is
-            reported with the smallest and all of them.
-        neighbours: rows at most for precision, recall, density and coverage.
-        likelihood_samples: over how many held-out items the likelihood is averaged; None takes all, 0 none.
-        likelihood_repeats: passes over them, each with other noise.
-        batch_size: of sampling; part of what decides the last digits of a sample.
+        samples: number of samples.
+        reference: "train" (as for published FIDs), "held_out", or a .npz file of statistics.
+        measures: metrics to compute; those that the extractor or the reference does not support are skipped.
+        repeats: number of disjoint sets of `samples` samples for every metric; mean, minimum, maximum and all values
+            are reported.
+        neighbours: largest number of rows for precision, recall, density and coverage.
+        likelihood_samples: number of held-out items for the likelihood; None takes all, 0 skips it.
+        likelihood_repeats: passes over them, each with new noise.
+        batch_size: of sampling; it affects rounding errors of the samples.
         likelihood_batch_size: of the likelihood, which may need the memory of a backward pass.
         seed: of the samples and of the likelihood's noise.
-        cache: directory where the statistics of data sets are kept.
+        cache: directory for statistics of data sets.
 
     Raises:
-        ValueError: for a measure or a reference that does not exist.
+        ValueError: for an unknown measure or reference.
     """
 
     def __init__(
@@ -70,59 +70,59 @@ class Evaluator:
         if reference not in SPLITS and not reference.endswith(".npz"):
             raise ValueError(f"metric.reference={reference} must be train, held_out or a .npz file of statistics")
         if samples < 2:
-            raise ValueError(f"{samples} sample cannot be scored: draw at least 2")
+            raise ValueError(f"metric.samples={samples} must be at least 2")
         self.features, self.samples, self.reference = features, samples, reference
         self.measures: Sequence[Measure] = measures
         self.repeats, self.neighbours = repeats, neighbours
         self.likelihood_samples, self.likelihood_repeats = likelihood_samples, likelihood_repeats
         self.batch_size, self.likelihood_batch_size = batch_size, likelihood_batch_size
         self.seed, self.cache = seed, Path(cache)
-        self.unsuited = ""  # name of features that were asked for of data which are no images
-        self.cost: tuple[float, float] | None = None  # (network evaluations, samples a second) of the latest samples
+        self.skipped_features = ""  # name of the extractor, if the data have no grey levels
+        self.cost: tuple[float, float] | None = None  # (NFE, samples/s) of the latest samples
         self._loaded: dict[str, Reference] = {}
         self._real: dict[tuple[Path, ...], dict[str, Record]] = {}
 
     def prepare(self, data: DataModule, device: torch.device) -> None:
-        """Fit or load the extractor; call it early, so that a missing file is known before anything long.
+        """Train or load the extractor; call it early, so that a missing file is reported before anything long.
 
         Raises:
-            FileNotFoundError: if the extractor's weights are not there.
-            ValueError: if the reference is not there, or was measured under another protocol.
+            FileNotFoundError: if the extractor's weights are missing.
+            ValueError: if the reference is missing, or was measured under another protocol.
         """
-        if self.features is not None and data.grey_levels is None:  # latents, fields: there is no image to look at
-            self.unsuited, self.features = self.features.name, None
+        if self.features is not None and data.grey_levels is None:  # latents or fields, not images
+            self.skipped_features, self.features = self.features.name, None
         if self.features is None:
             return
         references.prepare(self.features, data, device)
         if self.reference not in SPLITS:
             if not Path(self.reference).is_file():
-                raise ValueError(f"metric.reference={self.reference} does not exist: use train, held_out, or make it")
-            self.loaded(self.reference)
+                raise ValueError(f"metric.reference={self.reference} does not exist: use train, held_out, or create it")
+            self.load_reference(self.reference)
 
     def __call__(self, model: Model, data: DataModule, folder: Path) -> dict[str, Record]:
-        """All metrics, name -> record; what is drawn and measured on the way is kept under `folder`."""
-        series = SampleStore(folder, model, seed=self.seed, batch_size=self.batch_size)
-        return {**self.quality(series, data), **self.likelihood(model, data, folder)}
+        """Return all metrics, name -> record; samples and intermediate results are stored under `folder`."""
+        store = SampleStore(folder, model, seed=self.seed, batch_size=self.batch_size)
+        return {**self.quality(store, data), **self.likelihood(model, data, folder)}
 
-    def quality(self, series: SampleStore, data: DataModule) -> dict[str, Record]:
-        """Metrics of the first `samples` x `repeats` samples of a series, drawn now if they are not there."""
+    def quality(self, store: SampleStore, data: DataModule) -> dict[str, Record]:
+        """Return the metrics of the first `samples` x `repeats` samples of a store; missing samples are generated."""
         total = self.samples * self.repeats
-        if not self.judges_samples(data):
+        if not self.scores_samples(data):
             return {}
-        series.complete(total)
+        store.complete(total)
         if self.features is not None:
-            records = self.image_quality(series, data, total)
+            records = self.image_quality(store, data, total)
         else:
-            records = ranks.on_first(lambda: repeated([score_points(p, data) for p in self.points(series)]))
-        records |= ranks.on_first(lambda: agreement(series, self.features, data, self.samples, self.repeats))
-        self.cost = ranks.on_first(lambda: series.cost(total))
-        return series.noted({name: {**record, "nfe": self.cost[0]} for name, record in records.items()})
+            records = ranks.on_first(lambda: repeated([score_points(p, data) for p in self.points(store)]))
+        records |= ranks.on_first(lambda: agreement(store, self.features, data, self.samples, self.repeats))
+        self.cost = ranks.on_first(lambda: store.cost(total))
+        return store.annotate({name: {**record, "nfe": self.cost[0]} for name, record in records.items()})
 
-    def image_quality(self, series: SampleStore, data: DataModule, total: int) -> dict[str, Record]:
-        """Every measure of the samples' features against the reference's, beside that of real images."""
-        extractor, device = self.features, series.model.device
-        store = series.features(extractor)
-        share(store, total, lambda chunk: store.write(chunk, extractor(series.chunk(chunk).to(device))), "features")
+    def image_quality(self, store: SampleStore, data: DataModule, total: int) -> dict[str, Record]:
+        """Return every measure of the samples' features relative to the reference, with the values of real images."""
+        extractor, device = self.features, store.model.device
+        features = store.features(extractor)
+        compute_missing(features, total, lambda c: features.write(c, extractor(store.chunk(c).to(device))), "features")
         paths = {}
         if self.reference in SPLITS and data.size(self.reference) > 1:
             options = (extractor, device, self.cache)
@@ -133,53 +133,49 @@ class Evaluator:
                     data, other, *options, count=self.samples, batch_size=self.batch_size
                 )
 
-        def judge() -> dict[str, Record]:
-            judge = self.judge_to_be(data)  # that of a set too small for any measure is all that is known of it
+        def score() -> dict[str, Record]:
+            scorer = self.planned_scorer(data)  # used if the reference is too small for any measure
             if paths or self.reference not in SPLITS:
-                against = self.loaded(paths.get("reference", self.reference), self.word)
-                judge = Scorer(extractor, against, self.measures, self.neighbours, device)
-            records = repeated([judge(Features.of(rows)) for rows in self.spans(store)])
-            return self.beside_real(records, judge, tuple(paths.values())) if "real" in paths else records
+                name = self.reference if self.reference in SPLITS else None
+                reference = self.load_reference(paths.get("reference", self.reference), name)
+                scorer = Scorer(extractor, reference, self.measures, self.neighbours, device)
+            records = repeated([scorer(Features.of(rows)) for rows in self.spans(features)])
+            return self.add_real(records, scorer, tuple(paths.values())) if "real" in paths else records
 
-        return ranks.on_first(judge)
+        return ranks.on_first(score)
 
-    def points(self, series: SampleStore) -> Iterator[Tensor]:
-        """The samples of each repeat as the data are: images of many channels in [0, 1]."""
-        for rows in self.spans(series.samples):
-            yield rows[:].permute(0, 3, 1, 2).float() / 255 if series.images else rows[:]
+    def points(self, store: SampleStore) -> Iterator[Tensor]:
+        """Yield the samples of each repeat in the format of the data: points, or images of any channels in [0, 1]."""
+        for rows in self.spans(store.samples):
+            yield rows[:].permute(0, 3, 1, 2).float() / 255 if store.images else rows[:]
 
-    def loaded(self, path: str | Path, word: str | None = None) -> Reference:
-        """The reference in a file, read once: what it costs to decompose its covariance is kept with it."""
+    def load_reference(self, path: str | Path, name: str | None = None) -> Reference:
+        """Load the reference in a file, once: it caches the decomposition of its covariance."""
         if str(path) not in self._loaded:
-            self._loaded[str(path)] = references.load(path, self.features, word)
+            self._loaded[str(path)] = references.load(path, self.features, name)
         return self._loaded[str(path)]
 
-    @property
-    def word(self) -> str | None:
-        """The reference's word in names; None takes that of its file."""
-        return self.reference if self.reference in SPLITS else None
-
-    def beside_real(self, records: dict[str, Record], judge: Scorer, paths: tuple[Path, ...]) -> dict[str, Record]:
-        """Records beside what real images of the other split score, against the same reference, measured once."""
+    def add_real(self, records: dict[str, Record], scorer: Scorer, paths: tuple[Path, ...]) -> dict[str, Record]:
+        """Add the values of real images of the other split, relative to the same reference, computed once."""
         if paths not in self._real:
-            statistics = self.loaded(paths[1]).statistics
-            measures = [m for m in judge.measures if m != "frechet_infinity"]  # of features, that are not all kept
-            real = dataclasses.replace(judge, measures=measures)
+            statistics = self.load_reference(paths[1]).statistics
+            measures = [m for m in scorer.measures if m != "frechet_infinity"]  # needs all features
+            real = dataclasses.replace(scorer, measures=measures)
             self._real[paths] = real(Features(statistics.moments, statistics.features))
         return with_real(records, self._real[paths])
 
     def spans(self, store: ChunkedArray) -> list[Rows]:
-        """The rows of each repeat."""
+        """Return the rows of each repeat."""
         return [Rows(store, range(i * self.samples, (i + 1) * self.samples)) for i in range(self.repeats)]
 
-    def judges_samples(self, data: DataModule) -> bool:
-        """Whether there is anything to judge samples by: features of images, or distances of points and the like."""
+    def scores_samples(self, data: DataModule) -> bool:
+        """Whether samples can be evaluated: by features of images, or by distances (points, fields)."""
         if self.features is not None:
             return True
         return (data.grey_levels is None or data.shape[0] not in (1, 3)) and data.size("held_out") > 0
 
     def likelihood(self, model: Model, data: DataModule, folder: Path) -> dict[str, Record]:
-        """The model's likelihoods of held-out data, split in their terms."""
+        """Return the model's likelihoods of held-out data, with their terms."""
         records: dict[str, Record] = {}
         for name in model.likelihood if self.likelihood_items(data) else ():
             records |= score_likelihood(
@@ -195,64 +191,63 @@ class Evaluator:
         return records
 
     def likelihood_items(self, data: DataModule) -> int:
-        """Over how many held-out items the likelihood is averaged."""
+        """Return the number of held-out items for the likelihood."""
         size = data.size("held_out")
         return size if self.likelihood_samples is None else min(self.likelihood_samples, size)
 
     def names(self, model: Model, data: DataModule) -> list[str]:
-        """Names of the metrics, known before anything is measured."""
-        words = [likelihood_name(model, name) for name in model.likelihood] if self.likelihood_items(data) else []
-        if not self.judges_samples(data):
-            return words
-        words = [*agreement_names(model, self.features, data, self.samples), *words]
+        """Return the names of the metrics, before anything is measured."""
+        names = [likelihood_name(model, name) for name in model.likelihood] if self.likelihood_items(data) else []
+        if not self.scores_samples(data):
+            return names
+        names = [*agreement_names(model, self.features, data, self.samples), *names]
         if self.features is None:
-            return [*point_names(data, self.samples), *words]
-        return [*self.judge_to_be(data).names(self.samples), *words]
+            return [*point_names(data, self.samples), *names]
+        return [*self.planned_scorer(data).names(self.samples), *names]
 
     def left_out(self, data: DataModule, likelihood: bool = False) -> list[str]:
-        """Why measures that were asked for, the likelihood among them, will not be taken, a line each."""
+        """Return one line for each configured metric (and the likelihood) that cannot be computed, with the reason."""
         empty = likelihood and self.likelihood_samples != 0 and not data.size("held_out")
         lines = ["the likelihood needs held-out items, and there are none"] if empty else []
-        if self.unsuited:
+        if self.skipped_features:
             name = type(data).__name__
-            lines.append(f"{self.unsuited} features are of images, and {name} has no grey levels: distances are taken")
+            lines.append(
+                f"{self.skipped_features} features need images, and {name} has no grey levels: distances are used"
+            )
         if self.features is None:
             return lines
-        judge = self.judge_to_be(data)
-        return lines + [reason for measure in self.measures if (reason := judge.lacks(measure, self.samples))]
+        scorer = self.planned_scorer(data)
+        return lines + [reason for measure in self.measures if (reason := scorer.obstacle(measure, self.samples))]
 
-    def cautions(self, data: DataModule) -> list[str]:
-        """What to know of numbers that can be taken and say little."""
+    def warnings(self, data: DataModule) -> list[str]:
+        """Return warnings about metrics that are strongly biased."""
         if self.features is None or not {"frechet", "frechet_infinity"} & set(self.measures):
             return []
-        known = self.judge_to_be(data).reference.statistics.moments.count
+        known = self.planned_scorer(data).reference.statistics.moments.count
         few = {"samples": self.samples, "reference images": known}
         size = self.features.dimensions
         return [
-            f"{count} {what} for {size} dimensions: the Fréchet distance is mostly the bias of so few"
+            f"{count} {what} for {size} dimensions: the Fréchet distance is strongly biased"
             for what, count in few.items()
             if count is not None and 2 <= count <= self.features.dimensions
         ]
 
-    def judge_to_be(self, data: DataModule) -> Scorer:
-        """The judge as far as it is known before anything is measured."""
-        if self.reference in SPLITS:
-            size = data.size(self.reference)
-            kept = range(min(size, references.KEPT))  # rows of features that there will be beside the moments
-            found = SimpleNamespace(features=kept, moments=SimpleNamespace(count=size))
-            against = Reference(self.reference, found, {})
-        else:
-            against = self.loaded(self.reference)
-        return Scorer(self.features, against, self.measures, self.neighbours)
+    def planned_scorer(self, data: DataModule) -> Scorer:
+        """Return a scorer whose reference has the sizes, but not yet the statistics, of a split of the data."""
+        if self.reference not in SPLITS:
+            return Scorer(self.features, self.load_reference(self.reference), self.measures, self.neighbours)
+        size = data.size(self.reference)
+        sizes = SimpleNamespace(features=range(min(size, references.KEPT)), moments=SimpleNamespace(count=size))
+        return Scorer(self.features, Reference(self.reference, sizes, {}), self.measures, self.neighbours)
 
     def plan(self, model: Model, data: DataModule, with_likelihood: bool = True) -> str:
-        """What is measured, in one line."""
+        """Describe in one line what is measured."""
         parts = []
-        if self.judges_samples(data):
-            which = ", ".join(self.judge_to_be(data).served(self.samples)) if self.features else "distances"
+        if self.scores_samples(data):
+            which = ", ".join(self.planned_scorer(data).supported(self.samples)) if self.features else "distances"
             times = f"{self.repeats} x " if self.repeats > 1 else ""
-            against = self.reference if self.features else "held_out"
-            parts.append(f"{times}{self.samples:,} samples against {against} ({which})")
+            reference = self.reference if self.features else "held_out"
+            parts.append(f"{times}{self.samples:,} samples against {reference} ({which})")
         if with_likelihood and model.likelihood and (items := self.likelihood_items(data)):
             passes = f", {self.likelihood_repeats} times" if self.likelihood_repeats > 1 else ""
             parts.append(f"likelihood ({', '.join(model.likelihood)}) of {items:,} held-out items{passes}")

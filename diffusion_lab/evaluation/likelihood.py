@@ -1,4 +1,4 @@
-"""How likely held-out data are under a model: bits/dim of images, nats/dim of fields, nats of points, over a set."""
+"""Likelihood of held-out data: bits/dim of images, nats/dim of real-valued arrays, nats of points."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diffusion_lab import ranks
 from diffusion_lab.data import DataModule
 from diffusion_lab.evaluation.chunked_array import ChunkedArray, Rows
 from diffusion_lab.evaluation.reference import content
-from diffusion_lab.evaluation.sample_store import share
+from diffusion_lab.evaluation.sample_store import compute_missing
 from diffusion_lab.evaluation.scorer import Record
 from diffusion_lab.finite import NonFinite, bad_items, shown
 from diffusion_lab.likelihood import bits_per_dim
@@ -32,14 +32,14 @@ def score_likelihood(
     batch_size: int = 100,
     seed: int = 0,
 ) -> dict[str, Record]:
-    """One of the model's likelihoods of the first `count` held-out items (None: all), each `repeats` times.
+    """Return one of the model's likelihoods of the first `count` held-out items (None: all), each `repeats` times.
 
-    Every item has its own noise, other noise in every repeat, and every item counts once: the value is the mean over
-    items of their mean over repeats, its standard error that of the items.  Work is shared among ranks in fixed chunks
-    and kept under `folder`, where it goes on after a kill.
+    Every item has independent noise in every repeat.  The value is the mean over items of their mean over repeats; the
+    standard error is that over items.  Chunks of fixed size are distributed over ranks and stored under `folder`, from
+    where an interrupted evaluation resumes.
 
     Raises:
-        NonFinite: naming the items that have no finite likelihood; a mean over the others would be another number.
+        NonFinite: naming the items without a finite likelihood.
     """
     size = data.size("held_out")
     count = size if count is None else min(count, size)
@@ -58,7 +58,7 @@ def score_likelihood(
     store = ChunkedArray(folder / f"likelihood_{name}_{digest}", batch_size)
 
     def work(chunk: range) -> None:
-        # Row r is item r modulo count: a chunk may cross from one repeat to the next.
+        # Row r is item r modulo count: a chunk may contain items of two repeats.
         items = torch.tensor([row % count for row in chunk])
         first, last = items.min().item(), items.max().item()
         x = data.images("held_out", last - first + 1, first=first)[items - first]
@@ -72,18 +72,18 @@ def score_likelihood(
         if bad := bad_items(result.log_likelihood):
             raise NonFinite(
                 f"likelihood ({name}) of held-out items {shown([chunk[i] % count for i in bad])} is not finite: try "
-                "another checkpoint, weights=raw or trainer.precision=32-true; nothing of it is kept"
+                "another checkpoint, weights=raw or trainer.precision=32-true; this chunk is not stored"
             )
         cost = torch.full((len(chunk),), float(model.denoiser.nfe - calls))
         store.write(chunk, torch.stack([*(v.detach().cpu().double() for v in found), cost.double()], 1))
 
-    share(store, count * repeats, work, f"likelihood ({name})")
+    compute_missing(store, count * repeats, work, f"likelihood ({name})")
     record = ranks.on_first(lambda: summary(model, name, Rows(store, range(count * repeats))[:], repeats))
     return {likelihood_name(model, name): {**record, "protocol": protocol}}
 
 
 def summary(model: Model, name: str, rows: Tensor, repeats: int) -> Record:
-    """The record of rows (repeats x items, 2 + terms): nats, their terms, network evaluations."""
+    """Return the record of rows (repeats x items, 2 + terms) with nats, their terms, and NFE."""
     values = rows.reshape(repeats, len(rows) // repeats, -1)
     total, parts, calls = values[..., 0], values[..., 1:-1], values[..., -1]
 
@@ -106,12 +106,12 @@ def summary(model: Model, name: str, rows: Tensor, repeats: int) -> Record:
 
 
 def of_guided_field(model: Model, name: str) -> bool:
-    """Whether a likelihood is asked for that is of the guided field, not of the model."""
+    """Whether the likelihood is that of the guided velocity field instead of the model's."""
     return model.guidance is not None and getattr(model.likelihood[name], "guided_field", False)
 
 
 def likelihood_name(model: Model, name: str) -> str:
-    """Name of the metric, with its unit: bits are of grey levels; of real numbers there is a density, in nats."""
+    """Return the name of the metric with its unit: bits for grey levels, nats for the density of real numbers."""
     name = f"{name}_guided_field" if of_guided_field(model, name) else name
     if model.grey_levels is not None:
         return f"{name}_bits_per_dim"

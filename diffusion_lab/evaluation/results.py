@@ -12,13 +12,13 @@ RESULTS = "results.json"
 
 
 def write_results(path: Path, results: dict[str, Any]) -> None:
-    """Write `results` as JSON, whole or not at all."""
+    """Write `results` as JSON, atomically."""
     with atomic_write(path) as file:
         file.write((json.dumps(results, indent=2) + "\n").encode())
 
 
 def read_results(path: Path) -> dict[str, Any] | None:
-    """The record of a results.json; None where there is none, or another file."""
+    """Return the contents of a results.json; None if it is missing or another file."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

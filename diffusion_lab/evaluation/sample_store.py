@@ -1,4 +1,4 @@
-"""Drawing a long series of samples, sharing it among ranks, and going on where it stopped."""
+"""Generate many samples on several ranks, stored on disk so that an interrupted job resumes."""
 
 from __future__ import annotations
 
@@ -20,22 +20,21 @@ from diffusion_lab.sampler import Sampler
 
 
 class SampleStore:
-    """Samples 0, 1, 2, ... of a model and a sampler, drawn once each and kept under `folder`.
+    """Samples 0, 1, 2, ... of a model and a sampler, each generated once and stored under `folder`.
 
-    Sample i is a function of (seed, i); samples are drawn in fixed chunks of `batch_size`, because arithmetic in
-    batches of another shape rounds differently.  So the files are the same whatever the number of ranks, and however
-    often the job was killed and started again.  Images are stored as bytes (N, H, W, C), what has no grey levels as
-    float32 (N, ...).
+    Sample i depends on (seed, i) alone.  Chunks have the fixed size `batch_size`, as rounding errors depend on the
+    batch shape; the files are therefore the same for any number of ranks and interruptions.  Images are stored as bytes
+    (N, H, W, C), data without grey levels as float32 (N, ...).
 
         samples/00000000.npy, ...   the samples
         cost/00000000.npy, ...      of each chunk: network evaluations, seconds, samples, one row (1, 3)
 
     Args:
-        folder: where they are.
-        model: what is sampled from.
+        folder: directory of the samples.
+        model: the model.
         sampler: None takes the model's.
-        seed: of the series.
-        batch_size: samples drawn at once.
+        seed: of the samples.
+        batch_size: samples generated at once.
     """
 
     def __init__(
@@ -47,52 +46,54 @@ class SampleStore:
 
     @property
     def images(self) -> bool:
-        """Whether samples are images of grey levels, not points or other real numbers."""
+        """Whether samples are images with grey levels, not points or other real numbers."""
         return self.model.has_grey_levels
 
     def chunk(self, chunk: range) -> Tensor:
-        """Samples of a chunk in [0, 1], (B, C, H, W), or what has no grey levels: read if they are there, else drawn.
+        """Return the samples of a chunk, images (B, C, H, W) in [0, 1] or real numbers; generate them if missing.
 
         Raises:
-            NonFinite: if they are not finite; nothing is kept then.
+            NonFinite: if they are not finite; they are not stored then.
         """
         if not self.samples.has(chunk):
-            self.draw(chunk)
+            self.generate(chunk)
         stored = self.samples.read(chunk)
         return stored.permute(0, 3, 1, 2).float() / 255 if self.images else stored
 
-    def draw(self, chunk: range) -> None:
-        """Draw a chunk and keep it."""
+    def generate(self, chunk: range) -> None:
+        """Generate and store the samples of a chunk."""
         self.model.denoiser.nfe, start = 0, time.perf_counter()
-        drawn = self.model.sample(
+        samples = self.model.sample(
             len(chunk), seed=self.seed, first=chunk.start, batch_size=len(chunk), sampler=self.sampler
         )
         cost = [self.model.denoiser.nfe, time.perf_counter() - start, len(chunk)]
         self.costs.write(self._cost(chunk), torch.tensor([cost], dtype=torch.float64))
-        self.samples.write(chunk, to_uint8(drawn).permute(0, 2, 3, 1) if self.images else drawn)
+        self.samples.write(chunk, to_uint8(samples).permute(0, 2, 3, 1) if self.images else samples)
 
     def complete(self, count: int) -> None:
-        """Draw what is missing of samples 0..count-1, together with the other ranks."""
-        share(self.samples, count, self.draw, "sampling")
+        """Generate the missing ones of samples 0..count-1, together with the other ranks."""
+        compute_missing(self.samples, count, self.generate, "sampling")
 
     def rows(self, span: range) -> Rows:
-        """Stored samples as one array."""
+        """Return stored samples as one array."""
         return Rows(self.samples, span)
 
     def features(self, extractor: Extractor) -> ChunkedArray:
-        """Where the samples' features are kept."""
+        """Return the array in which the samples' features are stored."""
         return ChunkedArray(self.folder / f"features_{extractor.digest[:8]}", self.batch_size)
 
     def labels(self, span: range) -> Tensor | None:
-        """The class (n,) that each sample was asked to be; None for a model without labels."""
+        """Return the label (n,) of each sample; None for a model without labels."""
         return self.model.labels_of(span, self.seed)
 
-    def noted(self, records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Records of these samples with what they were asked to be, in the protocol, and with their guidance."""
+    def annotate(self, records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Return records of these samples with their guidance, and their labels in the protocol."""
         model = self.model
-        asked = {} if model.labels is None else {"labels": model.labels.describe(model.label)}
-        guided = {} if model.guidance is None else {"guidance": str(model.guidance)}
-        return {k: {**record, **guided, "protocol": {**record["protocol"], **asked}} for k, record in records.items()}
+        labels = {} if model.labels is None else {"labels": model.labels.describe(model.label)}
+        guidance = {} if model.guidance is None else {"guidance": str(model.guidance)}
+        return {
+            k: {**record, **guidance, "protocol": {**record["protocol"], **labels}} for k, record in records.items()
+        }
 
     def cost(self, count: int) -> tuple[float, float]:
         """(network evaluations for a sample, samples a second on one device), over samples 0..count-1."""
@@ -105,20 +106,20 @@ class SampleStore:
         return range(chunk.start, chunk.start + 1)
 
 
-def share(store: ChunkedArray, count: int, work: Callable[[range], None], what: str) -> None:
-    """Fill what a store lacks of rows 0..count-1, `work(chunk)` by chunk, each on one rank; return when all is there.
+def compute_missing(store: ChunkedArray, count: int, work: Callable[[range], None], what: str) -> None:
+    """Call `work(chunk)` for the missing chunks of rows 0..count-1, each on one rank; return when all are stored.
 
-    Rank 0 shows a bar with the whole job's rate and the time left.
+    Rank 0 shows a progress bar with the rate of all ranks and the time left.
     """
     missing = ranks.from_first(store.missing(count))
     if not missing:
         return
     left = sum(map(len, missing))
     shown = ranks.rank_and_world()[0] == 0
-    pause = 0.1 if sys.stderr.isatty() else 30.0  # seconds between two updates: a log file is no place for a bar
+    interval = 0.1 if sys.stderr.isatty() else 30.0  # seconds between two updates: few in a log file
     with (
         ranks.synchronized(),
-        tqdm(total=left, desc=what, unit="sample", disable=not shown, leave=False, mininterval=pause) as bar,
+        tqdm(total=left, desc=what, unit="sample", disable=not shown, leave=False, mininterval=interval) as bar,
     ):
         for chunk in ranks.shard(missing):
             work(chunk)

@@ -1,4 +1,4 @@
-"""How good samples are: every measure of a set of features against a reference, each number with its protocol."""
+"""Scorer: metrics of a set of features relative to a reference, each with its protocol."""
 
 from __future__ import annotations
 
@@ -23,47 +23,47 @@ from diffusion_lab.metric import (
 )
 
 Record = dict[str, Any]
-"""A metric: `value`, which way is `better`, the `protocol` under which it may be compared, and what else is known."""
+"""A metric: `value`, `better` (lower or higher), the `protocol` that must agree for a comparison, and details."""
 
 Measure = Literal["frechet", "kernel", "inception_score", "neighbours", "frechet_infinity"]
 
 SUBSETS, SUBSET_SIZE = 100, 1000  # of the kernel distance, as in Binkowski et al. 2018 and torch-fidelity
 SPLITS = 10  # of the Inception Score (Salimans et al. 2016)
 BLOCK = 2000  # rows of features in memory
-SHOWN_CLASSES = 100  # most classes whose counts are worth a record
+SHOWN_CLASSES = 100  # largest number of classes whose counts are recorded
 
 
 @dataclass(frozen=True)
 class Features:
-    """Features of a set of images: their moments, and rows of them (all, or as many as were kept)."""
+    """Features of a set of images: their moments, and rows of features (all, or the stored ones)."""
 
     moments: Moments
     rows: Any
 
     @classmethod
     def of(cls, rows: Any) -> Features:
-        """From all rows, read in blocks."""
+        """Compute the moments of all rows, read in blocks."""
         return cls(moments(rows), rows)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What samples are held against: its word in names ("train"), its statistics, and its part of the protocol."""
+    """A reference: its name in metrics ("train"), its statistics, and its part of the protocol."""
 
-    word: str
+    name: str
     statistics: Statistics
     protocol: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """Applies measures to features.
+    """Computes metrics of features.
 
     Args:
-        extractor: whose features they are.
-        reference: what they are held against.
-        measures: which numbers are wanted; those that the reference or the extractor cannot serve are left out.
-        neighbours: rows at most that precision, recall, density and coverage look at, on each side.
+        extractor: the extractor of the features.
+        reference: the reference.
+        measures: metrics to compute; those that the reference or the extractor does not support are skipped.
+        neighbours: largest number of rows of each set for precision, recall, density and coverage.
         device: where distances between rows are computed.
     """
 
@@ -74,45 +74,45 @@ class Scorer:
     device: torch.device | str = "cpu"
 
     def __call__(self, features: Features) -> dict[str, Record]:
-        """Name -> record of every measure that can be taken."""
+        """Return name -> record of every supported metric."""
         records: dict[str, Record] = {}
         count = len(features.rows)
-        for measure in self.served(count):
+        for measure in self.supported(count):
             kind = MEASURES[measure]
             records |= zip(kind.names(self, count), kind.records(self, features), strict=True)
         return records
 
-    def served(self, count: int) -> list[Measure]:
-        """The measures that can be taken of `count` samples."""
-        return [measure for measure in self.measures if self.lacks(measure, count) is None]
+    def supported(self, count: int) -> list[Measure]:
+        """Return the measures that can be computed from `count` samples."""
+        return [measure for measure in self.measures if self.obstacle(measure, count) is None]
 
-    def lacks(self, measure: Measure, count: int) -> str | None:
-        """Why a measure cannot be taken of `count` samples, or None."""
+    def obstacle(self, measure: Measure, count: int) -> str | None:
+        """Return why a measure cannot be computed from `count` samples, or None."""
         kind, statistics = MEASURES[measure], self.reference.statistics
         features, known = statistics.features, statistics.moments.count
-        if count < kind.least:
-            return f"{measure} needs {kind.least} samples, there are {count}"
-        if known is not None and known < kind.reference:
-            return f"{measure} needs {kind.reference} reference images, {self.reference.word} has {known}"
+        if count < kind.min_samples:
+            return f"{measure} needs {kind.min_samples} samples, there are {count}"
+        if known is not None and known < kind.min_reference:
+            return f"{measure} needs {kind.min_reference} reference images, {self.reference.name} has {known}"
         if kind.needs == "classes" and not self.extractor.classes:
-            return f"{measure} needs class scores, which the {self.extractor.name} features do not give"
+            return f"{measure} needs class logits, which the {self.extractor.name} features do not have"
         if kind.needs == "features" and features is None:
-            return f"{measure} needs features beside mu and sigma, which the reference does not hold"
-        if kind.needs == "features" and len(features) < kind.reference:
-            return f"{measure} needs features of {kind.reference} reference images, there are {len(features)}"
+            return f"{measure} needs features besides mu and sigma, which the reference does not contain"
+        if kind.needs == "features" and len(features) < kind.min_reference:
+            return f"{measure} needs features of {kind.min_reference} reference images, there are {len(features)}"
         return None
 
     def names(self, count: int) -> list[str]:
-        """Names of the records over `count` samples."""
-        return [name for measure in self.served(count) for name in MEASURES[measure].names(self, count)]
+        """Return the names of the records of `count` samples."""
+        return [name for measure in self.supported(count) for name in MEASURES[measure].names(self, count)]
 
-    def name(self, word: str, count: int | str) -> str:
-        """A metric's name with what it is measured against: `fid_inception_train_50k`."""
+    def name(self, metric: str, count: int | str) -> str:
+        """Return a metric's name with extractor, reference and count, such as fid_inception_train_50k."""
         shown = count if isinstance(count, str) else sample_count(count)
-        return f"{word}_{self.extractor.name}_{self.reference.word}_{shown}"
+        return f"{metric}_{self.extractor.name}_{self.reference.name}_{shown}"
 
     def record(self, value: float, better: Literal["lower", "higher"], count: int, **protocol: Any) -> Record:
-        """A record; its protocol is what must be equal for two numbers to be compared."""
+        """Return a record; two values are comparable if their protocols are equal."""
         return {
             "value": value,
             "better": better,
@@ -127,7 +127,7 @@ class Scorer:
         return [record]
 
     def class_counts(self, rows: Any) -> dict[str, int]:
-        """How many rows the extractor takes for each class."""
+        """Return the number of rows that the extractor's classifier assigns to each class."""
         counts: Counter[int] = Counter()
         for start in range(0, len(rows), BLOCK):
             counts.update(self.extractor.logits(torch.as_tensor(rows[start : start + BLOCK])).argmax(1).tolist())
@@ -148,7 +148,7 @@ class Scorer:
     def inception_score(self, features: Features) -> list[Record]:
         count = len(features.rows)
         result = inception_score(features.rows, self.extractor.logits, min(SPLITS, count), device=self.device)
-        protocol = {**self.extractor.protocol(), "samples": count, "splits": result.splits}  # there is no reference
+        protocol = {**self.extractor.protocol(), "samples": count, "splits": result.splits}  # without a reference
         return [
             {
                 "value": result.value,
@@ -158,44 +158,48 @@ class Scorer:
             }
         ]
 
-    def near(self, features: Features) -> list[Record]:
+    def neighbour_records(self, features: Features) -> list[Record]:
         real, fake = (rows[: self.neighbours] for rows in (self.reference.statistics.features, features.rows))
         scores = neighbour_scores(fake, real, 3, 5, self.device)
         return [
-            self.record(getattr(scores, word), "higher", len(fake), neighbours=k, reference_rows=len(real))
-            for word, k in NEIGHBOURS.items()
+            self.record(getattr(scores, metric), "higher", len(fake), neighbours=k, reference_rows=len(real))
+            for metric, k in NEIGHBOURS.items()
         ]
 
 
 NEIGHBOURS = {"precision": 3, "recall": 3, "density": 5, "coverage": 5}
-"""Which neighbour's distance is a point's radius (Kynkäänniemi et al. 2019; Naeem et al. 2020)."""
+"""k of the k-th nearest neighbour, whose distance is the radius of a ball (Kynkäänniemi 2019; Naeem 2020)."""
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """A measure: its names for a number of samples, its records, what it needs beside moments, of how many images."""
+    """A measure: names of its metrics for a number of samples, their records, and what it needs."""
 
     names: Callable[[Scorer, int], list[str]]
     records: Callable[[Scorer, Features], list[Record]]
     needs: Literal["moments", "classes", "features"]
-    least: int = 2
-    reference: int = 2
+    min_samples: int = 2
+    min_reference: int = 2
 
 
 MEASURES: dict[str, _Kind] = {
-    "frechet": _Kind(lambda j, n: [j.name(j.extractor.short, n)], Scorer.frechet, "moments"),
+    "frechet": _Kind(lambda s, n: [s.name(s.extractor.short, n)], Scorer.frechet, "moments"),
     "frechet_infinity": _Kind(
-        lambda j, n: [j.name(j.extractor.short, "infinity")], Scorer.frechet_infinity, "moments", 1000
+        lambda s, n: [s.name(s.extractor.short, "infinity")], Scorer.frechet_infinity, "moments", 1000
     ),
-    "kernel": _Kind(lambda j, n: [j.name({"fid": "kid"}.get(j.extractor.short, "kd"), n)], Scorer.kernel, "features"),
+    "kernel": _Kind(lambda s, n: [s.name({"fid": "kid"}.get(s.extractor.short, "kd"), n)], Scorer.kernel, "features"),
     "inception_score": _Kind(
-        lambda j, n: [f"inception_score_{j.extractor.name}_{sample_count(n)}"],
+        lambda s, n: [f"inception_score_{s.extractor.name}_{sample_count(n)}"],
         Scorer.inception_score,
         "classes",
-        reference=0,
+        min_reference=0,
     ),
     "neighbours": _Kind(
-        lambda j, n: [j.name(word, min(n, j.neighbours)) for word in NEIGHBOURS], Scorer.near, "features", 6, 6
+        lambda s, n: [s.name(metric, min(n, s.neighbours)) for metric in NEIGHBOURS],
+        Scorer.neighbour_records,
+        "features",
+        6,
+        6,
     ),
 }
 
@@ -204,23 +208,23 @@ CHARTS = (
     *("fid", "fd", "kid", "kd", "inception_score", *NEIGHBOURS),
     *("sliced_wasserstein", "energy_distance", "log_density", "mode_weight_error"),
 )
-"""Names of metrics without what they are measured against."""
+"""Names of metrics without extractor, reference and count."""
 
 
 def chart_name(name: str) -> str:
-    """A metric's name without extractor, reference and count, equal in all runs: fid_inception_train_50k is fid."""
+    """Return a metric's name without extractor, reference and count: fid for fid_inception_train_50k."""
     prefix = "raw_" if name.startswith("raw_") else ""
     bare = name.removeprefix(prefix)
-    word = next((word for word in CHARTS if bare.startswith(f"{word}_")), bare)
-    return prefix + word + ("_infinity" if bare.endswith("_infinity") else "")
+    metric = next((metric for metric in CHARTS if bare.startswith(f"{metric}_")), bare)
+    return prefix + metric + ("_infinity" if bare.endswith("_infinity") else "")
 
 
 KEPT = ("better", "extrapolated")
-"""What repeats of a record share; their errors and counts are each one's own."""
+"""Fields that are equal in all repeats of a record."""
 
 
 def repeated(runs: Sequence[dict[str, Record]]) -> dict[str, Record]:
-    """The records of several disjoint ranges of seeds as one: the mean is the value, minimum and all stand beside."""
+    """Combine the records of several disjoint sets of samples: the value is the mean, with min, max and all values."""
     if len(runs) == 1:
         return runs[0]
     joined = {}
@@ -238,12 +242,12 @@ def repeated(runs: Sequence[dict[str, Record]]) -> dict[str, Record]:
 
 
 def with_real(records: dict[str, Record], real: dict[str, Record]) -> dict[str, Record]:
-    """Each record beside what real images, perhaps of another number, score by the same measure."""
+    """Add to each record the value of the same metric for real images, whose number may differ."""
     scores = {name.rpartition("_")[0]: record for name, record in real.items()}
     joined = {}
     for name, record in records.items():
-        # A limit for infinitely many samples has nothing to do with what a finite number of images scores.
+        # A limit for infinitely many samples is not comparable with the value of a finite number of images.
         score = None if record.get("extrapolated") else scores.get(name.rpartition("_")[0])
-        beside = score and {"real": score["value"], "real_images": score["protocol"]["samples"]}
-        joined[name] = record | (beside or {})
+        added = score and {"real": score["value"], "real_images": score["protocol"]["samples"]}
+        joined[name] = record | (added or {})
     return joined

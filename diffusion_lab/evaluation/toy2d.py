@@ -1,4 +1,4 @@
-"""How good points are, in the plane or of many dimensions: distances, and what a density known exactly tells."""
+"""Metrics of points of any dimension: distances and, for a known density, log density and weights of the modes."""
 
 from __future__ import annotations
 
@@ -14,34 +14,38 @@ DISTANCES = {"sliced_wasserstein": sliced_wasserstein, "energy_distance": energy
 
 
 def score_points(points: Tensor, data: DataModule) -> dict[str, Record]:
-    """Distances to held-out points, and of a known density mean log density and weights of the modes.
+    """Return distances to held-out points and, for a known density, mean log density and weights of the modes.
 
-    Each stands beside that of training points.  Points are (N, 2); latents and fields (N, ...) are points, too.
+    Each record also has the value of training points.  Points are (N, 2), or flattened latents or fields (N, ...).
     """
     points = points.flatten(1)
-    count = min(len(points), data.size("held_out"))  # equal counts, so that the distances compare like with like
+    count = min(len(points), data.size("held_out"))  # equal numbers of both, as the distances are biased
     held_out, train = (data.images(*of).flatten(1) for of in (("held_out", count), ("train", len(points))))
-    kilo = sample_count(len(points))
-    drawn = {"target": type(data).__name__.lower(), "digest": data.fingerprint("held_out")[:16], "samples": len(points)}
+    suffix = sample_count(len(points))
+    protocol = {
+        "target": type(data).__name__.lower(),
+        "digest": data.fingerprint("held_out")[:16],
+        "samples": len(points),
+    }
     records: dict[str, Record] = {}
-    for word, distance in DISTANCES.items():
+    for metric, distance in DISTANCES.items():
         few = min(count, len(train))
-        records[f"{word}_{kilo}"] = {
+        records[f"{metric}_{suffix}"] = {
             "value": distance(points[:count], held_out),
             "better": "lower",
             "real": distance(train[:few], held_out[:few]),
-            "protocol": {**drawn, "reference": "held_out", "reference_count": count},
+            "protocol": {**protocol, "reference": "held_out", "reference_count": count},
         }
-    return records | (density_records(points, train, data.target, kilo, drawn) if hasattr(data, "target") else {})
+    return records | (density_records(points, train, data.target, suffix, protocol) if hasattr(data, "target") else {})
 
 
 def density_records(
-    points: Tensor, train: Tensor, target: Any, kilo: str, protocol: dict[str, Any]
+    points: Tensor, train: Tensor, target: Any, suffix: str, protocol: dict[str, Any]
 ) -> dict[str, Record]:
-    """Mean exact log density of points, and how far the weights of the modes are from the true ones."""
+    """Return the mean exact log density of points, and the largest error of the weights of the modes."""
     density = target.log_density(points).double()
     records: dict[str, Record] = {
-        f"log_density_{kilo}": {
+        f"log_density_{suffix}": {
             "value": density.mean().item(),
             "better": "higher",
             "standard_error": density.std().item() / len(points) ** 0.5,
@@ -51,7 +55,7 @@ def density_records(
     }
     if target.modes is not None:
         weights, true = target.mode_weights(points), target.modes.weights
-        records[f"mode_weight_error_{kilo}"] = {
+        records[f"mode_weight_error_{suffix}"] = {
             "value": (weights - true.to(weights)).abs().max().item(),
             "better": "lower",
             "weights": weights.tolist(),
@@ -62,8 +66,8 @@ def density_records(
 
 
 def point_names(data: DataModule, count: int) -> list[str]:
-    """Names of the metrics of `count` points."""
-    words = [*DISTANCES]
+    """Return the names of the metrics of `count` points."""
+    metrics = [*DISTANCES]
     if hasattr(data, "target"):
-        words += ["log_density"] + ["mode_weight_error"] * (data.target.modes is not None)
-    return [f"{word}_{sample_count(count)}" for word in words]
+        metrics += ["log_density"] + ["mode_weight_error"] * (data.target.modes is not None)
+    return [f"{metric}_{sample_count(count)}" for metric in metrics]

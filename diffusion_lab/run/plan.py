@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.evaluation import Evaluator, SampleStore
-from diffusion_lab.evaluation.estimate import in_words, likelihood_calls, network_calls, seconds_per_call
+from diffusion_lab.evaluation.duration import format_seconds, likelihood_calls, network_calls, seconds_per_call
 from diffusion_lab.model import Model
 from diffusion_lab.output import say
 
@@ -52,7 +52,7 @@ def announce_plan(
     check_time(sum(times or ()), config.allow_long)
     missing, wanted = sum(sum(map(len, one.samples.missing(count))) for one in series), count * len(series)
     words = [f"sampling {missing} from {what} on {fabric.world_size} x {fabric.device.type}"]
-    words += [f"about {in_words(times[0])}"] if times else []
+    words += [f"about {format_seconds(times[0])}"] if times else []
     words += [f"{bytes_in_words(room)} in {os.path.relpath(place)}"]
     say(", ".join(words) + (f"; {wanted - missing} of {wanted} exist already" if missing < wanted else ""))
     cautious = [one.sampler for one in series if hasattr(one.sampler, "caution")]
@@ -60,7 +60,7 @@ def announce_plan(
         if caution:
             say(caution)
     if evaluator is not None:
-        more = f", about {in_words(times[1])} more" if times and scored else ""
+        more = f", about {format_seconds(times[1])} more" if times and scored else ""
         written = "compare.json" if config.compare else "results.json"
         say(f"evaluation: {evaluator.plan(model, data, with_likelihood=not config.compare)}{more}; writes {written}")
 
@@ -104,7 +104,7 @@ def check_time(seconds: float, allowed: bool) -> None:
     """
     if seconds > DAY and not allowed:
         raise ConfigError(
-            f"this would take about {in_words(seconds)}: use fewer samples, fewer sampler.steps or more "
+            f"this would take about {format_seconds(seconds)}: use fewer samples, fewer sampler.steps or more "
             "trainer.devices, or add allow_long=true"
         )
 

@@ -56,8 +56,8 @@ def say_limits(evaluator: Any, data: Any, likelihood: bool) -> None:
     """Print which metrics an evaluation leaves out, and which are unreliable, before anything is sampled."""
     for reason in evaluator.left_out(data, likelihood):
         say(f"left out: {reason}")
-    for caution in evaluator.cautions(data):
-        say(f"warning: {caution}")
+    for warning in evaluator.warnings(data):
+        say(f"warning: {warning}")
 
 
 def say_classes(model: Model) -> None:

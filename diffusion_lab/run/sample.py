@@ -82,7 +82,7 @@ def sample(config: DictConfig) -> None:
         planned(config, subject.model, quiet=True)  # refuses samplers that do not exist
     evaluator, data = prepare_evaluation(config, subject) if scored else (None, None)
     if config.compare:
-        if not evaluator.judges_samples(data):
+        if not evaluator.scores_samples(data):
             raise ConfigError("compare needs a metric of samples: choose metric=inception or another one")
         if rank_zero_only.rank == 0:
             drawn = sample_stores(config, wanted, subject.model)
@@ -225,7 +225,7 @@ def prepare_evaluation(config: DictConfig, subject: Subject) -> tuple[Evaluator,
         evaluator = instantiate({**trained["callback"]["evaluation"]["evaluator"], **given}, "evaluator")
         evaluator.prepare(data, subject.model.device)
         say_limits(evaluator, data, bool(subject.model.likelihood))
-        if evaluator.judges_samples(data):
+        if evaluator.scores_samples(data):
             say_classes(subject.model)
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error

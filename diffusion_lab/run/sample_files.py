@@ -10,7 +10,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from diffusion_lab import ranks
-from diffusion_lab.callback.samples import draw_samples, draw_trajectory, filmed, say_shown
+from diffusion_lab.callback.samples import draw_samples, draw_trajectory, print_shown, trajectory_frames
 from diffusion_lab.evaluation import SampleStore
 from diffusion_lab.model.labels import EACH
 from diffusion_lab.output import say
@@ -24,7 +24,7 @@ def write_samples(series: SampleStore, count: int, out: Path, config: DictConfig
         with ranks.synchronized():
             for chunk in ranks.shard(series.samples.ranges(count)):
                 write_pngs(series, chunk, out / "png")
-    frames = filmed(series.model, 12, config.seed) if config.trajectory else None
+    frames = trajectory_frames(series.model, 12, config.seed) if config.trajectory else None
     if ranks.rank_and_world()[0] != 0:
         return
     if config.npz:
@@ -36,7 +36,7 @@ def write_samples(series: SampleStore, count: int, out: Path, config: DictConfig
     labels = series.labels(range(len(shown))) if series.model.label == EACH else None
     draw_samples(series.model, shown, out / "samples.png", data, labels)
     if labels is not None:
-        say_shown(series.model, len(shown))
+        print_shown(series.model, len(shown))
     if frames is not None:
         draw_trajectory(frames, out / "trajectory.png")
 
