@@ -7,7 +7,7 @@ import os
 
 
 def memory_of_machine() -> float:
-    """Bytes of memory that this machine has; infinite where unknown."""
+    """Return the memory of this machine in bytes; infinity if unknown."""
     try:
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (AttributeError, ValueError, OSError):

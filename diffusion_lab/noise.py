@@ -12,23 +12,23 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 def image_generators(seed: int, indices: Sequence[int], device: torch.device | str = "cpu") -> list[torch.Generator]:
-    """One generator per image, which depends on (seed, image index) alone.
+    """Return one generator per image, seeded by (seed, image index) alone.
 
-    Image i therefore gets the same noise in any batch and on any rank.
+    Image i therefore has the same noise in any batch and on any rank.
     """
     seeds = (int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0]) for index in indices)
-    return [torch.Generator(device).manual_seed(each >> 1) for each in seeds]  # 63 bits: MT19937 takes an int64
+    return [torch.Generator(device).manual_seed(value >> 1) for value in seeds]  # 63 bits, as a seed is an int64
 
 
 def draw(shape: Sequence[int], generator: Generators, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-    """Standard normal noise of `shape` (B, ...), drawn on the generator's device; raises as `stream` does."""
+    """Draw standard normal noise of `shape` (B, ...) on the generator's device; raises as `stream` does."""
     return stream(shape, generator, dtype, device)()
 
 
 def stream(
     shape: Sequence[int], generator: Generators, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> Callable[[], Tensor]:
-    """Return a function that returns new noise, as `draw` does, at each call; it reuses one buffer.
+    """Return a function that draws new noise, like `draw`, in each call, into the same buffer.
 
     Raises:
         ValueError: if `generator` is a sequence of other than B generators.
@@ -43,12 +43,12 @@ def stream(
         parts = list(zip(noise, generator, strict=True))
     same_device = noise.device == torch.device(device)
 
-    def fresh() -> Tensor:
-        for part, of_part in parts:
-            part.normal_(generator=of_part)
+    def draw_noise() -> Tensor:
+        for part, part_generator in parts:
+            part.normal_(generator=part_generator)
         return noise if same_device else noise.to(device)
 
-    return fresh
+    return draw_noise
 
 
 def draw_each(
@@ -57,7 +57,7 @@ def draw_each(
     device: torch.device,
     generator: Generators,
 ) -> Tensor:
-    """`sample(count, device, generator)`, (..., count); with one generator per image, one call per image."""
+    """Return `sample(count, device, generator)` (..., count), with one call per image for one generator each."""
     if generator is None or isinstance(generator, torch.Generator):
         return sample(count, device, generator)
-    return torch.cat([sample(1, device, of_image) for of_image in generator], -1)
+    return torch.cat([sample(1, device, image_generator) for image_generator in generator], -1)

@@ -1,4 +1,4 @@
-"""Printing that never fails: output that is not UTF-8, that is closed, or that is narrow."""
+"""Printing that never fails, also if the output is not UTF-8, closed, or narrow."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ PLAIN = {
 """Replacements for characters that the output cannot encode; accents are removed, the rest becomes ?."""
 
 NARROWEST = 80
-"""Minimum width of a table, also where there is no terminal."""
+"""Minimum width of a table, also without a terminal."""
 
 
 def tolerant() -> None:
-    """Make prints of this process never fail, whatever the encoding of its output and even if it is closed."""
+    """Make printing in this process never fail, for any encoding of the output and even if it is closed."""
     codecs.register_error("plain", _plain)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         buffer = getattr(stream, "buffer", None)
-        raw = getattr(buffer, "raw", buffer)  # python -u has no buffer in between
+        raw = getattr(buffer, "raw", buffer)  # with python -u there is no buffer
         if stream is getattr(sys, f"__{name}__") and isinstance(raw, io.FileIO):
             stream.flush()
-            tolerating = _Tolerant(stream.fileno(), "w", closefd=False)
-            setattr(sys, name, _reopened(stream, tolerating if buffer is raw else io.BufferedWriter(tolerating)))
+            file = _Tolerant(stream.fileno(), "w", closefd=False)
+            setattr(sys, name, _reopened(stream, file if buffer is raw else io.BufferedWriter(file)))
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="plain")
 
@@ -43,14 +43,14 @@ def say(text: str) -> None:
 
 
 def shown(text: str) -> str:
-    """A text with the characters replaced that standard output cannot encode."""
+    """Return a text with replacements for the characters that standard output cannot encode."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     codecs.register_error("plain", _plain)
     return text.encode(encoding, "plain").decode(encoding)
 
 
 def width() -> int:
-    """Number of columns available for a table."""
+    """Return the number of columns available for a table."""
     return max(shutil.get_terminal_size((NARROWEST, 24)).columns, NARROWEST)
 
 
@@ -62,7 +62,7 @@ def print_table(table: Table) -> None:
 
 
 class _Tolerant(io.FileIO):
-    """A file that discards what is written to it if the reader is gone or the disk is full."""
+    """A file that discards writes if the reader is gone or the disk is full."""
 
     def write(self, data: Any) -> int:
         try:
@@ -87,14 +87,14 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     piece = error.object[error.start : error.end]
-    return "".join(_word(character, error.encoding) for character in piece), error.end
+    return "".join(_replacement(character, error.encoding) for character in piece), error.end
 
 
-def _word(character: str, encoding: str) -> str:
-    bare = PLAIN.get(character) or unicodedata.normalize("NFKD", character)
-    bare = bare.encode("ascii", "ignore").decode() or "?"
-    try:  # not even ASCII in this encoding
-        bare.encode(encoding)
-    except UnicodeEncodeError:
+def _replacement(character: str, encoding: str) -> str:
+    text = PLAIN.get(character) or unicodedata.normalize("NFKD", character)
+    text = text.encode("ascii", "ignore").decode() or "?"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:  # an encoding without all of ASCII
         return "?"
-    return bare
+    return text

@@ -21,10 +21,10 @@ State = tuple[Tensor, ...]
 """(x, q_1, ...), each (B, ...): the solution, and the quadrature components."""
 
 Slope = Callable[[Tensor, bool], tuple[Tensor | None, ...]]
-"""(x, integrals) -> d state / du at one u; without `integrals` only that of x, and None for the quadrature."""
+"""(x, integrals) -> d state / du at one u; without `integrals` only that of x, and None for the quadratures."""
 
 Equation = Callable[[list[float]], Sequence[Slope]]
-"""Values of u -> the slope at each, so that terms of u alone are computed for all stages of a step at once."""
+"""Values of u -> the slope at each; terms that depend on u alone are computed for all stages of a step at once."""
 
 
 class SolverError(Exception):

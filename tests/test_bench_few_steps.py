@@ -13,7 +13,7 @@ from exact import exact_denoiser
 from experiment import composed
 
 from diffusion_lab.bench import few_steps
-from diffusion_lab.bench.race import Absent
+from diffusion_lab.bench.benchmark import Unavailable
 from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.noise import image_generators
@@ -61,7 +61,7 @@ def test_every_peer_samples():
 
 def test_diffusers_needs_betas():
     pytest.importorskip("diffusers")
-    with pytest.raises(Absent, match="betas"):
+    with pytest.raises(Unavailable, match="betas"):
         few_steps.steps_for(few_steps.theirs("DDIM"), 5, model(DiscreteProcess(Geometric(0.01, 20.0), 50)))
 
 

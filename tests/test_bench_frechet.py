@@ -1,4 +1,4 @@
-"""The contestants for the Fréchet distance compute one number, and the features they get are what the race says."""
+"""The implementations for the Fréchet distance compute one number, and the features they get are what the benchmark says."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from diffusion_lab.bench import frechet
-from diffusion_lab.bench.race import Setting, run
+from diffusion_lab.bench.benchmark import Setting, run
 
 
 @pytest.fixture(scope="module")
 def results():
-    return [run(race, Setting(rounds=1, small=True)) for race in frechet.races(Setting(rounds=1, small=True))]
+    return [
+        run(benchmark, Setting(rounds=1, small=True)) for benchmark in frechet.benchmarks(Setting(rounds=1, small=True))
+    ]
 
 
 def test_all_take_the_same_distance(results):

@@ -1,18 +1,21 @@
-"""Both Inception extractors of the race give the same features."""
+"""Both Inception extractors of the benchmark give the same features."""
 
 from __future__ import annotations
 
 import torch
 
 from diffusion_lab.bench import inception
-from diffusion_lab.bench.race import Setting, run
+from diffusion_lab.bench.benchmark import Setting, run
 
 
 def test_features_are_equal():
-    (race,) = (run(race, Setting(rounds=1, small=True)) for race in inception.races(Setting(rounds=1, small=True)))
-    assert list(race.measured) == ["ours", "torch-fidelity"] and not race.left_out
-    assert float(race.note.split("relative error ")[1].split()[0]) < 1e-6
-    assert "2 images" in race.note
+    (benchmark,) = (
+        run(benchmark, Setting(rounds=1, small=True))
+        for benchmark in inception.benchmarks(Setting(rounds=1, small=True))
+    )
+    assert list(benchmark.measured) == ["ours", "torch-fidelity"] and not benchmark.left_out
+    assert float(benchmark.note.split("relative error ")[1].split()[0]) < 1e-6
+    assert "2 images" in benchmark.note
 
 
 def test_a_wrong_feature_is_told():

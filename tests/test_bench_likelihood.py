@@ -1,4 +1,4 @@
-"""All contestants of the likelihood's race compute one number, ours with the fewest evaluations."""
+"""All implementations of the likelihood's benchmark compute one number, ours with the fewest evaluations."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from diffusion_lab.bench import likelihood
-from diffusion_lab.bench.race import Setting, run
+from diffusion_lab.bench.benchmark import Setting, run
 
 
 @pytest.fixture(scope="module")
 def result():
     pytest.importorskip("torchdiffeq")
     setting = Setting(rounds=1, small=True)
-    return run(next(likelihood.races(setting)), setting)
+    return run(next(likelihood.benchmarks(setting)), setting)
 
 
 def test_everybody_agrees_with_the_reference(result):

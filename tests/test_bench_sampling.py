@@ -1,4 +1,4 @@
-"""What the races of samplers can be held to: that all contestants do the same work."""
+"""What the benchmarks of samplers can be held to: that all implementations do the same work."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from diffusion_lab.bench import sampling
-from diffusion_lab.bench.race import Absent, Setting, run
+from diffusion_lab.bench.benchmark import Setting, Unavailable, run
 
 SETTING = Setting(threads=1, rounds=1, small=True)
 CALLS = {"ddpm": 5, "ddim": 5, "heun": 9, "corrected": 10}
 """Calls of the network in five steps; Heun's last step asks once."""
-OTHERWISE = {("heun", "azula"): 10, ("corrected", "ours"): 10, ("corrected", "floor"): 10}
+OTHERWISE = {("heun", "azula"): 10, ("corrected", "ours"): 10, ("corrected", "hand-written"): 10}
 
 
-class Counting(sampling.Ready):
+class Counting(sampling.ConstantNetwork):
     """Counts its calls."""
 
     calls = 0
@@ -28,30 +28,30 @@ class Counting(sampling.Ready):
 
 @pytest.mark.parametrize("name", sampling.METHODS)
 def test_ours_is_the_floors_and_all_ask_the_network_equally_often(name, monkeypatch):
-    monkeypatch.setattr(sampling, "Ready", Counting)
+    monkeypatch.setattr(sampling, "ConstantNetwork", Counting)
     made = []
     monkeypatch.setattr(
         Counting, "__init__", lambda self, answer: (super(Counting, self).__init__(answer), made.append(self))[0]
     )
-    race = sampling.overhead(name, (2, 3, 4, 4), 5, SETTING)
+    benchmark = sampling.overhead(name, (2, 3, 4, 4), 5, SETTING)
     counted = {}
-    for contestant, make in race.contestants.items():
+    for implementation, make in benchmark.implementations.items():
         try:
             work = make()
-        except (ImportError, Absent):
+        except (ImportError, Unavailable):
             continue
         before = made[0].calls
         images = work()
-        counted[contestant] = made[0].calls - before
+        counted[implementation] = made[0].calls - before
         assert images.shape == (2, 3, 4, 4) and images.isfinite().all()
-    assert {"ours", "floor"} <= counted.keys()
-    assert counted == {contestant: OTHERWISE.get((name, contestant), CALLS[name]) for contestant in counted}
-    assert float(re.search(r"differ by (\S+) of", race.note({})).group(1)) < (2e-4 if name == "heun" else 1e-6)
+    assert {"ours", "hand-written"} <= counted.keys()
+    assert counted == {implementation: OTHERWISE.get((name, implementation), CALLS[name]) for implementation in counted}
+    assert float(re.search(r"differ by (\S+) of", benchmark.note({})).group(1)) < (2e-4 if name == "heun" else 1e-6)
 
 
 def test_the_whole_race_samples():
-    race = sampling.whole(SETTING)
-    result = run(race, SETTING)
+    benchmark = sampling.end_to_end(SETTING)
+    result = run(benchmark, SETTING)
     assert all(len(values) == 1 and values[0] > 0 for values in result.measured.values())
-    images = race.contestants["ours"]()()
-    assert images.shape == (2, 3, 32, 32) and torch.equal(images, race.contestants["ours"]()())
+    images = benchmark.implementations["ours"]()()
+    assert images.shape == (2, 3, 32, 32) and torch.equal(images, benchmark.implementations["ours"]()())

@@ -1,4 +1,4 @@
-"""The races of the trainer, the optimiser and the data path: all contestants do the same work."""
+"""The benchmarks of the trainer, the optimiser and the data path: all implementations do the same work."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 
 from diffusion_lab.bench import data, optimizer, trainer
-from diffusion_lab.bench.race import Setting, run
+from diffusion_lab.bench.benchmark import Setting, run
 from diffusion_lab.config.compose import training
 from diffusion_lab.run.train import set_up
 
@@ -17,9 +17,9 @@ SMALL = Setting(threads=1, rounds=1, small=True)
 
 
 def test_all_ways_of_training_come_to_the_same_weights():
-    (race,) = trainer.races(SMALL)
-    result = run(race, SMALL)
-    assert list(result.measured) == list(race.contestants) and "bit for bit" in result.note
+    (benchmark,) = trainer.benchmarks(SMALL)
+    result = run(benchmark, SMALL)
+    assert list(result.measured) == list(benchmark.implementations) and "bit for bit" in result.note
     assert re.search(r"ours: .* less bare Lightning, .*: -?\d+ us a step", result.note)
 
 
@@ -32,19 +32,19 @@ def test_the_clock_starts_after_the_warm_up_and_ends_the_training():
 
 
 def test_all_averages_are_the_same():
-    (race,) = optimizer.races(SMALL)
-    result = run(race, SMALL)
+    (benchmark,) = optimizer.benchmarks(SMALL)
+    result = run(benchmark, SMALL)
     assert "default Adam, score_sde_pytorch's EMA" in result.left_out  # no clone here, and perhaps no other program
-    assert next(iter(result.measured)).startswith("ours") and [*result.measured][-1].startswith("floor")
+    assert next(iter(result.measured)).startswith("ours") and [*result.measured][-1].startswith("hand-written")
     assert float(re.search(r"at most (\S+) of", result.note)[1]) < 1e-7
 
 
 def test_all_feed_the_stored_images_or_their_mirror_images():
-    (race,) = data.races(SMALL)
-    result = run(race, SMALL)
+    (benchmark,) = data.benchmarks(SMALL)
+    result = run(benchmark, SMALL)
     assert result.note.startswith("equal content") and len(result.measured) == 4
     wrong = torch.rand(4, 3, 32, 32), torch.arange(4)
-    with pytest.raises(AssertionError, match="ours feeds other images"):
+    with pytest.raises(AssertionError, match="ours returns other images"):
         data.content({"ours": wrong}, 1024)
 
 

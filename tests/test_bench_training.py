@@ -1,4 +1,4 @@
-"""The races of training and networks: contestants of equal size and equal outputs, and a true reading of memory."""
+"""The benchmarks of training and networks: implementations of equal size and equal outputs, and a true reading of memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from diffusion_lab.bench import networks, official, training, unets
-from diffusion_lab.bench.race import Absent, Setting, memory, run
+from diffusion_lab.bench.benchmark import Setting, Unavailable, memory, run
 from diffusion_lab.interop.diffusers import unet
 
 MIB = 2**20
@@ -52,15 +52,15 @@ def test_memory_counts_what_a_backward_pass_keeps():
     assert peak == pytest.approx(7 * 4 * MIB, abs=1024)
 
 
-def only(race, *names):
-    return replace(race, contestants={name: race.contestants[name] for name in names})
+def only(benchmark, *names):
+    return replace(benchmark, implementations={name: benchmark.implementations[name] for name in names})
 
 
 def test_the_races_of_a_step(setting):
     pytest.importorskip("diffusers")
-    plain, recommended, peak = training.races(setting)
-    for race in (plain, recommended):
-        result = run(only(race, "ours", "diffusers", "score_sde_pytorch"), setting)
+    plain, recommended, peak = training.benchmarks(setting)
+    for benchmark in (plain, recommended):
+        result = run(only(benchmark, "ours", "diffusers", "score_sde_pytorch"), setting)
         assert result.ours == "ours" and list(result.measured) == ["ours", "diffusers"]
         assert "--official" in result.left_out["score_sde_pytorch"]
         assert result.note == "parameters: ours 2,245,763, diffusers 2,245,763"
@@ -89,8 +89,8 @@ def test_a_step_moves_weights_by_the_rate_of_adam(setting, program):
 
 
 def test_networks_races_tell_what_is_absent(setting):
-    for race in networks.races(setting):
-        result = run(race, setting)
+    for benchmark in networks.benchmarks(setting):
+        result = run(benchmark, setting)
         assert list(result.measured) == ["ours"] and "--official" in next(iter(result.left_out.values()))
 
 
@@ -119,6 +119,6 @@ def test_each_program_has_its_own_modules_and_leaves_no_trace(tmp_path):
 
 
 def test_a_clone_that_is_not_there_is_told(tmp_path):
-    for given, words in ((None, "--official"), (tmp_path, "no .*edm")):
-        with pytest.raises(Absent, match=words):
+    for given, words in ((None, "--official"), (tmp_path, "edm, a clone of edm, does not exist")):
+        with pytest.raises(Unavailable, match=words):
             official.module(Setting(official=given), "edm", "training.networks")

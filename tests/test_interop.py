@@ -264,7 +264,7 @@ def test_settings_of_diffusers_that_no_name_tells(recorded, tmp_path, capsys):
     check_settings(net, file)
     config.write_text(json.dumps(HUB))
     check_settings(net, file)
-    with pytest.raises(ValueError, match="norm_num_groups=32, and our U-Net computes norm_num_groups=16"):
+    with pytest.raises(ValueError, match="norm_num_groups=32, but our U-Net has norm_num_groups=16"):
         check_settings(UNet(3, 16, channels=32, multipliers=(1, 2), groups=16), file)
     for key in ("attention_head_dim", "downsample_padding", "flip_sin_to_cos", "freq_shift", "norm_eps"):
         config.write_text(json.dumps({k: v for k, v in HUB.items() if k != key}))  # the library's default is another
@@ -305,7 +305,7 @@ def test_a_hostile_pickle_is_refused_and_not_executed(recorded, tmp_path, monkey
         Path("a.pth").write_bytes(pickle.dumps(bomb, protocol=2))
     else:
         torch.save(contents, "a.pth", **form)
-    with pytest.raises(ValueError, match="a.pth is refused, and nothing in it was executed: it asks for") as error:
+    with pytest.raises(ValueError, match="a.pth is refused, and nothing in it was executed: it needs") as error:
         read(Path("a.pth"))
     if form == {}:
         assert str(error.value) in refused(capsys, "a.pth", *MODELS["ncsn"][0], *SMALL)
@@ -333,13 +333,13 @@ def test_numpy_builds_nothing_of_what_a_file_asks_for(tmp_path, module):
 
 
 HOLLOW = {
-    "cut": "a.pth cannot be read, it is cut or of another kind: ",
+    "cut": "a.pth cannot be read, it is truncated or of another type: ",
     "empty": "a.pth cannot be read",
     "foreign": "a.pth is refused|a.pth cannot be read",
     "missing": "a.pth is not a file",
     "folder": "a.pth is not a file",
     "images": "not a checkpoint but a Tensor: expected one of ScoreSDE",
-    "numbers": "'n' in it is not a tensor: expected one of ScoreSDE",
+    "numbers": "'n' is not a tensor: expected one of ScoreSDE",
     "nothing": "it is empty: expected one of ScoreSDE",
 }
 
@@ -368,10 +368,10 @@ def test_files_that_hold_no_weights(recorded, tmp_path, capsys, damage):
     "change, message",
     [
         (["network.channels=24"], r"does not fit network=ncsn with network.channels=24.*has shape \(16, 3, 3, 3\)"),
-        (["network.multipliers=[1,2]", "network.dilations=[1,1]"], "left over 'refine3.*choose another network="),
-        (["model=ncsnv2", "network=ncsnv2"], "missing 'normalizer.alpha'.*left over"),
+        (["network.multipliers=[1,2]", "network.dilations=[1,1]"], "unexpected 'refine3.*choose another network="),
+        (["model=ncsnv2", "network=ncsnv2"], "missing 'normalizer.alpha'.*unexpected"),
         (["model.levels=12"], r"normalizer.embed.weight' has shape \(10, 48\)"),
-        (["network=unet", "network.channels=32"], "these are weights of NCSN, no UNet's: add model=ncsn or ncsnv2"),
+        (["network=unet", "network.channels=32"], "these are weights of NCSN, not of a UNet: add model=ncsn or ncsnv2"),
         (["network=ncsnplus"], "did you mean ncsnpp"),
         (["network.chanels=16"], "did you mean network.channels"),
         (["seed=1,2"], "seed=1,2 has several values"),
@@ -388,7 +388,7 @@ def test_settings_that_do_not_fit_are_told_in_one_line(recorded, tmp_path, capsy
 def test_long_complaints_of_torch_become_one_line(tmp_path, monkeypatch):
     (tmp_path / "a.pth").touch()
     monkeypatch.setattr(torch, "load", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no archive\nframe #0")))
-    with pytest.raises(ValueError, match=r"cut or of another kind: no archive$"):
+    with pytest.raises(ValueError, match=r"truncated or of another type: no archive$"):
         read(tmp_path / "a.pth")
 
 
@@ -401,14 +401,14 @@ def test_averages_that_do_not_fit(recorded, tmp_path, capsys):
     torch.save(contents, tmp_path / "a.pth")
     arguments = [str(tmp_path / "a.pth"), *MODELS["ddpm"][0], *SMALL, f"out={tmp_path}/out"]
     count = len(record.meta["trainable_order"])
-    assert f"its average has {count - 1} weights where this network trains {count}" in refused(capsys, *arguments)
+    assert f"its EMA has {count - 1} weights, but this network has {count} trained ones" in refused(capsys, *arguments)
     assert "give the checkpoint first" in refused(capsys, *arguments[1:])
 
 
 def test_names_of_no_known_layout(tmp_path, capsys):
     torch.save({"encoder.weight": torch.ones(2)}, tmp_path / "a.pth")
     said = refused(capsys, str(tmp_path / "a.pth"), *MODELS["ddim"][0], *SMALL)
-    assert "'encoder.weight' are of none of the layouts NCSN, ScoreSDE, DDIM, diffusers" in said
+    assert "'encoder.weight' match none of the layouts NCSN, ScoreSDE, DDIM, diffusers" in said
 
 
 def test_nothing_is_left_half_written_nor_overwritten(recorded, tmp_path, capsys, monkeypatch):

@@ -336,7 +336,7 @@ def test_weights_that_do_not_fit_are_refused_in_one_line():
     without = {name: w for name, w in weights.items() if name != first}
     broken = [
         (without, f"missing '{first}'$"),
-        ({**weights, "extra": torch.ones(1)}, "left over 'extra'$"),
+        ({**weights, "extra": torch.ones(1)}, "unexpected 'extra'$"),
         ({}, r"missing 'all_modules.0.W', '.*', '.*' and \d+ more$"),
         ({**weights, last: torch.ones(4)}, rf"'{last}' has shape \(4,\).*'conv_out.2.bias', \(3,\)"),
     ]

@@ -101,7 +101,7 @@ def test_weights_of_another_network_are_refused_by_name(recorded):
     weights, net = official(record.meta["layout"], {}), RefineNet(3, 16, channels=16, **NCSN)
     with pytest.raises(ValueError, match="^these weights are not of this RefineNet: missing 'begin_conv.bias'$"):
         refinenet(net, {name: w for name, w in weights.items() if name != "begin_conv.bias"})
-    with pytest.raises(ValueError, match="left over 'refine5.crp.convs.0.weight'$"):
+    with pytest.raises(ValueError, match="unexpected 'refine5.crp.convs.0.weight'$"):
         refinenet(net, weights | {"refine5.crp.convs.0.weight": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"'normalizer.embed.weight' has shape \(10, 48\).*'norm.table', \(12, 48\)"):
         refinenet(RefineNet(3, 16, channels=16, levels=12, pool="average"), weights)

@@ -1,1 +1,1 @@
-"""Speed against other programs, measured side by side."""
+"""Benchmarks against other programs."""

@@ -1,6 +1,6 @@
-"""The command `python -m diffusion_lab.bench.ddp`: what two processes train in the time of one with all the threads.
+"""The command `python -m diffusion_lab.bench.ddp`: speed of two processes and of one with all threads.
 
-Both train the U-Net of DDPM on the same batches, turn by turn in one run, so that a busy machine is busy for both.
+Both train the U-Net of DDPM on the same batches, alternating, so that other load affects both.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from torch import Tensor, nn
 from diffusion_lab.network import UNet
 from diffusion_lab.output import tolerant
 
-Team = list[tuple[Any, Connection]]
-"""Processes that train one network together, each with its line to here."""
+Group = list[tuple[Any, Connection]]
+"""Processes that train one network together, each with its connection."""
 
 
 def train(rank: int, world: int, store: Path, options: argparse.Namespace, line: Connection) -> None:
-    """Train one network as rank `rank` of `world`: for every number read from `line`, that many steps and their time.
+    """Train one network as rank `rank` of `world`: for every number received, take that many steps.
 
-    After the first step it also tells every 1000th number of the gradient.
+    Sends the seconds, and every 1000th number of the gradient.
     """
     torch.set_num_threads(options.threads // world)
     torch.manual_seed(0)
@@ -45,12 +45,12 @@ def train(rank: int, world: int, store: Path, options: argparse.Namespace, line:
             static_graph=options.static_graph,
             bucket_cap_mb=options.bucket_mb,
         )
-    generator, own = torch.Generator().manual_seed(0), slice(rank, None, world)
+    generator, shard = torch.Generator().manual_seed(0), slice(rank, None, world)
     while steps := line.recv():
         start = time.perf_counter()
         for _ in range(steps):
-            x, eps = torch.randn(2, options.batch_size, 3, size, size, generator=generator)[:, own]
-            t = torch.randint(1000, (options.batch_size,), generator=generator)[own]
+            x, eps = torch.randn(2, options.batch_size, 3, size, size, generator=generator)[:, shard]
+            t = torch.randint(1000, (options.batch_size,), generator=generator)[shard]
             optimizer.zero_grad()
             (network(x, t) - eps).square().mean().backward()
             optimizer.step()
@@ -61,37 +61,37 @@ def _some(gradients: Sequence[Tensor]) -> Tensor:
     return torch.cat([g.flatten()[::1000] for g in gradients]).clone()
 
 
-def start(world: int, store: Path, options: argparse.Namespace) -> Team:
-    """Start the processes of a team, each with its share of the threads."""
-    context, team = mp.get_context("spawn"), []
+def start(world: int, store: Path, options: argparse.Namespace) -> Group:
+    """Start the processes of a group, with the threads divided among them."""
+    context, group = mp.get_context("spawn"), []
     os.environ["OMP_NUM_THREADS"] = str(options.threads // world)
     for rank in range(world):
         here, there = context.Pipe()
         process = context.Process(target=train, args=(rank, world, store, options, there), daemon=True)
         process.start()
-        team.append((process, here))
-    return team
+        group.append((process, here))
+    return group
 
 
-def turn(team: Team, steps: int) -> tuple[float, Tensor]:
-    """Let a team take some steps: the seconds of its slowest process, and the gradient it ended with."""
-    for _, line in team:
+def train_steps(group: Group, steps: int) -> tuple[float, Tensor]:
+    """Train a group for some steps; return the seconds of its slowest process, and its last gradient."""
+    for _, line in group:
         line.send(steps)
-    found = [line.recv() for _, line in team]
+    found = [line.recv() for _, line in group]
     return max(seconds for seconds, _ in found), found[0][1]
 
 
 def compare(options: argparse.Namespace) -> str:
-    """Race both teams over some rounds after untimed steps; a report."""
+    """Time both groups over some rounds after warm-up steps; return a report."""
     images = options.steps * options.batch_size
     with tempfile.TemporaryDirectory() as folder:
-        teams = [start(1, Path(folder), options), start(options.processes, Path(folder, "store"), options)]
-        gradients = [turn(team, 1)[1] for team in teams]
-        for team in teams:
-            turn(team, 1)  # the first step finds out how to lay out the buckets
-        rounds = [[turn(team, options.steps)[0] for team in teams] for _ in range(options.rounds)]
-        for team in teams:
-            for process, line in team:
+        groups = [start(1, Path(folder), options), start(options.processes, Path(folder, "store"), options)]
+        gradients = [train_steps(group, 1)[1] for group in groups]
+        for group in groups:
+            train_steps(group, 1)  # DDP rebuilds its buckets after the first step
+        rounds = [[train_steps(group, options.steps)[0] for group in groups] for _ in range(options.rounds)]
+        for group in groups:
+            for process, line in group:
                 line.send(0)
                 process.join()
     error = (gradients[1] - gradients[0]).norm() / gradients[0].norm()
@@ -110,13 +110,13 @@ def compare(options: argparse.Namespace) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print how many images a second one process trains, and several that share its threads."""
+    """Print the training speed of one process, and of several that share its threads."""
     parser = argparse.ArgumentParser(prog="python -m diffusion_lab.bench.ddp", description=main.__doc__)
     parser.add_argument("--batch-size", type=int, default=8, help="images in a step, over all processes")
     parser.add_argument("--size", type=int, default=32, help="pixels of an image's side")
     parser.add_argument("--channels", type=int, default=128, help="of the U-Net's top level; 128 is the paper's")
-    parser.add_argument("--processes", type=int, default=2, help="processes of the second team")
-    parser.add_argument("--threads", type=int, default=4, help="threads of each team")
+    parser.add_argument("--processes", type=int, default=2, help="processes of the second group")
+    parser.add_argument("--threads", type=int, default=4, help="threads of each group")
     parser.add_argument("--steps", type=int, default=2, help="optimiser steps in a round")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds of both")
     parser.add_argument("--bucket-mb", type=float, default=25.0, help="megabytes of gradients sent at once")

@@ -1,7 +1,7 @@
-"""The command `python -m diffusion_lab.bench.few_steps RUN`: the network evaluations that samplers need.
+"""The command `python -m diffusion_lab.bench.few_steps RUN`: Fréchet distance against network evaluations (NFE).
 
-Samplers, ours and those of diffusers with the same network, draw the same number of images with each number of network
-evaluations; the table tells their Fréchet distances.  What is drawn is kept, so that a run that was stopped goes on.
+Our samplers, and those of diffusers with the same network, generate the same number of images for each NFE; the table
+shows their Fréchet distances.  Samples are stored, so that an interrupted command resumes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab import checkpoint
-from diffusion_lab.bench.race import Absent
+from diffusion_lab.bench.benchmark import Unavailable
 from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.data import DataModule
 from diffusion_lab.denoiser import Denoiser
@@ -39,7 +39,7 @@ OURS = (
     "euler", "heun", "dpm_solver", "dpm_solver predictor.order=3", "unipc", "dpm_solver_sde",
     "dpm_solver_sde spacing=quadratic",
 )  # fmt: skip
-"""Samplers by their words on a command line; the words after the first are keys of the sampler."""
+"""Samplers as on the command line; after the name follow overrides of its keys."""
 
 LOG_SNR = {"use_lu_lambdas": True}
 PEERS: Mapping[str, tuple[str, dict[str, Any]]] = {
@@ -52,17 +52,17 @@ PEERS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "SDE-DPM-Solver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     "SDE-DPM-Solver++, log-SNR": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", **LOG_SNR}),
 }
-"""Schedulers of diffusers with the options that are not its defaults."""
+"""Schedulers of diffusers, with options other than the defaults."""
 
 NEAR = 1.1
-"""Times the best distance: what counts as reaching it."""
+"""Factor of the best distance within which a distance counts as reached."""
 
 
 class Scheduler:
-    """A scheduler of diffusers in the place of our sampler: the same noise, the same network, its own steps.
+    """A scheduler of diffusers with the interface of our samplers: the same noise and network, its own steps.
 
     Raises:
-        Absent: on a call, for a process that is no ladder of betas.
+        Unavailable: on a call, for a process that is not a discrete process with betas.
     """
 
     def __init__(self, name: str, steps: int, **options: Any) -> None:
@@ -78,7 +78,7 @@ class Scheduler:
         """Samples of `shape` (B, ...) in the model's range."""
         levels = denoiser.process.levels
         if levels is None or denoiser.process.keeps_signal:
-            raise Absent("diffusers' schedulers need the betas of a discrete model")
+            raise Unavailable("diffusers' schedulers need the betas of a discrete model")
         times = torch.arange(levels + 1, dtype=torch.float64) / levels
         kept = denoiser.process.alpha(times[1:]) ** 2
         betas = 1 - kept / torch.cat([kept.new_ones(1), kept[:-1]])
@@ -93,7 +93,7 @@ class Scheduler:
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Implementation:
     """A way to sample: what makes it for a number of steps, and the settings that decide what it draws."""
 
     name: str
@@ -101,7 +101,7 @@ class Contestant:
     settings: Mapping[str, Any]
 
 
-def ours(words: str, variance: str | None) -> Contestant:
+def ours(words: str, variance: str | None) -> Implementation:
     """A sampler of conf/sampler.
 
     Raises:
@@ -111,10 +111,10 @@ def ours(words: str, variance: str | None) -> Contestant:
     settings = sampler_settings(name, variance, keys)
     if "steps" not in settings:
         raise ConfigError(f"{name} has no number of steps: it cannot be told how often to ask the network")
-    return Contestant(words, lambda steps: instantiate({**settings, "steps": steps}, "sampler"), settings)
+    return Implementation(words, lambda steps: instantiate({**settings, "steps": steps}, "sampler"), settings)
 
 
-def theirs(name: str) -> Contestant:
+def theirs(name: str) -> Implementation:
     """A scheduler of diffusers.
 
     Raises:
@@ -124,23 +124,23 @@ def theirs(name: str) -> Contestant:
 
     scheduler, options = PEERS[name]
     settings = {"program": f"diffusers {diffusers.__version__}", "scheduler": scheduler, **options}
-    return Contestant(f"diffusers {name}", lambda steps: Scheduler(scheduler, steps, **options), settings)
+    return Implementation(f"diffusers {name}", lambda steps: Scheduler(scheduler, steps, **options), settings)
 
 
-def steps_for(contestant: Contestant, nfe: int, model: Model) -> int | None:
-    """The most steps that take at most `nfe` network evaluations, counted as it samples without a network; or None.
+def steps_for(implementation: Implementation, nfe: int, model: Model) -> int | None:
+    """Return the largest number of steps with at most `nfe` network evaluations, counted in dry runs.
 
-    None where the sampler cannot make that many steps.
+    None if the sampler does not support so few steps.
     """
-    silent = Denoiser(lambda x, message: torch.zeros_like(x), model.denoiser.process, model.denoiser.parameterization)
+    dry_run = Denoiser(lambda x, c_noise: torch.zeros_like(x), model.denoiser.process, model.denoiser.parameterization)
 
     def calls(steps: int) -> float:
-        silent.nfe = 0
+        dry_run.nfe = 0
         try:
-            contestant.make(steps)(silent, (1, *model.shape), None, "cpu")
-        except ValueError:  # too many steps for its grid, or too few
+            implementation.make(steps)(dry_run, (1, *model.shape), None, "cpu")
+        except ValueError:  # more steps than timesteps, or too few
             return math.inf if steps > 2 else 0
-        return silent.nfe
+        return dry_run.nfe
 
     steps = max(bisect(range(1, nfe + 1), nfe, key=calls), 1)
     return steps if max(nfe - 1, 1) <= calls(steps) <= nfe else None  # Heun's calls are odd
@@ -148,7 +148,7 @@ def steps_for(contestant: Contestant, nfe: int, model: Model) -> int | None:
 
 @dataclass(frozen=True)
 class Scorer:
-    """Draws and scores: the model, what its samples are held against, and what decides them beside the sampler."""
+    """Generates and scores samples of a model with different samplers."""
 
     model: Model
     data: DataModule
@@ -158,39 +158,39 @@ class Scorer:
 
     @classmethod
     def of(cls, run: str, samples: int, seeds: int, batch_size: int, log_dir: Path) -> Scorer:
-        """For the newest checkpoint of a run, with the metric that its run was judged by."""
+        """Create it for the newest checkpoint of a run, with the metric of its evaluation."""
         contents = checkpoint_file.read(run_directory.find(run))
         model, config = checkpoint.build(contents), contents["config"]
         data = instantiate(config["data"], "data")
         data.prepare_data()
         data.setup("test")
-        own = {"samples": samples, "repeats": seeds, "measures": ["frechet"], "batch_size": batch_size}
+        ours = {"samples": samples, "repeats": seeds, "measures": ["frechet"], "batch_size": batch_size}
         settings = config["callback"]["evaluation"]["evaluator"]
-        evaluator = instantiate({**settings, **own, "cache": str(log_dir / "statistics")}, "evaluator")
+        evaluator = instantiate({**settings, **ours, "cache": str(log_dir / "statistics")}, "evaluator")
         evaluator.prepare(data, model.device)
         wanted = sample_spec(contents, model, "ema", {}, "32-true", seed=0, batch_size=batch_size, device="cpu")
         return cls(model, data, evaluator, wanted, log_dir)
 
-    def __call__(self, contestant: Contestant, nfe: int) -> dict[str, Any] | None:
-        """The record of its distance with that many evaluations; None where it cannot sample so."""
-        steps = steps_for(contestant, nfe, self.model)
+    def __call__(self, implementation: Implementation, nfe: int) -> dict[str, Any] | None:
+        """Return the record of the distance for this NFE; None if the sampler does not support it."""
+        steps = steps_for(implementation, nfe, self.model)
         if steps is None:
             return None
-        own = {**self.wanted, "sampler": {**contestant.settings, "steps": steps}}
-        name = contestant.name.replace(" ", "_")
-        series = sample_store(self.model, contestant.make(steps), own, name, self.log_dir)
+        spec = {**self.wanted, "sampler": {**implementation.settings, "steps": steps}}
+        name = implementation.name.replace(" ", "_")
+        series = sample_store(self.model, implementation.make(steps), spec, name, self.log_dir)
         return next(iter(self.evaluator.quality(series, self.data).values()))
 
 
 def summary(found: Mapping[int, float], best_of_all: float) -> tuple[float, int, int | None]:
-    """(best distance, least NFE within 10 % of it, least NFE within 10 % of the best of all) of NFE -> distance."""
+    """Return (best distance, smallest NFE within 10 % of it, smallest NFE within 10 % of the best of all)."""
     best = min(found.values())
     least = min(nfe for nfe, value in found.items() if value <= NEAR * best)
     return best, least, min((nfe for nfe, value in found.items() if value <= NEAR * best_of_all), default=None)
 
 
 def table(found: Mapping[str, Mapping[int, float]], counts: Sequence[int]) -> str:
-    """Markdown: a row for each sampler, a column for each NFE; none where it cannot sample so."""
+    """Return a Markdown table: a row for each sampler, a column for each NFE."""
     best_of_all = min(value for row in found.values() for value in row.values())
     head = ["sampler", *map(str, counts), "best", "NFE to 10 % of it", "NFE to 10 % of the best of all"]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
@@ -202,7 +202,7 @@ def table(found: Mapping[str, Mapping[int, float]], counts: Sequence[int]) -> st
 
 
 def deviation(records: Sequence[Mapping[str, Any]]) -> float:
-    """Relative standard deviation of a mean over the seeds, pooled over the records; nan of a single seed."""
+    """Return the relative standard error of a mean over seeds, pooled over the records; nan for a single seed."""
     if all(len(record.get("repeats", ())) < 2 for record in records):
         return math.nan
     runs = torch.tensor([record.get("repeats", [record["value"]]) for record in records], dtype=torch.float64)
@@ -213,37 +213,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the Fréchet distance of samplers against network evaluations, for one trained model."""
     parser = argparse.ArgumentParser(prog="python -m diffusion_lab.bench.few_steps", description=main.__doc__)
     parser.add_argument("run", help="directory of a run, a .ckpt file, or last")
-    parser.add_argument("--samples", type=int, default=1000, help="images of a distance")
-    parser.add_argument("--seeds", type=int, default=3, help="distances of a cell, each of other images")
+    parser.add_argument("--samples", type=int, default=1000, help="images per distance")
+    parser.add_argument("--seeds", type=int, default=3, help="distances averaged per cell, each of other images")
     parser.add_argument("--nfe", type=int, nargs="+", default=[5, 8, 10, 12, 15, 20, 30, 50, 100], help="evaluations")
     parser.add_argument("--sampler", nargs="+", default=OURS, help="of ours: 'dpm_solver spacing=karras' ...")
     parser.add_argument("--peer", nargs="*", choices=[*PEERS, []], default=list(PEERS), help="of diffusers, or none")
-    parser.add_argument("--batch-size", type=int, default=1000, help="images drawn at once")
+    parser.add_argument("--batch-size", type=int, default=1000, help="images generated at once")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of the CPU")
-    parser.add_argument("--logs", type=Path, default=Path("logs"), help="where images are kept")
+    parser.add_argument("--logs", type=Path, default=Path("logs"), help="where images are stored")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     try:
-        judge = Scorer.of(options.run, options.samples, options.seeds, options.batch_size, options.logs)
+        scorer = Scorer.of(options.run, options.samples, options.seeds, options.batch_size, options.logs)
     except CheckpointError as error:
         parser.error(str(error))
-    variance = (judge.model.config or {}).get("variance")
+    variance = (scorer.model.config or {}).get("variance")
     makers = [partial(ours, words, variance) for words in options.sampler] + [partial(theirs, n) for n in options.peer]
     records: dict[str, dict[int, dict[str, Any]]] = {}
-    left_out: set[str] = set()
+    skipped: set[str] = set()
     for make in makers:
         try:
-            contestant = make()
-            row = {nfe: record for nfe in options.nfe if (record := judge(contestant, nfe))}
-        except (ImportError, Absent) as error:
-            if str(error) not in left_out:
-                print(f"left out: {error}", flush=True)
-            left_out.add(str(error))
+            implementation = make()
+            row = {nfe: record for nfe in options.nfe if (record := scorer(implementation, nfe))}
+        except (ImportError, Unavailable) as error:
+            if str(error) not in skipped:
+                print(f"skipped: {error}", flush=True)
+            skipped.add(str(error))
             continue
         if row:
-            records[contestant.name] = row
+            records[implementation.name] = row
             message = (f"{nfe}: {record['value']:.3f}" for nfe, record in row.items())
-            print(contestant.name, *message, sep="  ", flush=True)
+            print(implementation.name, *message, sep="  ", flush=True)
     every = [record for row in records.values() for record in row.values()]
     print(f"\n{table({name: {n: r['value'] for n, r in row.items()} for name, row in records.items()}, options.nfe)}\n")
     several = f", each cell a mean over {options.seeds} sets with standard error {deviation(every):.1%}"

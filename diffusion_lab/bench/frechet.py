@@ -1,4 +1,4 @@
-"""The Fréchet distance between sets of Inception-like features, beside the programs that people take it with."""
+"""The Fréchet distance between sets of Inception-like features, compared with other programs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from diffusion_lab.bench.race import Race, Setting, Work
+from diffusion_lab.bench.benchmark import Benchmark, Setting, Work
 from diffusion_lab.metric import Moments, frechet_distance, moments
 
 
 def features(count: int, dimensions: int, seed: int) -> Tensor:
-    """Features whose variances fall as 1/k, in directions of no axis; float32 as extractors give them."""
+    """Return float32 features with variances 1/k in random directions."""
     generator = torch.Generator().manual_seed(0)
     rotation = torch.linalg.qr(torch.randn(dimensions, dimensions, generator=generator)).Q
     noise = torch.randn(count, dimensions, generator=generator.manual_seed(seed))
@@ -20,18 +20,18 @@ def features(count: int, dimensions: int, seed: int) -> Tensor:
 
 
 def fresh(x: Moments) -> Moments:
-    """The same moments with nothing decomposed yet."""
+    """Return the same moments without cached factors."""
     return Moments(x.mean, None if x.rows is not None else x.covariance, x.count, x.rows)
 
 
 def agreement(values: Mapping[str, float]) -> str:
-    """How far the others' distances are from ours, relative to it."""
+    """Report the relative difference of the others' distances from ours."""
     (_, ours), *others = values.items()
     return "relative difference to ours: " + ", ".join(f"{name} {abs(v - ours) / ours:.0e}" for name, v in others)
 
 
-def from_moments(title: str, a: Moments, b: Moments, scipy: bool = False) -> Race:
-    """Every program is given means and covariances; `b` is a reference, used many times."""
+def from_moments(title: str, a: Moments, b: Moments, scipy: bool = False) -> Benchmark:
+    """Distance from given means and covariances; `b` is a reference whose factor is cached."""
     frechet_distance(a, b)
 
     def torch_fidelity() -> Work:
@@ -52,18 +52,18 @@ def from_moments(title: str, a: Moments, b: Moments, scipy: bool = False) -> Rac
         (m, s), (n, r) = ((x.mean.numpy(), x.covariance.numpy()) for x in (a, b))
         return lambda: float(((m - n) ** 2).sum() + (s + r - 2 * linalg.sqrtm(s @ r).real).trace())
 
-    contestants: dict[str, Callable[[], Work]] = {
+    implementations: dict[str, Callable[[], Work]] = {
         "ours": lambda: lambda: frechet_distance(fresh(a), b),
         "ours (new reference)": lambda: lambda: frechet_distance(fresh(a), fresh(b)),
         "torch-fidelity": torch_fidelity,
         "torchmetrics": torchmetrics,
         **({"SciPy's sqrtm": sqrtm} if scipy else {}),
     }
-    return Race(title, contestants, note=agreement)
+    return Benchmark(title, implementations, note=agreement)
 
 
-def from_features(title: str, a: Tensor, b: Tensor) -> Race:
-    """Means and covariances are part of the work."""
+def from_features(title: str, a: Tensor, b: Tensor) -> Benchmark:
+    """Distance from features, including means and covariances."""
 
     def torch_fidelity() -> Work:
         from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
@@ -74,12 +74,15 @@ def from_features(title: str, a: Tensor, b: Tensor) -> Race:
 
         return work
 
-    contestants = {"ours": lambda: lambda: frechet_distance(moments(a), moments(b)), "torch-fidelity": torch_fidelity}
-    return Race(title, contestants, note=agreement)
+    implementations = {
+        "ours": lambda: lambda: frechet_distance(moments(a), moments(b)),
+        "torch-fidelity": torch_fidelity,
+    }
+    return Benchmark(title, implementations, note=agreement)
 
 
-def races(setting: Setting) -> Iterator[Race]:
-    """Few samples against few, few against many, and many, where a covariance has full rank, against many."""
+def benchmarks(setting: Setting) -> Iterator[Benchmark]:
+    """Few samples and few, few and many, and many and many (covariances of full rank)."""
     few, many, dimensions = (40, 200, 64) if setting.small else (1000, 10_000, 2048)
     a, b = (features(few, dimensions, seed) for seed in (0, 1))
     yield from_features(f"Fréchet distance from {few} and {few} features of {dimensions} dimensions", a, b)

@@ -1,4 +1,4 @@
-"""Our Inception features beside torch-fidelity's own, with the same random weights on the same images."""
+"""Our Inception features compared with torch-fidelity's, with the same random weights and images."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ import torch
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from diffusion_lab.bench.race import Race, Setting, Work
+from diffusion_lab.bench.benchmark import Benchmark, Setting, Work
 from diffusion_lab.metric.features import full_precision, to_uint8
 from diffusion_lab.metric.inception import InceptionFeatures
 from diffusion_lab.metric.weights import plain_file
 
 
 class _Untrained(FeatureExtractorInceptionV3):
-    """The architecture with random weights: its constructor would read a file of trained ones."""
+    """The architecture with random weights: the constructor would load trained ones."""
 
     def load_state_dict(self, *_: object) -> None:
         pass
 
 
 def random_weights(path: Path, seed: int = 0) -> str:
-    """Write random weights of InceptionV3, under which its signal neither dies out nor explodes; their sha256."""
+    """Write random weights of InceptionV3 that preserve the scale of activations; return their sha256."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = _Untrained("inception-v3-compat", ["2048"], feature_extractor_weights_path=plain_file({}))
         for module in network.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
-            if isinstance(module, nn.BatchNorm2d):  # nothing here is 0 or 1, which would hide a mistake
+            if isinstance(module, nn.BatchNorm2d):  # not 0 or 1, which could hide an error
                 nn.init.uniform_(module.running_var, 0.5, 1.5)
                 nn.init.uniform_(module.weight, 0.5, 1.5)
                 nn.init.normal_(module.running_mean, 0, 0.1)
@@ -49,13 +49,13 @@ def torch_fidelity_features(path: Path, device: torch.device) -> Callable[[Tenso
 
 
 def error(features: Mapping[str, Tensor]) -> str:
-    """How far the second contestant's features are from the first's, image by image."""
+    """Report the largest relative error over the images."""
     found, expected = (f.double() for f in features.values())
     relative = (found - expected).norm(dim=1) / expected.norm(dim=1)
     return f"relative error {relative.max():.1e} (largest of {len(relative)} images)"
 
 
-def races(setting: Setting) -> Iterator[Race]:
+def benchmarks(setting: Setting) -> Iterator[Benchmark]:
     """CIFAR-10-sized images, enlarged to 299x299 as for every published FID, in float32."""
     count, size = (2, 8) if setting.small else (64, 32)
     images = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0)).to(setting.device)
@@ -78,5 +78,7 @@ def races(setting: Setting) -> Iterator[Race]:
 
             return work
 
-        contestants = {"ours": ours, "torch-fidelity": torch_fidelity}
-        yield Race(f"Inception features of {count} images {size}x{size}", contestants, "ms an image", count, note=error)
+        implementations = {"ours": ours, "torch-fidelity": torch_fidelity}
+        yield Benchmark(
+            f"Inception features of {count} images {size}x{size}", implementations, "ms an image", count, note=error
+        )

@@ -1,4 +1,4 @@
-"""Race of exact likelihoods: the same network, images, probe vectors, tolerance and ends of the integral for all."""
+"""Benchmark of exact likelihoods, with the same network, images, probe vectors, tolerance and interval for all."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_lab.bench.benchmark import Benchmark, Setting, Work
 from diffusion_lab.bench.official import module
-from diffusion_lab.bench.race import Race, Setting, Work
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.likelihood import FlowLikelihood, bits_per_dim
 from diffusion_lab.network import UNet
 from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import VP, Linear
 
-START = 1e-5  # where they place the data
+START = 1e-5  # time of the data in the official program
 CHECKED = 2  # images whose values are compared with the reference
 
 
 class Counted(nn.Module):
-    """A network that counts what it is asked for: `forwards`, and `backwards` through its output."""
+    """A network that counts its `forwards` and `backwards` passes."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -34,16 +34,16 @@ class Counted(nn.Module):
         self.forwards += 1
         output = self.network(x, c_noise)
         if output.requires_grad and torch.is_grad_enabled():
-            output.register_hook(self.passed)
+            output.register_hook(self.count_backward)
         return output
 
-    def passed(self, gradient: Tensor) -> None:
+    def count_backward(self, gradient: Tensor) -> None:
         """Count a backward pass."""
         self.backwards += 1
 
 
 class ThreeLayers(nn.Module):
-    """Three convolutions, told the time by a bias and by how much of the input passes by them."""
+    """Three convolutions and a skip connection; the time conditions a bias and the scale of the skip."""
 
     def __init__(self, channels: int = 16) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class ThreeLayers(nn.Module):
 
 
 def images(count: int, size: int, seed: int) -> Tensor:
-    """Smooth random images in [-1, 1], dequantized: noise of 4x4 pixels enlarged, with finer detail on it."""
+    """Return smooth, dequantized random images in [-1, 1]: enlarged 4x4 noise plus finer detail."""
     generator = torch.Generator().manual_seed(seed)
     coarse, fine = (torch.randn(count, 3, side, side, generator=generator) for side in (4, size))
     x = F.interpolate(coarse, size=size, mode="bicubic") * 0.6 + 0.05 * fine
@@ -70,7 +70,7 @@ def images(count: int, size: int, seed: int) -> Tensor:
 
 
 def fitted(network: nn.Module, steps: int, size: int) -> nn.Module:
-    """The network after some steps of training: an untrained one would have the flow of no data."""
+    """Return the network after some training steps: the flow of an untrained network is not realistic."""
     process, optimizer = VP(Linear()), torch.optim.Adam(network.parameters(), 2e-3)
     for step in range(steps):
         x0, generator = images(16, size, 1 + step), torch.Generator().manual_seed(step)
@@ -84,8 +84,8 @@ def fitted(network: nn.Module, steps: int, size: int) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Course:
-    """What all contestants are given: network, images x (B, 3, H, W), signs of the same shape, rtol = atol."""
+class Problem:
+    """Inputs of all implementations: network, images x (B, 3, H, W), signs of the same shape, rtol = atol."""
 
     network: nn.Module
     x: Tensor
@@ -97,7 +97,7 @@ class Course:
 
 
 Value = tuple[Tensor, Counted]
-"""Bits per dimension (B,) of 8-bit images, and what the network was asked for."""
+"""Bits per dimension (B,) of 8-bit images, and the network with its counts."""
 
 
 def in_bits(log_density: Tensor, x: Tensor) -> Tensor:
@@ -105,33 +105,33 @@ def in_bits(log_density: Tensor, x: Tensor) -> Tensor:
     return bits_per_dim(log_density, x[0].numel()) + 7
 
 
-def ours(course: Course, precision: str = "float32") -> Work:
-    likelihood = FlowLikelihood(course.tolerance, course.tolerance, t_min=START, precision=precision)
+def ours(problem: Problem, precision: str = "float32") -> Work:
+    likelihood = FlowLikelihood(problem.tolerance, problem.tolerance, t_min=START, precision=precision)
 
-    def turn() -> Value:
-        network = course.counted()
+    def run() -> Value:
+        network = problem.counted()
         denoiser = Denoiser(network, VP(Linear()), Parameterization(c_noise="time_999"))
-        x = course.x.to(likelihood.dtype)
-        return in_bits(-sum(likelihood.density(denoiser, x, course.signs.to(x)[None])), x), network
+        x = problem.x.to(likelihood.dtype)
+        return in_bits(-sum(likelihood.density(denoiser, x, problem.signs.to(x)[None])), x), network
 
-    return turn
+    return run
 
 
-def official(course: Course, setting: Setting) -> Work:
+def official(problem: Problem, setting: Setting) -> Work:
     program = module(setting, "score_sde_pytorch", "likelihood")
     sde = program.mutils.sde_lib.VPSDE(0.1, 20.0, 1000)
     value = program.get_likelihood_fn(
-        sde, lambda x: (x + 1) / 2, rtol=course.tolerance, atol=course.tolerance, eps=START
+        sde, lambda x: (x + 1) / 2, rtol=problem.tolerance, atol=problem.tolerance, eps=START
     )
 
-    def turn() -> Value:
-        network = course.counted()
+    def run() -> Value:
+        network = problem.counted()
         with torch.random.fork_rng():
-            torch.manual_seed(0)  # its signs come from here, and ours are the same: `signs`
-            bits, _, _ = value(network, course.x)
+            torch.manual_seed(0)  # it draws its signs with this seed, as `signs` does
+            bits, _, _ = value(network, problem.x)
         return bits, network
 
-    return turn
+    return run
 
 
 def signs(x: Tensor) -> Tensor:
@@ -141,9 +141,8 @@ def signs(x: Tensor) -> Tensor:
         return torch.randint_like(x, low=0, high=2).float() * 2 - 1
 
 
-def by_torchdiffeq(course: Course, together: bool, method: str = "dopri5") -> Work:
-    """The flow as it is written in t, by torchdiffeq: with a call for the velocity and one for its divergence, or both
-    from one."""
+def by_torchdiffeq(problem: Problem, together: bool, method: str = "dopri5") -> Work:
+    """The flow in t by torchdiffeq, with one call for velocity and divergence (`together`) or two."""
     import torchdiffeq
 
     def velocity(network: nn.Module, t: Tensor, x: Tensor) -> Tensor:
@@ -151,12 +150,12 @@ def by_torchdiffeq(course: Course, together: bool, method: str = "dopri5") -> Wo
         sigma = (-torch.expm1(-0.1 * t - 9.95 * t**2)).sqrt()
         return -beta / 2 * (x - network(x, (999 * t).expand(len(x))) / sigma)
 
-    def turn() -> Value:
-        network, x = course.counted(), course.x
-        v = course.signs.to(x)
+    def run() -> Value:
+        network, x = problem.counted(), problem.x
+        v = problem.signs.to(x)
 
         def slope(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-            # It tries a step of unchecked length at first, and rounds the ends.
+            # Its first step may exceed the interval, and it rounds the end points.
             t = t.to(x.dtype).clamp(START, 1)
             speed = None if together else velocity(network, t, state[0])
             with torch.enable_grad():
@@ -169,36 +168,40 @@ def by_torchdiffeq(course: Course, together: bool, method: str = "dopri5") -> Wo
             ends = torch.tensor([START, 1.0], dtype=torch.float64, device=x.device)
             start = (x, x.new_zeros(len(x)))
             z, change = torchdiffeq.odeint(
-                slope, start, ends, rtol=course.tolerance, atol=course.tolerance, method=method
+                slope, start, ends, rtol=problem.tolerance, atol=problem.tolerance, method=method
             )
         normal = torch.distributions.Normal(0.0, 1.0)
         return in_bits(normal.log_prob(z[-1]).flatten(1).sum(1) + change[-1], x), network
 
-    return turn
+    return run
 
 
-def bare(course: Course) -> Work:
-    """The calls of the network that `ours` makes, and nothing else."""
-    _, asked = ours(course)()
-    c_noise = torch.full((len(course.x),), 500.0, device=course.x.device)
+def bare(problem: Problem) -> Work:
+    """Only the network evaluations of `ours`."""
+    _, counts = ours(problem)()
+    c_noise = torch.full((len(problem.x),), 500.0, device=problem.x.device)
 
-    def turn() -> Value:
-        network = course.counted()
-        for k in range(asked.forwards):
-            with torch.set_grad_enabled(k < asked.backwards):
-                x = course.x.clone().requires_grad_(k < asked.backwards)
+    def run() -> Value:
+        network = problem.counted()
+        for k in range(counts.forwards):
+            with torch.set_grad_enabled(k < counts.backwards):
+                x = problem.x.clone().requires_grad_(k < counts.backwards)
                 output = network(x, c_noise)
             if output.requires_grad:
-                torch.autograd.grad(output, x, course.signs)
+                torch.autograd.grad(output, x, problem.signs)
         return None, network
 
-    return turn
+    return run
 
 
-def accuracy(course: Course, tolerance: float, results: Mapping[str, Value]) -> str:
-    """Evaluations of each, and its error against a solution in float64 at a far smaller tolerance."""
-    network, x, v = copy.deepcopy(course.network).double(), course.x[:CHECKED].double(), course.signs[:CHECKED].double()
-    exact, _ = by_torchdiffeq(Course(network, x, v, tolerance), True, "dopri8" if tolerance < 1e-7 else "dopri5")()
+def accuracy(problem: Problem, tolerance: float, results: Mapping[str, Value]) -> str:
+    """Report the evaluations of each, and its error relative to a float64 solution with a much smaller tolerance."""
+    network, x, v = (
+        copy.deepcopy(problem.network).double(),
+        problem.x[:CHECKED].double(),
+        problem.signs[:CHECKED].double(),
+    )
+    exact, _ = by_torchdiffeq(Problem(network, x, v, tolerance), True, "dopri8" if tolerance < 1e-7 else "dopri5")()
     lines = [f"evaluations (forward + backward), and largest error against tolerance {tolerance:g}, in bits/dim:"]
     for name, (bits, network) in results.items():
         if bits is not None:
@@ -207,31 +210,31 @@ def accuracy(course: Course, tolerance: float, results: Mapping[str, Value]) -> 
     return "\n  ".join(lines)
 
 
-def race(setting: Setting, title: str, course: Course, reference: float, rounds: int | None = None) -> Race:
-    """All contestants on one network."""
-    contestants: dict[str, Callable[[], Work]] = {
-        "ours": partial(ours, course),
-        "ours, state in float64": partial(ours, course, "float64"),
-        "score_sde_pytorch (SciPy)": partial(official, course, setting),
-        "torchdiffeq, drift and divergence apart": partial(by_torchdiffeq, course, False),
-        "torchdiffeq, one vjp for both": partial(by_torchdiffeq, course, True),
-        "floor: the network's part of ours": partial(bare, course),
+def benchmark(setting: Setting, title: str, problem: Problem, reference: float, rounds: int | None = None) -> Benchmark:
+    """The benchmark of one network."""
+    implementations: dict[str, Callable[[], Work]] = {
+        "ours": partial(ours, problem),
+        "ours, state in float64": partial(ours, problem, "float64"),
+        "score_sde_pytorch (SciPy)": partial(official, problem, setting),
+        "torchdiffeq, drift and divergence apart": partial(by_torchdiffeq, problem, False),
+        "torchdiffeq, one vjp for both": partial(by_torchdiffeq, problem, True),
+        "hand-written: the network's part of ours": partial(bare, problem),
     }
-    count, _, size, _ = course.x.shape
-    title = f"exact likelihood, {title}, {count} images 3x{size}x{size}, VP, tolerance {course.tolerance:g}"
-    return Race(title, contestants, note=partial(accuracy, course, reference), rounds=rounds)
+    count, _, size, _ = problem.x.shape
+    title = f"exact likelihood, {title}, {count} images 3x{size}x{size}, VP, tolerance {problem.tolerance:g}"
+    return Benchmark(title, implementations, note=partial(accuracy, problem, reference), rounds=rounds)
 
 
-def races(setting: Setting) -> Iterator[Race]:
-    """A network so small that what is around it shows, at the published tolerance; and a U-Net, at a loose one.
+def benchmarks(setting: Setting) -> Iterator[Benchmark]:
+    """A tiny network, which shows the overhead, at the published tolerance; and a U-Net at a loose one.
 
-    The sines of 999 t that a U-Net is told make it rough in time until it has been trained for long: at 1e-5 everybody
-    needs hundreds of evaluations of one that has not.
+    The time embedding of 999 t makes a U-Net rough in time unless it is trained for long: at tolerance 1e-5 all
+    implementations would need hundreds of evaluations.
     """
 
-    def course(network: nn.Module, steps: int, count: int, size: int, tolerance: float) -> Course:
+    def problem(network: nn.Module, steps: int, count: int, size: int, tolerance: float) -> Problem:
         x = images(count, size, 0).to(setting.device)
-        return Course(fitted(network, steps, size).to(setting.device), x, signs(x), tolerance)
+        return Problem(fitted(network, steps, size).to(setting.device), x, signs(x), tolerance)
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -239,8 +242,8 @@ def races(setting: Setting) -> Iterator[Race]:
         size = 8 if setting.small else 16
         unet = UNet(3, size, channels=16, multipliers=(1, 2), blocks=1, attention=(size // 2,), groups=8, dropout=0.0)
     if setting.small:
-        yield race(setting, "three convolutions", course(small, 30, 2, 8, 1e-4), 1e-7)
-        yield race(setting, "U-Net", course(unet, 1, 2, 8, 1e-2), 1e-3)
+        yield benchmark(setting, "three convolutions", problem(small, 30, 2, 8, 1e-4), 1e-7)
+        yield benchmark(setting, "U-Net", problem(unet, 1, 2, 8, 1e-2), 1e-3)
     else:
-        yield race(setting, "three convolutions", course(small, 300, 16, 32, 1e-5), 1e-9)
-        yield race(setting, "U-Net", course(unet, 100, 4, 16, 1e-3), 1e-5, 3)
+        yield benchmark(setting, "three convolutions", problem(small, 300, 16, 32, 1e-5), 1e-9)
+        yield benchmark(setting, "U-Net", problem(unet, 100, 4, 16, 1e-3), 1e-5, 3)

@@ -1,4 +1,4 @@
-"""Races of the other networks: an output and its gradient, by ours and by the official one of the same weights."""
+"""Benchmarks of the other networks: output and gradients of ours and the official one, with the same weights."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lab.bench import official
-from diffusion_lab.bench.race import Absent, Race, Setting, Work
+from diffusion_lab.bench.benchmark import Benchmark, Setting, Unavailable, Work
 from diffusion_lab.bench.unets import ML_COLLECTIONS
 from diffusion_lab.interop.ncsn import refinenet
 from diffusion_lab.interop.score_sde import ncsnpp
 from diffusion_lab.network import NCSNpp, RefineNet
 
 Output = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""What a network makes of images in [0, 1] and of what the official one is told, in official terms."""
+"""(network, images in [0, 1], official c_noise) -> the output as the official program defines it."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Our network and the official one for CIFAR-10; from one number of channels they make the same sizes."""
+    """Our network and the official one for CIFAR-10, as functions of the number of channels."""
 
     title: str
     program: str
@@ -45,7 +45,7 @@ def score_sde_ncsnpp(setting: Setting, channels: int) -> nn.Module:
             try:
                 from models.ncsnpp import NCSNpp as Official
             except (RuntimeError, OSError) as error:
-                raise Absent(f"its CUDA extension cannot be compiled here: {error}".partition("\n")[0]) from error
+                raise Unavailable(f"its CUDA extension cannot be compiled here: {error}".partition("\n")[0]) from error
         from configs.ve.cifar10_ncsnpp_continuous import get_config
     config = get_config()
     config.device, config.model.nf = setting.device, channels
@@ -75,7 +75,7 @@ def over_sigma(network: nn.Module, x: Tensor, sigma: Tensor) -> Tensor:
     return network(2 * x - 1, sigma.log()) / sigma[:, None, None, None]
 
 
-def as_it_is(network: nn.Module, x: Tensor, level: Tensor) -> Tensor:
+def unscaled(network: nn.Module, x: Tensor, level: Tensor) -> Tensor:
     return network(2 * x - 1, level)
 
 
@@ -100,7 +100,7 @@ PAIRS = (
         lambda channels: RefineNet(3, 32, channels=channels, levels=10, pool="average"),
         ncsn,
         refinenet,
-        as_it_is,
+        unscaled,
         torch.tensor([0, 3, 6, 9]),
     ),
     Pair(
@@ -115,35 +115,35 @@ PAIRS = (
 )
 
 
-def races(setting: Setting) -> Iterator[Race]:
-    """One race a network, in float32, with dropout where it is trained so."""
-    return (race(pair, setting) for pair in PAIRS)
+def benchmarks(setting: Setting) -> Iterator[Benchmark]:
+    """Return one benchmark per network, in float32, with dropout if it is trained with dropout."""
+    return (benchmark(pair, setting) for pair in PAIRS)
 
 
-def race(pair: Pair, setting: Setting) -> Race:
-    """Ours, channels_last as the trainer lays it out, against the official network with the same weights."""
+def benchmark(pair: Pair, setting: Setting) -> Benchmark:
+    """Compare ours, in channels_last as in training, with the official network of the same weights."""
     channels, batch = (32, 2) if setting.small else (128, 2 * setting.threads)
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(batch, 3, 32, 32, generator=generator).to(setting.device)
     direction = torch.randn(batch, 3, 32, 32, generator=generator).to(setting.device)
     c_noise = pair.c_noise.repeat(batch)[:batch].to(setting.device)
-    own = pair.ours(channels).to(setting.device, memory_format=torch.channels_last)
+    network = pair.ours(channels).to(setting.device, memory_format=torch.channels_last)
 
     def ours() -> Work:
-        return Gradients(own, pair.output, x, c_noise, direction)
+        return Gradients(network, pair.output, x, c_noise, direction)
 
     def theirs() -> Work:
-        network = pair.official(setting, channels).to(setting.device)
-        draw_weights(network, generator)
-        own.load_state_dict(pair.weights(own, network.state_dict()))
-        return Gradients(network, lambda network, x, t: network(x, t), x, c_noise, direction)
+        peer = pair.official(setting, channels).to(setting.device)
+        draw_weights(peer, generator)
+        network.load_state_dict(pair.weights(network, peer.state_dict()))
+        return Gradients(peer, lambda network, x, t: network(x, t), x, c_noise, direction)
 
     title = f"output and gradients of {pair.title}, float32, 32x32, batch {batch}"
-    return Race(title, {"ours": ours, pair.program: theirs}, note=agreement)
+    return Benchmark(title, {"ours": ours, pair.program: theirs}, note=agreement)
 
 
 def draw_weights(network: nn.Module, generator: torch.Generator) -> None:
-    """Give every layer weights of ordinary size: as they start, the last layers of the blocks are almost zero."""
+    """Draw random weights of usual scale for every layer; by default the last layers of blocks are almost zero."""
     for p in (p for p in network.parameters() if p.requires_grad):
         deviation = p[0].numel() ** -0.5 if p.dim() > 1 else 0.3
         p.data.copy_(deviation * torch.randn(p.shape, generator=generator))
@@ -151,7 +151,7 @@ def draw_weights(network: nn.Module, generator: torch.Generator) -> None:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Turns of one network: the output, and the gradients of its product with `direction`."""
+    """A run of one network: the output, and the gradients of its product with `direction`."""
 
     network: nn.Module
     output: Output
@@ -164,7 +164,7 @@ class Gradients:
         return self
 
     def compute(self, training: bool) -> tuple[Tensor, Tensor]:
-        """The output and its gradient by x, with dropout in training."""
+        """Return the output and its gradient with respect to x, with dropout if training."""
         self.network.train(training).zero_grad()
         x = self.x.clone().requires_grad_()
         y = self.output(self.network, x, self.c_noise)
@@ -173,13 +173,14 @@ class Gradients:
 
 
 def agreement(last: Mapping[str, Gradients]) -> str:
-    """Sizes, and how far output and gradient differ without dropout."""
+    """Report sizes, and the differences of output and gradient without dropout."""
     ours, *others = last.values()
     text = f"{count(ours.network):,} weights"
     for name, theirs in zip(list(last)[1:], others, strict=True):
         pairs = zip(ours.compute(training=False), theirs.compute(training=False), strict=True)
-        apart = [((a - b).norm() / b.norm()).item() for a, b in pairs]
-        text += f"; {name} {count(theirs.network):,}, output differs by {apart[0]:.0e}, gradient by {apart[1]:.0e}"
+        differences = [((a - b).norm() / b.norm()).item() for a, b in pairs]
+        text += f"; {name} {count(theirs.network):,}, "
+        text += f"output differs by {differences[0]:.0e}, gradient by {differences[1]:.0e}"
     return text
 
 

@@ -1,4 +1,4 @@
-"""Modules of official programs, imported out of their clones so that nothing else in this process sees them."""
+"""Import modules of official programs from their clones, isolated from the rest of the process."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-from diffusion_lab.bench.race import Absent, Setting
+from diffusion_lab.bench.benchmark import Setting, Unavailable
 
 
 def clone(setting: Setting, program: str) -> Path:
-    """Folder of an official program; Absent, in words, where there is none."""
+    """Return the folder of an official program; raises Unavailable if it does not exist."""
     if setting.official is None:
-        raise Absent(f"give the folder that holds a clone of {program} by --official")
+        raise Unavailable(f"pass the folder with a clone of {program} as --official")
     if not (folder := setting.official / program).is_dir():
-        raise Absent(f"there is no {folder}, a clone of {program}")
+        raise Unavailable(f"{folder}, a clone of {program}, does not exist")
     return folder
 
 
 @contextmanager
 def inside(setting: Setting, program: str, stand_ins: Mapping[str, ModuleType] | None = None) -> Iterator[None]:
-    """Context in which imports look into the clone of a program first, for statements such as `from models import x`.
+    """Context in which imports such as `from models import x` use the clone of a program first.
 
-    Afterwards its modules are forgotten, so that each program's `models` is its own, and those before return.
-    `stand_ins` are imported in place of packages that it names and that are not needed here.
+    On exit its modules are removed from sys.modules and the previous ones restored, so that each program has its own
+    `models`.  `stand_ins` replace packages that it imports but that are not needed here.
     """
     folder, stand_ins = clone(setting, program), stand_ins or {}
-    own = {path.stem for path in folder.iterdir() if path.is_dir() or path.suffix == ".py"} | stand_ins.keys()
-    before = {name: m for name, m in sys.modules.items() if name.partition(".")[0] in own}
+    names = {path.stem for path in folder.iterdir() if path.is_dir() or path.suffix == ".py"} | stand_ins.keys()
+    before = {name: m for name, m in sys.modules.items() if name.partition(".")[0] in names}
     for name in before:
         del sys.modules[name]
     sys.modules.update(stand_ins)
@@ -40,12 +40,12 @@ def inside(setting: Setting, program: str, stand_ins: Mapping[str, ModuleType] |
         yield
     finally:
         sys.path.remove(str(folder))
-        for name in [name for name in sys.modules if name.partition(".")[0] in own]:
+        for name in [name for name in sys.modules if name.partition(".")[0] in names]:
             del sys.modules[name]
         sys.modules.update(before)
 
 
 def module(setting: Setting, program: str, name: str, stand_ins: Mapping[str, ModuleType] | None = None) -> ModuleType:
-    """One module of a program, by its name in it; Absent where there is no clone."""
+    """Return a module of a program; raises Unavailable without a clone."""
     with inside(setting, program, stand_ins):
         return importlib.import_module(name)

@@ -1,4 +1,4 @@
-"""Races of samplers, per step and outside the network: every program asks one that has its answer ready."""
+"""Benchmarks of samplers without the cost of the network, which returns a constant."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lab.bench import sampling_peers as peers
-from diffusion_lab.bench.race import Race, Setting, Work
+from diffusion_lab.bench.benchmark import Benchmark, Setting, Work
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.network import UNet
 from diffusion_lab.noise import image_generators
@@ -21,8 +21,8 @@ from diffusion_lab.sampler import DDIM, EDM, Ancestral, Langevin, ReverseDiffusi
 SNR = 0.16
 
 
-class Ready(nn.Module):
-    """A network that has its answer ready, whatever it is asked: `answer`, for all programs alike."""
+class ConstantNetwork(nn.Module):
+    """A network that always returns `answer`, for all programs."""
 
     def __init__(self, answer: Tensor) -> None:
         super().__init__()
@@ -33,38 +33,38 @@ class Ready(nn.Module):
 
 
 def ours(denoiser: Denoiser, sampler: Sampler, network: nn.Module, shape: tuple[int, ...], setting: Setting) -> Work:
-    """A turn of our sampler; what it prepares once is kept for every batch, as of a series."""
+    """Our sampler, prepared once for all batches."""
     draw = sampler.prepare(Denoiser(network, denoiser.process, denoiser.parameterization), shape, setting.device)
     generator = torch.Generator(setting.device)
     return lambda: draw(generator.manual_seed(0))
 
 
 def scalars(rows: Tensor, device: torch.device) -> list[tuple[Tensor, ...]]:
-    """Each row of coefficients (S, K) as float32 scalars."""
+    """Return each row of coefficients (S, K) as float32 scalars."""
     return [row.unbind() for row in rows.to(device, torch.float32)]
 
 
-class Floor:
-    """Hand-written loops: coefficients computed beforehand, arrays changed in place, nothing else."""
+class HandWritten:
+    """Hand-written loops with precomputed coefficients and in-place operations: the least that a sampler costs."""
 
-    def __init__(self, network: Ready, shape: tuple[int, ...], steps: int, setting: Setting) -> None:
+    def __init__(self, network: ConstantNetwork, shape: tuple[int, ...], steps: int, setting: Setting) -> None:
         self.network, self.steps, self.device = network, steps, setting.device
         self.generator = torch.Generator(setting.device)
         self.x, self.other, self.z = (torch.empty(shape, device=setting.device) for _ in range(3))
         self.c_noise = torch.rand(2 * steps, shape[0], device=setting.device).unbind()
 
     def start(self, std: float = 1.0) -> Tensor:
-        """Fresh noise."""
+        """Return new noise."""
         return self.x.normal_(generator=self.generator.manual_seed(0)).mul_(std)
 
     def levels(self) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma) of `steps` of DDPM's thousand levels, the noisiest first."""
+        """Return alpha and sigma of `steps` of DDPM's 1000 noise levels, in decreasing order of noise."""
         abar = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
         abar = abar[torch.arange(self.steps) * 1000 // self.steps].flip(0)
         return abar.sqrt(), (1 - abar).sqrt()
 
     def ddpm(self) -> Work:
-        """Ho et al. 2020, Algorithm 2, with clipped guesses."""
+        """Ho et al. 2020, Algorithm 2, with clipped x_0."""
         alpha, sigma = self.levels()
         scale = alpha[:-1] / alpha[1:]
         v = sigma[:-1] ** 2 - (scale * sigma[1:]) ** 2
@@ -83,7 +83,7 @@ class Floor:
         return run
 
     def ddim(self) -> Work:
-        """Song, Meng & Ermon 2021, Eq. 12, of the network's output; the last step leads to clean data."""
+        """Song, Meng & Ermon 2021, Eq. 12, for an eps network; the last step ends at clean data."""
         alpha, sigma = (torch.cat([k, k.new_tensor([end])]) for k, end in zip(self.levels(), (1.0, 0.0), strict=True))
         scale = alpha[1:] / alpha[:-1]
         rows = scalars(torch.stack([scale, sigma[1:] - scale * sigma[:-1]], 1), self.device)
@@ -99,7 +99,7 @@ class Floor:
         return run
 
     def heun(self) -> Work:
-        """Karras et al. 2022, Algorithm 2, for a network that puts out clean images."""
+        """Karras et al. 2022, Algorithm 2, for a network that predicts x_0."""
         ends = 80.0 ** (1 / 7), (0.002 * 40_000**1e-5) ** (1 / 7)  # down to our t = 1e-5
         noise = torch.lerp(*torch.tensor(ends).double(), torch.linspace(0, 1, self.steps, dtype=torch.float64)) ** 7
         n, n_s = noise[:-1], noise[1:]
@@ -119,7 +119,7 @@ class Floor:
         return run
 
     def corrected(self) -> Work:
-        """Song et al. 2021, Algorithm 4, corrector first, for a network that puts out the score; denoised."""
+        """Song et al. 2021, Algorithm 4, corrector first, for a score network, with a final denoising step."""
         t = torch.linspace(1, 0, self.steps, dtype=torch.float64) * (1 - 1e-5) + 1e-5
         variance = (0.01 * 5000**t) ** 2
         v = variance[:-1] - variance[1:]
@@ -144,64 +144,69 @@ class Floor:
         return run
 
 
-LADDER = Denoiser(None, DiscreteProcess(Linear(), 1000), Parameterization())
-OF_X0 = Denoiser(None, VE(Geometric(0.002, 80.0)), Parameterization("x0", "log_sigma"))
-OF_SCORE = Denoiser(None, VE(Geometric(0.01, 50.0)), Parameterization("score", "log_sigma"))
+DDPM = Denoiser(None, DiscreteProcess(Linear(), 1000), Parameterization())
+VE_X0 = Denoiser(None, VE(Geometric(0.002, 80.0)), Parameterization("x0", "log_sigma"))
+VE_SCORE = Denoiser(None, VE(Geometric(0.01, 50.0)), Parameterization("score", "log_sigma"))
 
 METHODS: dict[str, tuple[str, Denoiser, Callable[[int], Sampler], Mapping[str, peers.Peer]]] = {
-    "ddpm": ("DDPM", LADDER, lambda steps: Sampler(Ancestral(), steps=steps, clip=True), peers.DDPM),
-    "ddim": ("DDIM", LADDER, lambda steps: Sampler(DDIM(), steps=steps), peers.DDIM),
-    "heun": ("Heun", OF_X0, lambda steps: Sampler(EDM(), steps=steps, spacing="karras"), peers.HEUN),
+    "ddpm": ("DDPM", DDPM, lambda steps: Sampler(Ancestral(), steps=steps, clip=True), peers.DDPM),
+    "ddim": ("DDIM", DDPM, lambda steps: Sampler(DDIM(), steps=steps), peers.DDIM),
+    "heun": ("Heun", VE_X0, lambda steps: Sampler(EDM(), steps=steps, spacing="karras"), peers.HEUN),
     "corrected": (
         "predictor and corrector",
-        OF_SCORE,
+        VE_SCORE,
         lambda steps: Sampler(ReverseDiffusion(), Langevin(SNR, norm="batch"), steps),
         peers.CORRECTED,
     ),
 }
-"""Name of a floor -> title, our denoiser and sampler, other programs'."""
+"""Method of `HandWritten` -> title, our denoiser and sampler, other programs."""
 
 STEPS = {"ddpm": (1000, 20), "ddim": (100, 100), "heun": (18, 18), "corrected": (200, 20)}
-"""Steps for a tiny image, and for 64 of CIFAR-10's size."""
+"""Steps for a tiny image, and for 64 images of CIFAR-10's size."""
 
 
-class Bent(Ready):
-    """A network whose answer depends on x: what makes a difference of two samplers seen."""
+class SineNetwork(ConstantNetwork):
+    """A network that depends on x, to compare samplers."""
 
     def __call__(self, x: Tensor, *c_noise: Any) -> Tensor:
         return self.answer + x.sin()
 
 
-def difference(name: str, network: Ready, steps: int, setting: Setting) -> str:
-    """How far our images are from the floor's, which draws the same noise, with a network that looks at x."""
-    bent, shape, (_, denoiser, sampler, _) = Bent(network.answer), tuple(network.answer.shape), METHODS[name]
-    got = ours(denoiser, sampler(steps), bent, shape, setting)()
-    want = getattr(Floor(bent, shape, steps, setting), name)()()
-    return f"ours and floor differ by {((got - want).abs().max() / want.abs().max()).item():.1e} of the largest value"
+def difference(name: str, network: ConstantNetwork, steps: int, setting: Setting) -> str:
+    """Report the difference between our images and those of the hand-written loop for the same noise."""
+    varying, shape, (_, denoiser, sampler, _) = (
+        SineNetwork(network.answer),
+        tuple(network.answer.shape),
+        METHODS[name],
+    )
+    got = ours(denoiser, sampler(steps), varying, shape, setting)()
+    want = getattr(HandWritten(varying, shape, steps, setting), name)()()
+    error = ((got - want).abs().max() / want.abs().max()).item()
+    return f"ours and the hand-written loop differ by {error:.1e} of the largest value"
 
 
-def overhead(name: str, shape: tuple[int, ...], steps: int, setting: Setting) -> Race:
-    """The race of one method, per step; a step of Heun's asks the network twice."""
+def overhead(name: str, shape: tuple[int, ...], steps: int, setting: Setting) -> Benchmark:
+    """The benchmark of one method, per step; a Heun step has two network evaluations."""
     title, denoiser, sampler, others = METHODS[name]
     generator = torch.Generator().manual_seed(1)
-    network = Ready(0.1 * torch.randn(shape, generator=generator).to(setting.device))
-    contestants = {
+    network = ConstantNetwork(0.1 * torch.randn(shape, generator=generator).to(setting.device))
+    implementations = {
         "ours": partial(ours, denoiser, sampler(steps), network, shape, setting),
-        "floor": lambda: getattr(Floor(network, shape, steps, setting), name)(),
+        "hand-written": lambda: getattr(HandWritten(network, shape, steps, setting), name)(),
     }
-    contestants |= {peer: partial(make, network, shape, steps, setting) for peer, make in others.items()}
+    implementations |= {peer: partial(make, network, shape, steps, setting) for peer, make in others.items()}
     size = "x".join(map(str, shape))
     what = f"{title}, {steps} steps, {size}, float32, outside the network"
     note = lambda last: difference(name, network, steps, setting)  # noqa: E731
-    return Race(what, contestants, "us a step", steps, note=note)
+    return Benchmark(what, implementations, "us a step", steps, note=note)
 
 
-def whole(setting: Setting) -> Race:
-    """DDIM by a U-Net, and what its calls take alone: the ratio is the share of the time that is the network's."""
+def end_to_end(setting: Setting) -> Benchmark:
+    """DDIM with a U-Net, compared with only its network evaluations."""
     batch, steps, channels = (2, 3, 32) if setting.small else (16, 10, 64)
     shape = (batch, 3, 32, 32)
     network = UNet(3, 32, channels=channels, dropout=0.0).to(setting.device, memory_format=torch.channels_last).eval()
-    denoiser, sampler = Denoiser(network, LADDER.process, LADDER.parameterization), Sampler(DDIM(), steps=steps)
+    denoiser, sampler = Denoiser(network, DDPM.process, DDPM.parameterization), Sampler(DDIM(), steps=steps)
 
     def sample() -> Tensor:
         return sampler(denoiser, shape, image_generators(0, range(batch), setting.device), setting.device)
@@ -214,13 +219,13 @@ def whole(setting: Setting) -> Race:
         return x
 
     what = f"DDIM, {steps} steps, by a U-Net of {channels} channels, {batch} images of 32x32x3"
-    return Race(what, {"ours": lambda: sample, "its calls of the network alone": lambda: calls}, "images/s", batch)
+    return Benchmark(what, {"ours": lambda: sample, "its network evaluations alone": lambda: calls}, "images/s", batch)
 
 
-def races(setting: Setting) -> Iterator[Race]:
-    """Per step for a tiny image and for a batch of CIFAR-10's size, and sampling as a whole."""
+def benchmarks(setting: Setting) -> Iterator[Benchmark]:
+    """Overhead per step for a tiny image and for a batch of CIFAR-10's size, and sampling with a network."""
     shapes = ((1, 3, 4, 4), (2, 3, 8, 8) if setting.small else (64, 3, 32, 32))
     for name, counts in STEPS.items():
         for shape, steps in zip(shapes, counts, strict=True):
             yield overhead(name, shape, 5 if setting.small else steps, setting)
-    yield whole(setting)
+    yield end_to_end(setting)

@@ -1,4 +1,4 @@
-"""Other programs' samplers as their own pipelines call them, around a network that has its answer ready."""
+"""Samplers of other programs, called as in their pipelines, with a given network."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lab.bench import official
-from diffusion_lab.bench.race import Setting, Work
+from diffusion_lab.bench.benchmark import Setting, Work
 
 Peer = Callable[[nn.Module, tuple[int, ...], int, Setting], Work]
-"""(network, shape, steps, setting) -> a turn: one run from fresh noise."""
+"""(network, shape, steps, setting) -> a function that samples once from new noise."""
 
 
 def diffusers(name: str, **config: Any) -> Peer:
-    """One of its schedulers by the protocol of its pipelines: scale the input, ask, step."""
+    """A scheduler of diffusers, called as in its pipelines."""
 
     def make(network: nn.Module, shape: tuple[int, ...], steps: int, setting: Setting) -> Work:
         import diffusers as program
@@ -37,7 +37,7 @@ def diffusers(name: str, **config: Any) -> Peer:
 
 
 def diffusers_corrected(network: nn.Module, shape: tuple[int, ...], steps: int, setting: Setting) -> Work:
-    """diffusers' ScoreSdeVeScheduler by the protocol of ScoreSdeVePipeline."""
+    """diffusers' ScoreSdeVeScheduler, called as in ScoreSdeVePipeline."""
     from diffusers import ScoreSdeVeScheduler
 
     scheduler = ScoreSdeVeScheduler(snr=0.16, sigma_min=0.01, sigma_max=50.0)
@@ -58,7 +58,7 @@ def diffusers_corrected(network: nn.Module, shape: tuple[int, ...], steps: int, 
 
 
 def azula(sampler: str, schedule: str) -> Peer:
-    """One of azula's samplers; a denoiser of azula's is asked for the mean of the clean images."""
+    """A sampler of azula, whose denoisers return the mean of x_0."""
 
     def make(network: nn.Module, shape: tuple[int, ...], steps: int, setting: Setting) -> Work:
         from azula import noise, sample
@@ -79,7 +79,7 @@ def azula(sampler: str, schedule: str) -> Peer:
 
 
 def score_sde(sde: str, predictor: str, corrector: str, eps: float) -> Peer:
-    """score_sde_pytorch's sampler with one of its predictors and correctors."""
+    """The sampler of score_sde_pytorch with a predictor and a corrector."""
 
     def make(network: nn.Module, shape: tuple[int, ...], steps: int, setting: Setting) -> Work:
         with official.inside(setting, "score_sde_pytorch"):

@@ -1,4 +1,4 @@
-"""What a step of training costs beside its arithmetic: ours, Lightning's, and none of either."""
+"""Overhead of a training step: ours, Lightning's, and that of a raw loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from diffusion_lab.bench.race import Race, Setting
+from diffusion_lab.bench.benchmark import Benchmark, Setting
 from diffusion_lab.config.compose import training
 from diffusion_lab.data import DataModule
 from diffusion_lab.model import Model
@@ -26,18 +26,18 @@ from diffusion_lab.run.quiet import quieten
 from diffusion_lab.run.train import fit, set_up
 
 TINY = ("data=toy2d", "network.width=16", "network.depth=1", "data.batch_size=16", "data.train_size=4096", "logger=csv")
-"""A model whose arithmetic takes no longer than what surrounds it; neither pictures nor checkpoints within a turn."""
+"""A model so small that the overhead dominates; no images or checkpoints during the measurement."""
 
 
 class Done(Exception):
-    """The last lap is over."""
+    """The last interval is over."""
 
 
 @dataclass
 class Laps:
-    """A loss that notes the time every `length` calls, from number `warm` on, and ends the training after `count` laps.
+    """A loss that records the time every `length` calls after `warm` calls, and raises Done after `count` intervals.
 
-    Each lap has one row of the log.
+    One row is logged per interval.
     """
 
     loss: Callable[..., Tensor]
@@ -49,7 +49,7 @@ class Laps:
 
     def __call__(self, *arguments: Any) -> Tensor:
         if self.calls == 0:
-            torch.manual_seed(0)  # all train on the same noise
+            torch.manual_seed(0)  # the same noise for all
         if self.calls >= self.warm and (self.calls - self.warm) % self.length == 0:
             self.times.append(time.perf_counter())
             if len(self.times) > self.count:
@@ -59,24 +59,24 @@ class Laps:
 
     @property
     def seconds(self) -> float:
-        """Of a lap, the median."""
+        """Median seconds per interval."""
         return statistics.median(end - begin for begin, end in pairwise(self.times))
 
 
 @dataclass
 class Training:
-    """What one contestant did in each of its turns: seconds of a lap, and the weights that it came to."""
+    """Results of one implementation: seconds per interval of each run, and the final weights."""
 
     seconds: list[float] = field(default_factory=list)
     weights: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 Way = Callable[[pl.Trainer, Model, DataModule, dict[str, Any], Path], None]
-"""Trains a model that `train.py` has set up, by its trainer or otherwise."""
+"""Trains a model set up by `train.py`."""
 
 
 def ours(trainer: pl.Trainer, model: Model, data: DataModule, settings: dict[str, Any], folder: Path) -> None:
-    """As `train.py` does."""
+    """Train like `train.py`."""
     fit(trainer, model, data, settings, folder, None, 0)
 
 
@@ -87,9 +87,9 @@ def lightning(
     settings: dict[str, Any],
     folder: Path,
     callbacks: Sequence[Callable[[], pl.Callback]] = (),
-    **furnished: Any,
+    **options: Any,
 ) -> None:
-    """By a Trainer with the same settings and what it is furnished with; by default with nothing."""
+    """Train with a plain Trainer of the same settings, with the given callbacks and options."""
     keys = {
         key: value
         for key, value in settings["trainer"].items()
@@ -97,12 +97,12 @@ def lightning(
     }
     bare = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     made = [make() for make in callbacks]
-    trainer = pl.Trainer(**{**keys, **bare, **furnished}, callbacks=made, default_root_dir=str(folder))
+    trainer = pl.Trainer(**{**keys, **bare, **options}, callbacks=made, default_root_dir=str(folder))
     trainer.fit(model, datamodule=data)
 
 
 class LogsLoss(pl.Callback):
-    """What a Lightning user's training step does: `self.log`."""
+    """Logs the loss with `self.log`, as Lightning users do."""
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, model: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -110,16 +110,16 @@ class LogsLoss(pl.Callback):
         self.log("train/loss", outputs["loss"], prog_bar=True)
 
 
-FURNISHED = {"logger": True, "enable_checkpointing": True, "enable_progress_bar": True}
+TYPICAL = {"logger": True, "enable_checkpointing": True, "enable_progress_bar": True}
 
 
 def average() -> pl.Callback:
-    """Lightning's average of the weights, by the decay that the published runs have."""
+    """Lightning's EMA with the usual decay."""
     return pl.callbacks.EMAWeightAveraging(decay=0.9999)
 
 
 def raw(trainer: pl.Trainer, model: Model, data: DataModule, settings: dict[str, Any], folder: Path) -> None:
-    """A loop of the same arithmetic and nothing else."""
+    """Train in a raw loop."""
     configured = model.configure_optimizers()
     optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     for number, (x, _) in enumerate(data.train_dataloader()):
@@ -131,8 +131,8 @@ def raw(trainer: pl.Trainer, model: Model, data: DataModule, settings: dict[str,
         schedule.step()
 
 
-def turn(way: Way, settings: dict[str, Any], laps: Callable[[Any], Laps], so_far: Training) -> Training:
-    """Set up and train anew."""
+def run(way: Way, settings: dict[str, Any], laps: Callable[[Any], Laps], so_far: Training) -> Training:
+    """Set up and train a new model."""
     with Path(os.devnull).open("w") as null, redirect_stdout(null), redirect_stderr(null), suppress(Done):
         folder = Path(settings["paths"]["run_dir"])
         torch.manual_seed(settings["seed"])
@@ -146,44 +146,45 @@ def turn(way: Way, settings: dict[str, Any], laps: Callable[[Any], Laps], so_far
 
 
 def seconds(work: Callable[[], Training], device: torch.device) -> tuple[float, Training]:
-    """Those that a turn has measured itself."""
+    """Return the seconds measured by the run itself."""
     training = work()
     return training.seconds[-1], training
 
 
 def difference(trained: Mapping[str, Training], steps: int) -> str:
-    """What ours takes longer than the bare Trainer, and whether all have come to the same weights."""
+    """Report the difference between ours and the plain Trainer, and whether all weights are equal."""
     of = {name: one.seconds[1:] or one.seconds for name, one in trained.items()}  # without the warm-up
     first, second = list(of)[:2]
-    more = [1e6 * (a - b) / steps for a, b in zip(of[first], of[second], strict=True)]
-    message = f"{first} less {second}: {statistics.median(more):.0f} us a step ({min(more):.0f} to {max(more):.0f})"
+    overhead = [1e6 * (a - b) / steps for a, b in zip(of[first], of[second], strict=True)]
+    spread = f"{statistics.median(overhead):.0f} us a step ({min(overhead):.0f} to {max(overhead):.0f})"
+    message = f"{first} less {second}: {spread}"
     reference = trained[first].weights
     other = [name for name, one in trained.items() if not torch.equal(one.weights, reference)]
-    return f"{message}; {f'other weights: {other}' if other else 'all come to the same weights, bit for bit'}"
+    return f"{message}; {f'other weights: {other}' if other else 'all weights are equal, bit for bit'}"
 
 
-def races(setting: Setting) -> Iterator[Race]:
-    """A tiny model, trained by all that `train.py` puts around it, by a bare Trainer, a furnished one, and a loop."""
+def benchmarks(setting: Setting) -> Iterator[Benchmark]:
+    """A tiny model trained by `train.py`, by a bare and a typical Trainer, and by a raw loop."""
     quieten()
     warm, steps, count = (2, 2, 3) if setting.small else (50, 50, 12)
     where = tempfile.TemporaryDirectory()
     settings = training([*TINY, f"paths.log_dir={where.name}", f"paths.run_dir={where.name}"])
     settings["trainer"]["accelerator"] = "gpu" if setting.device.type == "cuda" else "cpu"
     ways: dict[str, Way] = {
-        "ours: all that train.py puts around it": ours,
+        "ours: train.py": ours,
         "bare Lightning, the same model": lightning,
-        "Lightning: bar, CSV log, checkpoint": partial(lightning, callbacks=[LogsLoss], **FURNISHED),
-        "the same with Lightning's EMA": partial(lightning, callbacks=[LogsLoss, average], **FURNISHED),
+        "Lightning: bar, CSV log, checkpoint": partial(lightning, callbacks=[LogsLoss], **TYPICAL),
+        "the same with Lightning's EMA": partial(lightning, callbacks=[LogsLoss, average], **TYPICAL),
         "a raw loop": raw,
     }
 
-    def contestant(way: Way) -> Callable[[], Training]:
-        return partial(turn, way, settings, partial(Laps, warm=warm, length=steps, count=count), Training())
+    def implementation(way: Way) -> Callable[[], Training]:
+        return partial(run, way, settings, partial(Laps, warm=warm, length=steps, count=count), Training())
 
     with where:
-        yield Race(
+        yield Benchmark(
             f"training a network of points, {TINY[1]}, batch 16: a step",
-            {name: partial(contestant, way) for name, way in ways.items()},
+            {name: partial(implementation, way) for name, way in ways.items()},
             unit="us a step",
             per=steps,
             meter=seconds,

@@ -1,4 +1,4 @@
-"""Races of a step of training DDPM's U-Net for CIFAR-10: its time, in float32 and as recommended, and its memory."""
+"""Benchmarks of a training step of DDPM's U-Net for CIFAR-10: time, in float32 and recommended settings, and memory."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion_lab.bench import unets
-from diffusion_lab.bench.race import Race, Setting, Work, memory
+from diffusion_lab.bench.benchmark import Benchmark, Setting, Work, memory
 from diffusion_lab.bench.unets import Step
 
 Program = Callable[[Setting, int], Step]
-Turn = tuple[int, float]
-"""Numbers that are trained, and the loss."""
+Run = tuple[int, float]
+"""Number of trained parameters, and the loss."""
 
-FLOOR = "floor: its operations as matrix products"
+MATMUL = "matrix products of as many operations"
 PROGRAMS: Mapping[str, Program] = {
     "ours": unets.ours,
     "diffusers": unets.diffusers,
@@ -29,8 +29,8 @@ PROGRAMS: Mapping[str, Program] = {
 }
 
 
-def races(setting: Setting) -> Iterator[Race]:
-    """Float32, the recommended setting, and peak memory."""
+def benchmarks(setting: Setting) -> Iterator[Benchmark]:
+    """Time in float32, time in the recommended settings, and peak memory."""
     channels = 32 if setting.small else 128
     batch = 2 if setting.small else 128 if setting.device.type == "cuda" else 4 * setting.threads
 
@@ -38,70 +38,70 @@ def races(setting: Setting) -> Iterator[Race]:
         return {name: partial(make, program, setting, channels, batch) for name, program in programs.items()}
 
     title = f"training step of DDPM's U-Net, 32x32, batch {batch}"
-    floor = {FLOOR: partial(products, setting, channels, batch, torch.float32)}
-    yield Race(f"{title}, float32", all_of(timed, PROGRAMS, batch) | floor, note=message)
-    floor = {FLOOR: partial(products, setting, channels, batch, torch.bfloat16 if bf16(setting) else torch.float32)}
-    name = f"{title}, as recommended here: {', '.join(words(setting))}"
-    yield Race(name, all_of(timed, recommended(setting), batch) | floor, note=message)
+    bound = {MATMUL: partial(products, setting, channels, batch, torch.float32)}
+    yield Benchmark(f"{title}, float32", all_of(timed, PROGRAMS, batch) | bound, note=sizes)
+    bound = {MATMUL: partial(products, setting, channels, batch, torch.bfloat16 if bf16(setting) else torch.float32)}
+    name = f"{title}, as recommended here: {', '.join(recommended_names(setting))}"
+    yield Benchmark(name, all_of(timed, recommended(setting), batch) | bound, note=sizes)
     batch = 8 if setting.small else 128
-    yield Race(
+    yield Benchmark(
         f"peak memory of the same, float32, batch {batch}: weights, gradients, Adam, average, activations",
         all_of(measured, {**PROGRAMS, "ours, checkpoint=true": partial(unets.ours, checkpoint=True)}, batch),
         unit="MiB",
         meter=memory,
-        note=message,
+        note=sizes,
         warmups=0,
         rounds=1,
     )
 
 
 def bf16(setting: Setting) -> bool:
-    """Whether the device multiplies bfloat16 by instructions of its own; without, it is slower than float32."""
+    """Whether the device has bfloat16 instructions; without, bfloat16 is slower than float32."""
     return setting.device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def words(setting: Setting) -> list[str]:
-    """The recommended setting of this device, in words."""
+def recommended_names(setting: Setting) -> list[str]:
+    """Return the names of the recommended settings of this device."""
     return ["channels_last", *["bf16"] * bf16(setting), *["compile"] * (not setting.small)]
 
 
 def recommended(setting: Setting) -> Mapping[str, Program]:
-    """Ours in that setting, ours without compile, ScoreSDE as it is shipped, and diffusers with the same means."""
-    means = {"bf16": bf16(setting), "compiled": not setting.small}
-    plain = {"ours, no compile": partial(unets.ours, bf16=means["bf16"])} if means["compiled"] else {}
+    """Ours in these settings, ours without compile, ScoreSDE unchanged, and diffusers in the same settings."""
+    options = {"bf16": bf16(setting), "compiled": not setting.small}
+    plain = {"ours, no compile": partial(unets.ours, bf16=options["bf16"])} if options["compiled"] else {}
     return {
-        "ours": partial(unets.ours, **means),
+        "ours": partial(unets.ours, **options),
         **plain,
         "score_sde_pytorch": unets.score_sde,
-        "diffusers": partial(unets.diffusers, **means),
+        "diffusers": partial(unets.diffusers, **options),
     }
 
 
 def images(setting: Setting, batch: int) -> Tensor:
-    """Images (batch, 3, 32, 32) in [-1, 1]: what a step costs does not depend on what they show."""
+    """Return random images (batch, 3, 32, 32) in [-1, 1]."""
     return torch.rand(batch, 3, 32, 32, device=setting.device) * 2 - 1
 
 
 def timed(program: Program, setting: Setting, channels: int, batch: int) -> Work:
-    """Steps of one network."""
+    """Training steps of one network."""
     step, x = program(setting, channels), images(setting, batch)
     return lambda: (step.parameters, step(x))
 
 
 def measured(program: Program, setting: Setting, channels: int, batch: int) -> Work:
-    """A network made anew, and its second step: the first one makes the optimiser's state."""
-    program(setting, 32)  # one that is absent is told before
+    """The second step of a new network; the first one creates the optimiser's state."""
+    program(setting, 32)  # raises Unavailable before the measurement
 
-    def turn() -> Turn:
+    def run() -> Run:
         step, x = program(setting, channels), images(setting, batch)
         step(x[:1])
         return step.parameters, step(x)
 
-    return turn
+    return run
 
 
 def products(setting: Setting, channels: int, batch: int, dtype: torch.dtype) -> Work:
-    """As many multiplications as our step does, in products of large matrices: what the device can do at most."""
+    """As many operations as in our step, as products of large matrices: an upper bound of the device's speed."""
     step, size = (
         unets.ours(setting, channels),
         512 if setting.small else 4096 if setting.device.type == "cuda" else 2048,
@@ -112,14 +112,14 @@ def products(setting: Setting, channels: int, batch: int, dtype: torch.dtype) ->
     a = torch.randn(size, size, device=setting.device, dtype=dtype)
     product = torch.empty_like(a)
 
-    def turn() -> None:
+    def run() -> None:
         for _ in range(times):
             torch.mm(a, a, out=product)
 
-    return turn
+    return run
 
 
-def message(last: Mapping[str, Any]) -> str:
-    """Sizes of the networks."""
-    steps = {name: turn for name, turn in last.items() if name != FLOOR}
+def sizes(last: Mapping[str, Any]) -> str:
+    """Report the sizes of the networks."""
+    steps = {name: run for name, run in last.items() if name != MATMUL}
     return "parameters: " + ", ".join(f"{name} {parameters:,}" for name, (parameters, _) in steps.items())

@@ -1,4 +1,4 @@
-"""A step of training DDPM's U-Net for CIFAR-10, as each program takes it: loss, gradient, Adam, moving average."""
+"""A step of training DDPM's U-Net for CIFAR-10, as in each program: loss, gradient, Adam, EMA."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lab.bench import official
-from diffusion_lab.bench.race import Setting
+from diffusion_lab.bench.benchmark import Setting
 from diffusion_lab.callback import EMA
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.loss import DenoisingLoss
@@ -22,13 +22,13 @@ from diffusion_lab.process import DiscreteProcess, Linear
 
 RATE, DECAY, DROPOUT = 2e-4, 0.9999, 0.1
 ML_COLLECTIONS = {"ml_collections": ModuleType("ml_collections")}
-"""Of the package that ScoreSDE's configurations are written with they need a place for attributes."""
+"""A stand-in for the package of ScoreSDE's configurations, of which only attribute access is needed."""
 ML_COLLECTIONS["ml_collections"].ConfigDict = SimpleNamespace
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of training of a network on images (B, 3, 32, 32) in [-1, 1]; called, it returns the loss."""
+    """One step of training of a network on images (B, 3, 32, 32) in [-1, 1]; calling it returns the loss."""
 
     network: nn.Module
     take: Callable[[Tensor], Tensor]
@@ -38,12 +38,12 @@ class Step:
 
     @property
     def parameters(self) -> int:
-        """How many numbers are trained."""
+        """Number of trained parameters."""
         return sum(p.numel() for p in self.network.parameters() if p.requires_grad)
 
 
 def ours(setting: Setting, channels: int, bf16: bool = False, compiled: bool = False, **form: Any) -> Step:
-    """Ours as the trainer runs it: channels_last, fused Adam, the callback's average."""
+    """Ours, as in training: channels_last, fused Adam, our EMA callback."""
     network = UNet(3, 32, channels=channels, dropout=DROPOUT, **form).to(setting.device)
     network.to(memory_format=torch.channels_last)
     row = Parameterization(output="eps", c_noise="level", low=-1.0, high=1.0, unit_input=True)
@@ -67,7 +67,7 @@ def ours(setting: Setting, channels: int, bf16: bool = False, compiled: bool = F
 
 
 def diffusers(setting: Setting, channels: int, bf16: bool = False, compiled: bool = False) -> Step:
-    """UNet2DModel in the form of google/ddpm-cifar10-32, trained as the library's example of unconditional images."""
+    """UNet2DModel with the settings of google/ddpm-cifar10-32, trained as in diffusers' unconditional example."""
     from diffusers import DDPMScheduler, UNet2DModel
     from diffusers.training_utils import EMAModel
 
@@ -93,7 +93,7 @@ def diffusers(setting: Setting, channels: int, bf16: bool = False, compiled: boo
 
 
 def diffusers_form(channels: int) -> dict[str, Any]:
-    """Arguments of the UNet2DModel that is DDPM's U-Net."""
+    """Return the arguments of UNet2DModel for DDPM's U-Net."""
     return {
         "sample_size": 32,
         "block_out_channels": tuple(channels * m for m in (1, 2, 2, 2)),
@@ -109,7 +109,7 @@ def diffusers_form(channels: int) -> dict[str, Any]:
 
 
 def score_sde(setting: Setting, channels: int) -> Step:
-    """ScoreSDE's "ddpm" by configs/vp/ddpm/cifar10.py, with its own loss, optimiser, clipping and average."""
+    """ScoreSDE's "ddpm" by configs/vp/ddpm/cifar10.py, with its loss, optimiser, clipping and EMA."""
     with official.inside(setting, "score_sde_pytorch", ML_COLLECTIONS):
         import losses
         from configs.vp.ddpm.cifar10 import get_config
@@ -128,9 +128,9 @@ def score_sde(setting: Setting, channels: int) -> Step:
 
 
 def edm(setting: Setting, channels: int) -> Step:
-    """EDM's DDPM++ with two blocks a level in place of four, its loss, and its average of a copy."""
+    """EDM's DDPM++ with two blocks per resolution instead of four, its loss and EMA."""
     form = {"model_channels": channels, "num_blocks": 2, "dropout": DROPOUT}
-    with official.inside(setting, "edm"):  # it looks for its modules again when it makes and copies networks
+    with official.inside(setting, "edm"):  # it imports its modules again when it creates and copies networks
         from training.loss import VPLoss
         from training.networks import VPPrecond
 
@@ -154,7 +154,7 @@ def edm(setting: Setting, channels: int) -> Step:
 
 
 def denoising_diffusion_pytorch(setting: Setting, channels: int) -> Step:
-    """denoising-diffusion-pytorch's U-Net, which has another form, with its own loss and average."""
+    """denoising-diffusion-pytorch's U-Net, which has another architecture, with its loss and EMA."""
     from denoising_diffusion_pytorch import GaussianDiffusion, Unet
     from ema_pytorch import EMA as Average
 

@@ -1,1 +1,1 @@
-"""Official checkpoints in: the weights of other programs as state dicts of our networks."""
+"""Import official checkpoints: convert weights of other programs to state dicts of our networks."""

@@ -1,4 +1,4 @@
-"""Weights of DDIM's program (Song, Meng & Ermon 2021), and of DDPM's in its layout, without the "module."."""
+"""Weights of the official DDIM (Song, Meng & Ermon 2021), and of DDPM in its layout, without the prefix "module."."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from diffusion_lab.network import UNet
 
 
 def unet(network: UNet, official: Mapping[str, Tensor], strict: bool = True) -> dict[str, Tensor]:
-    """State dict of `UNet` from that of the official "Model" of the same settings.
+    """Convert the state dict of the official "Model" with the same settings to one of `UNet`.
 
-    Raises ValueError, in one line, where weights are missing, left over or of another shape.
+    Raises ValueError if weights are missing, unexpected or of another shape.
     """
     return convert(network, official, ddim_links(network), strict=strict)
 
 
 def trainable_order(network: UNet) -> list[str]:
-    """Official names of the trained weights, in order of execution."""
+    """Return the official names of the trained weights, in order of execution."""
     return [link.theirs for link in ddim_links(network)]

@@ -1,4 +1,4 @@
-"""Weights of diffusers' UNet2DModel: DDPM's U-Net under other names, in either spelling of its attention."""
+"""Weights of diffusers' UNet2DModel: DDPM's U-Net with other names, with old or new names of the attention."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PARTS: Parts = {
         ".out": (Source(".to_out.0"),),
     },
 }
-PLACES = (
+BLOCKS = (
     (r"^temb\.dense\.0", "time_embedding.linear_1"),
     (r"^temb\.dense\.1", "time_embedding.linear_2"),
     (r"^norm_out", "conv_norm_out"),
@@ -39,10 +39,10 @@ PLACES = (
     (r"\.attn\.", ".attentions."),
     (r"\.(down|up)sample$", r".\1samplers.0"),
 )
-"""DDIM's names of places and those of diffusers, which counts levels on the way up from the bottom."""
+"""Patterns of DDIM's names of blocks -> diffusers' names, which count upsampling levels from the bottom."""
 
 OLD = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-"""The attention's names until version 0.14, which files on the hub still have, and those since."""
+"""Names in the attention before diffusers 0.14, which files on the hub still have -> names since."""
 
 SETTINGS: dict[str, tuple[Any, Any]] = {
     "attention_head_dim": (8, None),
@@ -54,50 +54,50 @@ SETTINGS: dict[str, tuple[Any, Any]] = {
     "norm_eps": (1e-5, 1e-6),
     "time_embedding_type": ("positional", "positional"),
 }
-"""What no name or shape tells: the setting that diffusers takes where none is given, and that of DDPM's U-Net."""
+"""Settings that do not affect names or shapes -> diffusers' default, and the value of DDPM's U-Net."""
 
 
 def unet(network: UNet, official: Mapping[str, Tensor], strict: bool = True) -> dict[str, Tensor]:
-    """State dict of `UNet` from that of a UNet2DModel that computes the same (see `check_settings`).
+    """Convert the state dict of a UNet2DModel that computes the same function (see `check_settings`) to one of `UNet`.
 
-    Raises ValueError, in one line, where weights are missing, left over or of another shape.
+    Raises ValueError if weights are missing, unexpected or of another shape.
     """
     return convert(
-        network, {today(name): weight for name, weight in official.items()}, unet_links(network), strict=strict
+        network, {current_name(name): weight for name, weight in official.items()}, unet_links(network), strict=strict
     )
 
 
 def trainable_order(network: UNet) -> list[str]:
-    """Official names of the trained weights, in order of execution."""
+    """Return the official names of the trained weights, in order of execution."""
     return [link.theirs for link in unet_links(network)]
 
 
 def unet_links(network: UNet) -> list[Link]:
-    """Each official tensor, in order of execution, with ours."""
-    return list(links(places(network), PARTS, network.state_dict().keys()))
+    """Return a link for each official tensor, in order of execution."""
+    return list(links(blocks(network), PARTS, network.state_dict().keys()))
 
 
-def places(network: UNet) -> Iterator[tuple[str, str, str]]:
-    """Every block in order of execution, as (kind, our name, diffusers' name)."""
+def blocks(network: UNet) -> Iterator[tuple[str, str, str]]:
+    """Yield every block in order of execution, as (type, our name, diffusers' name)."""
     bottom = len(network.up) - 1
     for kind, ours, theirs in walk(network):
         name = re.sub(r"^up\.(\d+)", lambda level: f"up.{bottom - int(level[1])}", theirs)
-        for place, official in PLACES:
-            name = re.sub(place, official, name)
+        for pattern, official in BLOCKS:
+            name = re.sub(pattern, official, name)
         yield kind, ours, name
 
 
-def today(name: str) -> str:
-    """A name as diffusers spells it since version 0.14."""
+def current_name(name: str) -> str:
+    """Return a name as in diffusers since version 0.14."""
     for old, new in OLD.items():
         name = name.replace(old, new)
     return name
 
 
 def check_settings(network: UNet, file: Path) -> None:
-    """Compare the config.json beside a file of weights, if there is one, with what our network computes.
+    """Check the config.json next to a file of weights, if it exists, against our network.
 
-    Raises ValueError, in one line, where a setting changes the output but no name and no shape.
+    Raises ValueError if a setting that affects no name or shape differs.
     """
     config = file.with_name("config.json")
     if not config.is_file():
@@ -106,4 +106,4 @@ def check_settings(network: UNet, file: Path) -> None:
     wanted = {**SETTINGS, "norm_num_groups": (32, network.conv_out[0].num_groups)}
     for key, (default, needed) in wanted.items():
         if given.get(key, default) != needed:
-            raise ValueError(f"{config} has {key}={given.get(key, default)}, and our U-Net computes {key}={needed}")
+            raise ValueError(f"{config} has {key}={given.get(key, default)}, but our U-Net has {key}={needed}")

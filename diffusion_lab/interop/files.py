@@ -1,4 +1,4 @@
-"""Weights out of other programs' files; nothing that a file holds is ever executed."""
+"""Read weights from files of other programs; nothing in a file is executed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Named = dict[str, Tensor]
 
 
 class Found(NamedTuple):
-    """What a file holds: of which kind it is, its weights and their average by name (or in order), and its step."""
+    """Contents of a file: its type, the weights, their EMA by name (or as an ordered list), and the step."""
 
     kind: str
     raw: Named
@@ -24,24 +24,24 @@ class Found(NamedTuple):
     step: int | None = None
 
 
-class Unread:
-    """What stands for a number of numpy in an optimiser's state, and for its type: nothing here reads either."""
+class Ignored:
+    """A stand-in for NumPy scalars and dtypes in an optimiser's state, which is not used."""
 
     def __init__(self, *arguments: Any) -> None: ...
 
     def __setstate__(self, state: Any) -> None: ...
 
 
-NUMPY = [(Unread, name) for name in ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")]
-"""ScoreSDE's warm-up leaves such numbers. They are stood in for, so that numpy never builds what a file asks for."""
+NUMPY = [(Ignored, name) for name in ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")]
+"""NumPy's classes in checkpoints of ScoreSDE with warm-up, replaced so that NumPy does not unpickle anything."""
 
 
 def read(path: Path) -> Any:
-    """The contents of a file of torch, or of safetensors, on the CPU.
+    """Return the contents of a torch or safetensors file, on the CPU.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: in one line, if it is cut, of another kind, or holds more than tensors, numbers and containers.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is truncated, of another type, or holds more than tensors, numbers and containers.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file: give the checkpoint itself")
@@ -51,19 +51,19 @@ def read(path: Path) -> Any:
         with torch.serialization.safe_globals(NUMPY):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"it asks for {asked[1]}" if asked else "it is not a file of tensors"
+        requested = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"it needs {requested[1]}" if requested else "it is not a file of tensors"
         raise ValueError(f"{path} is refused, and nothing in it was executed: {what}") from error
-    except Exception as error:  # foreign bytes fail in every way there is
+    except Exception as error:  # a file of another type can raise anything
         message = str(error).split("\n")[0] or type(error).__name__
-        raise ValueError(f"{path} cannot be read, it is cut or of another kind: {message}") from error
+        raise ValueError(f"{path} cannot be read, it is truncated or of another type: {message}") from error
 
 
 def find(contents: Any) -> Found:
-    """The weights in what was read, in float32 and without the "module." that data parallelism adds.
+    """Find the weights in the contents of a file; convert them to float32 and remove the prefix "module.".
 
     Raises:
-        ValueError: if it is none of the containers below.
+        ValueError: if it is none of the formats below.
     """
     match contents:
         case {"model": dict(raw), "ema": {"shadow_params": list(average)}, "step": step}:
@@ -91,25 +91,25 @@ EXPECTED = "expected one of ScoreSDE, NCSN, NCSNv2 or DDIM, or weights by name"
 
 
 def named(weights: Mapping[str, Any]) -> Named:
-    """Weights under their plain names."""
+    """Return float32 weights without the prefix "module."."""
     foreign = [name for name, weight in weights.items() if not isinstance(weight, Tensor)]
     if foreign or not weights:
-        raise ValueError(f"{foreign[0]!r} in it is not a tensor: {EXPECTED}" if foreign else f"it is empty: {EXPECTED}")
+        raise ValueError(f"{foreign[0]!r} is not a tensor: {EXPECTED}" if foreign else f"it is empty: {EXPECTED}")
     return {name.removeprefix("module."): weight.float() for name, weight in weights.items()}
 
 
 def averaged(found: Found, order: Sequence[str]) -> Named:
-    """The averaged weights by name; what the average lacks, being never trained, as it is in the raw ones.
+    """Return the EMA weights by name; weights without EMA, which are not trained, are the raw ones.
 
     Args:
-        order: names of the trained weights, in the order in which a nameless average lists them.
+        order: names of the trained weights, in the order of an EMA that is a list.
 
     Raises:
-        ValueError: if a nameless average has another number of weights.
+        ValueError: if the list has another number of weights.
     """
     average = found.average or {}
     if isinstance(average, list):
         if len(average) != len(order):
-            raise ValueError(f"its average has {len(average)} weights where this network trains {len(order)}")
+            raise ValueError(f"its EMA has {len(average)} weights, but this network has {len(order)} trained ones")
         average = dict(zip(order, average, strict=True))
     return found.raw | average

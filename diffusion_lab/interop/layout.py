@@ -1,4 +1,4 @@
-"""Which program's names a set of weights has: a table, one row for each layout and network of ours."""
+"""Table of the layouts of weights of other programs, with one row per layout and network."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from diffusion_lab.interop.mapping import listed
 from diffusion_lab.network import NCSNpp, RefineNet, UNet
 
 
-def nothing_beside(network: nn.Module, file: Path) -> None:
-    """Names and shapes tell all."""
+def no_check(network: nn.Module, file: Path) -> None:
+    """Names and shapes determine all settings."""
 
 
 class Layout(NamedTuple):
     """A layout of weights.
 
     Attributes:
-        name: whose it is.
-        network: our class that takes it.
-        choose: what to write on the command line for one.
-        mark: how a name in it begins, and in no other layout for the same network.
-        convert: (network, official weights, strict) -> the network's state dict, as far as it fits unless strict.
-        order: network -> official names of the trained weights, in the order of a nameless average.
-        check: (network, file) refuses settings beside the file that the network does not have.
+        name: the program.
+        network: our class of the network.
+        choose: overrides that select the network.
+        mark: prefix of a name that occurs in this layout, but in no other of the same network.
+        convert: (network, official weights, strict) -> the network's state dict; partial unless strict.
+        order: network -> official names of the trained weights, in the order of an EMA that is a list.
+        check: (network, file) raises ValueError if the settings next to the file differ from the network's.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Layout(NamedTuple):
     mark: str
     convert: Callable[..., dict[str, Tensor]]
     order: Callable[[Any], list[str]]
-    check: Callable[[Any, Path], None] = nothing_beside
+    check: Callable[[Any, Path], None] = no_check
 
 
 LAYOUTS = (
@@ -57,16 +57,16 @@ LAYOUTS = (
 
 
 def recognise(network: nn.Module, names: Collection[str]) -> Layout:
-    """The layout for a network of ours that weights of these names have.
+    """Return the layout of weights with these names for a network.
 
-    Raises ValueError, in one line, where there is none.
+    Raises ValueError if there is none.
     """
     known = [layout for layout in LAYOUTS if any(name.startswith(layout.mark) for name in names)]
     if not known:
         programs = ", ".join(dict.fromkeys(layout.name for layout in LAYOUTS))
-        raise ValueError(f"names such as {listed(list(names))} are of none of the layouts {programs}")
+        raise ValueError(f"names such as {listed(list(names))} match none of the layouts {programs}")
     for layout in known:
         if layout.network is type(network):
             return layout
     choices = ", or ".join(layout.choose for layout in known)
-    raise ValueError(f"these are weights of {known[0].name}, no {type(network).__name__}'s: add {choices}")
+    raise ValueError(f"these are weights of {known[0].name}, not of a {type(network).__name__}: add {choices}")

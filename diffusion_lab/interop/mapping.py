@@ -1,4 +1,4 @@
-"""From the names and shapes of another program's weights to ours."""
+"""Convert names and shapes of another program's weights to ours."""
 
 from __future__ import annotations
 
@@ -9,97 +9,97 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-Turn = Callable[[Tensor], Tensor]
+Transform = Callable[[Tensor], Tensor]
 
 
-def as_it_is(weight: Tensor) -> Tensor:
+def identity(weight: Tensor) -> Tensor:
     return weight
 
 
 class Source(NamedTuple):
-    """A layer of another program: its name in its block, what its two tensors are called, and how its weight lies."""
+    """A layer of another program: its name in its block, names of its two tensors, and a transform of its weight."""
 
     name: str
     weight: str = "weight"
     bias: str = "bias"
-    turn: Turn = as_it_is
+    transform: Transform = identity
 
 
 Parts = Mapping[str, Mapping[str, tuple[Source, ...]]]
-"""For each kind of block: the name of each of our layers, and those that lie in it one below the other."""
+"""Type of block -> our layer in it -> the official layers whose weights are concatenated in it."""
 
 
 class Link(NamedTuple):
-    """One tensor of another program: the name of the one of ours that it belongs to, its own, and how it is turned."""
+    """A tensor of another program: the name of our tensor, its own name, and its transform."""
 
     ours: str
     theirs: str
-    turn: Turn = as_it_is
+    transform: Transform = identity
 
 
 def links(blocks: Iterable[tuple[str, str, str]], parts: Parts, present: Collection[str]) -> Iterator[Link]:
-    """The links of blocks (kind, our name, their name), in their order; layers not among `present` are left out."""
+    """Yield the links of blocks (type, our name, their name) in order, without layers that are not in `present`."""
     for kind, ours, theirs in blocks:
         for part, sources in parts[kind].items():
             for source in sources if f"{ours}{part}.weight" in present else ():
-                yield Link(f"{ours}{part}.weight", f"{theirs}{source.name}.{source.weight}", source.turn)
+                yield Link(f"{ours}{part}.weight", f"{theirs}{source.name}.{source.weight}", source.transform)
                 yield Link(f"{ours}{part}.bias", f"{theirs}{source.name}.{source.bias}")
 
 
 def convert(
     network: nn.Module,
     official: Mapping[str, Tensor],
-    joined: Iterable[Link],
-    unread: Collection[str] = (),
+    links: Iterable[Link],
+    ignored: Collection[str] = (),
     strict: bool = True,
 ) -> dict[str, Tensor]:
-    """The state dict of `network` from the weights of another program.
+    """Convert the weights of another program to a state dict of `network`.
 
-    Official tensors that are linked to none of ours, and those named in `unread`, may be there or not.
-    Raises ValueError, in one line, where others are missing or left over, or a shape is not the network's; unless
-    `strict`, those are left out.
+    Official tensors whose link names none of ours, and those in `ignored`, are optional. Raises ValueError if others
+    are missing or unexpected, or a shape differs; unless `strict`, those are skipped.
     """
-    own = network.state_dict()
-    used, unused = [], set(unread)
-    for link in joined:
-        used.append(link) if link.ours in own else unused.add(link.theirs)
+    ours = network.state_dict()
+    used, optional = [], set(ignored)
+    for link in links:
+        used.append(link) if link.ours in ours else optional.add(link.theirs)
     missing = [link.theirs for link in used if link.theirs not in official]
-    left = sorted(official.keys() - {link.theirs for link in used} - unused)
-    if strict and (missing or left):
-        message = [f"{word} {listed(names)}" for word, names in (("missing", missing), ("left over", left)) if names]
-        raise ValueError(f"these weights are not of this {type(network).__name__}: {'; '.join(message)}")
+    unexpected = sorted(official.keys() - {link.theirs for link in used} - optional)
+    if strict and (missing or unexpected):
+        problems = (("missing", missing), ("unexpected", unexpected))
+        message = "; ".join(f"{problem} {listed(names)}" for problem, names in problems if names)
+        raise ValueError(f"these weights are not of this {type(network).__name__}: {message}")
     groups: dict[str, list[Link]] = {}
     for link in used:
         groups.setdefault(link.ours, []).append(link)
     found = {}
     for name, group in groups.items():
         with nullcontext() if strict else suppress(ValueError, KeyError):
-            found[name] = gather(group, official, own[name])
+            found[name] = concatenate(group, official, ours[name])
     return found
 
 
-def gather(group: list[Link], official: Mapping[str, Tensor], own: Tensor) -> Tensor:
-    """The tensors of a group one below the other, in the shape of `own`; 1x1 convolutions are matrices as well."""
+def concatenate(group: list[Link], official: Mapping[str, Tensor], ours: Tensor) -> Tensor:
+    """Concatenate the tensors of a group to the shape of `ours`; matrices and 1x1 convolutions are interchangeable."""
     tensors = [official[link.theirs] for link in group]
-    size, *rest = own.shape
-    share = torch.Size([size // len(group), *rest])
-    turned = [link.turn(t) if t.dim() > 1 else t for link, t in zip(group, tensors, strict=True)]
-    for link, tensor, given in zip(group, turned, tensors, strict=True):
-        if core(tensor) != core(own[: share[0]]):
+    size, *rest = ours.shape
+    expected = torch.Size([size // len(group), *rest])
+    transformed = [link.transform(t) if t.dim() > 1 else t for link, t in zip(group, tensors, strict=True)]
+    for link, tensor, original in zip(group, transformed, tensors, strict=True):
+        if core_shape(tensor) != core_shape(ours[: expected[0]]):
             raise ValueError(
-                f"{link.theirs!r} has shape {tuple(given.shape)}, which is not that of our {link.ours!r}, "
-                f"{tuple(share)}: give the network the settings of these weights"
+                f"{link.theirs!r} has shape {tuple(original.shape)}, which is not that of our {link.ours!r}, "
+                f"{tuple(expected)}: give the network the settings of these weights"
             )
-    return torch.cat(turned).reshape(own.shape)
+    return torch.cat(transformed).reshape(ours.shape)
 
 
-def core(tensor: Tensor) -> list[int]:
-    """Shape of a tensor without the two sides of a 1x1 kernel."""
+def core_shape(tensor: Tensor) -> list[int]:
+    """Return the shape of a tensor without the two dimensions of a 1x1 kernel."""
     shape = list(tensor.shape)
     return shape[:2] if shape[2:] == [1, 1] else shape
 
 
 def listed(names: list[str]) -> str:
-    """The first names, and how many more there are."""
+    """Format the first three names, and the number of the others."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(map(repr, names[:3])) + more

@@ -1,7 +1,7 @@
-"""Weights of ScoreSDE's PyTorch program (Song et al. 2021), without the "module." before each name.
+"""Weights of the official PyTorch version of ScoreSDE (Song et al. 2021), without the prefix "module.".
 
-Its networks number their blocks in order of execution, "all_modules.0", "all_modules.1", ...; the "sigmas" beside them
-are no weights.
+Its networks number their blocks in order of execution, "all_modules.0", "all_modules.1", ...; the buffer "sigmas" is
+ignored.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ FREQUENCIES = "time.waves.frequencies"
 
 
 def ddpm(network: UNet, official: Mapping[str, Tensor], strict: bool = True) -> dict[str, Tensor]:
-    """State dict of `UNet(up_attention="last", pointwise_scale=0.1)` from that of the official "ddpm".
+    """Convert the state dict of the official "ddpm" to one of `UNet(up_attention="last", pointwise_scale=0.1)`.
 
-    Raises ValueError, in one line, where weights are missing, left over or of another shape.
+    Raises ValueError if weights are missing, unexpected or of another shape.
     """
-    return convert(network, official, score_sde_links(network), unread=["sigmas"], strict=strict)
+    return convert(network, official, score_sde_links(network), ignored=["sigmas"], strict=strict)
 
 
 def ncsnpp(network: NCSNpp, official: Mapping[str, Tensor], strict: bool = True) -> dict[str, Tensor]:
-    """State dict of `NCSNpp` from that of the official "ncsnpp" of the same settings.
+    """Convert the state dict of the official "ncsnpp" with the same settings to one of `NCSNpp`.
 
-    The official network that is not conditional carries embeddings that it never reads; they are dropped.
-    Raises ValueError, in one line, where weights are missing, left over or of another shape.
+    The unused embeddings of an official network with conditional=False are dropped.
+    Raises ValueError if weights are missing, unexpected or of another shape.
     """
-    return convert(network, official, ncsnpp_links(network), unread=["sigmas"], strict=strict)
+    return convert(network, official, ncsnpp_links(network), ignored=["sigmas"], strict=strict)
 
 
 def trainable_order(network: nn.Module) -> list[str]:
-    """Official names of the trained weights in official order: that of the nameless list in its EMA."""
+    """Return the official names of the trained weights, in the order of the list in its EMA."""
     return [link.theirs for link in LINKS[type(network)](network) if link.ours != FREQUENCIES]
 
 
 def mirrored(weight: Tensor) -> Tensor:
-    """A kernel for the transposed convolution: the official one lies (out, in) and is mirrored before use."""
+    """Convert a kernel for the transposed convolution: the official one is (out, in) and mirrored before use."""
     return weight.transpose(0, 1).flip(2, 3)
 
 
@@ -49,12 +49,12 @@ PARTS: Parts = {
     "ddpm": SCORE_SDE["residual"],
     "biggan": {**RESIDUAL, ".shortcut": (Source(".Conv_2"),)},
     "fir_down": {".conv": (Source(".Conv2d_0"),)},
-    "fir_up": {".conv": (Source(".Conv2d_0", turn=mirrored),)},
+    "fir_up": {".conv": (Source(".Conv2d_0", transform=mirrored),)},
 }
 
 
 def ncsnpp_links(network: NCSNpp) -> list[Link]:
-    """Each official tensor, in official order, with ours; or with a name we lack, where nothing ever reads it."""
+    """Return a link for each official tensor, in official order; unused ones have a name that our network lacks."""
     first = [Link(FREQUENCIES, "all_modules.0.W")] if network.embedding == "fourier" else []
     blocks = list(walk(network))
     numbered = ((kind, ours, f"all_modules.{number}") for number, (kind, ours) in enumerate(blocks, len(first)))
@@ -63,38 +63,38 @@ def ncsnpp_links(network: NCSNpp) -> list[Link]:
 
 
 def walk(network: NCSNpp) -> Iterator[tuple[str, str]]:
-    """Every official block but the frequencies in order of execution, as (kind, our name)."""
+    """Yield every official block except the frequencies in order of execution, as (type, our name)."""
     block, present = network.resblock_type, network.state_dict().keys()
     smaller, larger = ("fir_down", "fir_up") if network.fir else ("resample", "resample")
 
-    def stages(place: str, count: int) -> Iterator[tuple[str, str]]:
+    def stages(name: str, count: int) -> Iterator[tuple[str, str]]:
         for i in range(count):
-            yield block, f"{place}.{i}.residual"
-            if f"{place}.{i}.attention.norm.weight" in present:
-                yield "attention", f"{place}.{i}.attention"
+            yield block, f"{name}.{i}.residual"
+            if f"{name}.{i}.attention.norm.weight" in present:
+                yield "attention", f"{name}.{i}.attention"
 
-    def change(place: str, convolution: str) -> tuple[str, str]:
-        return (block, f"{place}.residual") if block == "biggan" else (convolution, f"{place}.0")
+    def resample(name: str, convolution: str) -> tuple[str, str]:
+        return (block, f"{name}.residual") if block == "biggan" else (convolution, f"{name}.0")
 
-    def head(place: str) -> list[tuple[str, str]]:
-        return [("layer", f"{place}.0"), ("layer", f"{place}.2")]
+    def head(name: str) -> list[tuple[str, str]]:
+        return [("layer", f"{name}.0"), ("layer", f"{name}.2")]
 
     if network.conditional:
         yield from [("layer", "time.dense1"), ("layer", "time.dense2")]
     yield "layer", "conv_in"
     for level, down in enumerate(network.down):
         if level > 0:
-            yield change(f"downsample.{level - 1}", smaller)
+            yield resample(f"downsample.{level - 1}", smaller)
             inputs = {"none": [], "input_skip": [("resample", "")], "residual": [(smaller, ".resample")]}
             yield from ((kind, f"input_pyramid.{level - 1}{part}") for kind, part in inputs[network.progressive_input])
         yield from stages(f"down.{level}", len(down))
     yield from stages("middle", 2)
     last = len(network.up) - 1
-    for place, up in enumerate(network.up):
-        yield from stages(f"up.{place}", len(up))
-        paints, sums = head(f"output_pyramid.{place}.head"), [(larger, f"output_pyramid.{place}.resample")]
-        yield from {"none": [], "output_skip": paints, "residual": sums if place else paints}[network.progressive]
-        yield from [change(f"upsample.{place}", larger)] if place < last else []
+    for index, up in enumerate(network.up):
+        yield from stages(f"up.{index}", len(up))
+        heads, sums = head(f"output_pyramid.{index}.head"), [(larger, f"output_pyramid.{index}.resample")]
+        yield from {"none": [], "output_skip": heads, "residual": sums if index else heads}[network.progressive]
+        yield from [resample(f"upsample.{index}", larger)] if index < last else []
     yield from head("conv_out") if network.progressive != "output_skip" else []
 
 

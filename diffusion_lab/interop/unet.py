@@ -1,4 +1,4 @@
-"""The U-Net of DDPM in the two layouts of its official weights."""
+"""DDPM's U-Net in the two layouts of its official weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diffusion_lab.network import UNet
 
 
 def nin(name: str) -> Source:
-    """ScoreSDE's 1x1 map: its weight lies as (in, out)."""
+    """A 1x1 convolution of ScoreSDE, whose weight is (in, out)."""
     return Source(name, "W", "b", Tensor.t)
 
 
@@ -53,7 +53,7 @@ DDIM: Parts = {
 
 
 def walk(network: UNet) -> Iterator[tuple[str, str, str]]:
-    """Every block in order of execution, as (kind, our name, DDIM's name)."""
+    """Yield every block in order of execution, as (type, our name, DDIM's name)."""
 
     def stages(count: int, ours: str, theirs: str) -> Iterator[tuple[str, str, str]]:
         for i in range(count):
@@ -80,7 +80,7 @@ def walk(network: UNet) -> Iterator[tuple[str, str, str]]:
 
 
 def score_sde_links(network: UNet) -> list[Link]:
-    """ScoreSDE's port: blocks numbered in order of execution."""
+    """Return the links for ScoreSDE's layout, with blocks numbered in order of execution."""
     present = network.state_dict().keys()
     blocks = [block for block in walk(network) if any(name.startswith(f"{block[1]}.") for name in present)]
     numbered = ((kind, ours, f"all_modules.{number}") for number, (kind, ours, _) in enumerate(blocks))
@@ -88,5 +88,5 @@ def score_sde_links(network: UNet) -> list[Link]:
 
 
 def ddim_links(network: UNet) -> list[Link]:
-    """DDIM's layout, which converted TensorFlow checkpoints of DDPM share: blocks named by their place."""
+    """Return the links for DDIM's layout, also that of converted TensorFlow checkpoints of DDPM, with named blocks."""
     return list(links(walk(network), DDIM, network.state_dict().keys()))

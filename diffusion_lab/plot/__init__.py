@@ -1,1 +1,1 @@
-"""Pictures of samples, charts of numbers, and the figures of the pitfalls."""
+"""Images of samples, charts, and the plots of the pitfalls of score matching."""

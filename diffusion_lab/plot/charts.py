@@ -47,7 +47,7 @@ def curves(
     level: float | None = None,
     title: str = "",
 ) -> None:
-    """Plot named lines of points (x, y) on logarithmic axes, and `level`, what real data score, as a dotted line."""
+    """Plot named lines of points (x, y) on logarithmic axes, and `level`, the value of real data, as a dotted line."""
     figure, (axes,) = square_panels(1, title, side=7.0)
     for index, (name, points) in enumerate(lines.items()):
         style = {"color": COLOURS[index % len(COLOURS)], "marker": "osD^v"[index // len(COLOURS) % 5]}
@@ -64,7 +64,7 @@ def curves(
 
 
 def plain_ticks(*axes: Axis) -> None:
-    """Label logarithmic axes with numbers as they are read (6, 0.02, 3,000), few where there are many decades."""
+    """Label logarithmic axes with plain numbers (6, 0.02, 3,000), and fewer of them for many decades."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     for axis in axes:
@@ -76,7 +76,7 @@ def plain_ticks(*axes: Axis) -> None:
 
 
 def plain_number(value: float) -> str:
-    """A number in the form in which it is shortest to read: 0.002, 6, 3,000, 5e+07."""
+    """Format a number in its shortest form: 0.002, 6, 3,000, 5e+07."""
     return f"{value:,.0f}" if 10 <= value < 1e6 else f"{value:.4g}"
 
 
@@ -84,7 +84,7 @@ def plain_number(value: float) -> str:
 class Panel:
     """One value for each of several rows, None for a row without one.
 
-    `errors` reach to both sides, rows that are `best` stand out, `levels` are dotted lines, `bars` begin at zero.
+    `errors` are error bars, `best` rows are highlighted, `levels` are dotted lines, `bars` start at zero.
     """
 
     title: str
@@ -96,7 +96,7 @@ class Panel:
 
 
 def dots(rows: Sequence[str], panels: Sequence[Panel], path: str | Path, title: str = "", columns: int = 4) -> None:
-    """Plot panels over the same rows, the first on top; an axis is logarithmic where values span a factor of 30."""
+    """Plot panels with the same rows, the first on top; an axis is logarithmic if its values span a factor of 30."""
     names = [textwrap.wrap(name, 34) for name in rows]
     columns, height = min(columns, len(panels)), max(0.36, 0.18 * max(map(len, names)))
     figure, all_axes = square_panels(len(panels), title, columns=columns)
@@ -112,7 +112,7 @@ def dots(rows: Sequence[str], panels: Sequence[Panel], path: str | Path, title: 
 
 
 def draw_dots(axes: Axes, panel: Panel) -> None:
-    """One panel; a value that is not finite stands there as a word."""
+    """Draw one panel; a value that is not finite is shown as text."""
     shown = [value for value in (*panel.values, *panel.levels) if value is not None and math.isfinite(value)]
     if shown and min(shown) > 0 and max(shown) > 30 * min(shown) and not panel.bars:
         axes.set_xscale("log")
@@ -126,20 +126,20 @@ def draw_dots(axes: Axes, panel: Panel) -> None:
             axes.annotate(f"{value}", (0.02, row), xycoords=("axes fraction", "data"), va="center", fontsize=8.5)
             continue
         colour = ORANGE if panel.best and panel.best[row] else BLUE
-        label, place = f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip("."), {"ha": "center"}
+        label, align = f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip("."), {"ha": "center"}
         if panel.bars:
             axes.barh(row, value, height=0.5, color=colour, alpha=0.55)
-            label, place = f" {label.removesuffix('.0')}", {"va": "center"}
+            label, align = f" {label.removesuffix('.0')}", {"va": "center"}
         else:
             error = panel.errors[row] if panel.errors else None
             axes.errorbar(value, row, xerr=error, fmt="o", color=colour, markersize=6, capsize=3, elinewidth=1.4)
         offset = (0, 0 if panel.bars else 5)
-        axes.annotate(label, (value, row), offset, textcoords="offset points", fontsize=8.5, color=INK, **place)
+        axes.annotate(label, (value, row), offset, textcoords="offset points", fontsize=8.5, color=INK, **align)
     for level in panel.levels:
         axes.axvline(level, color=INK, linewidth=1, linestyle=":")
     axes.margins(x=0.15)
-    words = [panel.title] if len(panel.title) < 38 else panel.title.replace(" (", "\n(", 1).split("\n")
-    axes.set_title("\n".join(line for part in words for line in textwrap.wrap(part, 40)), fontsize=10.5)
+    parts = [panel.title] if len(panel.title) < 38 else panel.title.replace(" (", "\n(", 1).split("\n")
+    axes.set_title("\n".join(line for part in parts for line in textwrap.wrap(part, 40)), fontsize=10.5)
     axes.grid(axis="x", alpha=0.25)
     axes.grid(axis="y", alpha=0.0 if panel.bars else 0.25)
     axes.tick_params(axis="y", length=0)

@@ -1,4 +1,4 @@
-"""Pictures of images and of samples in the plane; each file is written whole or not at all."""
+"""Image grids, and plots of samples in the plane; files are written atomically."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ Window = tuple[float, float, float, float]  # left, right, bottom, top
 
 
 def grid(images: Tensor, columns: int | None = None, scale: int | None = None, padding: int = 2) -> Tensor:
-    """Images (N, C, H, W) in [0, 1] as one picture (C, height, width) of bytes, row by row, with grey gaps.
+    """Arrange images (N, C, H, W) in [0, 1] in a grid, one image (C, height, width) of bytes, with grey gaps.
 
     Args:
-        columns: None makes it nearly square, without holes where that is possible.
-        scale: pixels that a pixel becomes along each side; None makes tiles at least 64 pixels large.
-        padding: width of the gaps, in pixels of the picture.
+        columns: None makes the grid almost square, without empty cells if possible.
+        scale: integer factor of enlargement; None makes tiles at least 64 pixels large.
+        padding: width of the gaps in pixels.
 
     Raises:
         ValueError: for another shape, no image, C other than 1 or 3, or values that are not finite.
@@ -57,9 +57,9 @@ def _columns(count: int) -> int:
 
 
 def in_grey(x: Tensor) -> Tensor:
-    """Real numbers (..., N, C, H, W) as grey images (..., N, 1, H, C W) in [0, 1], a channel beside the other.
+    """Convert real numbers (..., N, C, H, W) to grey images (..., N, 1, H, C W) in [0, 1], channels side by side.
 
-    Black and white are the least and greatest value of the last N, which of a film are the samples.
+    Black and white are the smallest and largest value, for frames (T, N, C, H, W) those of the last frame.
     """
     last = x[-1] if x.ndim == 5 else x
     low, high = last.min(), last.max()
@@ -67,20 +67,20 @@ def in_grey(x: Tensor) -> Tensor:
 
 
 def strip(frames: Tensor) -> Tensor:
-    """Frames (T, N, C, H, W) in [0, 1] of N samples as one picture: a row per sample, a column per frame."""
+    """Arrange frames (T, N, C, H, W) in [0, 1] of N samples in a grid: a row per sample, a column per frame."""
     return grid(frames.transpose(0, 1).flatten(0, 1), columns=len(frames))
 
 
 def save_png(image: Tensor, path: str | Path) -> None:
-    """Write a picture (C, H, W) of bytes, C = 1 or 3, as PNG."""
+    """Write an image (C, H, W) of bytes, C = 1 or 3, as PNG."""
     with replacing(path) as temporary:
         _pillow(image).save(temporary, format="PNG")
 
 
 def save_gif(frames: Tensor, path: str | Path, fps: float = 10.0, hold: float = 2.0) -> None:
-    """Write frames (T, N, C, H, W) in [0, 1] as a looping film of grids, the last for `hold` seconds.
+    """Write frames (T, N, C, H, W) in [0, 1] as a looping GIF of grids, the last frame for `hold` seconds.
 
-    Its sides are multiples of 16, as encoders of video ask for: the grey gap around the grid is widened to that.
+    The grid is padded to multiples of 16 pixels, as video encoders require.
     """
     first, *rest = [_pillow(_padded(grid(images))) for images in frames]
     durations = [round(1000 / fps)] * len(rest) + [round(1000 * hold)]
@@ -89,7 +89,7 @@ def save_gif(frames: Tensor, path: str | Path, fps: float = 10.0, hold: float = 
 
 
 def _padded(image: Tensor, multiple: int = 16) -> Tensor:
-    """A picture (C, H, W) in the middle of a grey one whose sides are multiples of a number."""
+    """Pad an image (C, H, W) with grey on all sides to multiples of a number of pixels."""
     down, right = (-side % multiple for side in image.shape[1:])
     around = (right // 2, right - right // 2, down // 2, down - down // 2)
     return torch.nn.functional.pad(image, around, value=GAP)
@@ -103,7 +103,7 @@ def _pillow(image: Tensor) -> Image.Image:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A path to write to in the same folder, which takes the place of `path` if nothing is raised."""
+    """Context with a temporary path in the same folder, which is renamed to `path` if nothing is raised."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
@@ -124,12 +124,12 @@ def plane_plot(
     limits: tuple[float, float] | None = None,
     title: str = "",
 ) -> None:
-    """Plot samples (N, 2) over the true density and, beside it, the learned score over the true density.
+    """Plot samples (N, 2) over the true density and, in a second panel, the learned score over the true density.
 
     Args:
-        density: points (M, 2) -> log p (M,); None takes a histogram of `reference` (M, 2), if that is given.
-        score: points (M, 2) -> (M, 2), drawn as arrows of compressed length; None leaves that panel out.
-        limits: of both axes; None fits them to `reference`, or to the samples.
+        density: points (M, 2) -> log p (M,); None takes a histogram of `reference` (M, 2), if given.
+        score: points (M, 2) -> (M, 2), drawn as arrows of compressed length; None omits the panel.
+        limits: of both axes; None fits them to `reference`, or else to the samples.
 
     Raises:
         ValueError: for points of another shape or that are not finite.
@@ -140,7 +140,7 @@ def plane_plot(
     image = density_image(window, density, reference, samples)
     for axes in panels:
         if image is not None:
-            # The square root shows the tails, too; without the darkest blues all marks stay visible.
+            # The square root makes the tails visible; vmax avoids dark blues, on which points are hard to see.
             axes.imshow(image**0.5, extent=window, origin="lower", cmap="Blues", vmin=0, vmax=1.7)
         set_window(axes, window)
     size = np.clip(10_000 / len(points), 2, 16)
@@ -154,7 +154,7 @@ def plane_plot(
 
 
 def trajectory_plane(frames: Tensor, path: str | Path, times: Sequence[float] | None = None, title: str = "") -> None:
-    """Plot frames (T, N, 2) of N points one after the other; colour is the direction that a point ends in."""
+    """Plot frames (T, N, 2) of N points in a row of panels; the colour of a point is the direction of its end."""
     from matplotlib.colors import hsv_to_rgb
 
     film = np.stack([plane_points(frame) for frame in frames])
@@ -163,7 +163,7 @@ def trajectory_plane(frames: Tensor, path: str | Path, times: Sequence[float] | 
     colours = hsv_to_rgb(np.stack([hue, np.full_like(hue, 0.85), np.full_like(hue, 0.8)], 1))
     windows = [fitted_window(points) for points in film]
     widths = [right - left for left, right, _, _ in windows]
-    shared = max(widths) <= 4 * min(widths)  # noise much wider than the data would leave nothing to see
+    shared = max(widths) <= 4 * min(widths)  # if the noise is much wider, each panel has its own window
     figure, panels = square_panels(len(film), title, columns=6, side=2.6)
     for index, (axes, points) in enumerate(zip(panels, film, strict=True)):
         window = windows[int(np.argmax(widths)) if shared else index]
@@ -178,7 +178,7 @@ def trajectory_plane(frames: Tensor, path: str | Path, times: Sequence[float] | 
 def density_image(
     window: Window, density: Callable[[Tensor], Tensor] | None, reference: Tensor | None, like: Tensor
 ) -> np.ndarray | None:
-    """The density on a lattice, rows from the bottom, its maximum being 1."""
+    """Return the density on a lattice, rows from the bottom, scaled to a maximum of 1."""
     if density is not None:
         parts = [to_numpy(density(part)) for part in cell_centres(window, 200, like).split(4096)]
         values = np.exp(np.concatenate(parts)).reshape(200, 200)
@@ -192,7 +192,7 @@ def density_image(
 
 
 def draw_arrows(axes: Axes, window: Window, score: Callable[[Tensor], Tensor], like: Tensor) -> None:
-    """The score s as arrows of length |s| / (|s| + median |s|), in cells of the lattice."""
+    """Draw the score s as arrows of length |s| / (|s| + median |s|), in units of lattice cells."""
     lattice = cell_centres(window, 24, like)
     vectors = to_numpy(score(lattice))
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -205,7 +205,7 @@ def draw_arrows(axes: Axes, window: Window, score: Callable[[Tensor], Tensor], l
 
 
 def cell_centres(window: Window, side: int, like: Tensor) -> Tensor:
-    """Centres of the cells of a square lattice, rows from the bottom, (side^2, 2)."""
+    """Return the centres (side^2, 2) of the cells of a square lattice, rows from the bottom."""
     left, right, bottom, top = window
     steps = (torch.arange(side, dtype=torch.float64) + 0.5) / side
     y, x = torch.meshgrid(bottom + (top - bottom) * steps, left + (right - left) * steps, indexing="ij")
@@ -213,7 +213,7 @@ def cell_centres(window: Window, side: int, like: Tensor) -> Tensor:
 
 
 def fitted_window(points: np.ndarray) -> Window:
-    """The square that holds all but stray points, with a margin."""
+    """Return a square window that contains all points except outliers, with a margin."""
     low, high = np.quantile(points, [0.005, 0.995], axis=0)
     x, y = (low + high) / 2
     half = 0.58 * max((high - low).max(), 1e-6)
@@ -221,7 +221,7 @@ def fitted_window(points: np.ndarray) -> Window:
 
 
 def square_panels(panels: int, title: str, columns: int = 2, side: float = 6.0) -> tuple[Figure, Sequence[Axes]]:
-    """A figure of square panels, without pyplot, whose figures would pile up."""
+    """Create a figure of square panels, without pyplot, which keeps figures in memory."""
     from matplotlib.figure import Figure
 
     columns = min(columns, panels)

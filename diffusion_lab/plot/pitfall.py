@@ -1,4 +1,4 @@
-"""Pictures of two ways in which score matching at one noise level fails (Song & Ermon 2019, section 3.2)."""
+"""Plots of the two pitfalls of score matching at one noise level (Song & Ermon 2019, section 3.2)."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from diffusion_lab.plot.picture import (
 )
 
 CELLS = 100
-DRAWN = 1000
+SHOWN = 1000
 
 
 class ScoreError(NamedTuple):
-    """What `score_error_plot` draws: log10 |s - true s| and whether a data point lies there, both (100, 100), rows from
-    the bottom; and the medians of |s - true s| over the cells with data and over the others."""
+    """Error of a score: log10 |s - true s| and whether a cell contains data, both (100, 100), rows from the bottom; and
+    the medians of |s - true s| over the cells with data and over the others."""
 
     log10: Tensor
     has_data: Tensor
@@ -52,11 +52,11 @@ def score_error_plot(
 ) -> ScoreError:
     """Plot the true score, the learned score, and log10 of the length of their difference, with the data.
 
-    A score is learned where there are data; between and around the modes it is whatever the network makes of it
-    (Song & Ermon 2019, section 3.2.1).
+    The score is learned only near the data; between and around the modes it is arbitrary (Song & Ermon 2019, section
+    3.2.1).
 
     Args:
-        points: the data (N, 2); 1,000 of them are drawn.
+        points: the data (N, 2); 1,000 of them are shown.
         score: points (M, 2) -> (M, 2), the learned score.
         sigma: noise level whose score was learned; the truth is that of the data perturbed by it.
         limits: of both axes; None fits them to the data.
@@ -81,7 +81,7 @@ def score_error_plot(
     figure.colorbar(shown, ax=panels[2], label=r"$\log_{10}$ error of the score", shrink=0.8)
     panels[2].set_title(f"median error {error.with_data:.2g} with data, {error.without_data:.2g} without")
     for axes in panels:
-        axes.scatter(*data[:DRAWN].T, s=2, color=BLUE, alpha=0.5, linewidths=0)
+        axes.scatter(*data[:SHOWN].T, s=2, color=BLUE, alpha=0.5, linewidths=0)
         set_window(axes, window)
     with replacing(path) as temporary:
         figure.savefig(temporary)
@@ -113,19 +113,19 @@ def mode_weights_plot(
     limits: tuple[float, float] | None = None,
     title: str = "",
 ) -> dict[str, Tensor]:
-    """Plot samples side by side, each coloured by its nearest mode, with the weights of the modes; return the weights.
+    """Plot samples side by side, coloured by their nearest mode, with the weights of the modes; return the weights.
 
-    Where modes lie far apart the score hardly knows their weights, and neither does Langevin dynamics (Song & Ermon
-    2019, section 3.2.2).
+    For modes that are far apart, the score hardly depends on their weights, so that Langevin dynamics samples them
+    wrongly (Song & Ermon 2019, section 3.2.2).
 
     Args:
-        samples: points (N, 2) for each name; 1,000 of them are drawn, all are counted.
+        samples: name -> points (N, 2); 1,000 of them are shown, all are counted.
         limits: of both axes; None fits them to the last of the samples.
 
     Raises:
         ValueError: for points of another shape or that are not finite, and for a target without modes.
     """
-    clouds = {name: plane_points(points)[:DRAWN] for name, points in samples.items()}
+    clouds = {name: plane_points(points)[:SHOWN] for name, points in samples.items()}
     weights = {name: target.mode_weights(points) for name, points in samples.items()}
     window = (*limits, *limits) if limits else fitted_window(list(clouds.values())[-1])
     figure, panels = square_panels(len(samples), title, columns=len(samples), side=4.0)
@@ -135,8 +135,8 @@ def mode_weights_plot(
         axes.imshow(image**0.5, extent=window, origin="lower", cmap="Greys", vmin=0, vmax=2.5)
         modes = nearest_mode(torch.as_tensor(cloud), target.modes).tolist()
         axes.scatter(*cloud.T, s=4, c=[COLOURS[mode % len(COLOURS)] for mode in modes], linewidths=0)
-        shares = " : ".join(f"{100 * weight:.0f}" for weight in weights[name].tolist())
-        axes.set_title(f"{name}\n{shares} %")
+        percent = " : ".join(f"{100 * weight:.0f}" for weight in weights[name].tolist())
+        axes.set_title(f"{name}\n{percent} %")
         set_window(axes, window)
     with replacing(path) as temporary:
         figure.savefig(temporary)

@@ -1,4 +1,4 @@
-"""Exact laws that samplers are held against, on data whose best denoiser is known in closed form."""
+"""Verification of samplers against exact distributions, for Gaussian data with a closed-form denoiser."""
 
 from diffusion_lab.verification.gaussian import Gaussian, GaussianLaw
 from diffusion_lab.verification.sampler import Check, check_sampler

@@ -1,4 +1,4 @@
-"""Gaussian data with independent coordinates: the best denoiser, the flow, and a sampler's law, in closed form."""
+"""Gaussian data with independent coordinates: optimal denoiser, flow, and distribution of samples, in closed form."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Gaussian:
     variance: Tensor
 
     def moments(self, process: NoiseProcess, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of x_t, (D,)."""
+        """Return mean and standard deviation of x_t, (D,)."""
         alpha, sigma = process.alpha_sigma(t)
         return alpha * self.mean, (alpha**2 * self.variance + sigma**2).sqrt()
 
     def denoiser(self, process: NoiseProcess) -> Denoiser:
-        """The best one: eps = sigma (x - alpha mean) / (alpha^2 variance + sigma^2), for points (B, D)."""
+        """Optimal denoiser: eps = sigma (x - alpha mean) / (alpha^2 variance + sigma^2), for points (B, D)."""
 
         def eps(x: Tensor, c_noise: Tensor) -> Tensor:
             t = c_noise[:1].double()
@@ -39,19 +39,19 @@ class Gaussian:
         return Denoiser(eps, process, Parameterization("eps", "level" if process.levels else "time_999"))
 
     def flow(self, process: NoiseProcess, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """The probability flow's map of x (B, D) from t to s: standardised at t, and scaled back at s."""
+        """Map x (B, D) from t to s by the probability flow: standardise it at t, rescale it at s."""
         (mean_t, std_t), (mean_s, std_s) = self.moments(process, t), self.moments(process, s)
         return (x - mean_t) / std_t * std_s + mean_s
 
 
 class GaussianLaw(Written):
-    """Runs a sampler on Gaussian data exactly, in float64.
+    """Computes the exact distribution of a sampler's states on Gaussian data, in float64.
 
-    There score and x_0 are affine in x, so that every state is a row of means and a row of weights for each noise drawn
-    so far, and needs no Monte Carlo.
+    Score and x_0 are affine in x, so that every state is Gaussian: a row of means, and a row of weights for each noise
+    drawn so far.  No Monte Carlo sampling is needed.
 
     Args:
-        rows: at least one more than the sampler draws.
+        rows: at least one more than the number of noises that the sampler draws.
     """
 
     def __init__(self, data: Gaussian, denoiser: Denoiser, times: Tensor, rows: int = 5_000) -> None:
@@ -60,7 +60,7 @@ class GaussianLaw(Written):
         self.data, self.drawn = data, 1
 
     def begin(self) -> Tensor:
-        """The law of the noised data at the first time."""
+        """Return the distribution of the noised data at the first time."""
         mean, std = self.data.moments(self.denoiser.process, torch.tensor(self.p.times[0], dtype=torch.float64))
         x = self.noise() * std
         x[0] = mean
@@ -82,5 +82,5 @@ class GaussianLaw(Written):
 
     @staticmethod
     def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of a state, (D,)."""
+        """Return mean and standard deviation of a state, (D,)."""
         return x[0], x[1:].square().sum(0).sqrt()

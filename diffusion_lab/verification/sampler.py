@@ -1,4 +1,4 @@
-"""What every sampler must do on Gaussian data, whose law, flow and best denoiser are known in closed form."""
+"""Checks of samplers on Gaussian data, for which distribution, flow and optimal denoiser are known in closed form."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from diffusion_lab.verification.gaussian import Gaussian, GaussianLaw
 
 
 def data_of(size: int) -> Gaussian:
-    """Coordinates of various means and variances."""
+    """Return Gaussian data with coordinates of different means and variances."""
     mean = 0.3 * torch.cos(torch.arange(size, dtype=torch.float64))
     return Gaussian(mean, torch.linspace(0.05, 0.5, size, dtype=torch.float64))
 
 
 DATA, WIDE = data_of(8), data_of(256)
-"""Of few coordinates; of many, for norms, whose quotient is a number only there."""
+"""Data of few coordinates; and of many, for samplers with norms, whose ratios concentrate in high dimensions."""
 
-FINE, DRAWN = 300, 2_000
-"""Steps in which the law must be that of the data, and samples drawn where it is not known exactly."""
+FINE, SAMPLES = 300, 2_000
+"""Steps for which the samples must have the distribution of the data; samples if it is not known exactly."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """A number and what it must be: at most `most`, or at least `least`."""
+    """A value and its bound: at most `most`, or at least `least`."""
 
     name: str
     value: float
@@ -41,7 +41,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """False for a NaN too."""
+        """Whether the value is within the bound; False for NaN."""
         return self.least <= self.value <= self.most
 
     def __str__(self) -> str:
@@ -50,48 +50,48 @@ class Check:
 
 
 def processes() -> dict[str, NoiseProcess]:
-    """One of each kind."""
+    """Return one process of each type."""
     return {"VP": VP(Linear()), "VE": VE(Geometric(0.01, 20.0)), "DDPM": DiscreteProcess(Linear())}
 
 
 def check_sampler(sampler: Sampler) -> Iterator[Check]:
-    """Every check of a sampler, on each of the `processes` that it fits.
+    """Yield all checks of a sampler on each of the `processes` that it supports.
 
     Raises:
-        ValueError: if it fits none.
+        ValueError: if it supports none.
     """
-    fits, why = {}, ""
+    supported, reason = {}, ""
     for name, process in processes().items():
         try:
-            fitting(sampler).check(DATA.denoiser(process))
-            fits[name] = process
+            with_settings(sampler).check(DATA.denoiser(process))
+            supported[name] = process
         except ValueError as error:
-            why = str(error)
-    if not fits:
-        raise ValueError(why)
-    for name, process in fits.items():
+            reason = str(error)
+    if not supported:
+        raise ValueError(reason)
+    for name, process in supported.items():
         checks = check_flow if isinstance(sampler, ProbabilityFlow) else check_steps
         for check in checks(sampler, process):
             yield Check(f"{name}: {check.name}", check.value, check.most, check.least)
 
 
-def fitting(sampler: Sampler, steps: int = FINE, **changes: object) -> Sampler:
-    """The same in float64, with other settings, and with other steps unless it makes one or has times of its own."""
+def with_settings(sampler: Sampler, steps: int = FINE, **changes: object) -> Sampler:
+    """Return a copy in float64 with other settings, and with `steps` steps unless it is a one-step or ODE sampler."""
     sampler = copy.copy(sampler)
     sampler.dtype = torch.float64
     if sampler.steps != 1 and not isinstance(sampler, ProbabilityFlow):
-        each = getattr(sampler.corrector, "steps", 1) if sampler.corrector is not None else 1
-        sampler.steps = max(2, min(steps, 4_000 // each))
+        corrector_steps = getattr(sampler.corrector, "steps", 1) if sampler.corrector is not None else 1
+        sampler.steps = max(2, min(steps, 4_000 // corrector_steps))
     for key, value in changes.items():
         setattr(sampler, key, value)
     return sampler
 
 
 def check_steps(sampler: Sampler, process: NoiseProcess) -> Iterator[Check]:
-    """Of a sampler that makes steps between times."""
-    denoiser, fine = DATA.denoiser(process), fitting(sampler)
+    """Yield the checks of a sampler with discrete timesteps."""
+    denoiser, fine = DATA.denoiser(process), with_settings(sampler)
     times = fine.check(denoiser)
-    short = fitting(sampler, 25)
+    short = with_settings(sampler, 25)
     start, _ = DATA.moments(process, times[0])
     x = start + process.sigma(times[0]) * torch.randn(3, 8, dtype=torch.float64, generator=seeded())
     plan = short.record(denoiser, x)
@@ -101,23 +101,23 @@ def check_steps(sampler: Sampler, process: NoiseProcess) -> Iterator[Check]:
     kinds = [type(one) for one in plan.instructions]
     if Run not in kinds:
         yield Check("network evaluations - those recorded", abs(denoiser.nfe - kinds.count(Evaluate)), most=0)
-    whole, alone = (short(denoiser, (len(who), 8), image_generators(0, who)) for who in (range(4), [2]))
+    batch, alone = (short(denoiser, (len(i), 8), image_generators(0, i)) for i in (range(4), [2]))
     if getattr(sampler.corrector, "norm", "image") == "image":
-        yield Check("an image alone - in a batch", relative(alone[0], whole[2]), most=1e-9)
+        yield Check("an image alone - in a batch", relative(alone[0], batch[2]), most=1e-9)
     yield from check_law(fine, process, exact=Run not in kinds)
     if Run not in kinds and Draw not in kinds and sampler.predictor is not None:
         yield Check("order of convergence", order(sampler, process), least=0.8)
 
 
 def check_law(sampler: Sampler, process: NoiseProcess, exact: bool) -> Iterator[Check]:
-    """Mean and deviation of what it makes of noised data, exactly or in samples, are those of the data.
+    """Check that mean and standard deviation of the samples are those of the data, exactly or by Monte Carlo.
 
-    Langevin steps of some size, and not infinitely many, come near them only.
+    For finitely many Langevin steps of finite size this holds only approximately.
     """
     data = DATA if exact else WIDE
     denoiser = data.denoiser(process)
     times = sampler.check(denoiser)
-    like = torch.zeros(DRAWN, len(data.mean), dtype=torch.float64)
+    like = torch.zeros(SAMPLES, len(data.mean), dtype=torch.float64)
     if exact:
         draws = sum(type(one) is Draw for one in sampler.record(denoiser, like).instructions)
         law = GaussianLaw(data, denoiser, times, 2 + draws)
@@ -125,19 +125,19 @@ def check_law(sampler: Sampler, process: NoiseProcess, exact: bool) -> Iterator[
         found = law.moments(end)
     else:
         mean, std = data.moments(process, times[0])
-        drawn = sampler.as_written(denoiser, mean + std * like.normal_(generator=seeded()), seeded())
-        found = drawn.mean(0), drawn.std(0)
+        samples = sampler.as_written(denoiser, mean + std * like.normal_(generator=seeded()), seeded())
+        found = samples.mean(0), samples.std(0)
     mean, std = data.moments(process, torch.zeros_like(times[0]) if sampler.denoise else times[-1])
-    slack, near = 0.0 if exact else 4.5 / DRAWN**0.5, 1 if sampler.corrector is None else 5
-    yield Check("mean - that of the data, in its deviations", largest((found[0] - mean) / std), 0.01 * near + slack)
-    yield Check("deviation / that of the data - 1", largest(found[1] / std - 1), 0.04 * near + slack)
+    slack, factor = 0.0 if exact else 4.5 / SAMPLES**0.5, 1 if sampler.corrector is None else 5
+    yield Check("mean - that of the data, in its deviations", largest((found[0] - mean) / std), 0.01 * factor + slack)
+    yield Check("deviation / that of the data - 1", largest(found[1] / std - 1), 0.04 * factor + slack)
 
 
 def order(sampler: Sampler, process: NoiseProcess) -> float:
-    """log2 of the ratio of errors against the flow's map when the steps are halved, on a part of the way."""
+    """Return the order of convergence: log2 of the ratio of errors for 30 and 60 steps, from t = 1 to 0.3."""
     denoiser, errors = DATA.denoiser(process), []
     for count in (30, 60):
-        part = fitting(sampler, count + 1, spacing="log_snr", denoise=False, t_end=0.3, times=None, sections=None)
+        part = with_settings(sampler, count + 1, spacing="log_snr", denoise=False, t_end=0.3, times=None, sections=None)
         times = part.timesteps(denoiser)
         mean, std = DATA.moments(process, times[0])
         x = mean + std * torch.randn(4, 8, dtype=torch.float64, generator=seeded())
@@ -147,27 +147,27 @@ def order(sampler: Sampler, process: NoiseProcess) -> float:
 
 
 def check_flow(sampler: ProbabilityFlow, process: NoiseProcess) -> Iterator[Check]:
-    """Of an adaptive solver: the flow's map itself."""
-    denoiser, exact = DATA.denoiser(process), fitting(sampler, denoise=False)
+    """Yield the checks of an adaptive ODE solver, against the exact map of the flow."""
+    denoiser, exact = DATA.denoiser(process), with_settings(sampler, denoise=False)
     times = exact.check(denoiser)
     x = exact.prior(denoiser, (16, 8), seeded())
     *_, last = exact.trajectory(denoiser, x)
     want = DATA.flow(process, x, times[0], times[-1])
     yield Check("solution - the flow's map", relative(last.x, want), most=100 * max(sampler.rtol, sampler.atol))
-    whole, alone = (exact(denoiser, (len(who), 8), image_generators(0, who)) for who in (range(4), [2]))
-    yield Check("an image alone - in a batch", relative(alone[0], whole[2]), most=100 * max(sampler.rtol, sampler.atol))
+    batch, alone = (exact(denoiser, (len(i), 8), image_generators(0, i)) for i in (range(4), [2]))
+    yield Check("an image alone - in a batch", relative(alone[0], batch[2]), most=100 * max(sampler.rtol, sampler.atol))
 
 
 def seeded() -> torch.Generator:
-    """The same noise each time."""
+    """Return a generator with the same seed in every call."""
     return torch.Generator().manual_seed(0)
 
 
 def largest(values: Tensor) -> float:
-    """Of their sizes."""
+    """Return the largest absolute value."""
     return values.abs().max().item()
 
 
 def relative(found: Tensor, want: Tensor) -> float:
-    """The largest difference, of the largest value."""
+    """Return the largest difference divided by the largest absolute value."""
     return largest(found - want) / largest(want)

@@ -1,4 +1,4 @@
-"""Races are run fairly and told truly: turns, units, ratios, programs that are absent."""
+"""Benchmarks are run fairly and told truly: turns, units, ratios, programs that are absent."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import pytest
 import torch
 
 from diffusion_lab.bench.__main__ import main
-from diffusion_lab.bench.race import Absent, Race, Setting, run
+from diffusion_lab.bench.benchmark import Benchmark, Setting, Unavailable, run
 
 SECONDS = {"ours": [9.0, 1.0, 2.0, 4.0], "other": [9.0, 3.0, 4.0, 4.0]}  # the first turn is the warm-up's
 
 
-def contestants(log):
+def implementations(log):
     def make(name):
         turns = iter(SECONDS[name])
         return lambda: log.append(name) or next(turns)
 
     def absent():
-        raise Absent("no clone of it: give --official")
+        raise Unavailable("no clone of it: give --official")
 
     def uninstalled():
         import a_package_that_is_not_there  # noqa: F401
@@ -35,10 +35,10 @@ def message(work, device):
 
 
 def result(unit, per=1, log=None):
-    race = Race(
-        "work", contestants([] if log is None else log), unit, per, message, lambda last: f"last {sorted(last)}"
+    benchmark = Benchmark(
+        "work", implementations([] if log is None else log), unit, per, message, lambda last: f"last {sorted(last)}"
     )
-    return run(race, Setting(rounds=3))
+    return run(benchmark, Setting(rounds=3))
 
 
 def test_turns_alternate_after_a_warm_up():
@@ -67,8 +67,8 @@ def test_report():
         "work",
         "  ours         2 s",
         "  other        4 s   2.00 (1.00 to 3.00) x ours",
-        "  lost  left out: no clone of it: give --official",
-        "  old   left out: No module named 'a_package_that_is_not_there'",
+        "  lost  skipped: no clone of it: give --official",
+        "  old   skipped: No module named 'a_package_that_is_not_there'",
         "  last ['other', 'ours']",
     ]
     assert result("s").row == "| work | 2 s | other 2.00 (1.00 to 3.00) |"
@@ -78,7 +78,7 @@ def test_report():
     ("words", "said"),
     [
         (["speed"], "invalid choice: 'speed'"),
-        (["--device", "cuda"], "leave it out for the CPU"),
+        (["--device", "cuda"], "omit it to use the CPU"),
         (["--rounds", "0"], "at least 1, got 0 and 4"),
     ],
 )

@@ -1,6 +1,6 @@
-"""Races: programs that do the same work take turns in one process, so that a busy machine is busy for all of them.
+"""Benchmarks: implementations of the same work alternate in one process, so that other load affects all equally.
 
-A ratio is the time of another program over ours in the same round; a median over the rounds is told with its range.
+A ratio is the time of another implementation divided by ours in the same round; the median and range are reported.
 """
 
 from __future__ import annotations
@@ -19,43 +19,43 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 Work = Callable[[], Any]
-"""One turn of a contestant."""
+"""One timed run of an implementation."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a whole benchmark shares: device, threads, timed rounds, and where clones of official programs lie."""
+    """Settings of all benchmarks: device, threads, timed rounds, folder with clones of official programs."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     threads: int = 4
     rounds: int = 5
     official: Path | None = None
     small: bool = False
-    """Sizes that only show that everything runs."""
+    """Tiny sizes, to test that everything runs."""
 
 
-class Absent(Exception):
-    """A program that is not here, in words: what is missing and where it comes from."""
+class Unavailable(Exception):
+    """A program is not available; the message says what is missing and how to get it."""
 
 
 @dataclass(frozen=True)
-class Race:
-    """Contestants on the same work.
+class Benchmark:
+    """Implementations of the same work.
 
     Args:
         title: the work, with its sizes.
-        contestants: name -> what makes one turn of it.  The first is ours.  One that raises ImportError or `Absent`
-            while it is made is told as left out.
-        unit: what a turn is measured in, "us a step", "ms", "images/s" or "MiB".
-        per: units of work in a turn (steps, images).
-        meter: takes a turn and gives seconds (`clock`) or bytes (`memory`).
-        note: computed after the race, from what each contestant's last turn returned; such as how far results differ.
-        warmups: untimed turns of each contestant.
-        rounds: timed ones where one tells as much as many, as of memory; None: as set for all races.
+        implementations: name -> function that prepares it and returns one run.  The first is ours.  One whose
+            preparation raises ImportError or `Unavailable` is reported as skipped.
+        unit: unit of the results, "us a step", "ms", "images/s" or "MiB".
+        per: units of work in a run (steps, images).
+        meter: measures a run in seconds (`clock`) or bytes (`memory`).
+        note: function of the results of each last run; for example the difference of the results.
+        warmups: untimed runs of each implementation.
+        rounds: timed runs, if other than in `Setting`; for example 1 for memory.
     """
 
     title: str
-    contestants: Mapping[str, Callable[[], Work]]
+    implementations: Mapping[str, Callable[[], Work]]
     unit: str = "ms"
     per: int = 1
     meter: Callable[[Work, torch.device], tuple[float, Any]] | None = None
@@ -66,54 +66,54 @@ class Race:
 
 @dataclass(frozen=True)
 class Result:
-    """Measurements of a race: per contestant one for each round, in the race's unit."""
+    """Measurements of a benchmark: one per implementation and round, in the benchmark's unit."""
 
-    race: Race
+    benchmark: Benchmark
     measured: Mapping[str, list[float]]
     left_out: Mapping[str, str]
     note: str
 
     @property
     def ours(self) -> str:
-        """Name of the first contestant."""
+        """Name of the first implementation."""
         return next(iter(self.measured))
 
     def ratios(self, name: str) -> list[float]:
-        """Round by round, how many times our time or memory it took; of rates, how many times our rate is its."""
+        """Return per round its time or memory divided by ours; for rates, ours divided by its."""
         pairs = zip(self.measured[name], self.measured[self.ours], strict=True)
-        return [ours / theirs if self.race.unit.endswith("/s") else theirs / ours for theirs, ours in pairs]
+        return [ours / theirs if self.benchmark.unit.endswith("/s") else theirs / ours for theirs, ours in pairs]
 
     def __str__(self) -> str:
-        lines = [self.race.title]
+        lines = [self.benchmark.title]
         width = max(map(len, [*self.measured, *self.left_out]))
         for name, values in self.measured.items():
-            line = f"  {name:<{width}} {number(statistics.median(values)):>8} {self.race.unit}"
+            line = f"  {name:<{width}} {number(statistics.median(values)):>8} {self.benchmark.unit}"
             if name != self.ours:
                 line += f"   {spread(self.ratios(name))} x ours"
             lines.append(line)
-        lines += [f"  {name:<{width}} left out: {why}" for name, why in self.left_out.items()]
+        lines += [f"  {name:<{width}} skipped: {why}" for name, why in self.left_out.items()]
         return "\n".join(lines + [f"  {self.note}"] * bool(self.note))
 
     @property
     def row(self) -> str:
-        """A row of a table in Markdown: the work, our median, and each other program's ratio."""
-        ours = f"{number(statistics.median(self.measured[self.ours]))} {self.race.unit}"
+        """A row of a Markdown table: the work, our median, and the ratio of each other implementation."""
+        ours = f"{number(statistics.median(self.measured[self.ours]))} {self.benchmark.unit}"
         others = (f"{name} {spread(self.ratios(name))}" for name in self.measured if name != self.ours)
-        return f"| {self.race.title} | {ours} | {', '.join(others)} |"
+        return f"| {self.benchmark.title} | {ours} | {', '.join(others)} |"
 
 
 def number(value: float) -> str:
-    """Three digits."""
+    """Format with three digits."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def spread(ratios: list[float]) -> str:
-    """Median and range."""
+    """Format median and range."""
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def clock(work: Work, device: torch.device) -> tuple[float, Any]:
-    """Seconds of a turn, on a CUDA device between two of its events; and what it returned."""
+    """Return the seconds of a run (on a CUDA device between two events), and its result."""
     if device.type == "cuda":
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda.synchronize()
@@ -128,10 +128,10 @@ def clock(work: Work, device: torch.device) -> tuple[float, Any]:
 
 
 def memory(work: Work, device: torch.device) -> tuple[float, Any]:
-    """Bytes of tensors at the peak of a turn, beyond those at its start; and what it returned.
+    """Return the peak memory of tensors in a run, in bytes above that at its start, and its result.
 
-    On the CPU from the profiler's record of every allocation.  It knows no size of what was there before: a turn that
-    frees such tensors is not given credit for it, so let a turn make what it needs.
+    On the CPU this is computed from the profiler's record of all allocations, which does not include tensors created
+    before: a run should create all tensors that it uses.
     """
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -151,33 +151,33 @@ def memory(work: Work, device: torch.device) -> tuple[float, Any]:
 SCALE = {"s": 1.0, "ms": 1e3, "us": 1e6, "MiB": 2.0**-20}
 
 
-def in_unit(measured: float, race: Race) -> float:
-    """Seconds or bytes of a turn in the unit of a race."""
-    if race.unit.endswith("/s"):
-        return race.per / measured
-    return measured * SCALE[race.unit.partition(" ")[0]] / race.per
+def in_unit(measured: float, benchmark: Benchmark) -> float:
+    """Convert seconds or bytes of a run to the unit of a benchmark."""
+    if benchmark.unit.endswith("/s"):
+        return benchmark.per / measured
+    return measured * SCALE[benchmark.unit.partition(" ")[0]] / benchmark.per
 
 
-def run(race: Race, setting: Setting) -> Result:
-    """Let all take turns: some untimed, then one in each round, which another contestant begins each time."""
+def run(benchmark: Benchmark, setting: Setting) -> Result:
+    """Run all implementations: warm-ups, then once in each round, in rotating order."""
     works, left_out = {}, {}
-    for name, make in race.contestants.items():
+    for name, make in benchmark.implementations.items():
         try:
             works[name] = make()
-        except (ImportError, Absent) as error:
+        except (ImportError, Unavailable) as error:
             left_out[name] = str(error)
-    meter, last = race.meter or clock, {}
-    for _ in range(race.warmups):
+    meter, last = benchmark.meter or clock, {}
+    for _ in range(benchmark.warmups):
         for work in works.values():
             work()
     measured: dict[str, list[float]] = {name: [] for name in works}
     names = list(works)
-    for k in range(race.rounds or setting.rounds):
+    for k in range(benchmark.rounds or setting.rounds):
         for name in names[k % len(names) :] + names[: k % len(names)]:
             value, last[name] = meter(works[name], setting.device)
-            measured[name].append(in_unit(value, race))
+            measured[name].append(in_unit(value, benchmark))
     try:
-        note = race.note(last) if race.note else ""
-    except (ImportError, Absent) as error:  # what it would compare with
+        note = benchmark.note(last) if benchmark.note else ""
+    except (ImportError, Unavailable) as error:
         note = f"not compared: {error}"
-    return Result(race, measured, left_out, note)
+    return Result(benchmark, measured, left_out, note)
