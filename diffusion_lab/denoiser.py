@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +16,17 @@ from diffusion_lab.process import NoiseProcess
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimate of eps in x = alpha x_0 + sigma eps, and the same estimate as x_0, score or v; of the shape of x."""
+    """An estimate of eps in x = alpha x_0 + sigma eps, and the same estimate as x_0, score or v; of the shape of x.
+
+    `fraction` is v in the learned variance of a reverse step, log variance = v log fixed_large + (1 - v) log
+    fixed_small (Nichol & Dhariwal 2021, Eq. 15), of the shape of x; None if the network does not learn it.
+    """
 
     x: Tensor
     alpha: Tensor
     sigma: Tensor
     eps: Tensor
+    fraction: Tensor | None = None
 
     @property
     def x0(self) -> Tensor:
@@ -74,6 +80,8 @@ class Denoiser(nn.Module):
     """
 
     guided = False
+    control: Any = None
+    """A `control.Control` of the states of samplers, or None (`controlled`)."""
 
     def __init__(
         self, network: Callable[..., Tensor], process: NoiseProcess, parameterization: Parameterization
@@ -113,6 +121,12 @@ class Denoiser(nn.Module):
             bound.condition = {key: value.clone() for key, value in condition.items()}
         return bound
 
+    def controlled(self, control: Any) -> Denoiser:
+        """Return this denoiser with a control of the states that samplers pass through; everything else is shared."""
+        bound = copy.copy(self)
+        bound.control = control
+        return bound
+
     def with_network(self, network: Callable[..., Tensor]) -> Denoiser:
         """Return a denoiser with the same process and parameterization, and another network."""
         return Denoiser(network, self.process, self.parameterization)
@@ -135,7 +149,8 @@ class Denoiser(nn.Module):
         # Contiguous: torch.compile would recompile the network for another stride.
         c_noise = self.c_noise(t, x).expand(len(x)).contiguous()
         output = self.network(network_input, c_noise, **(condition or self.condition_of(x)))
-        return Estimate(x, alpha, sigma, row.eps(output.to(x.dtype), x, alpha, sigma))
+        output, fraction = row.split(output.to(x.dtype))
+        return Estimate(x, alpha, sigma, row.eps(output, x, alpha, sigma), fraction)
 
     def skip_and_out(self, times: Tensor) -> tuple[Tensor, Tensor]:
         """(c_skip, c_out) with x_0 = c_skip x + c_out output at `times` (S,); each (S,), float64."""
@@ -162,21 +177,25 @@ class Denoiser(nn.Module):
         return [Preconditioning(noise, dtype, *row) for noise, *row in zip(c_noise, *columns, strict=True)]
 
     def network_output(self, x: Tensor, preconditioning: Preconditioning) -> Tensor:
-        """The network's output F at x (B, ...) and the time of the preconditioning."""
+        """The network's output F at x (B, ...) and the time of the preconditioning, of the shape of x."""
+        return self.outputs(x, preconditioning)[0]
+
+    def outputs(self, x: Tensor, preconditioning: Preconditioning) -> tuple[Tensor, Tensor | None]:
+        """`network_output`, and the fraction of a learned range of variances (`Parameterization.split`)."""
         c = preconditioning
         network_input = x if c.c_in is None else (x * c.c_in).add_(c.c_shift)
         if c.dtype is not None:
             network_input = network_input.to(c.dtype)
         self.calls[0] += 1
-        return self.network(network_input, c.c_noise, **(self.condition if self.null is None else self.condition_of(x)))
+        condition = self.condition if self.null is None else self.condition_of(x)
+        return self.parameterization.split(self.network(network_input, c.c_noise, **condition))
 
     def output_at(self, preconditioning: Preconditioning) -> Callable[[Tensor], Tensor]:
         """`network_output` at one time as a function of x, with network and condition looked up only once."""
         c = preconditioning
-        if (c.c_in, c.dtype, self.null) != (None, None, None) or type(
-            self
-        ).network_output is not Denoiser.network_output:
-            return lambda x: self.network_output(x, c)
+        overridden = type(self).outputs is not Denoiser.outputs or self.parameterization.learned_range
+        if overridden or (c.c_in, c.dtype, self.null) != (None, None, None):
+            return lambda x: self.outputs(x, c)[0]
         network, c_noise, condition, calls = self.network, c.c_noise, self.condition, self.calls
 
         def output(x: Tensor) -> Tensor:

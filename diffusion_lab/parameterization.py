@@ -50,6 +50,8 @@ class Parameterization:
             from this range to [-1, 1], as in every published network.
         bounded: whether images have this range.  False for latents, fields and other real numbers, which are neither
             scaled nor clipped.
+        learned_range: the network has twice as many output channels; the second half is the variance of reverse steps
+            between its two fixed choices (`Estimate.fraction`).
         unit_input: divide the network's input by sqrt(alpha^2 + sigma^2), its scale for data of unit variance (sigma on
             the network's scale).  This is 1 for DDPM; a network needs it when sigma grows to 50.
 
@@ -63,6 +65,7 @@ class Parameterization:
     high: float = 1.0
     unit_input: bool = False
     bounded: bool = True
+    learned_range: bool = False
 
     def __post_init__(self) -> None:
         for key, value, table in (("output", self.output, TO_EPS), ("c_noise", self.c_noise, CONDITIONING)):
@@ -82,6 +85,16 @@ class Parameterization:
         if (scale, shift) != (1.0, 0.0):
             x = scale * x - shift
         return x / (alpha**2 + (scale * sigma) ** 2).sqrt() if self.unit_input else x
+
+    def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The output that determines eps, and the fraction v of a learned range of variances (None: not learned).
+
+        v = (second half of the output + 1) / 2, unbounded, as in Nichol & Dhariwal's program.
+        """
+        if not self.learned_range:
+            return output, None
+        output, second = output.chunk(2, dim=1)
+        return output, (second + 1) / 2
 
     def eps(self, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Convert the network's output into an estimate of eps, of the shape of x."""

@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "parameterization": {"process"},
     "denoiser": {"parameterization", "process"},
     "guidance": {"denoiser"},
+    "control": {"denoiser", "process", "noise"},
     "loss": {"denoiser", "process", "noise"},
     "flow": {"runge_kutta", "denoiser", "process", "noise"},
     "sampler": {"flow", "denoiser", "process", "noise"},
@@ -33,7 +34,7 @@ MAY_IMPORT = {
     "likelihood": {"flow", "denoiser", "process", "noise"},
     "model": {
         *("finite", "first_edition", "memory", "noise", "ranks"),
-        *("denoiser", "guidance", "likelihood", "loss", "parameterization", "process", "sampler"),
+        *("control", "denoiser", "guidance", "likelihood", "loss", "parameterization", "process", "sampler"),
     },
     "storage": {"errors", "output", "first_edition"},
     "data": {"errors", "finite", "storage"},

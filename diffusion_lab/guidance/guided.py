@@ -77,7 +77,8 @@ class Guided(Denoiser):
         if (scale == 0).all():
             return weak
         strong, scale = self.strong(x, t), scale.reshape(scale.shape + (1,) * (x.dim() - 1 if scale.dim() else 0))
-        return Estimate(x, weak.alpha, weak.sigma, weak.eps + scale * (strong.eps - weak.eps))
+        eps = weak.eps + scale * (strong.eps - weak.eps)
+        return Estimate(x, weak.alpha, weak.sigma, eps, strong.fraction)
 
     def preconditionings(self, times: Tensor, like: Tensor) -> list[GuidedPreconditioning]:
         """The preconditionings of both denoisers at each of `times` (S,), for x like `like` (B, ...)."""
@@ -89,17 +90,16 @@ class Guided(Denoiser):
         )
         return [GuidedPreconditioning(**vars(strong), weak=weak, guidance_scale=scale) for strong, weak, scale in each]
 
-    def network_output(self, x: Tensor, preconditioning: GuidedPreconditioning) -> Tensor:
-        """The combined network output at x (B, ...)."""
+    def outputs(self, x: Tensor, preconditioning: GuidedPreconditioning) -> tuple[Tensor, Tensor | None]:
+        """The combined network output at x (B, ...); a learned range of variances is that of `strong`."""
         scale = preconditioning.guidance_scale
-        if scale == 1:
-            return self.strong.network_output(x, preconditioning)
         if scale == 0:
-            return self.weak.network_output(x, preconditioning.weak)
+            return self.weak.outputs(x, preconditioning.weak)
+        output, fraction = self.strong.outputs(x, preconditioning)
+        if scale == 1:
+            return output, fraction
         # Scaled before the next call, which may overwrite this output.
-        return (self.strong.network_output(x, preconditioning) * scale).add_(
-            self.weak.network_output(x, preconditioning.weak), alpha=1 - scale
-        )
+        return (output * scale).add_(self.weak.network_output(x, preconditioning.weak), alpha=1 - scale), fraction
 
 
 class Guidance(ABC):

@@ -15,8 +15,9 @@ EvenSpacing = Literal["uniform", "quadratic", "trailing", "leading", "linspace",
 Spacing = Literal["uniform", "quadratic", "trailing", "leading", "linspace", "strided", "linear", "log_snr", "karras"]
 """Spacing of a sampler's timesteps; see `NoiseProcess.timesteps`."""
 
-Variance = Literal["fixed_small", "fixed_large"]
-"""Variance of the reverse step: that of q(x_s | x_t, x_0), or that of q(x_t | x_s) (Ho et al. 2020, Section 3.2)."""
+Variance = Literal["fixed_small", "fixed_large", "learned_range"]
+"""Variance of the reverse step: that of q(x_s | x_t, x_0), that of q(x_t | x_s) (Ho et al. 2020, Section 3.2), or
+learned between the two (Nichol & Dhariwal 2021, Eq. 15)."""
 
 
 class NoiseProcess(nn.Module, ABC):
@@ -210,9 +211,15 @@ class NoiseProcess(nn.Module, ABC):
         ratio = (sigma_s / sigma_t) ** 2
         return scale * ratio, alpha_s * v / sigma_t**2, v * ratio
 
-    def reverse_variance(self, s: Tensor, t: Tensor, variance: Variance) -> Tensor:
-        """Variance of the reverse step p(x_s | x_t): of the posterior (fixed_small) or q(x_t | x_s) (fixed_large)."""
+    def reverse_variance(self, s: Tensor, t: Tensor, variance: Variance, fraction: Tensor | None = None) -> Tensor:
+        """Variance of the reverse step p(x_s | x_t): of the posterior (fixed_small) or q(x_t | x_s) (fixed_large).
+
+        With learned_range it is large^v small^(1 - v), where v is the `fraction` that the network predicts, (B, ...).
+        """
         small, large = self.posterior(s, t)[2], self.transition(s, t)[1]
+        if variance == "learned_range":
+            small, large = (_broadcast(k, fraction) for k in (small, large))
+            return torch.lerp(small.log(), large.log(), fraction).exp()
         return {"fixed_small": small, "fixed_large": large}[variance]
 
 

@@ -18,14 +18,15 @@ class Ancestral(Step):
 
     with scale = alpha_t / alpha_s and v = sigma_t^2 - scale^2 sigma_s^2.  `variance` is v sigma_s^2 / sigma_t^2
     ("fixed_small"; also Song et al. 2021, Eq. 47, for VE) or v ("fixed_large", beta_t between neighbouring levels;
-    Song et al. 2021, Eq. 4, for VP).
+    Song et al. 2021, Eq. 4, for VP), or predicted between the two ("learned_range", Nichol & Dhariwal 2021, Eq. 15).
     """
 
     variance: Variance = "fixed_large"
 
     def __call__(self, p, x, t, s, denoise, noise, past) -> Any:
-        by_x, by_x0, _ = p.posterior(s, t)
-        return by_x * x + by_x0 * denoise(x, t).x0 + noise(math.sqrt(p.reverse_variance(s, t, self.variance)))
+        (by_x, by_x0, _), d = p.posterior(s, t), denoise(x, t)
+        variance = p.reverse_variance(s, t, self.variance, d.fraction)
+        return by_x * x + by_x0 * d.x0 + noise(variance**0.5)
 
 
 @dataclass(frozen=True)

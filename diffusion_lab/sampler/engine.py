@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -18,7 +19,7 @@ from diffusion_lab.sampler.threshold import Threshold
 HISTORY = 8
 """Number of past predictions that a step may use."""
 
-Kind = Literal["step", "correct", "last"]
+Kind = Literal["step", "correct", "last", "back", "control"]
 """The methods of an `Engine` that call a step."""
 
 
@@ -71,8 +72,10 @@ class Engine(ABC):
         return getattr(self, kind)(step, x, *times)
 
     def step(self, step: Callable[..., Any], x: Any, t: float, s: float) -> Any:
-        """x after a step from t to s."""
-        return step(self.p, x, t, s, self.denoise, self.noise, self.before(t))
+        """x after a step from t to s, through the denoiser's control if it has one."""
+        arguments = self.p, x, t, s, self.denoise, self.noise, self.before(t)
+        control = self.denoiser.control
+        return step(*arguments) if control is None else control.step(step, *arguments)
 
     def correct(self, corrector: Callable[..., Any], x: Any, t: float) -> Any:
         """x after a corrector at t, whose predictions are its own."""
@@ -83,6 +86,16 @@ class Engine(ABC):
         if not hasattr(step, "last"):
             return self.denoise(x, t).x0
         return step.last(self.p, x, t, self.denoise, self.noise, self.before(t))
+
+    def back(self, control: Any, x: Any, t: float, s: float) -> Any:
+        """x diffused from t to a later time s, of which past predictions know nothing."""
+        self.past = []
+        scale, variance = self.p.transition(t, s)
+        return scale * x + self.noise(math.sqrt(variance))
+
+    def control(self, control: Any, x: Any, t: float | None) -> Any:
+        """x after a control at time t; x_0 if t is None."""
+        return control.finish(x) if t is None else control.after(self.p, x, t, self.noise)
 
 
 class Written(Engine):
@@ -106,7 +119,9 @@ class Written(Engine):
         """Begin a batch; `stream` returns fresh noise, always in the same memory."""
         self.stream, self.latest, self.past = stream, None, []
 
-    def noise(self, std: float = 1.0) -> Tensor | float:
+    def noise(self, std: Tensor | float = 1.0) -> Tensor | float:
+        if isinstance(std, Tensor):
+            return std * self.stream()
         if std == 1:
             return self.stream().clone()
         return std * self.stream() if std else 0.0
@@ -122,22 +137,34 @@ class Written(Engine):
         return self._coefficients[key]
 
     def predict(self, x: Tensor, t: float, thresholded: bool) -> Prediction:
-        output = self.output_at(t, thresholded)(x)
+        if self.denoiser.parameterization.learned_range:
+            c = self.preconditioning(t)
+            output, fraction = self.denoiser.outputs(x, c)
+            output = self.bounded(x, output, c) if thresholded else output
+        else:
+            output, fraction = self.output_at(t, thresholded)(x), None
         output = output if output.dtype is x.dtype else output.to(x.dtype)
-        self.latest = Prediction(t, x, output, self.coefficients(t, thresholded))
+        self.latest = Prediction(t, x, output, self.coefficients(t, thresholded), fraction)
         return self.latest
 
     def output_at(self, t: float, thresholded: bool) -> Callable[[Tensor], Tensor]:
         """x -> the network's output at t, or its prediction of x_0 after the sampler's threshold."""
         key = t, thresholded
         if key not in self._outputs:
-            if t not in self._preconditionings:
-                self.prepare([t, *self.p.times])
-            c = self._preconditionings[t]
+            c = self.preconditioning(t)
             output = self.denoiser.output_at(c)
-            bounded = lambda x: self.threshold((x * c.c_skip).addcmul_(output(x), c.c_out))  # noqa: E731
-            self._outputs[key] = bounded if thresholded else output
+            self._outputs[key] = (lambda x: self.bounded(x, output(x), c)) if thresholded else output
         return self._outputs[key]
+
+    def bounded(self, x: Tensor, output: Tensor, c: Preconditioning) -> Tensor:
+        """x_0 after the sampler's threshold."""
+        return self.threshold((x * c.c_skip).addcmul_(output, c.c_out))
+
+    def preconditioning(self, t: float) -> Preconditioning:
+        """The network's preconditioning at t."""
+        if t not in self._preconditionings:
+            self.prepare([t, *self.p.times])
+        return self._preconditionings[t]
 
     def prepare(self, times: Iterable[float]) -> None:
         """Compute the preconditioning at all of these times at once."""

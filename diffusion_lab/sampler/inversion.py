@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.sampler.engine import Written
-from diffusion_lab.sampler.record import Draw, Instruction, Run
+from diffusion_lab.sampler.record import Draw, Run
+
+if TYPE_CHECKING:
+    from diffusion_lab.sampler.loop import Sampler
 
 
 @torch.no_grad()
@@ -22,18 +23,22 @@ def first_noised(denoiser: Denoiser, x0: Tensor, t: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def inverted(forward: Sequence[Instruction], step: Callable[..., Any], written: Written, x: Tensor) -> Tensor:
-    """x_1 from x at the last timestep: the same steps in reverse order of time, with their error.
-
-    Args:
-        forward: the sampler as it is recorded.
-        written: what runs its steps, at its times in reverse order.
+def inverted(sampler: Sampler, denoiser: Denoiser, x0: Tensor) -> Tensor:
+    """The noise x_1 from which a sampler leads to x_0 (B, ...): the same steps in reverse order of time.
 
     Raises:
-        ValueError: for a sampler that draws noise or is not linear.
+        ValueError: for a sampler that draws noise, is not linear, or changes its states otherwise.
     """
+    if denoiser.control is not None:
+        raise ValueError("sampling under a control has no inverse: leave out control")
+    if sampler.corrector is not None or sampler.clip or sampler.dynamic_threshold is not None:
+        raise ValueError("a sampler with corrector or clipping has no inverse: use sampler=ddim")
+    times = sampler.timesteps(denoiser)
+    forward = sampler.instructions(denoiser, sampler.steps_between(times, denoiser), thresholded=False)
     if any(type(one) in (Draw, Run) for one in forward):
         raise ValueError("a sampler that draws noise, or is not linear, has no inverse: use sampler=ddim")
+    x = first_noised(denoiser, x0.to(sampler.dtype), times[-1])
+    written = sampler.written(denoiser, times.flip(0), x)
     for t, s in pairwise(written.p.times):
-        x = written.apply("step", step, x, t, s)
+        x = written.apply("step", sampler.predictor, x, t, s)
     return x

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
 
@@ -16,22 +15,14 @@ from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.noise import Generators, draw, stream
 from diffusion_lab.process import NoiseProcess, Spacing
 from diffusion_lab.sampler.engine import Engine, Written
-from diffusion_lab.sampler.inversion import first_noised, inverted
+from diffusion_lab.sampler.initial import initial_state
+from diffusion_lab.sampler.inversion import inverted
 from diffusion_lab.sampler.plan import Plan
 from diffusion_lab.sampler.record import Form, Instruction, NotLinear, Recorder
 from diffusion_lab.sampler.scalar_process import ScalarProcess
-from diffusion_lab.sampler.step import Corrector, Step
+from diffusion_lab.sampler.step import Corrector, State, Step
 from diffusion_lab.sampler.threshold import chosen
 from diffusion_lab.sampler.timesteps import Unit, explicit, sectioned, signal_left
-
-
-@dataclass(frozen=True)
-class State:
-    """Where a trajectory is: the time, the noisy sample x, and the clean image x0 last predicted, both (B, ...)."""
-
-    t: float
-    x: Tensor
-    x0: Tensor
 
 
 class Sampler:
@@ -58,6 +49,8 @@ class Sampler:
         start: "prior", N(0, prior_std^2 I), scaled by sigma(t_start) / sigma(1) where t_start is given, or "uniform",
             between the ends of the image range (NCSN) and, for points, between -prior_std and prior_std.
         precision: dtype of everything outside the network.
+
+    A denoiser's control (`control.Control`) changes the states between steps, and may choose the first time.
     """
 
     def __init__(
@@ -112,7 +105,11 @@ class Sampler:
         if self.sections is not None:
             times = sectioned(process, self.sections)
         else:
-            times = process.timesteps(self.steps, self.spacing, self.rho, self.t_start, self.t_end)
+            times = process.timesteps(self.steps, self.spacing, self.rho, self.start_of(denoiser), self.t_end)
+        if denoiser.control is not None:
+            denoiser.control.check(times)
+            if denoiser.control.t_start is not None:
+                return times
         std, sigma = self.prior_std(process), process.sigma(times[0]).item()
         if self.predictor is not None and self.start == "prior" and sigma < std / 2:
             raise ValueError(
@@ -124,7 +121,8 @@ class Sampler:
     def caution(self, denoiser: Denoiser, times: Tensor | None = None) -> str | None:
         """A warning if the timesteps start where some signal is left, although x starts as pure noise; else None."""
         times, process = self.timesteps(denoiser) if times is None else times, denoiser.process
-        if self.predictor is None or self.start != "prior" or process.keeps_signal:
+        chosen_start = denoiser.control is not None and denoiser.control.t_start is not None
+        if self.predictor is None or self.start != "prior" or process.keeps_signal or chosen_start:
             return None
         return signal_left(
             process, times, None if self.times is not None else process.span(self.t_start, self.t_end)[0]
@@ -145,17 +143,22 @@ class Sampler:
 
     def follow(self, engine: Engine, x: Any) -> Iterator[tuple[float, Any]]:
         """(t, x) after every step from the initial state x, with the forms or tensors of an engine."""
-        times, engine.corrected = engine.p.times, self.corrector is not None
-        for t, s in zip(times, [*times[1:], None], strict=True):
+        times, control, engine.corrected = engine.p.times, engine.denoiser.control, self.corrector is not None
+        controlled = (lambda x, t: x) if control is None else lambda x, t: engine.apply("control", control, x, t)
+        path = times if control is None else control.path(times)
+        for t, s in zip(path, [*path[1:], None], strict=True):
+            if s is not None and s > t:
+                x = engine.apply("back", control, x, t, s)
+                continue
             if self.corrector is not None:
-                x = engine.apply("correct", self.corrector, x, t)
+                x = controlled(engine.apply("correct", self.corrector, x, t), t)
             if s is not None and self.predictor is not None:
-                x = engine.apply("step", self.predictor, x, t, s)
+                x = controlled(engine.apply("step", self.predictor, x, t, s), s)
                 yield s, x
             elif self.predictor is None:
                 yield t, x
         if self.denoise:
-            yield 0.0, engine.apply("last", self.predictor, x, t)
+            yield 0.0, controlled(engine.apply("last", self.predictor, x, t), None)
         elif self.predictor is not None:
             yield t, x
 
@@ -207,12 +210,12 @@ class Sampler:
 
     def invert(self, denoiser: Denoiser, x0: Tensor) -> Tensor:
         """The noise x_1 from which this sampler leads to x_0 (B, ...); raises ValueError as `inversion.inverted`."""
-        if self.corrector is not None or self.clip or self.dynamic_threshold is not None:
-            raise ValueError("a sampler with corrector or clipping has no inverse: use sampler=ddim")
-        times = self.timesteps(denoiser)
-        forward = self.instructions(denoiser, self.steps_between(times, denoiser), thresholded=False)
-        x = first_noised(denoiser, x0.to(self.dtype), times[-1])
-        return inverted(forward, self.predictor, self.written(denoiser, times.flip(0), x), x)
+        return inverted(self, denoiser, x0)
+
+    def start_of(self, denoiser: Denoiser) -> float | None:
+        """The first timestep that is asked for: that of the denoiser's control, or `t_start`."""
+        control = denoiser.control
+        return self.t_start if control is None or control.t_start is None else control.t_start
 
     def prior_std(self, process: NoiseProcess) -> float:
         """Standard deviation of the initial noise: the process's prior_std, scaled to the first timestep."""
@@ -230,13 +233,9 @@ class Sampler:
         return self.beginning(denoiser, shape)(draw(shape, generator, self.dtype, device))
 
     def beginning(self, denoiser: Denoiser, shape: Sequence[int]) -> Callable[[Tensor], Tensor]:
-        """The map from noise z ~ N(0, I) to the initial x_1 of `shape` (B, ...)."""
-        if self.start == "prior":
-            std = self.prior_std(denoiser.process)
-            return lambda z: std * z
-        reach = denoiser.process.prior_std
-        low, high = denoiser.parameterization.range_of(shape) or (-reach, reach)
-        return lambda z: low + (high - low) * torch.special.ndtr(z)
+        """The map from noise z ~ N(0, I) to the initial x of `shape` (B, ...)."""
+        first = None if denoiser.control is None else self.timesteps(denoiser)[0]
+        return initial_state(denoiser, shape, self.start, self.prior_std(denoiser.process), first)
 
     def prepare(
         self, denoiser: Denoiser, shape: Sequence[int], device: torch.device | str = "cpu"

@@ -58,6 +58,8 @@ class ProbabilityFlow(Sampler):
     def check(self, denoiser: Denoiser) -> Tensor:
         """The times of a trajectory for this denoiser's process; raises what a call would raise."""
         check_process(denoiser.process)
+        if denoiser.control is not None:
+            raise ValueError("sampler=ode cannot be controlled between its steps: use another sampler, such as heun")
         start, end = denoiser.process.span(self.t_start, self.t_end)
         return torch.linspace(start, end, self.frames + 1, dtype=torch.float64)
 

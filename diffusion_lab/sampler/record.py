@@ -187,14 +187,15 @@ class Recorder(Engine):
     def predict(self, x: Form, t: float, thresholded: bool) -> Prediction:
         source = self.array(x)
         output = self.note(Evaluate, (source,), t, thresholded)
-        self.latest = Prediction(t, Form({source: 1.0}), output, self.coefficients(t, thresholded))
+        fraction = Form({}) if self.denoiser.parameterization.learned_range else None  # no step is linear in it
+        self.latest = Prediction(t, Form({source: 1.0}), output, self.coefficients(t, thresholded), fraction)
         return self.latest
 
     def apply(self, kind: Kind, step: Callable[..., Any] | None, x: Form, *times: float) -> Form:
         """x after a step, which is recorded or, where that is known to fail, noted to be run; NotLinear names it."""
         source = self.array(x)
-        if step in self.as_written:
-            self.latest = None
+        if step in self.as_written or (kind == "back" and self.as_written):
+            self.latest = self.latest if kind in ("back", "control") else None  # those make no prediction
             return self.note(Run, (source,), kind, step, times)
         try:
             return super().apply(kind, step, x, *times)

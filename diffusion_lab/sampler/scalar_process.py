@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,9 +110,21 @@ class ScalarProcess:
         kept = (sigma_s / sigma_t) ** 2
         return scale * kept, alpha_s * v / sigma_t**2, v * kept
 
-    def reverse_variance(self, s: float, t: float, variance: Variance) -> float:
-        """Variance of the model's step from t to s, as `NoiseProcess.reverse_variance`."""
-        return {"fixed_small": self.posterior(s, t)[2], "fixed_large": self.transition(s, t)[1]}[variance]
+    def reverse_variance(self, s: float, t: float, variance: Variance, fraction: Any = None) -> Any:
+        """Variance of the model's step from t to s, as `NoiseProcess.reverse_variance`.
+
+        Raises:
+            ValueError: for a learned range without a fraction.
+        """
+        small, large = self.posterior(s, t)[2], self.transition(s, t)[1]
+        if variance != "learned_range":
+            return {"fixed_small": small, "fixed_large": large}[variance]
+        if fraction is None:
+            raise ValueError(
+                "variance=learned_range needs a network that learns the variance, such as that of model=iddpm: choose "
+                "fixed_large or fixed_small"
+            )
+        return (fraction * math.log(large / small) + math.log(small)).exp()
 
     def discretize(self, s: float, t: float) -> list[float]:
         """Scale and variance of the forward step from s to t as the method discretises it."""

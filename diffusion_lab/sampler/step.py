@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+from torch import Tensor
 
 from diffusion_lab.sampler.scalar_process import ScalarProcess
 
@@ -40,13 +43,14 @@ def coefficients(alpha: float, sigma: float, eps: Callable[..., float] | None) -
 class Prediction:
     """The network's prediction at x = alpha x_0 + sigma eps and t, as x_0, as eps, as the score or as v.
 
-    x and the output are tensors or, while a sampler is recorded, linear forms.
+    x and the output are tensors or, while a sampler is recorded, linear forms.  `fraction` is that of a learned range
+    of variances (`Estimate`), or None.
     """
 
-    __slots__ = ("at", "output", "t", "x")
+    __slots__ = ("at", "fraction", "output", "t", "x")
 
-    def __init__(self, t: float, x: Any, output: Any, at: Coefficients) -> None:
-        self.t, self.x, self.output, self.at = t, x, output, at
+    def __init__(self, t: float, x: Any, output: Any, at: Coefficients, fraction: Any = None) -> None:
+        self.t, self.x, self.output, self.at, self.fraction = t, x, output, at, fraction
 
     def _combine(self, weights: Weights) -> Any:
         by_x, by_output = weights
@@ -71,6 +75,15 @@ class Prediction:
     def v(self) -> Any:
         """v = alpha eps - sigma x_0 (Salimans & Ho 2022, Appendix D)."""
         return self.at.alpha * self.eps - self.at.sigma * self.x0
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a trajectory is: the time, the noisy sample x, and the clean image x0 last predicted, both (B, ...)."""
+
+    t: float
+    x: Tensor
+    x0: Tensor
 
 
 Denoise = Callable[[Any, float], Prediction]
