@@ -1,5 +1,23 @@
-"""Control: changes the states of a sampler between its steps, for any sampler."""
+"""Control: samples that agree with a guide or a measurement, from any denoiser and with any sampler."""
 
 from diffusion_lab.control.base import Control
+from diffusion_lab.control.measurement import Measured
+from diffusion_lab.control.operator import BlockAverage, Blur, Grey, LinearOperator, Mask
+from diffusion_lab.control.posterior import DPS, PiGDM
+from diffusion_lab.control.replacement import RePaint, Replacement
+from diffusion_lab.control.sdedit import SDEdit
 
-__all__ = ["Control"]
+__all__ = [
+    "DPS",
+    "BlockAverage",
+    "Blur",
+    "Control",
+    "Grey",
+    "LinearOperator",
+    "Mask",
+    "Measured",
+    "PiGDM",
+    "RePaint",
+    "Replacement",
+    "SDEdit",
+]
