@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "parameterization": {"process"},
     "denoiser": {"parameterization", "process"},
     "guidance": {"denoiser"},
-    "control": {"denoiser", "process", "noise"},
+    "control": {"denoiser", "guidance"},
     "loss": {"denoiser", "process", "noise"},
     "flow": {"runge_kutta", "denoiser", "process", "noise"},
     "sampler": {"flow", "denoiser", "process", "noise"},

@@ -18,8 +18,8 @@ class Measured(Control):
 
     Args:
         operator: A.
-        guide: measurements (N, ...), in [0, 1] like the data; image i of a series has guide i mod N.  A guide of the
-            images' own shape is measured by A first.
+        guide: measurements (N, ...), in [0, 1] like the data; image i of a series has guide i mod N.  Images
+            themselves are measured by A first, where y has another shape.
         noise: standard deviation of the measurement's noise, in the unit of the guide.
     """
 
@@ -42,7 +42,8 @@ class Measured(Control):
         guide = encode(self.guide[index].to(like))
         try:
             measured = bound.operator(like)
-            bound.guide = bound.operator(guide) if guide.shape == like.shape else guide
+            given_as_measurement = guide.shape == measured.shape and mask is None  # a blurred image is as large as x
+            bound.guide = guide if given_as_measurement or guide.shape != like.shape else bound.operator(guide)
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"the measurement does not fit images of shape {tuple(like.shape[1:])}: {error}") from None
         if bound.guide.shape != measured.shape or measured.shape[0] != len(like):

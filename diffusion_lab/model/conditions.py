@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
+from diffusion_lab.control import Control
 from diffusion_lab.denoiser import Denoiser, check_labels
 from diffusion_lab.model.labels import Label
 
@@ -14,7 +16,10 @@ Guidance = Callable[[Denoiser], Denoiser]
 
 
 class Conditioned:
-    """The part of a `Model` that binds labels to its denoiser and applies guidance."""
+    """The part of a `Model` that binds labels to its denoiser, and applies guidance and control."""
+
+    control: Control | None = None
+    """The default control of `sample`."""
 
     def labels_of(self, images: Sequence[int], seed: int, label: Label = None) -> Tensor | None:
         """Labels (B,) of images of the series `seed`; None for an unconditional model.
@@ -39,13 +44,34 @@ class Conditioned:
         labels = self.labels.with_dropout(labels) if training else labels
         return self.denoiser.given(label=labels.to(self.device))
 
-    def sampling_denoiser(self, labels: Tensor | None, guidance: Guidance | None = None) -> Denoiser:
-        """The denoiser to sample with: bound to labels (B,), then guided.
+    def sampling_denoiser(
+        self,
+        labels: Tensor | None,
+        guidance: Guidance | None = None,
+        control: Control | None = None,
+        images: Sequence[int] = (),
+    ) -> Denoiser:
+        """The denoiser to sample with: bound to labels (B,), then guided, then controlled.
+
+        Args:
+            images: indices of the batch's images in their series, by which a control finds their guides.
 
         Raises:
-            ValueError: if the guidance does not suit the model.
+            ValueError: if guidance or control do not suit the model.
         """
-        bound, guidance = self.conditional_denoiser(labels), self.guidance if guidance is None else guidance
+        control = self.control if control is None else control
+        guided = self.guided(self.conditional_denoiser(labels), self.guidance if guidance is None else guidance)
+        if control is None:
+            return guided
+        if isinstance(control, type) or not isinstance(control, Control):
+            raise ValueError(
+                f"control={control!r} is not a control: use for example diffusion_lab.control.SDEdit(guide, t0=0.5)"
+            )
+        like = torch.empty(len(images), *self.shape, device=self.device)
+        return control.of(images, self.encode, like)(guided)
+
+    def guided(self, bound: Denoiser, guidance: Guidance | None) -> Denoiser:
+        """The guided denoiser of a bound one; raises ValueError if the guidance does not suit it."""
         if guidance is None:
             return bound
         guided = None if isinstance(guidance, type) or not callable(guidance) else guidance(bound)
@@ -58,6 +84,6 @@ class Conditioned:
 
     def check_sampling(self, seed: int = 0) -> None:
         """Raise ValueError if sampler, label or guidance do not suit the model."""
-        denoiser = self.sampling_denoiser(self.labels_of([0], seed))
+        denoiser = self.sampling_denoiser(self.labels_of([0], seed), images=[0])
         if hasattr(self.sampler, "check"):
             self.sampler.check(denoiser)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusion_lab.control import Control
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.finite import NonFinite, bad_items, shown
 from diffusion_lab.memory import memory_of_machine
@@ -64,30 +65,25 @@ class Sampling(Conditioned):
         steps: int | None = None,
         label: Label = None,
         guidance: Guidance | None = None,
+        control: Control | None = None,
     ) -> Tensor:
         """Images first, ..., first + count - 1 of the series `seed`, in [0, 1], (count, C, H, W); points (count, 2).
 
         The noise of image i depends on (seed, i) alone, so the image is the same for any batch size (bit-equal if the
-        batches have equal shape).  There are two exceptions: Langevin steps with norm="batch" make an image depend on
-        the others in its batch, and so does the adaptive ODE solver, within its tolerance.
+        batches have equal shape), except for Langevin steps with norm="batch" and the ODE solver's tolerance.
 
         Args:
             seed: seed of the series; None: a random one.
-            sampler: replaces the model's sampler; for a model from `load` it may be a name, such as "ddim".
-            steps: replaces the sampler's number of steps.
-            label: of a conditional model: a class by number or name; a list of classes, which are cycled, so that image
-                i has `label[i % len(label)]`; "each" for all classes in turn; None: the class of image i is drawn with
-                the training frequencies and depends on (seed, i) alone.
+            sampler, steps: replace the model's sampler, by a name such as "ddim" for a model from `load`, and its steps.
+            label: of a conditional model: a class by number or name; a list of classes, cycled, so that image i has
+                `label[i % len(label)]`; "each" for all in turn; None: drawn with the training frequencies by (seed, i).
             guidance: changes the estimates, such as `diffusion_lab.guidance.ClassifierFree(scale=2)`.
+            control: makes samples agree with a guide, such as `diffusion_lab.control.SDEdit(guide, t0=0.5)`.
 
-        Raises:
-            ValueError: for an invalid count, seed, sampler, number of steps or label, or if sampler or guidance do not
-                suit the model.
+        Raises ValueError for an invalid argument, or if sampler, guidance or control do not suit the model.
         """
         count, first, batch_size = (
-            as_integer("count", count, 0),
-            as_integer("first", first, 0),
-            as_integer("batch_size", batch_size, 1),
+            as_integer(*one) for one in (("count", count, 0), ("first", first, 0), ("batch_size", batch_size, 1))
         )
         seed, sampler = resolve_seed(seed), self.resolve_sampler(sampler, steps)
         if (size := count * math.prod(self.shape) * 4) > (memory := memory_of_machine()):
@@ -95,8 +91,8 @@ class Sampling(Conditioned):
                 f"count={count:,} samples take {size / 2**30:,.0f} GiB, and this machine has {memory / 2**30:,.0f} GiB "
                 "of memory: sample parts of the series with first=..., or write files with sample.py"
             )
-        series = {"seed": seed, "first": first, "batch_size": batch_size}
-        batches = self.sample_batches(count, **series, sampler=sampler, label=label, guidance=guidance)
+        series = {"seed": seed, "first": first, "batch_size": batch_size, "label": label}
+        batches = self.sample_batches(count, **series, sampler=sampler, guidance=guidance, control=control)
         return torch.cat([torch.empty(0, *self.shape), *batches])
 
     def resolve_sampler(self, sampler: Sampler | str | None, steps: int | None = None) -> Sampler:
@@ -146,6 +142,7 @@ class Sampling(Conditioned):
         sampler: Sampler | None = None,
         label: Label = None,
         guidance: Guidance | None = None,
+        control: Control | None = None,
     ) -> Iterator[Tensor]:
         """Yield the samples of `sample` batch by batch, on the CPU.
 
@@ -158,24 +155,25 @@ class Sampling(Conditioned):
                 indices = range(start, min(start + batch_size, end))
                 generators, labels = image_generators(seed, indices, self.device), self.labels_of(indices, seed, label)
                 size, needed = len(indices), (len(indices), labels if labels is None else labels.tolist())
+                if (control or self.control) is not None:
+                    needed = (*needed, start)  # each batch has its own guides
                 if needed != prepared:
-                    denoiser = self.sampling_denoiser(labels, guidance)
+                    denoiser = self.sampling_denoiser(labels, guidance, control, indices)
                     draw_batch, prepared = self.prepare_sampling(sampler, size, denoiser), needed
                 x = draw_batch(generators)
                 if not isinstance(x, Tensor) or x.shape != (size, *self.shape):
                     got = tuple(x.shape) if isinstance(x, Tensor) else f"a {type(x).__name__}"
                     raise ValueError(f"the sampler returns {got}, expected a tensor {(size, *self.shape)}")
                 if bad := bad_items(x):
-                    self.refuse_samples([indices[i] for i in bad], seed, sampler, label, guidance)
+                    chosen = {"sampler": sampler, "label": label, "guidance": guidance, "control": control}
+                    self.refuse_samples([indices[i] for i in bad], seed, **chosen)
                 yield self.decode(x).cpu()
 
-    def refuse_samples(
-        self, images: Sequence[int], seed: int, sampler: Sampler, label: Label, guidance: Guidance | None
-    ) -> None:
+    def refuse_samples(self, images: Sequence[int], seed: int, **chosen: Any) -> None:
         """Raise NonFinite for images of the series `seed`, with the sampler step at which the first became NaN."""
         when = ""
         try:
-            for _ in self.trajectory(1, label=label, seed=seed, first=images[0], sampler=sampler, guidance=guidance):
+            for _ in self.trajectory(1, seed=seed, first=images[0], **chosen):
                 pass
         except NonFinite as error:
             when = f"; {error}"
@@ -193,6 +191,7 @@ class Sampling(Conditioned):
         sampler: Sampler | str | None = None,
         label: Label = None,
         guidance: Guidance | None = None,
+        control: Control | None = None,
     ) -> Iterator[State]:
         """Yield the states of sampling images first, ..., first + count - 1 of the series `seed`, in the model's range.
 
@@ -205,9 +204,10 @@ class Sampling(Conditioned):
         seed, sampler = resolve_seed(seed), self.resolve_sampler(sampler)
         if not hasattr(sampler, "trajectory"):
             raise ValueError(f"{getattr(sampler, '__name__', type(sampler).__name__)} has no method trajectory(...)")
-        generators = image_generators(seed, range(first, first + count), self.device)
+        images = range(first, first + count)
+        generators = image_generators(seed, images, self.device)
         with self.evaluating():
-            denoiser = self.sampling_denoiser(self.labels_of(range(first, first + count), seed, label), guidance)
+            denoiser = self.sampling_denoiser(self.labels_of(images, seed, label), guidance, control, images)
             x = sampler.prior(denoiser, (count, *self.shape), generators, self.device)
             for step, state in enumerate(sampler.trajectory(denoiser, x, generators), start=1):
                 if bad := bad_items(state.x):
@@ -234,7 +234,8 @@ class Sampling(Conditioned):
         self.check_images(images)
         sampler = self.resolve_sampler(Sampler(DDIM()) if sampler is None else sampler, steps)
         with self.evaluating():
-            denoiser = self.sampling_denoiser(self.labels_of(range(len(images)), 0, label))
+            labels = self.labels_of(range(len(images)), 0, label)
+            denoiser = self.guided(self.conditional_denoiser(labels), self.guidance)
             return sampler.invert(denoiser, self.encode(images.to(self.device)))
 
     def check_images(self, images: Tensor) -> None:
