@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zygote
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from PIL import Image
 from printed import commands, paste
@@ -176,7 +177,7 @@ def test_only_a_directory_that_nobody_named_gives_way(tmp_path, monkeypatch, pla
     monkeypatch.chdir(tmp_path)
     config = OmegaConf.create({"hydra": {"run": {"dir": place}, "output_subdir": ".hydra"}})
     OmegaConf.register_new_resolver("now", lambda _: "2026", replace=True)
-    monkeypatch.setattr(multirun.HydraConfig.instance(), "cfg", None)
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
     Path(OmegaConf.to_container(config, resolve=True)["hydra"]["run"]["dir"]).mkdir(parents=True)
     before = config.hydra.run.dir
     multirun.Sweep().on_run_start(config)

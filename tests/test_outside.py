@@ -21,6 +21,7 @@ from diffusion_lab.config.environment import cluster_ranks
 from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.launch import cluster
+from diffusion_lab.monkeypatches import set_timeout
 from diffusion_lab.run import distributed
 from diffusion_lab.storage.checkpoint_file import AtomicCheckpointIO
 
@@ -138,15 +139,15 @@ def test_every_strategy_of_several_ranks_takes_the_timeout():
             more = {"parallelize_fn": print} if (module, name) == (fabric, "ModelParallelStrategy") else {}
             kinds = ({"timeout": timedelta(seconds=7)}, {})
             given, late = (getattr(module, name)(**more, **words) for words in kinds)
-            distributed.set_timeout(late, 7)
+            set_timeout(late, 7)
             where = [
                 [k for k, v in vars(one).items() if isinstance(v, timedelta) and v.seconds == 7]
                 for one in (given, late)
             ]
             assert where[0] and where[0] == where[1]
-    distributed.set_timeout(trainer.SingleDeviceStrategy(device="cpu"), 7)
+    set_timeout(trainer.SingleDeviceStrategy(device="cpu"), 7)
     with pytest.raises(ConfigError, match="takes no trainer.timeout"):
-        distributed.set_timeout(type("Other", (), {"num_processes": 2})(), 7)
+        set_timeout(type("Other", (), {"num_processes": 2})(), 7)
 
 
 SRUN = """#!{python}

@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 from diffusion_lab import ranks
 from diffusion_lab.callback.hooks import OptionalHooks
 from diffusion_lab.model import Model
+from diffusion_lab.monkeypatches import set_last_step
 
 
 class Conclusion(OptionalHooks):
@@ -30,7 +31,7 @@ class Conclusion(OptionalHooks):
     def on_fit_start(self, trainer: pl.Trainer, model: Model) -> None:
         self._max_steps = trainer.max_steps
         if ranks.from_first(self.is_missing(trainer)):
-            trainer.fit_loop.epoch_loop.max_steps = -1  # Lightning's loop does not start at its last step
+            set_last_step(trainer, -1)
 
     def on_train_start(self, trainer: pl.Trainer, model: Model) -> None:
-        trainer.fit_loop.epoch_loop.max_steps = self._max_steps
+        set_last_step(trainer, self._max_steps)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
-from hydra._internal import utils
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import OmegaConf
 
 from diffusion_lab.config.refusals import composed_by_hydra, first_line
 from diffusion_lab.config.validation import nearest, nodes
-from diffusion_lab.errors import ConfigError
+from diffusion_lab.errors import ConfigError, refuse
 
 EXTRAS = {"hydra/launcher": ("joblib", "submitit_slurm", "submitit_local"), "hydra/sweeper": ("optuna",)}
 """Launchers and sweepers installed by an extra of the package."""
@@ -70,33 +67,9 @@ def _check_group(override: Override, sweep: bool) -> None:
         raise ConfigError(f"{key} has no effect: leave it out")
 
 
-@contextmanager
-def refused_by_hydra(overrides: Sequence[str], refuse: Callable[[ConfigError], None]) -> Iterator[list[str]]:
-    """Refuse in one line what Hydra raises outside a job, for example while it sets up logging.
-
-    Hydra has no hook for its own failures: the function that prints their traceback is replaced, and restored later.
-
-    Yields:
-        A list that is not empty while a job runs; the job's failures are not handled here.
-    """
-    report, at_work = utils.run_and_report, list[str]()
+def refuse_failure(overrides: Sequence[str], error: Exception) -> None:
+    """Refuse in one line what Hydra raised outside a job, naming the overrides of Hydra's own configuration."""
     own = [word for word in overrides if word.lstrip("+~").startswith("hydra")]
-
-    def run(function: Callable[[], Any]) -> Any:
-        def refusing() -> Any:
-            try:
-                return function()
-            except Exception as error:
-                if at_work:
-                    raise
-                message = first_line(error)
-                named = not own or any(word.partition("=")[0].lstrip("+~") in message for word in own)
-                refuse(ConfigError(message if named else f"{', '.join(own)}: {message}"))
-
-        return report(refusing)
-
-    utils.run_and_report = run
-    try:
-        yield at_work
-    finally:
-        utils.run_and_report = report
+    message = first_line(error)
+    named = not own or any(word.partition("=")[0].lstrip("+~") in message for word in own)
+    refuse(ConfigError(message if named else f"{', '.join(own)}: {message}"))

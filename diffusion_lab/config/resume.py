@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override, QuotedString
 from omegaconf import OmegaConf
 
@@ -17,6 +16,7 @@ from diffusion_lab.config.command_line import arguments, override
 from diffusion_lab.config.compose import composed, parsed
 from diffusion_lab.config.environment import cluster_ranks
 from diffusion_lab.errors import ConfigError
+from diffusion_lab.monkeypatches import hydra_config
 from diffusion_lab.storage.run_directory import CONFIG, checkpoints, find, newest_run
 from diffusion_lab.storage.run_lock import locked
 
@@ -127,15 +127,12 @@ def run_directory(own: Mapping[str, Override], wanted: str | None) -> Path | Non
     """The run directory of these overrides; None if it is named after the time and therefore new."""
     if PLACE not in own and wanted != "auto" and cluster_ranks()[2] == 1:
         return None
-    before = HydraConfig.instance().cfg
     try:
         config = composed("train", [override.input_line for override in own.values()], with_hydra=True)
-        HydraConfig.instance().cfg = config  # read by ${hydra:...}
-        return Path(config.hydra.run.dir)
+        with hydra_config(config):
+            return Path(config.hydra.run.dir)
     except ConfigError:
         return None  # refused later with a better message
-    finally:
-        HydraConfig.instance().cfg = before
 
 
 def log_directory(own: Mapping[str, Override]) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,10 +35,11 @@ def main(task: Literal["train", "sample"]) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from diffusion_lab.config.hydra_part import refused_by_hydra
+    from diffusion_lab.config.hydra_part import refuse_failure
     from diffusion_lab.config.places import CONF
     from diffusion_lab.launch import multirun, process, rank
     from diffusion_lab.launch.job import run_job
+    from diffusion_lab.monkeypatches import failures_of_hydra
 
     rank.born()
     if os.environ.get(FURTHER):
@@ -65,8 +67,10 @@ def main(task: Literal["train", "sample"]) -> None:
         return metric
 
     try:
-        with multirun.sweeping(words), refused_by_hydra(words, refuse) as at_work:
+        with multirun.sweeping(words), failures_of_hydra(partial(refuse_failure, words)) as at_work:
             job()
+    except ConfigError as error:
+        refuse(error)
     finally:
         rank.last_line()
 

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
@@ -21,6 +20,7 @@ from diffusion_lab import output
 from diffusion_lab.config.environment import cluster_ranks
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.launch.job import LOG, metrics
+from diffusion_lab.monkeypatches import hydra_config
 from diffusion_lab.output import say
 from diffusion_lab.storage.run_directory import check_directory, made_new
 
@@ -38,16 +38,14 @@ class Sweep(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Refuse a directory that cannot be written to, before Hydra fails on it; two runs never share a new one."""
-        HydraConfig.instance().cfg = config  # which ${hydra:...} in the directory's name looks things up in
+        new = (
+            named_by_the_clock(config.hydra.run) and cluster_ranks()[2] == 1 and config.hydra.output_subdir is not None
+        )
         try:
-            if (
-                named_by_the_clock(config.hydra.run)
-                and cluster_ranks()[2] == 1
-                and config.hydra.output_subdir is not None
-            ):
-                with read_write(config), open_dict(config):
+            with hydra_config(config), read_write(config), open_dict(config):
+                if new:
                     config.hydra.run.dir = str(made_new(Path(config.hydra.run.dir)))
-            check_directory(Path(config.hydra.run.dir))
+                check_directory(Path(config.hydra.run.dir))
         except ConfigError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)

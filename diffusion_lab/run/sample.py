@@ -24,6 +24,7 @@ from diffusion_lab.evaluation import Evaluator, SampleStore
 from diffusion_lab.evaluation.results import write_results
 from diffusion_lab.logger.loggers import finish_loggers, reopen
 from diffusion_lab.model import Model
+from diffusion_lab.monkeypatches import set_timeout
 from diffusion_lab.output import say
 from diffusion_lab.run.choice import choose_likelihood, choose_sampler
 from diffusion_lab.run.compare import compare, planned, sample_stores
@@ -31,7 +32,7 @@ from diffusion_lab.run.compiled import compile_network
 from diffusion_lab.run.conditioning import choose_guidance, conditioning_spec, described
 from diffusion_lab.run.data_module import data_module
 from diffusion_lab.run.data_place import located
-from diffusion_lab.run.distributed import OF_RANKS, cluster, set_timeout
+from diffusion_lab.run.distributed import OF_RANKS, cluster
 from diffusion_lab.run.failure import explained
 from diffusion_lab.run.plan import announce_plan
 from diffusion_lab.run.quiet import quieten
@@ -199,7 +200,7 @@ def build_fabric(config: DictConfig) -> Fabric:
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         message = str(error).replace("\n", " ")
         raise ConfigError(f"trainer: {message}; use trainer.accelerator=cpu, or devices that exist") from error
-    if fabric._precision.precision != keys["precision"]:  # Lightning would only warn and use another one
+    if fabric.strategy.precision.precision != keys["precision"]:  # Lightning would only warn and use another one
         raise ConfigError(f"trainer.precision={keys['precision']} needs a GPU: here, use bf16-mixed")
     return fabric
 

@@ -26,13 +26,14 @@ from diffusion_lab.data import DataModule
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.logger.loggers import build_loggers, finish_loggers
 from diffusion_lab.model import Model
+from diffusion_lab.monkeypatches import set_timeout
 from diffusion_lab.output import say
 from diffusion_lab.run.changes import changes, refuse_changes, refuse_shapes
 from diffusion_lab.run.compiled import compile_network
 from diffusion_lab.run.conditioning import add_labels, described
 from diffusion_lab.run.data_module import data_module
 from diffusion_lab.run.data_place import moved, places
-from diffusion_lab.run.distributed import OF_RANKS, after_restart, cluster, set_timeout
+from diffusion_lab.run.distributed import OF_RANKS, after_restart, cluster
 from diffusion_lab.run.failure import explained
 from diffusion_lab.run.initial import initialise
 from diffusion_lab.run.plan import check_room, size_on_disk
