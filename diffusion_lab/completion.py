@@ -73,11 +73,11 @@ def print_candidates(line: str) -> None:
 
 def overrides(task: str, words: Sequence[str]) -> list[str]:
     """Candidates of Hydra's own completion, with the configuration directories that the command line names."""
-    from diffusion_lab.config.command_line import options
+    from diffusion_lab.config.command_line import options, separate
 
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(Exception, SystemExit):
-        sys.argv = [task, "-sc", "query=fish", *options(words[:-1])]  # fish: one candidate per line
+        sys.argv = [task, "-sc", "query=fish", *options(separate(words[:-1])[0])]  # fish: one candidate per line
         os.environ["COMP_LINE"] = " ".join([task, *words])
         runpy.run_module(f"diffusion_lab.{task}", run_name="__main__", alter_sys=True)
     return printed.getvalue().splitlines()

@@ -11,19 +11,19 @@ from zygote import ROOT, run
 from diffusion_lab.config import origin
 from diffusion_lab.config.command_line import tidy
 from diffusion_lab.config.compose import parsed
-from diffusion_lab.config.help import KEYS, tell
+from diffusion_lab.config.help import KEYS, help_text
 from diffusion_lab.errors import ConfigError
 
 
 @pytest.mark.parametrize(
     "typed, read",
     [
-        ("data=toy2d -m seed=1,2", "-m data=toy2d seed=1,2"),
+        ("data=toy2d -m seed=1,2", "--multirun data=toy2d seed=1,2"),
         ("seed=1 --cfg job data=toy2d", "--cfg=job seed=1 data=toy2d"),
-        ("-cjob seed=1", "-c job seed=1"),
+        ("-cjob seed=1", "--cfg=job seed=1"),
         ("a=1 --mult", "--multirun a=1"),
         ("--info data=toy2d", "--info=all data=toy2d"),
-        ("-c job -p data seed=1", "-c job -p data seed=1"),
+        ("-c job -p data seed=1", "--cfg=job --package=data seed=1"),
         ("seed=1 -- seed=2", "seed=1 seed=2"),
     ],
 )
@@ -80,7 +80,7 @@ def test_what_cannot_be_read_is_told_in_a_line(word, message):
 
 @pytest.mark.parametrize("task", ["train", "sample"])
 def test_help_fits_two_screens_and_tells_what_the_command_takes(task):
-    message = tell(task, ["--help"])
+    message = help_text(task, ["--help"])
     lines = message.splitlines()
     assert len(lines) <= 105 and max(map(len, lines)) <= 120
     assert ("schedule=" in message) == ("model=" in message.replace("--help model=NAME", "")) == (task == "train")
@@ -103,18 +103,18 @@ def test_an_installed_program_is_named_as_it_is_started(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     for path, name in ((str(tmp_path), "diffusion-lab train"), ("/nowhere", "python -m diffusion_lab.train")):
         monkeypatch.setenv("PATH", path)
-        assert f"  {name} ckpt_path=last" in tell("train", ["--help"]) and f"More:  {name} --help" in tell("train", [])
+        assert f"  {name} ckpt_path=last" in help_text("train", ["--help"]) and f"More:  {name} --help" in help_text("train", [])
         python = f"{tmp_path}/python -m diffusion_lab.train"
         assert origin.command("train", "last") == f"{name if path == str(tmp_path) else python} ckpt_path=last"
 
 
 def test_help_of_a_group_an_option_and_a_key():
-    message = tell("train", ["sampler", "-h"])
+    message = help_text("train", ["sampler", "-h"])
     assert "sampler=ddim\n  # DDIM: Song, Meng & Ermon 2021, Eq. 12\n" in message and "number of timesteps" in message
-    assert tell("train", ["sampler=ddim"]) in message and tell("train", ["schedule=cosine"]).startswith(
+    assert help_text("train", ["sampler=ddim"]) in message and help_text("train", ["schedule=cosine"]).startswith(
         "schedule=cosine\n"
     )
-    assert "optimizer.lr=2.0e-4" in tell("train", ["lr"]) and "learning rate" in tell("train", ["optimizer.lr"])
+    assert "optimizer.lr=2.0e-4" in help_text("train", ["lr"]) and "learning rate" in help_text("train", ["optimizer.lr"])
     for task, word, close in (
         ("train", "samplr", "sampler"),
         ("train", "_target_", "no such group or key"),
@@ -122,12 +122,12 @@ def test_help_of_a_group_an_option_and_a_key():
         ("train", "data=digit", "digits"),
     ):
         with pytest.raises(ConfigError, match=close):
-            tell(task, [word])
+            help_text(task, [word])
 
 
 def test_values_of_other_options_are_no_topics_of_help():
     conf = str(ROOT / "conf")
-    assert tell("train", ["--config-dir", conf, "--help", "schedule"]) == tell("train", ["--help", "schedule"])
+    assert help_text("train", ["--config-dir", conf, "--help", "schedule"]) == help_text("train", ["--help", "schedule"])
 
 
 @pytest.mark.parametrize("words", [["--config-dir", "{}"], ["hydra.searchpath=[file://{}]"]])
@@ -139,13 +139,13 @@ def test_help_knows_the_options_of_further_directories(tmp_path, words):
         (tmp_path / group).mkdir()
         (tmp_path / group / f"{name}.yaml").write_text(text)
     words = [word.format(tmp_path) for word in words]
-    assert "  mine                  my own loss" in tell("train", [*words, "--help"])
-    assert tell("train", [*words, "loss=mine"]) == "loss=mine\n  # my own loss\n  curve: 3  # how much"
-    assert "loss.curve=3" in tell("train", [*words, "curve"]) and "how much" in tell("train", [*words, "loss.curve"])
-    assert tell("train", [*words, "flavour"]).startswith("flavour=sweet")
-    assert "loss=dsm" in tell("train", [*words, "loss"])
+    assert "  mine                  my own loss" in help_text("train", [*words, "--help"])
+    assert help_text("train", [*words, "loss=mine"]) == "loss=mine\n  # my own loss\n  curve: 3  # how much"
+    assert "loss.curve=3" in help_text("train", [*words, "curve"]) and "how much" in help_text("train", [*words, "loss.curve"])
+    assert help_text("train", [*words, "flavour"]).startswith("flavour=sweet")
+    assert "loss=dsm" in help_text("train", [*words, "loss"])
     with pytest.raises(ConfigError, match="is not a directory"):
-        tell("train", ["--config-dir", str(tmp_path / "nowhere"), "loss"])
+        help_text("train", ["--config-dir", str(tmp_path / "nowhere"), "loss"])
 
 
 def test_the_command_sorts_helps_and_refuses(tmp_path):

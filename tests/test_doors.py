@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from printed import commands, paste
 
-from diffusion_lab.config import places
+from diffusion_lab.config import directories
 from diffusion_lab.config.compose import check
 from diffusion_lab.config.instantiate import FURTHER
 from diffusion_lab.data import HuggingFace, ImageFolder
@@ -231,4 +231,4 @@ def test_statistics_check_the_data_and_the_extractor_and_no_network(tmp_path, mo
     with pytest.raises(SystemExit):
         main(["--config-dir", "nowhere", "data=digits"])
     assert "nowhere is not a directory: --config-dir needs" in capsys.readouterr().err
-    assert measure.measure and places.CONF == ROOT / "conf"
+    assert measure.measure and directories.CONF == ROOT / "conf"

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from test_resume import STATE, assert_bit_equal
 
 from diffusion_lab.config import resume
-from diffusion_lab.config.resume import go_on
+from diffusion_lab.config.resume import training_arguments
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.run.changes import changes, refuse_changes, refuse_shapes
 from diffusion_lab.storage.run_lock import locked
@@ -46,10 +46,10 @@ def test_a_run_is_gone_on_with_on_its_own_command_line_and_in_its_directory():
     run_directory(Path("logs/train/old"), "seed=5", age=60)
     run_directory(Path("logs/train/new"), "model=score_sde", "sde=ve", "ckpt_path=else", "seed=3", "allow_changes=true")
     place = "hydra.run.dir='logs/train/new'"
-    assert go_on(["ckpt_path=last"]) == [
+    assert training_arguments(["ckpt_path=last"]) == [
         "model=score_sde", "sde=ve", "seed=3", "ckpt_path='logs/train/new/checkpoints/step_00000010.ckpt'", place,
     ]  # fmt: skip
-    words = go_on(["--cfg=job", "seed=4", "ckpt_path=logs/train/new", "sde=vp", "+trainer.x=1"])
+    words = training_arguments(["--cfg=job", "seed=4", "ckpt_path=logs/train/new", "sde=vp", "+trainer.x=1"])
     assert words == [
         "--cfg=job",
         "model=score_sde",
@@ -59,24 +59,27 @@ def test_a_run_is_gone_on_with_on_its_own_command_line_and_in_its_directory():
         "ckpt_path='logs/train/new/checkpoints/step_00000010.ckpt'",
         place,
     ]
-    assert go_on(["ckpt_path=last", "paths.log_dir=logs/train/old"])[:2] == ["seed=5", "paths.log_dir=logs/train/old"]
+    assert training_arguments(["ckpt_path=last", "paths.log_dir=logs/train/old"])[:2] == [
+        "seed=5",
+        "paths.log_dir=logs/train/old",
+    ]
     run_directory(Path("logs/imported"), trained=False)  # nothing to go on with
-    assert go_on(["ckpt_path=last"])[-1] == place
+    assert training_arguments(["ckpt_path=last"])[-1] == place
 
 
 def test_a_directory_of_its_own_or_a_sweep_branches_off():
     run_directory(Path("a"), "seed=5")
-    assert go_on(["ckpt_path=a", "hydra.run.dir=b"]) == [
+    assert training_arguments(["ckpt_path=a", "hydra.run.dir=b"]) == [
         "seed=5",
         "hydra.run.dir=b",
         "ckpt_path='a/checkpoints/step_00000010.ckpt'",
     ]
-    assert go_on(["-m", "ckpt_path=a", "seed=1,2"]) == [
+    assert training_arguments(["-m", "ckpt_path=a", "seed=1,2"]) == [
         "-m",
         "seed=1,2",
         "ckpt_path='a/checkpoints/step_00000010.ckpt'",
     ]
-    assert go_on(["ckpt_path=a", "hydra.run.dir=./a"]) == [
+    assert training_arguments(["ckpt_path=a", "hydra.run.dir=./a"]) == [
         "seed=5",
         "hydra.run.dir=./a",
         "ckpt_path='a/checkpoints/step_00000010.ckpt'",
@@ -85,32 +88,32 @@ def test_a_directory_of_its_own_or_a_sweep_branches_off():
 
 def test_a_sweep_over_checkpoints_is_left_to_its_jobs():
     run_directory(Path("a"), "seed=5")
-    assert go_on(["-m", "ckpt_path=a,b"]) == ["-m", "ckpt_path=a,b"]
+    assert training_arguments(["-m", "ckpt_path=a,b"]) == ["-m", "ckpt_path=a,b"]
 
 
 def test_ranks_from_outside_have_one_directory_which_may_hold_a_run(monkeypatch):
     for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("RANK", "0"), ("WORLD_SIZE", "2"), ("DIFFUSION_LAB_RUN", "x")):
         monkeypatch.setenv(name, value)
-    assert go_on(["model=ncsn"]) == ["model=ncsn"]
+    assert training_arguments(["model=ncsn"]) == ["model=ncsn"]
     run_directory(Path("logs/train/ncsn_digits/x"))
     with pytest.raises(ConfigError, match="ncsn_digits/x holds a run already"):
-        go_on(["model=ncsn"])
+        training_arguments(["model=ncsn"])
 
 
 def test_a_file_starts_a_new_run():
     run_directory(Path("a"), "seed=5")
-    assert go_on(["ckpt_path=a/checkpoints/step_00000010.ckpt", "seed=1"]) == [
+    assert training_arguments(["ckpt_path=a/checkpoints/step_00000010.ckpt", "seed=1"]) == [
         "seed=1", "ckpt_path='a/checkpoints/step_00000010.ckpt'",
     ]  # fmt: skip
 
 
 def test_auto_begins_in_an_empty_directory_and_goes_on_in_a_full_one():
-    assert go_on(["ckpt_path=auto", "hydra.run.dir=a", "seed=5"]) == ["hydra.run.dir=a", "seed=5"]
-    assert go_on(["ckpt_path=auto", "seed=5"]) == ["seed=5"]
+    assert training_arguments(["ckpt_path=auto", "hydra.run.dir=a", "seed=5"]) == ["hydra.run.dir=a", "seed=5"]
+    assert training_arguments(["ckpt_path=auto", "seed=5"]) == ["seed=5"]
     run_directory(Path("killed"), steps=())
-    assert go_on(["ckpt_path=auto", "hydra.run.dir=killed"]) == ["hydra.run.dir=killed"]
+    assert training_arguments(["ckpt_path=auto", "hydra.run.dir=killed"]) == ["hydra.run.dir=killed"]
     run_directory(Path("a"), "seed=5", "hydra.run.dir=a")
-    assert go_on(["ckpt_path=auto", "hydra.run.dir=a", "seed=5"]) == [
+    assert training_arguments(["ckpt_path=auto", "hydra.run.dir=a", "seed=5"]) == [
         "hydra.run.dir=a",
         "seed=5",
         "ckpt_path='a/checkpoints/step_00000010.ckpt'",
@@ -118,13 +121,14 @@ def test_auto_begins_in_an_empty_directory_and_goes_on_in_a_full_one():
     run_directory(Path("logs/ncsn/b"))
     place = "hydra.run.dir=logs/${hydra:runtime.choices.model}/b"
     assert (
-        go_on(["ckpt_path=auto", "model=ncsn", place])[-1] == "ckpt_path='logs/ncsn/b/checkpoints/step_00000010.ckpt'"
+        training_arguments(["ckpt_path=auto", "model=ncsn", place])[-1]
+        == "ckpt_path='logs/ncsn/b/checkpoints/step_00000010.ckpt'"
     )
 
 
 def test_a_name_with_spaces_and_quotes_stays_one():
     run_directory(Path("it's, a = {run}"), "seed=5")
-    words = go_on([f"ckpt_path={shlex.quote(chr(34))[1:-1]}it's, a = {{run}}{chr(34)}"])
+    words = training_arguments([f"ckpt_path={shlex.quote(chr(34))[1:-1]}it's, a = {{run}}{chr(34)}"])
     values = {o.get_key_element(): resume.text(o) for o in resume.parsed(words)}
     assert values["hydra.run.dir"] == "it's, a = {run}"
     assert values["ckpt_path"] == "it's, a = {run}/checkpoints/step_00000010.ckpt"
@@ -148,13 +152,13 @@ def test_what_would_write_over_a_run_or_means_none_is_refused(words, message):
     run_directory(Path("b"))
     run_directory(Path("c"), steps=())  # killed before its first checkpoint
     with pytest.raises(ConfigError) as error:
-        go_on(words)
+        training_arguments(words)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_run_that_is_being_trained_is_left_alone():
     with locked(run_directory(Path("a"))), pytest.raises(ConfigError, match=f"in use by process {os.getpid()}"):
-        go_on(["ckpt_path=a"])
+        training_arguments(["ckpt_path=a"])
 
 
 SETTINGS = {

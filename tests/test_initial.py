@@ -184,6 +184,9 @@ def test_a_hub_file_is_fetched_by_its_own_client(monkeypatch, tmp_path):
 
 def test_both_beginnings_are_refused_but_for_the_one_that_may_not_be_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert resume.go_on(["ckpt_path=auto", "hydra.run.dir=a", "init_from=b"]) == ["hydra.run.dir=a", "init_from=b"]
+    assert resume.training_arguments(["ckpt_path=auto", "hydra.run.dir=a", "init_from=b"]) == [
+        "hydra.run.dir=a",
+        "init_from=b",
+    ]
     with pytest.raises(ConfigError, match="give one of them"):
-        resume.go_on(["-m", "ckpt_path=a,b", "init_from=b"])
+        resume.training_arguments(["-m", "ckpt_path=a,b", "init_from=b"])

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from printed import commands, paste
 
 import diffusion_lab
-from diffusion_lab.config import origin, packages, places
-from diffusion_lab.config.command_line import settled
+from diffusion_lab.config import directories, origin, packages
+from diffusion_lab.config.command_line import tidy, with_absolute_directories
 from diffusion_lab.config.compose import check
 from diffusion_lab.config.instantiate import FURTHER, PATH
 from diffusion_lab.errors import ConfigError
@@ -35,6 +35,10 @@ class Net(torch.nn.Module):
     def forward(self, x, t):
         return self.layer(torch.cat([x, t[:, None].to(x)], 1))
 """
+
+
+def absolute(words):
+    return with_absolute_directories(tidy(words))
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +79,8 @@ def test_every_command_that_is_printed_works_where_it_is_pasted(trained, tmp_pat
     assert longer.returncode == 2
     assert "reached 0 at step 2; decay_steps=4 extends the decay, decay_steps=2 keeps it at 0" in longer.stderr
     words = ("trainer.max_steps=4", "decay_steps=4")
-    go_on = paste(origin.command("train", run), *words, cwd=tmp_path, HOME=str(home))
-    assert go_on.returncode == 0 and "resumes from step 2" in go_on.stdout, go_on.stdout + go_on.stderr
+    resumed = paste(origin.command("train", run), *words, cwd=tmp_path, HOME=str(home))
+    assert resumed.returncode == 0 and "resumes from step 2" in resumed.stdout, resumed.stdout + resumed.stderr
     config = OmegaConf.load(run / "config.yaml")
     assert config.seed == 7 and config.started.directory == str(trained[0]) and config.started.packages == ["my_nets"]
 
@@ -129,33 +133,33 @@ def test_the_options_of_a_further_directory_are_checked_like_our_own(trained, mo
     monkeypatch.chdir(trained[0])
     monkeypatch.setenv(FURTHER, "my_nets")
     given = ["--config-dir", "my conf"] if form == "--config-dir" else ["hydra.searchpath=['file://my conf']"]
-    found = settled([*given, *words.split()])
+    found = absolute([*given, *words.split()])
     with pytest.raises(ConfigError) as error:
         check("train", found)
     assert message in str(error.value) and "\n" not in str(error.value)
-    check("train", settled([*given, "sampler=other", "experiment=mine", "data=toy2d"]))
+    check("train", absolute([*given, "sampler=other", "experiment=mine", "data=toy2d"]))
 
 
 def test_directories_become_absolute_overrides_wherever_they_stand(trained, monkeypatch):
     monkeypatch.chdir(trained[0])
     search = f"hydra.searchpath=['file://{shlex.quote(str(trained[0]))[1:-1]}/my conf'"
     for words in (["-cd", "my conf", "a=1"], ["a=1", "--config-dir=my conf"]):
-        found = settled(words)
-        assert found[0] == "a=1" and places.listed(found[1]) == [f"file://{trained[0]}/my conf"], search
-    both = settled(["--config-dir=my conf", "hydra.searchpath=[file://more,pkg://my.conf]", "-m"])
-    assert both[0] == "-m" and places.listed(both[1]) == [
+        found = absolute(words)
+        assert found[0] == "a=1" and directories.listed(found[1]) == [f"file://{trained[0]}/my conf"], search
+    both = absolute(["--config-dir=my conf", "hydra.searchpath=[file://more,pkg://my.conf]", "-m"])
+    assert both[0] == "--multirun" and directories.listed(both[1]) == [
         f"file://{trained[0]}/my conf", f"file://{trained[0]}/more", "pkg://my.conf",
     ]  # fmt: skip
-    check("train", settled(["--config-dir=my conf", "hydra.searchpath=[file://more]", "experiment=also"]))
+    check("train", absolute(["--config-dir=my conf", "hydra.searchpath=[file://more]", "experiment=also"]))
     for words in (["--config-dir=none"], ["--config-dir"], ["hydra.searchpath=more"]):
         with pytest.raises(ConfigError, match="is not a directory|needs a directory|is a list"):
-            settled(words)
+            absolute(words)
 
 
 def test_a_directory_that_is_gone_is_told_and_may_be_given_anew(trained):
     record = {"config_dirs": ["file:///no/such", f"file://{trained[0]}/my conf"]}
     with pytest.raises(ConfigError, match="started with --config-dir=/no/such, which no longer exists"):
         origin.restored(record, [], [])
-    given = places.searching([f"{trained[0]}/more"])
+    given = directories.searching([f"{trained[0]}/more"])
     assert origin.restored(record, [], given)[1] == [f"file://{trained[0]}/more", f"file://{trained[0]}/my conf"]
     assert origin.restored({}, [], []) == ([], []), "a run of an edition before"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
-from diffusion_lab.config import places
+from diffusion_lab.config import directories
 from diffusion_lab.errors import ConfigError
 
 SETTING = re.compile(r"([~+]{0,2}[\w./@:-]+)=(.*)", re.DOTALL | re.ASCII)
@@ -37,7 +37,7 @@ def tidy(words: Sequence[str]) -> list[str]:
 
 
 def separate(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(options with their values, the other arguments) of a command line."""
+    """(options with their full names and values, the other arguments) of a command line."""
     known = {name: action for action in get_args_parser()._actions for name in action.option_strings}
     options: list[str] = []
     settings: list[str] = []
@@ -56,9 +56,14 @@ def separate(words: Sequence[str]) -> tuple[list[str], list[str]]:
         value = action.const if value is None and action.nargs == "?" else value
         if value is not None and action.choices and value not in action.choices:
             raise ConfigError(f"{name} {value} does not exist{choices(action)}")
-        options += [name] if value is None else [f"{name}={value}"] if name.startswith("--") else [name, value]
-    heads = {option.partition("=")[0] for option in options} & known.keys()
-    given = {name for head in heads for name in known[head].option_strings}
+        full = next(option for option in action.option_strings if option.startswith("--"))
+        options.append(full if value is None else f"{full}={value}")
+    refuse_combinations({option.partition("=")[0] for option in options})
+    return options, settings
+
+
+def refuse_combinations(given: Set[str]) -> None:
+    """Refuse options that contradict each other or have no effect."""
     if "--experimental-rerun" in given:
         raise ConfigError("--experimental-rerun is not supported: resume a run with ckpt_path=RUN")
     if "--run" in given and "--multirun" in given:
@@ -66,7 +71,6 @@ def separate(words: Sequence[str]) -> tuple[list[str], list[str]]:
     for name in ("--resolve", "--package"):
         if name in given and not {"--cfg", "--info"} & given:
             raise ConfigError(f"{name} only applies to --cfg: add --cfg job")
-    return options, settings
 
 
 def named(word: str, known: dict[str, argparse.Action]) -> tuple[str, str | None]:
@@ -124,7 +128,7 @@ def parses(word: str, parser: OverridesParser) -> bool:
     return True
 
 
-OPTIONS = ("config_name", "config_path", "config_dir")
+OPTIONS = ("--config-name", "--config-path", "--config-dir")
 """Hydra's options that decide what is composed; every rank of a run gets them."""
 
 
@@ -133,32 +137,29 @@ def arguments(words: Sequence[str]) -> Any:
     return get_args_parser().parse_args(list(words))
 
 
+def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(options, overrides) of a command line as `tidy` returns it."""
+    return [word for word in words if word.startswith("-")], [word for word in words if not word.startswith("-")]
+
+
 def options(words: Sequence[str]) -> list[str]:
-    """The `OPTIONS` that a command line gives, as --option=value, which may stand anywhere."""
-    given = vars(get_args_parser().parse_known_args(list(words))[0])
-    return [f"--{key.replace('_', '-')}={given[key]}" for key in OPTIONS if given[key] is not None]
+    """The `OPTIONS` that a command line as `tidy` returns it has."""
+    return [word for word in words if word.partition("=")[0] in OPTIONS]
 
 
-def settled(words: Sequence[str]) -> list[str]:
-    """A command line with absolute configuration directories, the additional ones as an override.
+def with_absolute_directories(words: Sequence[str]) -> list[str]:
+    """A command line as `tidy` returns it, with absolute configuration directories, the additional ones as an override.
 
     All ranks of a run get the overrides; flags would reach the first one only.
     """
-    names = {"--config-dir": "dir", "-cd": "dir", "--config-path": "path", "-cp": "path"}
-    given: dict[str, str] = {}
-    rest, coming = [], iter(words)
-    for word in coming:
-        flag, equals, text = word.partition("=")
-        if flag in names:
-            given[names[flag]] = text if equals else next(coming, "")
-            if not given[names[flag]]:
-                raise ConfigError(f"{flag} needs a directory: {flag}=DIR")
-        else:
-            rest.append(word)
-    overrides = arguments(rest).overrides
-    main = [f"--config-path={places.folder(given['path'])}"] if given.get("path") else []
-    kept = [word for word in rest if word not in overrides]
-    return [*main, *kept, *places.with_directories(overrides, given.get("dir"))]
+    flags, overrides = split(words)
+    given = dict(flag.partition("=")[::2] for flag in flags)
+    for name in ("--config-dir", "--config-path"):
+        if name in given and not given[name]:
+            raise ConfigError(f"{name} needs a directory: {name}=DIR")
+    main = [f"--config-path={directories.folder(given['--config-path'])}"] if "--config-path" in given else []
+    kept = [flag for flag in flags if flag.partition("=")[0] not in ("--config-dir", "--config-path")]
+    return [*main, *kept, *directories.with_directories(overrides, given.get("--config-dir"))]
 
 
 def override(key: str, value: str) -> str:
@@ -172,8 +173,7 @@ def only_overrides(words: list[str], module: str) -> list[str]:
     Raises:
         ConfigError: for another flag.
     """
-    found = settled(tidy(words))
-    flags = [word for word in found if word.startswith("-")]
+    flags, overrides = split(with_absolute_directories(tidy(words)))
     if flags:
         raise ConfigError(f"unknown option {flags[0]}: see python -m diffusion_lab.{module} --help")
-    return found
+    return overrides

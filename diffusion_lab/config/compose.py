@@ -15,9 +15,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.config import places, resolvers, schema
+from diffusion_lab.config import directories, resolvers, schema
+from diffusion_lab.config.directories import CONF, PARTS, SEARCH
 from diffusion_lab.config.hydra_part import check_hydra
-from diffusion_lab.config.places import CONF
 from diffusion_lab.config.refusals import (
     check_option,
     check_structure,
@@ -30,10 +30,6 @@ from diffusion_lab.config.typed import convert, name_typed_keys
 from diffusion_lab.config.unused import refuse_unused, unused
 from diffusion_lab.config.validation import check_network_fits_data, nearest, nodes, validate
 from diffusion_lab.errors import ConfigError
-
-PARTS = ("sampler/predictor", "sampler/corrector")
-"""Groups nested in another group."""
-
 
 resolvers.register()
 
@@ -71,7 +67,7 @@ def composed(task: str, words: Sequence[str], with_hydra: bool = False) -> DictC
     Inside a command this uses the running Hydra, with the configuration directories added to it.
     """
     running = GlobalHydra.instance().is_initialized()
-    added = places.searching(HydraConfig.get().searchpath) if HydraConfig.initialized() else []
+    added = _search_path()
     with nullcontext() if running else initialize_config_dir(str(CONF), version_base="1.3"):
         return composed_by_hydra(task, [*added, *words], with_hydra)
 
@@ -109,7 +105,7 @@ def check(
         raise ConfigError(f"{several} has several values: add -m to sweep over them, or quote it if it is one value")
     if sweep and only_words:
         raise ConfigError("--cfg shows one configuration: leave out -m, and give each key one value")
-    found = places.directories(arguments, main)
+    found = directories.directories(arguments, main)
     with initialize_config_dir(str(found[0]), version_base="1.3"):
         check_hydra(task, overrides, sweep)
         idle = []
@@ -157,7 +153,7 @@ def check_shown(
     Raises:
         ConfigError: if the package does not exist or the configuration cannot be resolved.
     """
-    folder = places.directories(arguments, main)[0]
+    folder = directories.directories(arguments, main)[0]
     with initialize_config_dir(str(folder), version_base="1.3"):
         config = composed_by_hydra(task, arguments, with_hydra=True)
         OmegaConf.set_struct(config, False)
@@ -175,7 +171,7 @@ def _jobs(overrides: Sequence[Override], found: Sequence[Path] = (CONF,)) -> Ite
     def choices(override: Override) -> list[str]:
         key = override.get_key_element()
         if isinstance(override.value(), Glob):
-            names = override.value().filter(options(override.key_or_group, found))
+            names = override.value().filter(directories.options(override.key_or_group, found))
             if not names:
                 raise ConfigError(f"{override.input_line} matches no option of {key}")
             return [f"{key}={name}" for name in names]
@@ -186,7 +182,7 @@ def _jobs(overrides: Sequence[Override], found: Sequence[Path] = (CONF,)) -> Ite
         return [override.input_line]
 
     keys = {o.input_line: o.get_key_element().lstrip("+~") for o in overrides}
-    kept = [o for o in overrides if keys[o.input_line] == places.SEARCH or not keys[o.input_line].startswith("hydra")]
+    kept = [o for o in overrides if keys[o.input_line] == SEARCH or not keys[o.input_line].startswith("hydra")]
     return (list(job) for job in itertools.product(*map(choices, kept)))
 
 
@@ -196,22 +192,22 @@ def _check_words(task: str, job: Sequence[str], found: Sequence[Path]) -> tuple[
     Returns the configuration composed from the groups alone, and their overrides.
     """
     overrides = parsed(job)
-    groups = places.groups(found, PARTS)
+    groups = directories.groups(found)
     own = _groups_of(task, found[0], groups)
     chosen = []
     for override in overrides:
         key = override.key_or_group
         if key in groups:
-            check_option(override, options(key, found), own, task)
+            check_option(override, directories.options(key, found), own, task)
             chosen.append(override.input_line)
-        elif key == places.SEARCH:
+        elif key == SEARCH:
             chosen.append(override.input_line)
     config = composed_by_hydra(task, chosen)
     keys = _keys(config)
     for override in overrides:
         key = override.key_or_group
         new = override.is_add() or override.is_force_add()
-        if key not in (*groups, places.SEARCH) and not new and key not in keys:
+        if key not in (*groups, SEARCH) and not new and key not in keys:
             raise ConfigError(unknown(key, keys, own, task, OmegaConf.to_container(config, resolve=False)))
     return config, chosen
 
@@ -226,11 +222,14 @@ def _groups_of(task: str, folder: Path, groups: Sequence[str]) -> list[str]:
     return [g for g in groups if g.partition("/")[0] in keys and g != "hydra"]
 
 
-def options(group: str, found: Sequence[Path] = ()) -> list[str]:
+def options(group: str) -> list[str]:
     """Names of a group's options, without those of nested groups; inside a command, with those of the user."""
-    if not found:
-        found = places.directories(places.searching(HydraConfig.get().searchpath) if HydraConfig.initialized() else [])
-    return places.options(group, found, PARTS)
+    return directories.options(group, directories.directories(_search_path()))
+
+
+def _search_path() -> list[str]:
+    """The override that adds the configuration directories of the running command, if there is one."""
+    return directories.searching(HydraConfig.get().searchpath) if HydraConfig.initialized() else []
 
 
 def _keys(config: DictConfig) -> set[str]:

@@ -9,10 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusion_lab.config.command_line import settled
+from diffusion_lab.config.command_line import separate, with_absolute_directories
+from diffusion_lab.config.directories import CONF, PARTS, SEARCH, directories, groups, option_file, options
 from diffusion_lab.config.origin import named
-from diffusion_lab.config.places import CONF, SEARCH, directories, groups
-from diffusion_lab.config.places import options as options_in
 from diffusion_lab.config.validation import nearest
 from diffusion_lab.errors import ConfigError
 
@@ -70,21 +69,19 @@ class Key:
     comment: str
 
 
-def tell(task: str, words: Sequence[str]) -> str:
+def help_text(task: str, words: Sequence[str]) -> str:
     """The help of a command; with `words`, that of the groups, options or keys they name.
 
     Raises:
         ConfigError: for a word that names none of them.
     """
-    named, found = [word for word in words if word not in ("--help", "-h")], (CONF,)
-    if any(word.startswith("-") or SEARCH in word for word in named):  # other options, whose values are not topics
-        from diffusion_lab.config.command_line import separate
-
-        options, topics = separate(named)
-        overrides = settled([*options, *topics])
+    topics, found = [word for word in words if word not in ("--help", "-h")], (CONF,)
+    if any(word.startswith("-") or SEARCH in word for word in topics):  # other options, whose values are not topics
+        flags, topics = separate(topics)
+        overrides = with_absolute_directories([*flags, *topics])
         main = next((word.partition("=")[2] for word in overrides if word.startswith("--config-path=")), None)
-        found, named = directories(overrides, main), [word for word in topics if SEARCH not in word]
-    return "\n\n".join(topic(task, word, found) for word in named) if named else overview(task, found)
+        found, topics = directories(overrides, main), [word for word in topics if SEARCH not in word]
+    return "\n\n".join(topic(task, word, found) for word in topics) if topics else overview(task, found)
 
 
 def overview(task: str, found: Places = (CONF,)) -> str:
@@ -117,7 +114,7 @@ def listed(group: str, task: str, found: Places = (CONF,)) -> list[str]:
         folders = [f"{folder}/..." for folder in dict.fromkeys(n.split("/")[0] for n in names if "/" in n)]
         message = ", ".join([n for n in names if "/" not in n] + folders)
         return textwrap.wrap(message, WIDTH, initial_indent=f"{group + '=':<12}", subsequent_indent=" " * 12)
-    shown = [f"{name:<22}{summary(path(group, name, found))}".rstrip() for name in names]
+    shown = [f"{name:<22}{summary(option_file(group, name, found))}".rstrip() for name in names]
     heads = [f"{group}=", *[""] * len(shown)]
     return [f"{head:<12}{text}" for head, text in zip(heads, shown, strict=False)]
 
@@ -135,13 +132,13 @@ def topic(task: str, word: str, found: Places = (CONF,)) -> str:
         ConfigError: for anything else.
     """
     group, _, name = word.partition("=")
-    known = [*GROUPS[task], *GROUPS_INSIDE] if task == "sample" else all_groups(found)
+    known = groups_of(task, found)
     if group in known:
         names = options(group, found)
         if name and name not in names:
             raise ConfigError(f"{word} is not an option of {group}{nearest(name, names)}")
         return "\n\n".join(
-            f"{group}={n}\n{textwrap.indent(text(group, n, found), '  ')}" for n in ([name] if name else names)
+            f"{group}={n}\n{textwrap.indent(contents(group, n, found), '  ')}" for n in ([name] if name else names)
         )
     keyed = every_key(task, found=found)
     lines = [f"{where}{line(key)}" for where, key in keyed if key.name == group or ends(key.name, group)]
@@ -149,9 +146,6 @@ def topic(task: str, word: str, found: Places = (CONF,)) -> str:
         return "\n".join(dict.fromkeys(lines))
     close = nearest(group, [*known, *(key.name for _, key in keyed)])
     raise ConfigError(f"--help {word}: no such group or key{close}; groups: {', '.join(known)}")
-
-
-GROUPS_INSIDE = ("sampler/predictor", "sampler/corrector")
 
 
 def ends(name: str, last: str) -> bool:
@@ -171,41 +165,24 @@ def keys_of(task: str) -> list[Key]:
 def every_key(task: str, reverse: bool = False, found: Places = (CONF,)) -> tuple[tuple[str, Key], ...]:
     """(option that has it, key) of all files of a command's groups; "" for the command's own keys."""
     own = [("", key) for key in keys(CONF / f"{task}.yaml")]
-    known = [*GROUPS[task], *GROUPS_INSIDE] if task == "sample" else all_groups(found)
     of_groups = [
-        (f"{group}={name}  ", Key(f"{prefix(group)}.{key.name}", key.default, key.comment))
-        for group in known
-        if group not in ("experiment", "recipe", "debug", "hydra")
+        (f"{group}={name}  ", Key(f"{group.replace('/', '.')}.{key.name}", key.default, key.comment))
+        for group in groups_of(task, found)
+        if group not in ("experiment", "recipe", "debug")
         for name in options(group, found)
-        for key in keys(path(group, name, found))
+        for key in keys(option_file(group, name, found))
     ]
     return tuple(reversed([*own, *of_groups])) if reverse else (*own, *of_groups)
 
 
-def prefix(group: str) -> str:
-    """The path of a group's keys in the configuration."""
-    return group.replace("/", ".")
+def groups_of(task: str, found: Places = (CONF,)) -> list[str]:
+    """Every group of a command."""
+    return [*GROUPS[task], *PARTS] if task == "sample" else [group for group in groups(found) if group != "hydra"]
 
 
-def all_groups(found: Places = (CONF,)) -> list[str]:
-    """Every group of train.py."""
-    return [group for group in groups(found, GROUPS_INSIDE) if group != "hydra"]
-
-
-def options(group: str, found: Places = (CONF,)) -> list[str]:
-    """Names of a group's options, without those of nested groups."""
-    return options_in(group, found, GROUPS_INSIDE)
-
-
-def path(group: str, name: str, found: Places = (CONF,)) -> Path:
-    """The file of an option: like Hydra, the one in the first directory that has it."""
-    files = [place / group / f"{name}.yaml" for place in found]
-    return next((file for file in files if file.is_file()), files[0])
-
-
-def text(group: str, name: str, found: Places = (CONF,)) -> str:
+def contents(group: str, name: str, found: Places = (CONF,)) -> str:
     """The text of an option's file, without the name of the class."""
-    lines = path(group, name, found).read_text(encoding="utf-8").splitlines()
+    lines = option_file(group, name, found).read_text(encoding="utf-8").splitlines()
     return "\n".join(line for line in lines if not line.strip().startswith("_target_"))
 
 

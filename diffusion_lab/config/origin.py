@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_lab.config.command_line import override
+from diffusion_lab.config.directories import CONF, PACKAGE, SEARCH, listed
 from diffusion_lab.config.instantiate import FURTHER, PATH
 from diffusion_lab.config.packages import key_file, seal
-from diffusion_lab.config.places import CONF, PACKAGE, SEARCH, listed
 from diffusion_lab.errors import ConfigError
 
 

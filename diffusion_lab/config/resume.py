@@ -11,8 +11,8 @@ from hydra.core.override_parser.types import Override, QuotedString
 from omegaconf import OmegaConf
 
 from diffusion_lab import first_edition
-from diffusion_lab.config import origin, packages, places
-from diffusion_lab.config.command_line import arguments, override
+from diffusion_lab.config import directories, origin, packages
+from diffusion_lab.config.command_line import override, split
 from diffusion_lab.config.compose import composed, parsed
 from diffusion_lab.config.environment import cluster_ranks
 from diffusion_lab.errors import ConfigError
@@ -26,8 +26,8 @@ OWN = ("ckpt_path", "allow_changes")
 PLACE = "hydra.run.dir"
 
 
-def go_on(words: Sequence[str]) -> list[str]:
-    """The full command line of `train.py` for a command that resumes a run.
+def training_arguments(words: Sequence[str]) -> list[str]:
+    """The full command line of `train.py`, also for a command that resumes a run.
 
     `ckpt_path=DIR`, or `last` for the newest run, resumes in that run's directory with its original overrides, followed
     by `words`, which take precedence; in a sweep, or with another `hydra.run.dir`, it branches off there.  `auto`
@@ -36,12 +36,12 @@ def go_on(words: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: if there is no such run, another process trains it, or a new run would overwrite an old one.
     """
-    given = arguments(words)
-    own = {override.get_key_element(): override for override in parsed(given.overrides)}
+    options, overrides = split(words)
+    own = {override.get_key_element(): override for override in parsed(overrides)}
     refuse_init_and_resume(own)
     if "ckpt_path" in own and own["ckpt_path"].is_sweep_override():
         return list(words)
-    sweep, wanted = given.multirun, text(own.pop("ckpt_path", None))
+    sweep, wanted = "--multirun" in options, text(own.pop("ckpt_path", None))
     place = None if sweep else run_directory(own, wanted)
     newest = next(iter(checkpoints(place)), None) if place else None
     if sweep and wanted in ("last", "auto"):
@@ -56,7 +56,6 @@ def go_on(words: Sequence[str]) -> list[str]:
         raise ConfigError(f"{place} holds a run already ({left.name}): {how} another hydra.run.dir")
     run = Path(wanted) if wanted and (Path(wanted) / CONFIG).is_file() else None
     first = [] if run is None else [o.input_line for o in started(run) if o.get_key_element() not in {*own, *OWN}]
-    options = [word for word in words if word not in given.overrides]
     if run is not None:
         options, own = as_before(run, options, own)
     # Name the file, so that all ranks use the same one even if the run to branch off from writes the next one.
@@ -83,15 +82,14 @@ def as_before(run: Path, flags: list[str], own: dict[str, Override]) -> tuple[li
     record = kept(run).get(packages.RECORD) or {}
     packages.admit(record)
     more, found = origin.restored(record, flags, [override.input_line for override in own.values()])
-    search = parsed(places.searching(found))
+    search = parsed(directories.searching(found))
     return [*more, *flags], {**own, **{override.get_key_element(): override for override in search}}
 
 
-def sampled(words: Sequence[str]) -> list[str]:
+def sampling_arguments(words: Sequence[str]) -> list[str]:
     """The command line of `sample.py` with the configurations and packages of the sampled run."""
-    given = arguments(words)
-    flags = [word for word in words if word not in given.overrides]
-    own = {override.get_key_element(): override for override in parsed(given.overrides)}
+    flags, overrides = split(words)
+    own = {override.get_key_element(): override for override in parsed(overrides)}
     lines = {key: f"+{o.input_line}" for key, o in own.items() if key.startswith("data.")}
     own |= {key: parsed([line])[0] for key, line in lines.items()}  # the checkpoint knows the keys of its data
     wanted = own.get("ckpt_path")

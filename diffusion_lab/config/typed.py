@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.config import declared, schema
+from diffusion_lab.config.validation import nodes
 from diffusion_lab.errors import ConfigError
 
 REFERENCE = re.compile(r"\$\{([\w.]+)(\[\d+\])?\}")
@@ -31,14 +32,6 @@ def convert(config: DictConfig) -> None:
             value = schema.converted(known[key], node[key])
             if value is not node[key]:
                 OmegaConf.update(config, typed_key(raw, f"{path}.{key}".lstrip(".")), value)
-
-
-def nodes(node: Any, path: str = "") -> Any:
-    """Every mapping of a configuration with its dotted path."""
-    if isinstance(node, Mapping):
-        yield path, node
-        for key, value in node.items():
-            yield from nodes(value, f"{path}.{key}".lstrip("."))
 
 
 def typed_key(raw: Mapping[str, Any], path: str, whole: bool = True) -> str:

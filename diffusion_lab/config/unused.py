@@ -8,8 +8,8 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 
-from diffusion_lab.config import help
-from diffusion_lab.config.typed import nodes
+from diffusion_lab.config.directories import option_file, options
+from diffusion_lab.config.validation import nodes
 from diffusion_lab.errors import ConfigError
 
 REFERRED = (
@@ -106,5 +106,5 @@ def _users(key: str) -> str:
     """The options whose files refer to a key, as the end of a sentence."""
     groups = ("sampler/predictor", "sampler", "likelihood", "schedule", "model")
     pattern = re.compile(rf"\$\{{{key}[.}}]")
-    found = [f"{g}={n}" for g in groups for n in help.options(g) if pattern.search(help.path(g, n).read_text())]
+    found = [f"{g}={n}" for g in groups for n in options(g) if pattern.search(option_file(g, n).read_text())]
     return f"; {', '.join(found[:4])} {'does' if len(found) == 1 else 'do'}" if found else ""

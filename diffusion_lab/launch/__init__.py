@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from diffusion_lab.config.command_line import arguments, settled
+from diffusion_lab.config.command_line import arguments, with_absolute_directories
 from diffusion_lab.config.environment import AGENT, cluster_ranks
 from diffusion_lab.config.imports import quick_imports
 from diffusion_lab.config.instantiate import FURTHER, PATH, instantiate
@@ -20,7 +20,7 @@ from diffusion_lab.storage.lock import has_locks
 
 __all__ = ["ConfigError", "instantiate", "main"]
 
-INFORMATION = {"--hydra-help", "--version", "--shell-completion", "-sc"}
+INFORMATION = {"--hydra-help", "--version", "--shell-completion"}
 
 
 def main(task: Literal["train", "sample"]) -> None:
@@ -35,8 +35,8 @@ def main(task: Literal["train", "sample"]) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
+    from diffusion_lab.config.directories import CONF
     from diffusion_lab.config.hydra_part import refuse_failure
-    from diffusion_lab.config.places import CONF
     from diffusion_lab.launch import multirun, process, rank
     from diffusion_lab.launch.job import run_job
     from diffusion_lab.monkeypatches import failures_of_hydra
@@ -81,25 +81,24 @@ def checked(task: Literal["train", "sample"], words: list[str]) -> list[str]:
     from diffusion_lab.config.command_line import tidy
     from diffusion_lab.config.compose import check, check_shown
     from diffusion_lab.config.refusals import without_nulls
-    from diffusion_lab.config.resume import go_on, sampled
+    from diffusion_lab.config.resume import sampling_arguments, training_arguments
     from diffusion_lab.launch import cluster
     from diffusion_lab.launch.job import JOB, witnessed
 
     try:
         if {"--help", "-h"} & {*words}:
-            print(help.tell(task, words))
+            print(help.help_text(task, words))
             sys.exit()
         words = without_nulls(tidy(words))
         cluster.agree(words)
-        informs = INFORMATION & {word.partition("=")[0] for word in words}
-        if informs or AGENT in os.environ:  # which has checked for its ranks
+        if INFORMATION & {*words} or AGENT in os.environ:  # which has checked for its ranks
             return words
         with witnessed():
-            words = settled(words)
+            words = with_absolute_directories(words)
             if task == "sample":
-                words = sampled(words)
+                words = sampling_arguments(words)
             elif JOB not in os.environ:
-                words = go_on(words)
+                words = training_arguments(words)
             given = arguments(words)
             name, only = given.config_name or task, given.cfg is not None or given.info is not None
             check(name, given.overrides, only_words=only, sweep=given.multirun, main=given.config_path)

@@ -38,12 +38,10 @@ class Sweep(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Refuse a directory that cannot be written to, before Hydra fails on it; two runs never share a new one."""
-        new = (
-            named_by_the_clock(config.hydra.run) and cluster_ranks()[2] == 1 and config.hydra.output_subdir is not None
-        )
+        alone = cluster_ranks()[2] == 1 and config.hydra.output_subdir is not None
         try:
             with hydra_config(config), read_write(config), open_dict(config):
-                if new:
+                if alone and named_by_the_clock(config.hydra.run):
                     config.hydra.run.dir = str(made_new(Path(config.hydra.run.dir)))
                 check_directory(Path(config.hydra.run.dir))
         except ConfigError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +19,11 @@ CONF = next((p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if (p / "tra
 
 SEARCH = "hydra.searchpath"
 
+PARTS = ("sampler/predictor", "sampler/corrector")
+"""Groups nested in another group."""
+
+NOT_A_LIST = f"{SEARCH} is a list, such as {SEARCH}=[file:///my/conf]"
+
 
 def with_directories(words: Sequence[str], directory: str | None) -> list[str]:
     """Overrides whose search path starts with a `--config-dir`, all directories absolute: for every rank of a run.
@@ -29,7 +33,7 @@ def with_directories(words: Sequence[str], directory: str | None) -> list[str]:
     """
     kept = [word for word in words if not word.lstrip("+~").startswith(f"{SEARCH}=")]
     found = [directory] * bool(directory) + [place for word in words if word not in kept for place in listed(word)]
-    return [*kept, *searching([place if "://" in place and not is_file(place) else folder(place) for place in found])]
+    return [*kept, *searching([folder(p) if p.startswith("file://") or "://" not in p else p for p in found])]
 
 
 def searching(found: Sequence[str]) -> list[str]:
@@ -43,16 +47,11 @@ def listed(word: str) -> list[str]:
     try:
         (override,) = OverridesParser.create().parse_overrides([word])
     except HydraException as error:
-        raise ConfigError(f"{word}: {SEARCH} is a list, such as {SEARCH}=[file:///my/conf]") from error
+        raise ConfigError(f"{word}: {NOT_A_LIST}") from error
     value = override.value()
     if not isinstance(value, list):
-        raise ConfigError(f"{word}: {SEARCH} is a list, such as {SEARCH}=[file:///my/conf]")
+        raise ConfigError(f"{word}: {NOT_A_LIST}")
     return [entry.text if isinstance(entry, QuotedString) else str(entry) for entry in value]
-
-
-def is_file(place: str) -> bool:
-    """Whether an entry of the search path is a directory, written as file://..."""
-    return place.startswith("file://")
 
 
 def folder(place: str) -> str:
@@ -85,17 +84,21 @@ def _directory(place: str) -> Path | None:
     return Path(next(iter(found.submodule_search_locations))) if found and found.submodule_search_locations else None
 
 
-def groups(places: Sequence[Path], inner: Sequence[str]) -> list[str]:
+def groups(found: Sequence[Path]) -> list[str]:
     """Names of all groups of options."""
-    own = {folder.name for place in places if place.is_dir() for folder in place.iterdir() if folder.is_dir()}
-    return [*sorted(own), *inner]
+    names = {folder.name for place in found if place.is_dir() for folder in place.iterdir() if folder.is_dir()}
+    return [*sorted(names), *PARTS]
 
 
-def options(group: str, places: Sequence[Path], inner: Sequence[str]) -> list[str]:
+def options(group: str, found: Sequence[Path] = (CONF,)) -> list[str]:
     """Names of a group's options in all directories, without those of nested groups."""
-    found = {
-        str(path.relative_to(place / group).with_suffix("")).replace(os.sep, "/")
-        for place in places
-        for path in (place / group).rglob("*.yaml")
-    }
-    return sorted(n for n in found if not any(f"{group}/{n}".startswith(f"{part}/") for part in inner if part != group))
+    files = [(place, path) for place in found for path in (place / group).rglob("*.yaml")]
+    names = {path.relative_to(place).with_suffix("").as_posix() for place, path in files}
+    inner = tuple(f"{part}/" for part in PARTS if part != group)
+    return sorted(name.removeprefix(f"{group}/") for name in names if not name.startswith(inner))
+
+
+def option_file(group: str, name: str, found: Sequence[Path] = (CONF,)) -> Path:
+    """The file of an option: like Hydra, the one in the first directory that has it."""
+    files = [place / group / f"{name}.yaml" for place in found]
+    return next((file for file in files if file.is_file()), files[0])
