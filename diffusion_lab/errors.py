@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class ConfigError(ValueError):
@@ -14,6 +16,21 @@ class ConfigError(ValueError):
 
 class BadItem(ValueError):
     """An item of a user's data set that cannot be used: which one, and what is wrong, in one line."""
+
+
+@contextmanager
+def as_config_error(*classes: type[Exception], message: str = "{}") -> Iterator[None]:
+    """Turn errors of these classes into a ConfigError whose one line is `message` with the error's own text.
+
+    Raises:
+        ConfigError: also one that is raised within the context, unchanged.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except classes as error:
+        raise ConfigError(message.format(str(error).replace("\n", " "))) from error
 
 
 def refuse(error: Exception) -> None:

@@ -7,6 +7,7 @@ import io
 import shutil
 import sys
 import unicodedata
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,6 +48,12 @@ def shown(text: str) -> str:
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     codecs.register_error("plain", _plain)
     return text.encode(encoding, "plain").decode(encoding)
+
+
+def listed(names: Sequence[str], most: int = 10) -> str:
+    """The first `most` names, separated by commas, and how many more there are."""
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def width() -> int:

@@ -22,7 +22,7 @@ from diffusion_lab.model import DDPM
 from diffusion_lab.network import MLP
 from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import DiscreteProcess, Linear
-from diffusion_lab.run import compiled, sample, train
+from diffusion_lab.run import lightning, sample, train
 from diffusion_lab.sampler import DDIM, Sampler
 
 
@@ -46,7 +46,7 @@ def test_numbers_and_keys_are_those_of_the_network_as_it_was(tmp_path, monkeypat
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch._dynamo.reset()
     plain, fast = network(), network()
-    compiled.compile_network(fast, torch.device("cpu"))
+    lightning.compile_network(fast, torch.device("cpu"))
     counters.clear()
     for a, b in zip(answer(plain), answer(fast), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
@@ -106,7 +106,7 @@ def test_only_sampling_on_a_gpu_replays_a_recorded_graph(monkeypatch, capsys, de
     monkeypatch.setattr(torch, "compile", lambda function: lambda x: x)
     monkeypatch.setattr(torch, "ones", lambda *size, device: None)
     monkeypatch.setattr(MLP, "compile", lambda self, **options: asked.append(options))
-    compiled.compile_network(network(), torch.device(device), replay=replay)
+    lightning.compile_network(network(), torch.device(device), replay=replay)
     assert "compile the network, which takes minutes" in capsys.readouterr().out
     assert asked == [{"mode": "reduce-overhead", "dynamic": False} if device == "cuda" and replay else {}]
 
@@ -162,5 +162,5 @@ def test_without_a_compiler_it_is_refused_in_one_line(tmp_path, monkeypatch):
         torch._inductor.config.patch({"cpp.cxx": (None, "/nowhere")}),
         pytest.raises(ConfigError, match="compile=true needs a working compiler for cpu .*C\\+\\+ compiler") as refused,
     ):
-        compiled.compile_network(made, torch.device("cpu"))
+        lightning.compile_network(made, torch.device("cpu"))
     assert "\n" not in str(refused.value) and made._compiled_call_impl is None

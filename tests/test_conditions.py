@@ -28,7 +28,7 @@ from diffusion_lab.network import MLP, Energy, NCSNpp, RefineNet, UNet
 from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import DiscreteProcess, Linear
 from diffusion_lab.run.changes import changes
-from diffusion_lab.run.conditioning import add_labels
+from diffusion_lab.run.data import add_labels
 from diffusion_lab.sampler import DDIM, Sampler
 
 UNET = {

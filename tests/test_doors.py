@@ -20,7 +20,7 @@ from diffusion_lab.config.instantiate import FURTHER
 from diffusion_lab.data import HuggingFace, ImageFolder
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.launch import multirun
-from diffusion_lab.run import data_place, measure
+from diffusion_lab.run import data, measure
 from diffusion_lab.run import import_command as interop
 from diffusion_lab.run.changes import refuse_changes
 from diffusion_lab.run.sample_spec import claim
@@ -112,16 +112,16 @@ def own(**settings):
 def test_a_class_of_the_users_own_declares_its_places(monkeypatch, tmp_path):
     monkeypatch.setenv(FURTHER, Own.__module__)
     trained = {"data": own(folder="a", size=3), "started": {"directory": str(tmp_path)}}
-    assert data_place.located(trained, {"folder": "b"})["folder"] == "b"
-    assert data_place.located(trained, {}, "c")["folder"] == "c"
+    assert data.located(trained, {"folder": "b"})["folder"] == "b"
+    assert data.located(trained, {}, "c")["folder"] == "c"
     with pytest.raises(ConfigError, match=r"data.size is set by the checkpoint.*\(data.folder\)"):
-        data_place.located(trained, {"size": 4})
-    assert data_place.located(trained, {})["folder"] == "a"
+        data.located(trained, {"size": 4})
+    assert data.located(trained, {})["folder"] == "a"
     (tmp_path / "a").mkdir()
-    assert data_place.located(trained, {})["folder"] == str(tmp_path / "a")
+    assert data.located(trained, {})["folder"] == str(tmp_path / "a")
     bare = {"data": {"_target_": "diffusion_lab.data.Digits", "shape": [1, 8, 8]}}
     with pytest.raises(ConfigError, match="these data need no files"):
-        data_place.located(bare, {}, "x")
+        data.located(bare, {}, "x")
     assert set(ImageFolder.places) == {"data_dir", "root"} and "name" in HuggingFace.places
 
 

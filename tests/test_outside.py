@@ -22,7 +22,7 @@ from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.launch import cluster
 from diffusion_lab.monkeypatches import set_timeout
-from diffusion_lab.run import distributed
+from diffusion_lab.run import lightning
 from diffusion_lab.storage.checkpoint_file import AtomicCheckpointIO
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "1", "WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"}
@@ -124,9 +124,9 @@ def test_what_torchrun_repeats_is_one_signal(rank, monkeypatch, tmp_path):
 
 
 def test_slurms_own_queueing_stays_out_of_it(rank):
-    assert distributed.cluster() == []
+    assert lightning.cluster() == []
     rank(**SLURM, SLURM_NTASKS_PER_NODE="2")
-    (plugin,) = distributed.cluster()
+    (plugin,) = lightning.cluster()
     assert not plugin.auto_requeue and plugin.global_rank() == 1
 
 

@@ -177,10 +177,10 @@ def test_errors_of_the_trainer_are_reported_in_one_line(tmp_path, words, message
 
 
 def test_sampling_refuses_an_unsupported_precision():
-    from diffusion_lab.run.sample import build_fabric
+    from diffusion_lab.run.lightning import build_fabric
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         words = ["ckpt_path=x", "trainer.accelerator=cpu", "trainer.precision=16-mixed"]
         config = compose("sample", words)
     with pytest.raises(ConfigError, match="trainer.precision=16-mixed needs a GPU: here, use bf16-mixed"):
-        build_fabric(config)
+        build_fabric(config.trainer)

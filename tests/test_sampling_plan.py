@@ -15,6 +15,7 @@ from diffusion_lab.errors import ConfigError
 from diffusion_lab.evaluation import ChunkedArray, SampleStore
 from diffusion_lab.run import plan
 from diffusion_lab.run.sample_files import join, left_behind
+from diffusion_lab.storage.atomic_file import format_bytes
 
 FABRIC = SimpleNamespace(world_size=2, device=torch.device("cpu"), autocast=nullcontext)
 
@@ -122,7 +123,7 @@ def test_the_missing_chunks_are_found_by_one_look_into_the_folder(tmp_path, monk
     "size, message", [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1.28e12, "1.28 TB"), (9e18, "9e+03 PB")]
 )
 def test_sizes_in_words(size, message):
-    assert plan.bytes_in_words(size) == message
+    assert format_bytes(size) == message
 
 
 def test_one_file_of_all_samples_is_what_other_programs_read(tmp_path):

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from diffusion_lab.bench.benchmark import Benchmark, Setting
 from diffusion_lab.data import DataModule, InMemory, Splits
-from diffusion_lab.run.quiet import quieten
+from diffusion_lab.run.lightning import quieten
 
 BATCH = 128
 

@@ -22,7 +22,7 @@ from diffusion_lab.bench.benchmark import Benchmark, Setting
 from diffusion_lab.config.compose import training
 from diffusion_lab.data import DataModule
 from diffusion_lab.model import Model
-from diffusion_lab.run.quiet import quieten
+from diffusion_lab.run.lightning import quieten
 from diffusion_lab.run.train import fit, set_up
 
 TINY = ("data=toy2d", "network.width=16", "network.depth=1", "data.batch_size=16", "data.train_size=4096", "logger=csv")

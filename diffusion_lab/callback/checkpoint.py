@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 from diffusion_lab.callback.hooks import OptionalHooks
 from diffusion_lab.data import DataModule
 from diffusion_lab.model import Model
-from diffusion_lab.storage.atomic_file import NotWritten, amount, room, room_for_a_file
+from diffusion_lab.storage.atomic_file import NotWritten, format_bytes, room, room_for_a_file
 
 
 class Checkpoint(OptionalHooks):
@@ -40,9 +40,7 @@ class Checkpoint(OptionalHooks):
         room_for_a_file(self.folder.parent)
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
         if 0 <= limit < size:
-            message = (
-                f"a checkpoint needs about {amount(size)}, but a file may have {amount(limit)} here: raise ulimit -f"
-            )
+            message = f"a checkpoint needs about {format_bytes(size)}, but a file may have {format_bytes(limit)} here: raise ulimit -f"
             raise NotWritten(errno.EFBIG, f"{self.folder}: {message}")
         count = 1 + (self.keep or 0)
         free = room(self.folder)
@@ -50,7 +48,7 @@ class Checkpoint(OptionalHooks):
             return
         free += sum(old.stat().st_size for old in self.folder.glob("step_*.ckpt"))
         if free < count * size:
-            message = f"{count} checkpoints need about {amount(count * size)}, {amount(free)} are free"
+            message = f"{count} checkpoints need about {format_bytes(count * size)}, {format_bytes(free)} are free"
             remedy = "callback.checkpoint.keep=1 keeps fewer, hydra.run.dir=DIR puts the run elsewhere"
             raise NotWritten(errno.ENOSPC, f"{self.folder}: {message}: {remedy}")
 

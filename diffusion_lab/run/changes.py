@@ -8,18 +8,12 @@ from typing import Any
 import torch
 
 from diffusion_lab.errors import ConfigError
+from diffusion_lab.output import listed
 
-UNSAID = (
-    "allow_changes",
-    "ckpt_path",
-    "init_from",
-    "init_strict",
-    "init_weights",
-    "overrides",
-    "paths",
-    "rehearsal",
+OF_THE_START = (
+    "allow_changes", "ckpt_path", "init_from", "init_strict", "init_weights", "overrides", "paths", "rehearsal",
     "started",
-)
+)  # fmt: skip
 """Keys that belong to one start of a run, not to the run itself."""
 
 HARMLESS = (
@@ -55,7 +49,7 @@ def changes(
     """
     old, new = leaves(before), leaves(now)
     old = {path: value for path, value in ADDED.items() if path in new} | old
-    paths = [p for p in dict.fromkeys([*new, *old]) if old.get(p) != new.get(p) and not under(p, UNSAID)]
+    paths = [p for p in dict.fromkeys([*new, *old]) if old.get(p) != new.get(p) and not under(p, OF_THE_START)]
     paths = [path for path in paths if not path.endswith(".run_dir")]
     replaced = [path.removesuffix("_target_") for path in paths if path.endswith("._target_")]
     paths = [p for p in paths if p.endswith("._target_") or not any(p.startswith(node) for node in replaced)]
@@ -91,7 +85,7 @@ def refuse_changes(
     if ranks_before and ranks_before != ranks_now:
         harmless.append(f"{ranks_now} ranks (was {ranks_before}): the same batches, different noise from here on")
     if training and not now["allow_changes"]:
-        message = f"this changes what is trained: {listed(training)}; leave it as it was, or add allow_changes=true"
+        message = f"this changes what is trained: {listed(training, 8)}; leave it as it was, or add allow_changes=true"
         old, new = (settings.get("model", {}).get("decay_steps") for settings in (before, now))
         if decay and old and new:
             message += (
@@ -99,7 +93,7 @@ def refuse_changes(
                 "keeps it at 0"
             )
         raise ConfigError(message)
-    return f"; changed: {listed([*training, *harmless])}" if training or harmless else ""
+    return f"; changed: {listed([*training, *harmless], 8)}" if training or harmless else ""
 
 
 def trains_longer(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
@@ -138,9 +132,3 @@ def total(values: Mapping[str, Any]) -> int:
 def under(path: str, roots: Sequence[str]) -> bool:
     """Whether a dotted path is one of the roots or lies below one."""
     return any(path == root or path.startswith(f"{root}.") for root in roots)
-
-
-def listed(words: Sequence[str], most: int = 8) -> str:
-    """The first `most` words, separated by commas, and how many more there are."""
-    more = f", and {len(words) - most} more" if len(words) > most else ""
-    return ", ".join(words[:most]) + more

@@ -15,7 +15,7 @@ from diffusion_lab.config.compose import training
 from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.config.origin import command
 from diffusion_lab.config.refusals import in_one_line
-from diffusion_lab.errors import ConfigError
+from diffusion_lab.errors import ConfigError, as_config_error
 from diffusion_lab.interop.files import Found, averaged, find, read
 from diffusion_lab.interop.layout import Layout, recognise
 from diffusion_lab.model import Model
@@ -51,10 +51,8 @@ def import_checkpoint(file: str, overrides: Sequence[str], out: str | None = Non
     model = build(settings)
     layout, average = fill(model, found, path, settings)
     target = run_dir / "checkpoints" / f"step_{found.step or 0:08d}.ckpt"
-    try:
+    with as_config_error(OSError, message=f"{target} cannot be written: {{}}"):
         AtomicCheckpointIO().save_checkpoint(contents(model, average, found.step or 0, settings), target)
-    except OSError as error:
-        raise ConfigError(f"{target} cannot be written: {error}") from error
     report(found, layout, model, path, target)
     return run_dir
 
@@ -68,20 +66,16 @@ def composed(overrides: Sequence[str]) -> dict[str, Any]:
 def build(settings: dict[str, Any]) -> Model:
     """Build the model of a configuration and check its sampler."""
     model = instantiate(settings["model"], "model")
-    try:
+    with as_config_error(ValueError):
         model.sampler.check(model.denoiser)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
     return model
 
 
 def fill(model: Model, found: Found, path: Path, settings: dict[str, Any]) -> tuple[Layout, dict[str, Tensor]]:
     """Load the raw weights into the model's network; return (their layout, the EMA weights by parameter name)."""
     network = model.network
-    try:
+    with as_config_error(ValueError, message=f"{path}: {{}}"):
         layout = recognise(network, found.raw)
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}") from error
     try:
         layout.check(network, path)
         raw = layout.convert(network, found.raw)

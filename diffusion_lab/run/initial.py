@@ -134,5 +134,5 @@ def differences(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
     )
     if before is None:
         return ""
-    message = [change for change in changes(before, now)[0] if change.startswith(meaning)]
+    message = [change for change in changes(before, now)[0] if change.startswith((*meaning, "schedule.", "sigma_"))]
     return f"; they were trained with a different noise process or output: {', '.join(message[:4])}" if message else ""

@@ -6,13 +6,10 @@ import hashlib
 import os
 import shlex
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
@@ -20,14 +17,15 @@ from torch import Tensor
 from diffusion_lab import ranks
 from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.config.origin import command, spelled
-from diffusion_lab.config.trainer_keys import check_devices
 from diffusion_lab.data import DataModule
-from diffusion_lab.errors import ConfigError
+from diffusion_lab.errors import ConfigError, as_config_error
 from diffusion_lab.evaluation import reference
 from diffusion_lab.metric import Statistics
 from diffusion_lab.output import say
-from diffusion_lab.run.data_module import data_module
+from diffusion_lab.run.data import data_module
 from diffusion_lab.run.import_checkpoint import composed
+from diffusion_lab.run.lightning import build_fabric
+from diffusion_lab.storage.atomic_file import room_for_a_file
 
 
 class BothSplits:
@@ -64,54 +62,43 @@ def measure(overrides: Sequence[str], split: str, out: str | None, count: int | 
         ConfigError: if the data, the extractor or the devices are not available.
     """
     settings = composed(overrides)
-    own = Path(settings["paths"]["statistics_dir"], f"{settings['choices']['data']}_{split}.npz")
-    target = Path(out) if out else own
-    if target.exists():
-        raise ConfigError(f"{target} exists already: choose another out=..., or remove it first")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=target.parent):
-            pass
-    except OSError as error:
-        raise ConfigError(f"out={target} cannot be written ({error.strerror}): choose another out=...") from error
+    directory = settings["paths"]["statistics_dir"]
+    target = Path(out or Path(directory, f"{settings['choices']['data']}_{split}.npz"))
+    check_target(target)
     if settings["metric"]["features"] is None:
         raise ConfigError("points in the plane have no feature statistics: choose a data set of images, or metric=...")
-    keys = ("accelerator", "devices", "num_nodes", "strategy")
-    try:
-        check_devices(settings["trainer"])
-        fabric = Fabric(**{k: settings["trainer"][k] for k in keys})
-        data = data_module(settings["data"])
-        data.prepare_data()
-        data.setup("test")
+    fabric = build_fabric({**settings["trainer"], "precision": "32-true"})
+    with as_config_error(OSError, ValueError, RuntimeError, MisconfigurationException):
+        data = data_module(settings["data"], "test")
         extractor = instantiate(settings["metric"]["features"], "metric.features")
         reference.prepare(extractor, data, fabric.device)
-    except (OSError, ValueError, RuntimeError, MisconfigurationException) as error:
-        raise ConfigError(str(error).replace("\n", " ")) from error
+    if split == "all":  # the data set's name goes into the protocol
+        data = type(type(data).__name__, (BothSplits,), {})(data)
     if rank_zero_only.rank == 0:
-        size = named(data, split).size(split)
+        size = data.size(split)
         say(f"measuring {min(count or size, size):,} images of {split} with {extractor.name} features; writes {target}")
     fabric.launch()
-    path = reference.measure(
-        named(data, split),
-        split,
-        extractor,
-        fabric.device,
-        settings["paths"]["statistics_dir"],
-        count,
-        settings["callback"]["evaluation"]["evaluator"]["batch_size"],
-    )
+    batch_size = settings["callback"]["evaluation"]["evaluator"]["batch_size"]
+    path = reference.measure(data, split, extractor, fabric.device, directory, count, batch_size)
     if ranks.rank_and_world()[0] == 0:
         shutil.copyfile(path, target)
         report(target)
     return target
 
 
-def named(data: DataModule, split: str) -> Any:
-    """The data, or for split "all" both splits as one."""
-    if split != "all":
-        return data
-    both = type(type(data).__name__, (BothSplits,), {})  # the data set's name goes into the protocol
-    return both(data)
+def check_target(target: Path) -> None:
+    """Refuse a file that exists or cannot be written.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    if target.exists():
+        raise ConfigError(f"{target} exists already: choose another out=..., or remove it first")
+    try:
+        room_for_a_file(target.parent)
+    except OSError as error:
+        reason = os.strerror(error.errno)
+        raise ConfigError(f"out={target} cannot be written ({reason}): choose another out=...") from error
 
 
 def report(path: Path) -> None:

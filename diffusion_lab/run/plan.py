@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from diffusion_lab.evaluation import Evaluator, SampleStore
 from diffusion_lab.evaluation.duration import format_seconds, likelihood_calls, network_calls, seconds_per_call
 from diffusion_lab.model import Model
 from diffusion_lab.output import say
+from diffusion_lab.storage.atomic_file import format_bytes, room
 
 DAY = 24 * 3600.0
 PROBE = 8  # samples in the timed call on a CPU, where time is proportional to them
@@ -41,8 +41,8 @@ def announce_plan(
     if config.png and not series[0].images:
         raise ConfigError("png=true writes images, but these samples are not images: leave it out")
     left = [count - min(count, stored(one)) for one in series]
-    room = size_on_disk(model, sum(left), evaluator) + (config.npz + config.png) * size_of(model) * count
-    check_room(room, place, f"{sum(left):,} samples")
+    size = size_on_disk(model, sum(left), evaluator) + (config.npz + config.png) * size_of(model) * count
+    check_room(size, place, f"{sum(left):,} samples")
     calls = sum(
         n * network_calls(one.sampler, model.denoiser, model.shape) for one, n in zip(series, left, strict=True)
     )
@@ -53,7 +53,7 @@ def announce_plan(
     missing, wanted = sum(sum(map(len, one.samples.missing(count))) for one in series), count * len(series)
     words = [f"sampling {missing} from {what} on {fabric.world_size} x {fabric.device.type}"]
     words += [f"about {format_seconds(times[0])}"] if times else []
-    words += [f"{bytes_in_words(room)} in {os.path.relpath(place)}"]
+    words += [f"{format_bytes(size)} in {os.path.relpath(place)}"]
     say(", ".join(words) + (f"; {wanted - missing} of {wanted} exist already" if missing < wanted else ""))
     cautious = [one.sampler for one in series if hasattr(one.sampler, "caution")]
     for caution in dict.fromkeys(sampler.caution(model.denoiser) for sampler in cautious):
@@ -87,11 +87,10 @@ def check_room(needed: int, place: Path, what: str) -> None:
     Raises:
         ConfigError: with the space needed and the space free.
     """
-    existing = next(folder for folder in (place, *place.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(existing).free
-    if needed > free:
+    free = room(place.absolute())
+    if free is not None and needed > free:
         raise ConfigError(
-            f"{what} need {bytes_in_words(needed)}, but {place} has {bytes_in_words(free)} free: generate fewer "
+            f"{what} need {format_bytes(needed)}, but {place} has {format_bytes(free)} free: generate fewer "
             "(num_samples, metric.samples), leave out npz and png, or write them elsewhere (out)"
         )
 
@@ -125,10 +124,3 @@ def scored_calls(model: Model, evaluator: Evaluator | None, data: Any) -> float:
         return 0.0
     items = evaluator.likelihood_items(data) * evaluator.likelihood_repeats
     return items * sum(likelihood_calls(model, name) for name in model.likelihood)
-
-
-def bytes_in_words(size: float) -> str:
-    """A number of bytes in the largest unit that gives at least 1."""
-    units = ("B", "kB", "MB", "GB", "TB", "PB")
-    power = min(int(math.log(max(size, 1), 1000)), len(units) - 1)
-    return f"{size / 1000**power:.3g} {units[power]}"

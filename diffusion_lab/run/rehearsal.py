@@ -14,7 +14,7 @@ from pytorch_lightning.strategies import ModelParallelStrategy
 from diffusion_lab.callback import Evaluation
 from diffusion_lab.config.environment import cluster_ranks
 from diffusion_lab.data import DataModule
-from diffusion_lab.errors import ConfigError
+from diffusion_lab.errors import as_config_error
 from diffusion_lab.evaluation import Evaluator
 from diffusion_lab.model import Model, rehearse
 from diffusion_lab.model.rehearsal import random_state_kept
@@ -58,10 +58,8 @@ def rehearse_sampling(model: Model, fabric: Fabric, likelihoods: Sequence[str]) 
     if cluster_ranks()[1] > 0:
         return
     images = torch.rand(2, *model.shape, generator=torch.Generator().manual_seed(0))
-    try:
+    with as_config_error(ValueError):
         notes = rehearse(model, images, training=False, likelihoods=likelihoods, context=fabric.autocast)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
     for note in notes if rank_zero_only.rank == 0 else ():
         say(f"warning  {note}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from diffusion_lab.config import origin
 from diffusion_lab.data import DataModule
 from diffusion_lab.evaluation.results import RESULTS, read_results
 from diffusion_lab.model import Model
-from diffusion_lab.output import print_table, say, shown
+from diffusion_lab.output import listed, print_table, say, shown
 from diffusion_lab.plot import charts
+from diffusion_lab.storage.revision import revision
 
 TERMS = {
     "flow": {
@@ -82,6 +84,22 @@ def describe_sampler(name: str, sampler: dict[str, Any]) -> str:
     return f"{name} ({', '.join(words + kinds)})" if words + kinds else name
 
 
+def facts(
+    choices: Mapping[str, Any], model: Model, sampler: str, settings: dict[str, Any], seed: int | None
+) -> dict[str, Any]:
+    """The fields of a results record that say what was evaluated, and by which sampler and code."""
+    labels = {} if model.labels is None else {"labels": model.labels.describe(model.label)}
+    return {
+        **{group: choices.get(group) for group in ("model", "sde", "data", "schedule", "network")},
+        "parameters": sum(p.numel() for p in model.network.parameters()),
+        "sampler": describe_sampler(sampler, settings),
+        **labels,
+        **({} if model.guidance is None else {"guidance": str(model.guidance)}),
+        "seed": seed,
+        "revision": revision(),
+    }
+
+
 def announce(
     settings: dict[str, Any], data: DataModule, model: Model, trainer: pl.Trainer, run_dir: Path, step: int
 ) -> None:
@@ -113,12 +131,6 @@ def announce(
             say(f"{RESULTS} holds the results of step {before.get('step')}: the next evaluation replaces it")
     if not in_sweep():
         say(f"run      {run_dir}")
-
-
-def listed(names: list[str], most: int = 10) -> str:
-    """The first names, and how many more there are."""
-    more = f", and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def evaluates(trainer: pl.Trainer) -> bool:

@@ -5,67 +5,39 @@ from __future__ import annotations
 import json
 import os
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from diffusion_lab import checkpoint
 from diffusion_lab.callback.media import log_pictures
 from diffusion_lab.config.compose import plain
 from diffusion_lab.config.instantiate import instantiate
-from diffusion_lab.config.trainer_keys import check_devices
-from diffusion_lab.errors import ConfigError
+from diffusion_lab.errors import ConfigError, as_config_error
 from diffusion_lab.evaluation import Evaluator, SampleStore
 from diffusion_lab.evaluation.results import write_results
 from diffusion_lab.logger.loggers import finish_loggers, reopen
-from diffusion_lab.model import Model
-from diffusion_lab.monkeypatches import set_timeout
 from diffusion_lab.output import say
-from diffusion_lab.run.choice import choose_likelihood, choose_sampler
 from diffusion_lab.run.compare import compare, planned, sample_stores
-from diffusion_lab.run.compiled import compile_network
-from diffusion_lab.run.conditioning import choose_guidance, conditioning_spec, described
-from diffusion_lab.run.data_module import data_module
-from diffusion_lab.run.data_place import located
-from diffusion_lab.run.distributed import OF_RANKS, cluster
+from diffusion_lab.run.data import data_module, located
 from diffusion_lab.run.failure import explained
+from diffusion_lab.run.lightning import build_fabric, compile_network, quieten
 from diffusion_lab.run.plan import announce_plan
-from diffusion_lab.run.quiet import quieten
 from diffusion_lab.run.rehearsal import rehearse_sampling
-from diffusion_lab.run.report import describe_sampler, in_sweep, say_classes, say_limits, table
+from diffusion_lab.run.report import facts, in_sweep, say_classes, say_limits, table
 from diffusion_lab.run.sample_files import write_samples
-from diffusion_lab.run.sample_spec import claim, folder, sample_spec
-from diffusion_lab.storage import checkpoint_file, run_directory
-from diffusion_lab.storage.revision import revision
+from diffusion_lab.run.sample_spec import claim, conditioning_spec, folder, sample_spec
+from diffusion_lab.run.subject import Subject, load
 from diffusion_lab.storage.run_lock import locked
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is sampled from: a model, its checkpoint, and the name and settings of the sampler."""
-
-    path: Path
-    contents: dict[str, Any]
-    model: Model
-    sampler: str
-    settings: dict[str, Any]
-
-    @property
-    def step(self) -> int:
-        """Number of training steps of the model."""
-        return self.contents["global_step"]
 
 
 def sample(config: DictConfig) -> None:
     """Sample, write and score as configured; samples of an earlier, killed run of the same command are kept."""
     quieten()
     subject = load(config)
-    fabric = build_fabric(config)
+    fabric = build_fabric(plain(config)["trainer"])
     wanted = sample_spec(
         subject.contents, subject.model, config.weights, subject.settings, config.trainer.precision,
         seed=config.seed, batch_size=config.batch_size, device=fabric.device.type,
@@ -115,26 +87,6 @@ def what(config: DictConfig, subject: Subject) -> str:
     return f"step {subject.step} of {subject.path} ({config.weights} weights)"
 
 
-def load(config: DictConfig) -> Subject:
-    """Load the model of the checkpoint with the chosen sampler and likelihoods; refuse those that do not fit."""
-    path = run_directory.find(config.ckpt_path, config.paths.log_dir)
-    contents = checkpoint_file.read(path)
-    model = checkpoint.build(contents, config.weights)
-    name, settings = choose_sampler(config, contents["config"])
-    try:
-        model.sampler, model.label = instantiate(settings, "sampler"), plain(config)["label"]
-        model.guidance = choose_guidance(plain(config)["guidance"], contents["config"]["model"])
-        model.check_sampling(config.seed)
-        if config.trajectory and not hasattr(model.sampler, "trajectory"):
-            raise ConfigError(f"trajectory=true: {type(model.sampler).__name__} has no trajectory(...): leave it out")
-        model.likelihood = choose_likelihood(config, model)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"{error} ({os.path.relpath(path)})") from error
-    return Subject(path, contents, model, name, settings)
-
-
 def sample_and_score(
     config: DictConfig,
     fabric: Fabric,
@@ -146,11 +98,8 @@ def sample_and_score(
 ) -> None:
     """Generate the missing samples; then score all of them, if there is an evaluator."""
     out = series.folder
-    try:
-        with fabric.autocast():
-            series.complete(count)
-    except (ValueError, RuntimeError) as error:
-        raise ConfigError(str(error)) from error
+    with as_config_error(ValueError, RuntimeError), fabric.autocast():
+        series.complete(count)
     write_samples(series, count, out, config, data)
     calls, rate = series.cost(count)
     if fabric.is_global_zero:
@@ -158,13 +107,11 @@ def sample_and_score(
         say(f"in {os.path.relpath(out)}: samples.png{', samples.npz' * bool(config.npz)}")
     if evaluator is None:
         return
-    try:
+    with as_config_error(ValueError, RuntimeError):
         metrics = {**evaluator.quality(series, data), **evaluator.likelihood(subject.model, data, out)}
-    except (ValueError, RuntimeError) as error:
-        raise ConfigError(str(error)) from error
     if fabric.is_global_zero:
         cost = {"nfe": calls, "samples_per_second": rate}
-        results = {**facts(config, subject), **cost, "metrics": metrics}
+        results = {**record(config, subject), **cost, "metrics": metrics}
         if not in_sweep():
             table(results)
         write_results(out / "results.json", with_earlier(results, out / "results.json"))
@@ -187,24 +134,6 @@ def publish(subject: Subject, values: dict[str, float], pictures: dict[str, Path
         finish_loggers(loggers)
 
 
-def build_fabric(config: DictConfig) -> Fabric:
-    """Fabric for the configured devices, not launched yet."""
-    precisions = ("32-true", "bf16-mixed", "16-mixed")
-    if config.trainer.precision not in precisions:
-        raise ConfigError(f"trainer.precision={config.trainer.precision}: sampling supports {', '.join(precisions)}")
-    keys = plain(config)["trainer"]
-    check_devices(keys)
-    try:
-        fabric = Fabric(**{key: value for key, value in keys.items() if key not in OF_RANKS}, plugins=cluster())
-        set_timeout(fabric.strategy, keys["timeout"])
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
-        message = str(error).replace("\n", " ")
-        raise ConfigError(f"trainer: {message}; use trainer.accelerator=cpu, or devices that exist") from error
-    if fabric.strategy.precision.precision != keys["precision"]:  # Lightning would only warn and use another one
-        raise ConfigError(f"trainer.precision={keys['precision']} needs a GPU: here, use bf16-mixed")
-    return fabric
-
-
 def prepare_evaluation(config: DictConfig, subject: Subject) -> tuple[Evaluator, Any]:
     """The evaluator and the data of the checkpoint's run; refuse now if something is missing."""
     trained = subject.contents["config"]
@@ -219,34 +148,25 @@ def prepare_evaluation(config: DictConfig, subject: Subject) -> tuple[Evaluator,
         "cache": config.paths.statistics_dir,
     }
     given = {k: v for k, v in chosen.items() if v is not None}
-    try:
-        data = data_module(settings)
-        data.prepare_data()
-        data.setup("test")
+    with as_config_error(OSError, ValueError):
+        data = data_module(settings, "test")
         evaluator = instantiate({**trained["callback"]["evaluation"]["evaluator"], **given}, "evaluator")
         evaluator.prepare(data, subject.model.device)
         say_limits(evaluator, data, bool(subject.model.likelihood))
         if evaluator.scores_samples(data):
             say_classes(subject.model)
-    except (OSError, ValueError) as error:
-        raise ConfigError(str(error)) from error
     return evaluator, data
 
 
-def facts(config: DictConfig, subject: Subject) -> dict[str, Any]:
-    """The fields of a results record other than its metrics."""
+def record(config: DictConfig, subject: Subject) -> dict[str, Any]:
+    """The fields of a results record other than its metrics and its cost."""
     trained = subject.contents["config"]
     return {
         "run": str(Path(trained["paths"]["run_dir"] or subject.path.parent)),
         "checkpoint": str(subject.path),
         "step": subject.step,
         "weights": config.weights,
-        **{group: trained["choices"].get(group) for group in ("model", "sde", "data", "schedule", "network")},
-        "parameters": sum(p.numel() for p in subject.model.network.parameters()),
-        "sampler": describe_sampler(subject.sampler, subject.settings),
-        **described(subject.model),
-        "seed": config.seed,
-        "revision": revision(),
+        **facts(trained["choices"], subject.model, subject.sampler, subject.settings, config.seed),
     }
 
 

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.evaluation.results import write_results
+from diffusion_lab.model import Model
 from diffusion_lab.storage.revision import revision
 
 FILE = "request.json"
@@ -46,6 +48,19 @@ def sample_spec(
         "precision": precision,
         **more,
     }
+
+
+def conditioning_spec(model: Model) -> dict[str, Any]:
+    """The part of a sample spec that only models with labels or guidance have."""
+    asked: dict[str, Any] = {}
+    if model.labels is not None:
+        asked["label"] = model.labels.numbers(model.label) or model.labels.describe(model.label)
+    if model.guidance is not None:
+        settings = vars(model.guidance).items()
+        asked["guidance"] = {"kind": type(model.guidance).__name__} | {
+            key: digest_of(value) if isinstance(value, Denoiser) else value for key, value in settings
+        }
+    return asked
 
 
 def digest_of(model: nn.Module) -> str:

@@ -44,8 +44,8 @@ def main(arguments: Sequence[str]) -> None:
     check("train", overrides, used=USED)
     # Imported here: torch and Lightning take seconds to import, and a typo should be refused at once.
     with quick_imports():
+        from diffusion_lab.run.lightning import quieten
         from diffusion_lab.run.measure import measure
-        from diffusion_lab.run.quiet import quieten
 
     quieten()
     measure(overrides, split, given.get("out"), None if count is None else int(count))

@@ -23,28 +23,22 @@ from diffusion_lab.config.compose import plain
 from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.config.trainer_keys import check_devices, count_in_steps
 from diffusion_lab.data import DataModule
-from diffusion_lab.errors import ConfigError
+from diffusion_lab.errors import ConfigError, as_config_error
 from diffusion_lab.logger.loggers import build_loggers, finish_loggers
 from diffusion_lab.model import Model
 from diffusion_lab.monkeypatches import set_timeout
 from diffusion_lab.output import say
 from diffusion_lab.run.changes import changes, refuse_changes, refuse_shapes
-from diffusion_lab.run.compiled import compile_network
-from diffusion_lab.run.conditioning import add_labels, described
-from diffusion_lab.run.data_module import data_module
-from diffusion_lab.run.data_place import moved, places
-from diffusion_lab.run.distributed import OF_RANKS, after_restart, cluster
+from diffusion_lab.run.data import add_labels, data_module, moved, places
 from diffusion_lab.run.failure import explained
 from diffusion_lab.run.initial import initialise
+from diffusion_lab.run.lightning import OF_RANKS, Unprofiled, cluster, compile_network, quieten
 from diffusion_lab.run.plan import check_room, size_on_disk
-from diffusion_lab.run.quiet import quieten
 from diffusion_lab.run.rehearsal import prepare_features, rehearse_training
-from diffusion_lab.run.report import announce, conclude, describe_sampler, say_limits
-from diffusion_lab.run.unprofiled import Unprofiled
+from diffusion_lab.run.report import announce, conclude, facts, say_limits
 from diffusion_lab.storage import checkpoint_file, run_directory
 from diffusion_lab.storage.atomic_file import atomic_write
-from diffusion_lab.storage.revision import revision
-from diffusion_lab.storage.run_directory import CONFIG
+from diffusion_lab.storage.run_directory import CONFIG, checkpoints, newest_complete
 from diffusion_lab.storage.run_lock import locked
 
 CHOICES = ("model", "sde", "data", "schedule", "loss", "network", "sampler", "likelihood", "guidance", "metric")
@@ -119,11 +113,9 @@ def fit(
 
 def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, pl.Trainer]:
     """Build everything; refuse whatever is wrong with data, devices or options before the first step."""
-    try:
+    with as_config_error(OSError, ValueError, RuntimeError, MisconfigurationException):
         check_devices(settings["trainer"])
-        data = data_module(settings["data"])
-        data.prepare_data()
-        data.setup("fit")
+        data = data_module(settings["data"], "fit")
         parts = settings["trainer"]["accumulate_grad_batches"]
         count_in_steps(settings["trainer"], data.size("train"), data.batch_size * parts)
         add_labels(settings, data)
@@ -157,10 +149,6 @@ def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, 
             compile_network(model.network, trainer.strategy.root_device)
         if evaluation is not None:
             prepare_evaluation(evaluation, settings, data, model, trainer)
-    except (OSError, ValueError, RuntimeError, MisconfigurationException) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(str(error).replace("\n", " ")) from error
     return data, model, trainer
 
 
@@ -169,14 +157,7 @@ def prepare_evaluation(
 ) -> None:
     """Fit or load the feature extractor now, so that missing weights are found before a long training."""
     choices = settings["choices"]
-    evaluation.facts = {
-        **{group: choices.get(group) for group in ("model", "sde", "data", "schedule", "network")},
-        "parameters": sum(p.numel() for p in model.network.parameters()),
-        "sampler": describe_sampler(choices["sampler"], settings["sampler"]),
-        **described(model),
-        "seed": settings.get("seed"),
-        "revision": revision(),
-    }
+    evaluation.facts = facts(choices, model, choices["sampler"], settings["sampler"], settings.get("seed"))
     prepare_features(settings, evaluation, data, model, trainer)
     evaluator, place = evaluation.evaluator, Path(evaluation.run_dir)
     samples = evaluator.samples * evaluator.repeats * evaluator.scores_samples(data)
@@ -184,6 +165,12 @@ def prepare_evaluation(
     if trainer.is_global_zero:
         say_limits(evaluation.evaluator, data, bool(model.likelihood))
     evaluation.check_best(data, model)
+
+
+def after_restart(run_dir: Path) -> str | None:
+    """The newest whole checkpoint of a run whose ranks torchelastic has restarted (trainer.max_restarts), else None."""
+    found = checkpoints(run_dir) if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) else []
+    return str(newest_complete(found)) if found else None
 
 
 def keep_configuration(path: Path, settings: dict[str, Any], step: int) -> None:

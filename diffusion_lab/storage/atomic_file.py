@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import re
 import secrets
@@ -22,7 +23,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSALS = (*FULL, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO)
 """What a file system answers where nothing can be written, or not so much."""
 
-UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 class NotWritten(OSError):
@@ -111,13 +112,13 @@ def refused(error: BaseException | None) -> OSError | None:
 def describe(path: Path, refusal: OSError, size: int | None = None) -> str:
     """One line on a file that could not be written."""
     words = [f"{path} cannot be written: {os.strerror(refusal.errno)}"]
-    words += [] if size is None else [f"it needs {amount(size)}"]
+    words += [] if size is None else [f"it needs {format_bytes(size)}"]
     if refusal.errno == errno.EFBIG:
         import resource  # there is none on Windows
 
-        words.append(f"a file may have {amount(resource.getrlimit(resource.RLIMIT_FSIZE)[0])} here (ulimit -f)")
+        words.append(f"a file may have {format_bytes(resource.getrlimit(resource.RLIMIT_FSIZE)[0])} here (ulimit -f)")
     elif refusal.errno in FULL and (free := room(path)) is not None:
-        words.append(f"{amount(free)} are free")
+        words.append(f"{format_bytes(free)} are free")
     return ", ".join(words)
 
 
@@ -145,6 +146,7 @@ def room_for_a_file(folder: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def amount(size: float) -> str:
-    """A number of bytes, for people."""
-    return next((f"{size / unit:,.1f} {name}" for unit, name in UNITS if size >= unit), f"{size:.0f} bytes")
+def format_bytes(size: float) -> str:
+    """A number of bytes in the largest unit in which it is at least 1."""
+    power = min(int(math.log(max(size, 1), 1000)), len(UNITS) - 1)
+    return f"{size / 1000**power:.3g} {UNITS[power]}"
