@@ -74,8 +74,8 @@ def test_a_directory_of_its_own_or_a_sweep_branches_off():
         "hydra.run.dir=b",
         "ckpt_path='a/checkpoints/step_00000010.ckpt'",
     ]
-    assert training_arguments(["-m", "ckpt_path=a", "seed=1,2"]) == [
-        "-m",
+    assert training_arguments(["--multirun", "ckpt_path=a", "seed=1,2"]) == [
+        "--multirun",
         "seed=1,2",
         "ckpt_path='a/checkpoints/step_00000010.ckpt'",
     ]
@@ -88,7 +88,7 @@ def test_a_directory_of_its_own_or_a_sweep_branches_off():
 
 def test_a_sweep_over_checkpoints_is_left_to_its_jobs():
     run_directory(Path("a"), "seed=5")
-    assert training_arguments(["-m", "ckpt_path=a,b"]) == ["-m", "ckpt_path=a,b"]
+    assert training_arguments(["--multirun", "ckpt_path=a,b"]) == ["--multirun", "ckpt_path=a,b"]
 
 
 def test_ranks_from_outside_have_one_directory_which_may_hold_a_run(monkeypatch):
@@ -142,8 +142,8 @@ def test_a_name_with_spaces_and_quotes_stays_one():
         (["hydra.run.dir=c"], "c holds a run already (config.yaml): remove it, or choose another hydra.run.dir"),
         (["hydra.run.dir=a", "ckpt_path=a/checkpoints/step_00000010.ckpt"], "a holds a run already"),
         (["ckpt_path=last"], "no run with a checkpoint under"),
-        (["-m", "ckpt_path=last", "seed=1,2"], "ckpt_path=last in a sweep"),
-        (["-m", "ckpt_path=auto", "seed=1,2"], "ckpt_path=auto in a sweep"),
+        (["--multirun", "ckpt_path=last", "seed=1,2"], "ckpt_path=last in a sweep"),
+        (["--multirun", "ckpt_path=auto", "seed=1,2"], "ckpt_path=auto in a sweep"),
         (["seed=(((", "ckpt_path=a"], "mismatched input"),
     ],
 )

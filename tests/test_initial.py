@@ -189,4 +189,4 @@ def test_both_beginnings_are_refused_but_for_the_one_that_may_not_be_there(tmp_p
         "init_from=b",
     ]
     with pytest.raises(ConfigError, match="give one of them"):
-        resume.training_arguments(["-m", "ckpt_path=a,b", "init_from=b"])
+        resume.training_arguments(["--multirun", "ckpt_path=a,b", "init_from=b"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -28,7 +29,7 @@ def config(**changes):
 @pytest.fixture
 def free(monkeypatch):
     """Sets the free bytes of the disk."""
-    return lambda size: monkeypatch.setattr(plan.shutil, "disk_usage", lambda _: SimpleNamespace(free=size))
+    return lambda size: monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=size))
 
 
 @pytest.fixture

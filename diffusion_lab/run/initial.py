@@ -123,16 +123,9 @@ def fill(network: nn.Module, found: Initial, strict: bool) -> list[str]:
 
 def differences(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
     """Describe how the noise process or the network output differs from those these weights were trained with."""
-    meaning = (
-        "model.process.",
-        "model.output",
-        "model.c_noise",
-        "model.levels",
-        "model._target_",
-        "schedule.",
-        "sigma_",
-    )
+    meaning = ("process.", "output", "c_noise", "levels", "_target_")
+    keys = (*(f"model.{key}" for key in meaning), "schedule.", "sigma_")
     if before is None:
         return ""
-    message = [change for change in changes(before, now)[0] if change.startswith((*meaning, "schedule.", "sigma_"))]
+    message = [change for change in changes(before, now)[0] if change.startswith(keys)]
     return f"; they were trained with a different noise process or output: {', '.join(message[:4])}" if message else ""
