@@ -45,17 +45,19 @@ MAY_IMPORT = {
         *("finite", "noise", "ranks", "storage"),
         *("data", "denoiser", "likelihood", "metric", "model", "sampler"),
     },
-    "callback": {"finite", "ranks", "storage", "data", "evaluation", "model", "plot", "sampler"},
-    "comparison": {"errors", "output", "plot", "storage"},
-    "config": {"errors", "output", "memory", "first_edition", "storage"},
+    "monkeypatches": {"errors"},
+    "callback": {"finite", "monkeypatches", "ranks", "storage", "data", "evaluation", "model", "plot", "sampler"},
+    "comparison": {"errors", "output", "cli", "plot", "storage"},
+    "config": {"errors", "output", "memory", "first_edition", "monkeypatches", "storage"},
     "logger": {"errors", "output", "config", "storage"},
     "checkpoint": {"errors", "first_edition", "storage", "config", "denoiser", "guidance", "model"},
     "run": {
-        *("errors", "output", "finite", "first_edition", "ranks", "storage", "config", "logger", "checkpoint"),
+        *("errors", "output", "cli", "finite", "first_edition", "monkeypatches", "ranks", "storage"),
+        *("config", "logger", "checkpoint"),
         *("callback", "data", "denoiser", "evaluation", "guidance", "interop", "metric", "model", "plot", "sampler"),
         "verification",
     },
-    "launch": {"errors", "output", "storage", "config", "run", "comparison"},
+    "launch": {"errors", "output", "monkeypatches", "storage", "config", "run", "comparison"},
     "bench": {
         *("errors", "output", "storage", "config", "run", "checkpoint", "interop"),
         *("callback", "data", "denoiser", "evaluation", "likelihood", "loss", "metric", "model", "network", "noise"),
@@ -63,7 +65,8 @@ MAY_IMPORT = {
     },
     # What is typed: `python -m diffusion_lab...` and the console script.
     "__main__": {"cli"},
-    "cli": COMMAND,
+    "cli": {"errors", "output"},
+    "completion": {"cli", *COMMAND},
     "train": COMMAND,
     "sample": COMMAND,
     "compare": COMMAND,
@@ -72,7 +75,7 @@ MAY_IMPORT = {
     "referee": COMMAND,
     "__init__": {"checkpoint"},
 }
-HYDRA, MAY_USE_HYDRA = {"hydra", "omegaconf"}, {"config", "run", "launch"}
+HYDRA, MAY_USE_HYDRA = {"hydra", "omegaconf"}, {"config", "monkeypatches", "run", "launch"}
 TORCH_ONLY = {"torch", "math", "typing", "abc", "collections", "diffusion_lab", "__future__", "functools", "dataclasses",
               "itertools"}  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -40,7 +40,8 @@ class Checkpoint(OptionalHooks):
         room_for_a_file(self.folder.parent)
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
         if 0 <= limit < size:
-            message = f"a checkpoint needs about {format_bytes(size)}, but a file may have {format_bytes(limit)} here: raise ulimit -f"
+            most = f"a file may have {format_bytes(limit)} here: raise ulimit -f"
+            message = f"a checkpoint needs about {format_bytes(size)}, but {most}"
             raise NotWritten(errno.EFBIG, f"{self.folder}: {message}")
         count = 1 + (self.keep or 0)
         free = room(self.folder)
