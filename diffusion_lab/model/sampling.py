@@ -74,7 +74,7 @@ class Sampling(Conditioned):
 
         Args:
             seed: seed of the series; None: a random one.
-            sampler, steps: replace the model's sampler, by a name such as "ddim" for a model from `load`, and its steps.
+            sampler, steps: replace the model's sampler (a name such as "ddim" for a model from `load`) and its steps.
             label: of a conditional model: a class by number or name; a list of classes, cycled, so that image i has
                 `label[i % len(label)]`; "each" for all in turn; None: drawn with the training frequencies by (seed, i).
             guidance: changes the estimates, such as `diffusion_lab.guidance.ClassifierFree(scale=2)`.
