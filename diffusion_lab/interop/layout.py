@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from diffusion_lab.interop import ddim, diffusers, ncsn, score_sde
+from diffusion_lab.interop import ddim, diffusers, ncsn, openai, score_sde
 from diffusion_lab.interop.mapping import listed
-from diffusion_lab.network import NCSNpp, RefineNet, UNet
+from diffusion_lab.network import ADMUNet, NCSNpp, NoisyClassifier, RefineNet, UNet
 
 
 def no_check(network: nn.Module, file: Path) -> None:
@@ -44,6 +44,8 @@ LAYOUTS = (
     Layout("ScoreSDE", NCSNpp, "network=ncsnpp or ddpmpp", "all_modules.", score_sde.ncsnpp, score_sde.trainable_order),
     Layout("ScoreSDE", UNet, "network=ddpm_score_sde", "all_modules.", score_sde.ddpm, score_sde.trainable_order),
     Layout("DDIM", UNet, "network=unet", "temb.dense.", ddim.unet, ddim.trainable_order),
+    Layout("ADM", ADMUNet, "model=iddpm or adm", "output_blocks.", openai.unet, openai.trainable_order),
+    Layout("ADM", NoisyClassifier, "model=classifier", "out.2.c_proj.", openai.classifier, openai.trainable_order),
     Layout(
         "diffusers",
         UNet,

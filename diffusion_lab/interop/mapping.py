@@ -94,9 +94,9 @@ def concatenate(group: list[Link], official: Mapping[str, Tensor], ours: Tensor)
 
 
 def core_shape(tensor: Tensor) -> list[int]:
-    """Return the shape of a tensor without the two dimensions of a 1x1 kernel."""
+    """Return the shape of a tensor without the dimensions of a kernel of one pixel."""
     shape = list(tensor.shape)
-    return shape[:2] if shape[2:] == [1, 1] else shape
+    return shape[:2] if shape[2:] in ([1], [1, 1]) else shape
 
 
 def listed(names: list[str]) -> str:

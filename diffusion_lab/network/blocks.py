@@ -100,8 +100,11 @@ class AttentionBlock(nn.Module):
         self.out = linear(channels, channels, init_scale)
         self.skip_rescale = skip_rescale
 
+    def split(self, qkv: Tensor) -> tuple[Tensor, ...]:
+        """q, k and v, (B, heads, pixels, channels of a head)."""
+        return qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+
     def forward(self, x: Tensor) -> Tensor:
-        pixels = self.norm(x).flatten(2).transpose(1, 2)
-        q, k, v = self.qkv(pixels).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = self.split(self.qkv(self.norm(x).flatten(2).transpose(1, 2)))
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return join(x, self.out(mixed).transpose(1, 2).unflatten(2, x.shape[2:]), self.skip_rescale)
