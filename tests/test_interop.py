@@ -268,12 +268,12 @@ def test_settings_of_diffusers_that_no_name_tells(recorded, tmp_path, capsys):
         check_settings(UNet(3, 16, channels=32, multipliers=(1, 2), groups=16), file)
     for key in ("attention_head_dim", "downsample_padding", "flip_sin_to_cos", "freq_shift", "norm_eps"):
         config.write_text(json.dumps({k: v for k, v in HUB.items() if k != key}))  # the library's default is another
-        with pytest.raises(ValueError, match=f"{key}=.*our U-Net computes {key}="):
+        with pytest.raises(ValueError, match=f"{key}=.*our U-Net has {key}="):
             check_settings(net, file)
     config.write_text(json.dumps(HUB | {"norm_num_groups": 8}))
     safetensors.torch.save_file(diffusers(official(recorded("net_ddim_small")), NEW), file)
     said = refused(capsys, str(file), *MODELS["ddim"][0], *SMALL)
-    assert "has norm_num_groups=8, and our U-Net computes norm_num_groups=32" in said
+    assert "has norm_num_groups=8, but our U-Net has norm_num_groups=32" in said
 
 
 # --------------------------------------------------------------------------- what is refused
