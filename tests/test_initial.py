@@ -125,7 +125,7 @@ def test_what_does_not_fit_is_named_and_left_out_only_on_request(tmp_path, capsy
     for name, tensor in colour.state_dict().items():
         assert torch.equal(tensor, before[name] if name in left else grey[name]), name
     other = MLP(2, 8)
-    with pytest.raises(ConfigError, match="nothing fits|are of none of the layouts"):
+    with pytest.raises(ConfigError, match="nothing fits|match none of the layouts"):
         initial.initialise(Holder(other), {**given, "init_strict": False})
 
 
@@ -144,7 +144,7 @@ def test_weights_of_another_program_are_read_as_an_import_reads_them(recorded, t
     listed(file, record, raw, average)
     overrides = [*MODELS["ddim"][0], *SMALL]
     imported, kept = (
-        import_checkpoint.build(given := import_checkpoint.composed(overrides)),
+        import_checkpoint.build(given := import_checkpoint.training(overrides)),
         files.find(files.read(file)),
     )
     _, averaged = import_checkpoint.fill(imported, kept, file, given)
@@ -155,7 +155,7 @@ def test_weights_of_another_program_are_read_as_an_import_reads_them(recorded, t
         for name, parameter in begun.network.named_parameters():
             torch.testing.assert_close(parameter, wanted[name], rtol=0, atol=0, check_stride=False)
     assert "initialised from the ema weights (a checkpoint of NCSNv2 or DDIM) of" in capsys.readouterr().out
-    small = import_checkpoint.build({**given, **import_checkpoint.composed([*overrides, "network.channels=64"])})
+    small = import_checkpoint.build({**given, **import_checkpoint.training([*overrides, "network.channels=64"])})
     with pytest.raises(ConfigError, match="does not fit this network.*add init_strict=false"):
         initial.initialise(small, {**given, "init_from": str(file)})
     before = {name: weight.clone() for name, weight in small.network.state_dict().items()}

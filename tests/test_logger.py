@@ -82,18 +82,18 @@ def test_an_id_asked_for_is_that_of_one_run_of_a_sweep(keyed, tmp_path):
 
 def test_a_run_that_cannot_be_opened_leaves_nothing_to_the_next(keyed, tmp_path, capsys):
     """W&B's run is open when the disk refuses the id: the next job's run must be its own."""
-    replace, before = os.replace, dict(os.environ)
+    replace, before = Path.replace, dict(os.environ)
 
     def refusing(source, target):
         if Path(target).name == "wandb_run_id.txt":
             raise OSError(28, "No space left on device")
-        replace(source, target)
+        return replace(source, target)
 
-    keyed.setattr(os, "replace", refusing)
+    keyed.setattr(Path, "replace", refusing)
     with pytest.raises(OSError, match="No space left"):
         build_loggers({"wandb": {"id": "doomed"}}, tmp_path / "bad", {"bad": 1})
     assert services() == []
-    keyed.setattr(os, "replace", replace)
+    keyed.setattr(Path, "replace", replace)
     failed = build_loggers({"wandb": {}}, tmp_path / "failed", {})
     finish_loggers(failed, failed=True)
     loggers = build_loggers({"wandb": {}}, tmp_path / "good", {"good": 1})
@@ -130,10 +130,10 @@ def test_one_logger_that_cannot_be_ended_does_not_keep_the_others_open(keyed, tm
     loggers = build_loggers({"wandb": {}}, tmp_path, {})
     loggers[0].log_metrics({"loss": 0.5}, step=1)
 
-    def full(mode, path, rows):
+    def full(*_, **__):
         raise RuntimeError("cannot be ended")
 
-    keyed.setattr(loggers[0], "_write", full)
+    keyed.setattr(loggers[0], "_text", full)
     with pytest.raises(RuntimeError, match="cannot be ended"):
         finish_loggers(loggers)
     assert services() == []

@@ -29,7 +29,7 @@ from diffusion_lab.evaluation import Evaluator
 from diffusion_lab.model import Model
 from diffusion_lab.noise import Generators, draw
 from diffusion_lab.output import tolerant
-from diffusion_lab.run.compare import sample_store, sampler_settings
+from diffusion_lab.run.compare import Point, sample_store, sampler_settings
 from diffusion_lab.run.sample_spec import SampleSpec, sample_spec
 from diffusion_lab.storage import checkpoint_file, run_directory
 from diffusion_lab.storage.run_directory import CheckpointError
@@ -176,9 +176,9 @@ class Scorer:
         steps = steps_for(implementation, nfe, self.model)
         if steps is None:
             return None
-        spec = {**self.wanted, "sampler": {**implementation.settings, "steps": steps}}
-        name = implementation.name.replace(" ", "_")
-        series = sample_store(self.model, implementation.make(steps), spec, name, self.log_dir)
+        settings, name = {**implementation.settings, "steps": steps}, implementation.name.replace(" ", "_")
+        point = Point(name, steps, settings, implementation.make(steps))
+        series = sample_store(point, self.wanted, self.model, self.log_dir)
         return next(iter(self.evaluator.quality(series, self.data).values()))
 
 

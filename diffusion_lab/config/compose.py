@@ -74,7 +74,8 @@ def composed(task: str, words: Sequence[str], with_hydra: bool = False) -> DictC
 
 def training(words: Sequence[str]) -> dict[str, Any]:
     """The plain configuration of a training, with the `choices` of groups, as stored in its checkpoints."""
-    config = composed("train", words, with_hydra=True)
+    with in_one_line():
+        config = composed("train", words, with_hydra=True)
     choices = {group: name for group, name in config.hydra.runtime.choices.items() if not group.startswith("hydra")}
     OmegaConf.set_struct(config, False)
     del config["hydra"]
@@ -108,31 +109,35 @@ def check(
     found = directories.directories(arguments, main)
     with initialize_config_dir(str(found[0]), version_base="1.3"):
         check_hydra(task, overrides, sweep)
-        idle = []
-        for job in _jobs(overrides, found):
-            config, words = _check_words(task, job, found)
-            if only_words:
-                continue
-            base = OmegaConf.to_container(config, resolve=False)
-            with in_one_line():
-                config = config if words == job else composed_by_hydra(task, job)
-                OmegaConf.set_struct(config, False)
-                config.paths.run_dir = "."  # known only when the job starts
-                config.variance = config.variance or "fixed_large"  # sample.py takes the checkpoint's
-                raw = OmegaConf.to_container(config, resolve=False)
-                check_structure(raw, base)
-                raw = {key: raw[key] for part in used for key in part if key in raw} or raw
-                missing = [f"{path}.{k}".lstrip(".") for path, node in nodes(raw) for k in node if node[k] == "???"]
-                if missing:
-                    raise ConfigError(f"{', '.join(missing)} must be given: add {missing[0]}=...")
-                check_network_fits_data(raw)  # unresolved: an image network refers to data.shape[1]
-                convert(config)
-                settings, typed = plain(config, job), parsed(job)
-                idle.append({} if used else unused(typed, raw, settings))
-                with name_typed_keys(raw, {o.key_or_group for o in typed}):
-                    for part in used or (settings,):
-                        validate({key: settings[key] for key in part if key in settings})
-        refuse_unused(idle)
+        refuse_unused([_check_job(task, job, found, only_words, used) for job in _jobs(overrides, found)])
+
+
+def _check_job(
+    task: str, job: Sequence[str], found: Sequence[Path], only_words: bool, used: Sequence[Sequence[str]]
+) -> dict[str, str]:
+    """Validate the configuration of one job; return its overrides that have no effect, and why."""
+    config, words = _check_words(task, job, found)
+    if only_words:
+        return {}
+    base = OmegaConf.to_container(config, resolve=False)
+    with in_one_line():
+        config = config if words == job else composed_by_hydra(task, job)
+        OmegaConf.set_struct(config, False)
+        config.paths.run_dir = "."  # known only when the job starts
+        config.variance = config.variance or "fixed_large"  # sample.py takes the checkpoint's
+        raw = OmegaConf.to_container(config, resolve=False)
+        check_structure(raw, base)
+        raw = {key: raw[key] for part in used for key in part if key in raw} or raw
+        missing = [f"{path}.{k}".lstrip(".") for path, node in nodes(raw) for k in node if node[k] == "???"]
+        if missing:
+            raise ConfigError(f"{', '.join(missing)} must be given: add {missing[0]}=...")
+        check_network_fits_data(raw)  # unresolved: an image network refers to data.shape[1]
+        convert(config)
+        settings, typed = plain(config, job), parsed(job)
+        with name_typed_keys(raw, {o.key_or_group for o in typed}):
+            for part in used or (settings,):
+                validate({key: settings[key] for key in part if key in settings})
+        return {} if used else unused(typed, raw, settings)
 
 
 def parsed(words: Sequence[str]) -> list[Override]:

@@ -16,6 +16,7 @@ from diffusion_lab.config.directories import CONF, PACKAGE, SEARCH, listed
 from diffusion_lab.config.instantiate import FURTHER, PATH
 from diffusion_lab.config.packages import key_file, seal
 from diffusion_lab.errors import ConfigError
+from diffusion_lab.storage.run_directory import newest_step
 
 
 class MissingDirectory(ConfigError):
@@ -105,7 +106,7 @@ def advice(directory: Path, task: str) -> str:
     """How to resume."""
     if task == "sample":
         return "the same command again resumes from the samples generated so far"
-    found = max(directory.glob("checkpoints/step_*.ckpt"), default=None)
+    found = newest_step(directory)
     if found is None:
         return "there is no checkpoint yet"
     return f"the last checkpoint is of step {int(found.stem[5:])}; resume:  {command('train', directory)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from diffusion_lab.output import say
-from diffusion_lab.storage.atomic_file import describe
+from diffusion_lab.storage.atomic_file import atomic_write, describe
 
 Rows = dict[int, dict[str, Any]]
 
@@ -68,7 +68,7 @@ class CSVLogger(Logger):
                     columns.extend(row)
                 self._replace(columns, rows)
             else:
-                self._write("a", self.path, self._pending)
+                self._append(self._pending)
         except OSError as error:
             self._forget()  # half a line may have been written
             self._saved = time.monotonic()
@@ -117,18 +117,19 @@ class CSVLogger(Logger):
     def _replace(self, columns: list[str], rows: Rows) -> None:
         used = {k for row in rows.values() for k in row} - {"step"}
         self._columns = [k for k in dict.fromkeys(columns) if k in used]
-        temporary = self.path.with_name(".metrics.tmp.csv")
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._write("w", temporary, rows)
-            os.replace(temporary, self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def _write(self, mode: str, path: Path, rows: Rows) -> None:
-        with path.open(mode, newline="") as file:
-            writer = csv.DictWriter(file, ["step", *self._columns], lineterminator="\n")
-            if mode == "w":
-                writer.writeheader()
-            writer.writerows({**rows[step], "step": step} for step in sorted(rows))
+        with atomic_write(self.path) as file:
+            file.write(self._text(rows, header=True).encode())
         self._last = max(rows, default=-1)
+
+    def _append(self, rows: Rows) -> None:
+        with self.path.open("a", newline="") as file:
+            file.write(self._text(rows))
+        self._last = max(rows)
+
+    def _text(self, rows: Rows, header: bool = False) -> str:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["step", *self._columns], lineterminator="\n")
+        if header:
+            writer.writeheader()
+        writer.writerows({**rows[step], "step": step} for step in sorted(rows))
+        return text.getvalue()

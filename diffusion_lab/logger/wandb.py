@@ -22,6 +22,8 @@ from diffusion_lab.errors import ConfigError
 from diffusion_lab.logger.wandb_server import Mode, asked_mode, wandb_mode
 from diffusion_lab.output import say
 from diffusion_lab.storage import lock as file_lock
+from diffusion_lab.storage.atomic_file import atomic_write
+from diffusion_lab.storage.run_directory import newest_step
 
 INIT_SECONDS, FINISH_SECONDS, UPLOAD_SECONDS = 10.0, 300.0, 3600.0
 """Longest wait for the server to open the run, to take the last numbers, or those and a checkpoint that was asked for;
@@ -99,7 +101,7 @@ class WandbLogger(loggers.WandbLogger):
         """
         import wandb
 
-        best, newest = self.run_dir / "checkpoints" / "best.ckpt", newest_checkpoint(self.run_dir)
+        best, newest = self.run_dir / "checkpoints" / "best.ckpt", newest_step(self.run_dir)
         # The newest last: W&B calls the last version "latest", whatever it is told.
         for alias, path in (("best", best if best.is_file() else None), ("latest", newest)):
             if path is None:
@@ -184,19 +186,13 @@ def open_run(options: WandbOptions, run_dir: Path, config: Mapping[str, Any]) ->
             say(f"W&B is offline ({reason}); upload the run later with: wandb sync {pieces}")
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-        temporary = run_dir / ".wandb_run_id.tmp.txt"
-        temporary.write_text(f"{options.id}\n")
-        os.replace(temporary, run_dir / ID_FILE)
+        with atomic_write(run_dir / ID_FILE) as file:
+            file.write(f"{options.id}\n".encode())
     except BaseException:
         end_service()  # nobody else would, and the next job would log into this run
         raise
     _opened[options.id] = run_dir.resolve()
     return run
-
-
-def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The checkpoint of a run directory that a resumed run goes on from."""
-    return max(run_dir.glob("checkpoints/step_*.ckpt"), default=None)
 
 
 def read_id(run_dir: Path) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning_fabric import Fabric
 from omegaconf import DictConfig
@@ -22,27 +22,28 @@ from diffusion_lab.run.sample_spec import SampleSpec, claim, folder
 from diffusion_lab.sampler import Sampler
 
 
-def sample_store(model: Model, sampler: Sampler, spec: SampleSpec, name: str, log_dir: str | Path) -> SampleStore:
-    """The sample store of one sampler, in the directory that sampling with this sampler alone would use."""
-    place = folder(spec, name, log_dir, None)
-    ranks.on_first(lambda: claim(place, spec))
-    return SampleStore(place, model, sampler, spec["seed"], spec["batch_size"])
+class Point(NamedTuple):
+    """One sampler of a comparison; steps is None for a sampler without a number of steps."""
+
+    name: str
+    steps: int | None
+    settings: dict[str, Any]
+    sampler: Sampler
 
 
-Point = tuple[str, int | None, dict[str, Any], Sampler]
-
-
-def sample_stores(config: DictConfig, wanted: SampleSpec, model: Model) -> list[SampleStore]:
-    """The sample store of every point; nothing is written yet."""
-    places = [
-        (folder({**wanted, "sampler": settings}, name, config.paths.log_dir, None), sampler)
-        for name, _, settings, sampler in planned(config, model, quiet=True)
-    ]
-    return [SampleStore(place, model, sampler, wanted["seed"], wanted["batch_size"]) for place, sampler in places]
+def sample_store(
+    point: Point, wanted: SampleSpec, model: Model, log_dir: str | Path, write: bool = True
+) -> SampleStore:
+    """The sample store of one sampler, in the directory that sampling with it alone would use, made if `write`."""
+    spec = {**wanted, "sampler": point.settings}
+    place = folder(spec, point.name, log_dir, None)
+    if write:
+        ranks.on_first(lambda: claim(place, spec))
+    return SampleStore(place, model, point.sampler, spec["seed"], spec["batch_size"])
 
 
 def planned(config: DictConfig, model: Model, quiet: bool = False) -> list[Point]:
-    """(name, steps, settings, sampler) of every point; steps is None for a sampler without a number of steps.
+    """Every sampler of the list `compare`, with every number of steps.
 
     Raises:
         ConfigError: for a sampler that does not exist or cannot sample from the model's noise process.
@@ -61,7 +62,7 @@ def planned(config: DictConfig, model: Model, quiet: bool = False) -> list[Point
                 if not quiet:
                     say(f"left out  {name} with {steps} steps: {error}")
                 continue
-            points.append((name, steps, settings_of_point, sampler))
+            points.append(Point(name, steps, settings_of_point, sampler))
     if not points:
         raise ConfigError("compare: no sampler of the list can sample from this model")
     return points
@@ -80,8 +81,9 @@ def compare(
     samplers = {f"{name}{steps or ''}": settings for name, steps, settings, _ in points}
     compared = {**wanted, "sampler": samplers, "samples": evaluator.samples}
     out = folder(compared, "compare", config.paths.log_dir, config.out)
-    for name, steps, settings, sampler in points:
-        series = sample_store(model, sampler, {**wanted, "sampler": settings}, name, config.paths.log_dir)
+    for point in points:
+        name, steps = point.name, point.steps
+        series = sample_store(point, wanted, model, config.paths.log_dir)
         try:
             with fabric.autocast():
                 series.complete(evaluator.samples * evaluator.repeats)

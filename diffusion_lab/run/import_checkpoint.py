@@ -14,7 +14,6 @@ from torch import Tensor
 from diffusion_lab.config.compose import training
 from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.config.origin import command
-from diffusion_lab.config.refusals import in_one_line
 from diffusion_lab.errors import ConfigError, as_config_error
 from diffusion_lab.interop.files import Found, averaged, find, read
 from diffusion_lab.interop.layout import Layout, recognise
@@ -38,7 +37,7 @@ def import_checkpoint(file: str, overrides: Sequence[str], out: str | None = Non
     Raises:
         ConfigError: if the file is refused or does not fit the configuration; nothing is written then.
     """
-    path, settings = Path(file), composed(overrides)
+    path, settings = Path(file), training(overrides)
     run_dir = Path(out or Path(settings["paths"]["log_dir"]) / "imported" / path.stem)
     if checkpoints(run_dir):
         raise ConfigError(f"{run_dir} holds a checkpoint already: choose another out=..., or remove it first")
@@ -55,12 +54,6 @@ def import_checkpoint(file: str, overrides: Sequence[str], out: str | None = Non
         AtomicCheckpointIO().save_checkpoint(contents(model, average, found.step or 0, settings), target)
     report(found, layout, model, path, target)
     return run_dir
-
-
-def composed(overrides: Sequence[str]) -> dict[str, Any]:
-    """The training configuration that the overrides describe, as stored in a checkpoint."""
-    with in_one_line():
-        return training(overrides)
 
 
 def build(settings: dict[str, Any]) -> Model:

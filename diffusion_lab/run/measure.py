@@ -15,6 +15,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from diffusion_lab import ranks
+from diffusion_lab.config.compose import training
 from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.config.origin import command, spelled
 from diffusion_lab.data import DataModule
@@ -23,7 +24,6 @@ from diffusion_lab.evaluation import reference
 from diffusion_lab.metric import Statistics
 from diffusion_lab.output import say
 from diffusion_lab.run.data import data_module
-from diffusion_lab.run.import_checkpoint import composed
 from diffusion_lab.run.lightning import build_fabric
 from diffusion_lab.storage.atomic_file import room_for_a_file
 
@@ -61,7 +61,7 @@ def measure(overrides: Sequence[str], split: str, out: str | None, count: int | 
     Raises:
         ConfigError: if the data, the extractor or the devices are not available.
     """
-    settings = composed(overrides)
+    settings = training(overrides)
     directory = settings["paths"]["statistics_dir"]
     target = Path(out or Path(directory, f"{settings['choices']['data']}_{split}.npz"))
     check_target(target)

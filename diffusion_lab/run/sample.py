@@ -20,7 +20,7 @@ from diffusion_lab.evaluation import Evaluator, SampleStore
 from diffusion_lab.evaluation.results import write_results
 from diffusion_lab.logger.loggers import finish_loggers, reopen
 from diffusion_lab.output import say
-from diffusion_lab.run.compare import compare, planned, sample_stores
+from diffusion_lab.run.compare import compare, planned, sample_store
 from diffusion_lab.run.data import data_module, located
 from diffusion_lab.run.failure import explained
 from diffusion_lab.run.lightning import build_fabric, compile_network, quieten
@@ -28,7 +28,7 @@ from diffusion_lab.run.plan import announce_plan
 from diffusion_lab.run.rehearsal import rehearse_sampling
 from diffusion_lab.run.report import facts, in_sweep, say_classes, say_limits, table
 from diffusion_lab.run.sample_files import write_samples
-from diffusion_lab.run.sample_spec import claim, conditioning_spec, folder, sample_spec
+from diffusion_lab.run.sample_spec import SampleSpec, claim, conditioning_spec, folder, sample_spec
 from diffusion_lab.run.subject import Subject, load
 from diffusion_lab.storage.run_lock import locked
 
@@ -55,17 +55,7 @@ def sample(config: DictConfig) -> None:
         planned(config, subject.model, quiet=True)  # refuses samplers that do not exist
     evaluator, data = prepare_evaluation(config, subject) if scored else (None, None)
     if config.compare:
-        if not evaluator.scores_samples(data):
-            raise ConfigError("compare needs a metric of samples: choose metric=inception or another one")
-        if rank_zero_only.rank == 0:
-            drawn = sample_stores(config, wanted, subject.model)
-            announce_plan(
-                config, fabric, drawn, evaluator.samples * evaluator.repeats, what(config, subject), evaluator, data
-            )
-        fabric.launch()
-        values, curves = compare(config, fabric, wanted, subject.model, evaluator, data)
-        if fabric.is_global_zero:
-            publish(subject, values, {"sample/quality_vs_nfe": curves})
+        sample_and_compare(config, fabric, wanted, subject, evaluator, data)
         return
     out = folder(wanted, subject.sampler, config.paths.log_dir, config.out)
     series = SampleStore(out, subject.model, seed=config.seed, batch_size=config.batch_size)
@@ -80,6 +70,23 @@ def sample(config: DictConfig) -> None:
             claim(out, wanted)
         fabric.launch()
         sample_and_score(config, fabric, subject, series, count, evaluator, data)
+
+
+def sample_and_compare(
+    config: DictConfig, fabric: Fabric, wanted: SampleSpec, subject: Subject, evaluator: Evaluator, data: Any
+) -> None:
+    """Sample and score with every sampler of the list `compare`."""
+    if not evaluator.scores_samples(data):
+        raise ConfigError("compare needs a metric of samples: choose metric=inception or another one")
+    if rank_zero_only.rank == 0:
+        points = planned(config, subject.model, quiet=True)
+        stores = [sample_store(p, wanted, subject.model, config.paths.log_dir, write=False) for p in points]
+        count = evaluator.samples * evaluator.repeats
+        announce_plan(config, fabric, stores, count, what(config, subject), evaluator, data)
+    fabric.launch()
+    values, curves = compare(config, fabric, wanted, subject.model, evaluator, data)
+    if fabric.is_global_zero:
+        publish(subject, values, {"sample/quality_vs_nfe": curves})
 
 
 def what(config: DictConfig, subject: Subject) -> str:

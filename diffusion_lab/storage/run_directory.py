@@ -24,6 +24,11 @@ def checkpoints(run_dir: Path) -> list[Path]:
     return sorted(run_dir.glob("checkpoints/*.ckpt"), reverse=True)
 
 
+def newest_step(run_dir: Path) -> Path | None:
+    """The checkpoint of a run directory from which a resumed run continues."""
+    return max(run_dir.glob("checkpoints/step_*.ckpt"), default=None)
+
+
 def newest_complete(found: Sequence[Path]) -> Path:
     """Return the first complete file; print each one skipped before it.
 
