@@ -86,7 +86,7 @@ def test_words_reach_the_sampler():
     sampler = few_steps.ours("dpm_solver_sde spacing=karras rho=3", None).make(9)
     assert (sampler.steps, sampler.spacing, sampler.rho, sampler.predictor.stochastic) == (9, "karras", 3, True)
     assert few_steps.ours("ancestral", "fixed_small").make(5).predictor.variance == "fixed_small"
-    for words, message in (("hein", "heun"), ("ddim spacin=karras", "spacin"), ("ode", "no number of steps")):
+    for words, message in (("hein", "heun"), ("ddim spacin=karras", "spacin"), ("ode", "ode is adaptive")):
         with pytest.raises(ConfigError, match=message):
             few_steps.ours(words, None)
 

@@ -184,7 +184,7 @@ def test_photographs_stand_upright(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "AVIF"])
-def test_of_several_frames_the_first_is_taken_and_said(kind: str) -> None:
+def test_of_several_frames_the_first_is_taken_and_reported(kind: str) -> None:
     first, second = Image.new("RGB", (16, 16), RED), Image.new("RGB", (16, 16), GREEN)
     image, traits = read_image(encoded(first, kind, save_all=True, append_images=[second]), 3)
     assert np.abs(np.array(image).astype(int) - RED).max() < 12 and traits == {"frames"}
@@ -400,7 +400,7 @@ def test_the_class_of_every_image_is_its_folder_or_a_conditional_model_is_refuse
         (tmp_path / place).parent.mkdir(exist_ok=True)
         Image.new("RGB", (8, 8)).save(tmp_path / place)
     assert module(tmp_path, held_out_fraction=0.5).splits
-    with pytest.raises(ValueError, match="its folder, and 1 of 4 images lie in none: move them into folders"):
+    with pytest.raises(ValueError, match="its folder, and 1 of 4 images are in none: move them into folders"):
         module(tmp_path, conditional=True).setup("fit")
 
 

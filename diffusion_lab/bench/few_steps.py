@@ -101,17 +101,17 @@ class Implementation:
     settings: Mapping[str, Any]
 
 
-def ours(words: str, variance: str | None) -> Implementation:
+def ours(arguments: str, variance: str | None) -> Implementation:
     """A sampler of conf/sampler.
 
     Raises:
-        ConfigError: for one that does not exist, or whose network evaluations are its own choice.
+        ConfigError: for an unknown sampler, or an adaptive one.
     """
-    name, *keys = words.split()
+    name, *keys = arguments.split()
     settings = sampler_settings(name, variance, keys)
     if "steps" not in settings:
-        raise ConfigError(f"{name} has no number of steps: it cannot be told how often to ask the network")
-    return Implementation(words, lambda steps: instantiate({**settings, "steps": steps}, "sampler"), settings)
+        raise ConfigError(f"{name} is adaptive: its number of network evaluations cannot be set")
+    return Implementation(arguments, lambda steps: instantiate({**settings, "steps": steps}, "sampler"), settings)
 
 
 def theirs(name: str) -> Implementation:
@@ -228,7 +228,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except CheckpointError as error:
         parser.error(str(error))
     variance = (scorer.model.config or {}).get("variance")
-    makers = [partial(ours, words, variance) for words in options.sampler] + [partial(theirs, n) for n in options.peer]
+    makers = [partial(ours, sampler, variance) for sampler in options.sampler]
+    makers += [partial(theirs, name) for name in options.peer]
     records: dict[str, dict[int, dict[str, Any]]] = {}
     skipped: set[str] = set()
     for make in makers:

@@ -1,4 +1,4 @@
-"""The command `python -m diffusion_lab.compare`: runs side by side, as a table and a page of plots."""
+"""The command `python -m diffusion_lab.compare`: compare runs in a table and a page of plots."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 HELP = """\
-Compare runs: one table and one page of plots of what they scored and what they cost.
+Compare the metrics and costs of runs in one table and one page of plots.
 
   python -m diffusion_lab.compare RUN [RUN ...] [by=METRIC] [out=DIRECTORY]
 
 RUN is a run's directory, a results.json, or a directory with runs below it, such as that of a sweep.
-  by=METRIC         the runs are sorted by it; otherwise by the first metric that all of them have
-  out=DIRECTORY     where comparison.md, .csv and .png go; logs/comparison/DATE_TIME otherwise
+  by=METRIC         sort the runs by this metric; default: the first metric that all of them have
+  out=DIRECTORY     directory of comparison.md, .csv and .png; default: logs/comparison/DATE_TIME
 
-Values are ranked where their protocols are equal.  Where they differ it says in what, and ranks nothing across.
+Values are ranked if their protocols are equal; otherwise the differences are listed.
 """
 
 
@@ -54,29 +54,29 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def parse(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """(runs, options) of a command line.
+    """Return (runs, options) of a command line.
 
     Raises:
-        ConfigError: for an option that does not exist, or no run.
+        ConfigError: for an unknown option, or no run.
     """
     paths, options = [], {}
-    for word in arguments:
-        key, equals, value = word.partition("=")
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
         if equals and key in ("by", "out") and value:
             options[key] = value
-        elif word.startswith("-") or (equals and not Path(word).exists()):
-            guess = get_close_matches(key.strip("-"), ("by", "out"), 1, cutoff=0.4)
-            hint = f" (did you mean {guess[0]}=...?)" if guess else ""
-            raise ConfigError(f"{word} is no option here{hint}; the options are by=METRIC and out=DIRECTORY")
+        elif argument.startswith("-") or (equals and not Path(argument).exists()):
+            close = get_close_matches(key.strip("-"), ("by", "out"), 1, cutoff=0.4)
+            hint = f" (did you mean {close[0]}=...?)" if close else ""
+            raise ConfigError(f"unknown option {argument}{hint}; the options are by=METRIC and out=DIRECTORY")
         else:
-            paths.append(word)
+            paths.append(argument)
     if not paths:
-        raise ConfigError("name at least one run: see python -m diffusion_lab.compare --help")
+        raise ConfigError("give at least one run: see python -m diffusion_lab.compare --help")
     return paths, options
 
 
 def show(result: comparison.Comparison) -> None:
-    """Print the table, in parts where it is wider than the terminal, and what cannot be compared."""
+    """Print the table, in parts if it is wider than the terminal, and the notes."""
     tables = parts(*comparison.grid(result), width())
     if result.seeds:
         tables += parts(*comparison.seeds_grid(result), width(), "mean ± standard deviation over seeds")
@@ -87,12 +87,12 @@ def show(result: comparison.Comparison) -> None:
 
 
 def parts(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int, title: str = "") -> list[Table]:
-    """Tables of at most that width, each with the first column, that together hold all columns."""
+    """Split a table into tables of at most `width` characters, each with the first column."""
     from rich.table import Table
     from rich.text import Text
 
     headings, rows, title = [*map(shown, headings)], [[*map(shown, row)] for row in rows], shown(title)
-    columns = ["\n".join(fold(word)) for word in headings]
+    columns = ["\n".join(fold(heading)) for heading in headings]
     sizes = [3 + max(map(len, [*columns[i].split("\n"), *(row[i] for row in rows)])) for i in range(len(headings))]
     first = min(sizes[0], width // 3)
     blocks: list[list[int]] = [[]]
@@ -114,10 +114,10 @@ def parts(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int, ti
     return tables
 
 
-def fold(word: str, width: int = 18) -> list[str]:
-    """A heading in lines: metrics break behind underscores, as they hold no spaces."""
+def fold(heading: str, width: int = 18) -> list[str]:
+    """Break a heading into lines at spaces and underscores."""
     lines = [""]
-    for piece in re.findall(r"[^_ ]*[_ ]?", word):
+    for piece in re.findall(r"[^_ ]*[_ ]?", heading):
         if lines[-1] and (len(lines[-1]) + len(piece.rstrip()) > width or piece.startswith("(")):
             lines.append("")
         lines[-1] += piece

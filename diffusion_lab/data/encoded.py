@@ -257,4 +257,4 @@ def hold_out(keys: Sequence[str], fraction: float) -> tuple[list[int], list[int]
 def require_fraction(fraction: float) -> None:
     """Raise ValueError unless data.held_out_fraction is between 0 and 1."""
     if not 0 < fraction < 1:
-        raise ValueError(f"data.held_out_fraction={fraction} must lie between 0 and 1")
+        raise ValueError(f"data.held_out_fraction={fraction} must be between 0 and 1")

@@ -52,7 +52,7 @@ class ImageFolder(EncodedImages):
             loose = sum(not name for _, name in train + held_out)
             raise ValueError(
                 f"data.conditional=true: the class of an image is its folder, and {loose} of "
-                f"{len(train + held_out)} images lie in none: move them into folders named after their classes"
+                f"{len(train + held_out)} images are in none: move them into folders named after their classes"
             )
         self.class_names = classes
         numbers = {name: number for number, name in enumerate(classes)}
