@@ -25,7 +25,7 @@ from diffusion_lab.run import import_command as interop
 from diffusion_lab.run.changes import refuse_changes
 from diffusion_lab.run.sample_spec import claim
 from diffusion_lab.run.stats_command import USED, main
-from diffusion_lab.storage.run_directory import made_new
+from diffusion_lab.storage.run_directory import make_new_directory
 from diffusion_lab.storage.run_lock import locked
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -161,7 +161,7 @@ def test_where_a_users_data_lie_is_no_change_of_the_training():
 
 def test_directories_of_the_same_name_are_made_once_each_however_many_ask(tmp_path):
     made: list[Path] = []
-    threads = [threading.Thread(target=lambda: made.append(made_new(tmp_path / "a" / "now"))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: made.append(make_new_directory(tmp_path / "a" / "now"))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

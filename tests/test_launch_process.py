@@ -13,7 +13,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from diffusion_lab.config.command_line import arguments, override, tidy
+from diffusion_lab.config.command_line import override, parse, tidy
 from diffusion_lab.launch import process
 
 NASTY = 'it\'s 50%, a=b "c" \\ (d) [e] {f}: ~+$ \\'
@@ -75,7 +75,7 @@ def test_the_program_is_started_again_as_it_was(monkeypatch):
     assert process.program(tidy(words)) == [
         *(sys.executable, os.path.abspath("train.py"), "--config-dir=my confs", "--config-name=other"),
     ]
-    assert arguments(["-m", "--config-path=p", "a=1", "b=2"]).overrides == ["a=1", "b=2"]
+    assert parse(["-m", "--config-path=p", "a=1", "b=2"]).overrides == ["a=1", "b=2"]
     monkeypatch.setattr(__main__, "__spec__", type("Spec", (), {"name": "pkg.train"}))
     assert process.program(["a=1"]) == [sys.executable, "-m", "pkg.train"]
 

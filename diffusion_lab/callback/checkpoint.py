@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 from diffusion_lab.callback.hooks import OptionalHooks
 from diffusion_lab.data import DataModule
 from diffusion_lab.model import Model
-from diffusion_lab.storage.atomic_file import NotWritten, format_bytes, room, room_for_a_file
+from diffusion_lab.storage.atomic_file import NotWritten, check_writable, format_bytes, free_bytes
 
 
 class Checkpoint(OptionalHooks):
@@ -37,14 +37,14 @@ class Checkpoint(OptionalHooks):
         exist.
         """
         size = sum(4 * 4 * p.numel() for p in model.network.parameters())
-        room_for_a_file(self.folder.parent)
+        check_writable(self.folder.parent)
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
         if 0 <= limit < size:
             most = f"a file may have {format_bytes(limit)} here: raise ulimit -f"
             message = f"a checkpoint needs about {format_bytes(size)}, but {most}"
             raise NotWritten(errno.EFBIG, f"{self.folder}: {message}")
         count = 1 + (self.keep or 0)
-        free = room(self.folder)
+        free = free_bytes(self.folder)
         if free is None:
             return
         free += sum(old.stat().st_size for old in self.folder.glob("step_*.ckpt"))

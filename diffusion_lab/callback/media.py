@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 
-from diffusion_lab.storage.atomic_file import describe, refused
+from diffusion_lab.storage.atomic_file import describe_write_error, file_system_error
 
 
 @runtime_checkable
@@ -29,11 +29,11 @@ def best_effort(path: Path) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, OSError, MemoryError) as error:
-        refusal = refused(error)
+        refusal = file_system_error(error)
         cause = (path.parent, refusal.errno if refusal else type(error))
         if rank_zero_only.rank == 0 and cause not in _reported:
             why = (
-                describe(path, refusal)
+                describe_write_error(path, refusal)
                 if refusal
                 else f"{path}: {' '.join(str(error).split()) or type(error).__name__}"
             )

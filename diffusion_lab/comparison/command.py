@@ -14,7 +14,7 @@ from diffusion_lab import comparison
 from diffusion_lab.cli import command
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.output import print_table, shown, width
-from diffusion_lab.storage.run_directory import made_new
+from diffusion_lab.storage.run_directory import make_new_directory
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     runs = [comparison.read(path) for path in comparison.find(paths)]
     result = comparison.compare(runs, options.get("by"))
     new = Path("logs", "comparison", f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
-    out = Path(options["out"]) if "out" in options else made_new(new)
+    out = Path(options["out"]) if "out" in options else make_new_directory(new)
     out.mkdir(parents=True, exist_ok=True)
     (out / "comparison.md").write_text(comparison.markdown(result), encoding="utf-8")
     (out / "comparison.csv").write_text(comparison.csv_text(result), encoding="utf-8")

@@ -25,23 +25,23 @@ STRUCTURED = re.compile(r"[\[{'\"]|\w+\(|.*\$\{", re.DOTALL)
 QUOTE = Quote.single
 
 
-def tidy(words: Sequence[str]) -> list[str]:
+def tidy(arguments: Sequence[str]) -> list[str]:
     """The arguments of a command line, options first and every setting quoted so that Hydra can parse it.
 
     Raises:
         ConfigError: for an unknown option, an option without its value, and a word that is not key=value.
     """
-    options, settings = separate(words)
+    options, settings = separate(arguments)
     parser = OverridesParser.create()
     return [*options, *(readable(word, parser) for word in settings)]
 
 
-def separate(words: Sequence[str]) -> tuple[list[str], list[str]]:
+def separate(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """(options with their full names and values, the other arguments) of a command line."""
     known = {name: action for action in get_args_parser()._actions for name in action.option_strings}
     options: list[str] = []
     settings: list[str] = []
-    left = [word for word in words if word != "--"]
+    left = [word for word in arguments if word != "--"]
     while left:
         word = left.pop(0)
         if not word.startswith("-"):
@@ -132,27 +132,28 @@ OPTIONS = ("--config-name", "--config-path", "--config-dir")
 """Hydra's options that decide what is composed; every rank of a run gets them."""
 
 
-def arguments(words: Sequence[str]) -> Any:
+def parse(arguments: Sequence[str]) -> Any:
     """Hydra's command line, parsed: `overrides`, `multirun`, `config_name`, ..."""
-    return get_args_parser().parse_args(list(words))
+    return get_args_parser().parse_args(list(arguments))
 
 
-def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """(options, overrides) of a command line as `tidy` returns it."""
-    return [word for word in words if word.startswith("-")], [word for word in words if not word.startswith("-")]
+    flags = [word for word in arguments if word.startswith("-")]
+    return flags, [word for word in arguments if word not in flags]
 
 
-def options(words: Sequence[str]) -> list[str]:
+def options(arguments: Sequence[str]) -> list[str]:
     """The `OPTIONS` that a command line as `tidy` returns it has."""
-    return [word for word in words if word.partition("=")[0] in OPTIONS]
+    return [word for word in arguments if word.partition("=")[0] in OPTIONS]
 
 
-def with_absolute_directories(words: Sequence[str]) -> list[str]:
+def with_absolute_directories(arguments: Sequence[str]) -> list[str]:
     """A command line as `tidy` returns it, with absolute configuration directories, the additional ones as an override.
 
     All ranks of a run get the overrides; flags would reach the first one only.
     """
-    flags, overrides = split(words)
+    flags, overrides = split(arguments)
     given = dict(flag.partition("=")[::2] for flag in flags)
     for name in ("--config-dir", "--config-path"):
         if name in given and not given[name]:
@@ -167,13 +168,13 @@ def override(key: str, value: str) -> str:
     return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
 
 
-def only_overrides(words: list[str], module: str) -> list[str]:
+def only_overrides(arguments: list[str], module: str) -> list[str]:
     """The overrides of a command whose only flag is --config-dir.
 
     Raises:
         ConfigError: for another flag.
     """
-    flags, overrides = split(with_absolute_directories(tidy(words)))
+    flags, overrides = split(with_absolute_directories(tidy(arguments)))
     if flags:
         raise ConfigError(f"unknown option {flags[0]}: see python -m diffusion_lab.{module} --help")
     return overrides

@@ -34,11 +34,11 @@ from diffusion_lab.errors import ConfigError
 resolvers.register()
 
 
-def plain(config: DictConfig, words: Sequence[str] = ()) -> dict[str, Any]:
+def plain(config: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The resolved configuration as plain containers.
 
     A recipe or an experiment may contain a setting for a part of the sampler or a likelihood that was not chosen; it is
-    dropped, unless it is among the overrides `words` of the command.
+    dropped, unless it is among the `overrides` of the command.
     """
     settings = OmegaConf.to_container(config, resolve=True)
     for group in ("sampler", "likelihood"):
@@ -46,14 +46,14 @@ def plain(config: DictConfig, words: Sequence[str] = ()) -> dict[str, Any]:
             for key in [k for k, v in (node or {}).items() if isinstance(v, dict) and "_target_" not in v]:
                 del node[key]
             for part in ("sampler", *PARTS) if group == "sampler" and node else ():
-                _drop_foreign(node if part == group else node.get(part.rpartition("/")[2]), part, words)
+                _drop_foreign(node if part == group else node.get(part.rpartition("/")[2]), part, overrides)
     return settings
 
 
-def _drop_foreign(node: dict[str, Any] | None, part: str, words: Sequence[str]) -> None:
+def _drop_foreign(node: dict[str, Any] | None, part: str, overrides: Sequence[str]) -> None:
     """Drop keys of a sampler, or of its parts, that belong to another option of the group and not to its class."""
     known = schema.parameters(node["_target_"]) if node and "_target_" in node else None
-    typed = {word.lstrip("+").partition("=")[0] for word in words}
+    typed = {word.lstrip("+").partition("=")[0] for word in overrides}
     keys = [k for k in node or () if known is not None and k[0] != "_" and k not in known]
     for key in keys:
         others = f"{part}/{key}" in PARTS or any(key in OmegaConf.load(path) for path in (CONF / part).glob("*.yaml"))
@@ -61,7 +61,7 @@ def _drop_foreign(node: dict[str, Any] | None, part: str, words: Sequence[str]) 
             del node[key]
 
 
-def composed(task: str, words: Sequence[str], with_hydra: bool = False) -> DictConfig:
+def composed(task: str, overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
     """Compose overrides, on request with Hydra's own configuration.
 
     Inside a command this uses the running Hydra, with the configuration directories added to it.
@@ -69,13 +69,13 @@ def composed(task: str, words: Sequence[str], with_hydra: bool = False) -> DictC
     running = GlobalHydra.instance().is_initialized()
     added = _search_path()
     with nullcontext() if running else initialize_config_dir(str(CONF), version_base="1.3"):
-        return composed_by_hydra(task, [*added, *words], with_hydra)
+        return composed_by_hydra(task, [*added, *overrides], with_hydra)
 
 
-def training(words: Sequence[str]) -> dict[str, Any]:
+def training(overrides: Sequence[str]) -> dict[str, Any]:
     """The plain configuration of a training, with the `choices` of groups, as stored in its checkpoints."""
     with in_one_line():
-        config = composed("train", words, with_hydra=True)
+        config = composed("train", overrides, with_hydra=True)
     choices = {group: name for group, name in config.hydra.runtime.choices.items() if not group.startswith("hydra")}
     OmegaConf.set_struct(config, False)
     del config["hydra"]
@@ -86,14 +86,14 @@ def training(words: Sequence[str]) -> dict[str, Any]:
 def check(
     task: str,
     arguments: Sequence[str],
-    only_words: bool = False,
+    only_names: bool = False,
     sweep: bool = False,
     main: str | None = None,
     used: Sequence[Sequence[str]] = (),
 ) -> None:
     """Compose and validate every job of a command; nothing but Hydra is imported.
 
-    `only_words` checks only the names, for a configuration that is shown and not run; only a `sweep` has many jobs.
+    `only_names` checks only the names, for a configuration that is shown and not run; only a `sweep` has many jobs.
     `main` is another main configuration directory.  With `used`, only those parts of the configuration are validated,
     each group of them on its own.
 
@@ -104,24 +104,24 @@ def check(
     several = next((o.input_line for o in overrides if o.is_sweep_override()), None)
     if several and not sweep and not any(o.get_key_element() == "hydra.mode" for o in overrides):
         raise ConfigError(f"{several} has several values: add -m to sweep over them, or quote it if it is one value")
-    if sweep and only_words:
+    if sweep and only_names:
         raise ConfigError("--cfg shows one configuration: leave out -m, and give each key one value")
     found = directories.directories(arguments, main)
     with initialize_config_dir(str(found[0]), version_base="1.3"):
         check_hydra(task, overrides, sweep)
-        refuse_unused([_check_job(task, job, found, only_words, used) for job in _jobs(overrides, found)])
+        refuse_unused([_check_job(task, job, found, only_names, used) for job in _jobs(overrides, found)])
 
 
 def _check_job(
-    task: str, job: Sequence[str], found: Sequence[Path], only_words: bool, used: Sequence[Sequence[str]]
+    task: str, job: Sequence[str], found: Sequence[Path], only_names: bool, used: Sequence[Sequence[str]]
 ) -> dict[str, str]:
     """Validate the configuration of one job; return its overrides that have no effect, and why."""
-    config, words = _check_words(task, job, found)
-    if only_words:
+    config, chosen = _check_names(task, job, found)
+    if only_names:
         return {}
     base = OmegaConf.to_container(config, resolve=False)
     with in_one_line():
-        config = config if words == job else composed_by_hydra(task, job)
+        config = config if chosen == job else composed_by_hydra(task, job)
         OmegaConf.set_struct(config, False)
         config.paths.run_dir = "."  # known only when the job starts
         config.variance = config.variance or "fixed_large"  # sample.py takes the checkpoint's
@@ -140,14 +140,14 @@ def _check_job(
         return {} if used else unused(typed, raw, settings)
 
 
-def parsed(words: Sequence[str]) -> list[Override]:
+def parsed(overrides: Sequence[str]) -> list[Override]:
     """Overrides as parsed by Hydra.
 
     Raises:
         ConfigError: for what is not an override.
     """
     with in_one_line():
-        return OverridesParser.create().parse_overrides(list(words))
+        return OverridesParser.create().parse_overrides(list(overrides))
 
 
 def check_shown(
@@ -191,19 +191,19 @@ def _jobs(overrides: Sequence[Override], found: Sequence[Path] = (CONF,)) -> Ite
     return (list(job) for job in itertools.product(*map(choices, kept)))
 
 
-def _check_words(task: str, job: Sequence[str], found: Sequence[Path]) -> tuple[DictConfig, list[str]]:
+def _check_names(task: str, job: Sequence[str], found: Sequence[Path]) -> tuple[DictConfig, list[str]]:
     """Check that each override names a group with an existing option, or a key of the chosen groups.
 
     Returns the configuration composed from the groups alone, and their overrides.
     """
     overrides = parsed(job)
     groups = directories.groups(found)
-    own = _groups_of(task, found[0], groups)
+    groups_here = _groups_of(task, found[0], groups)
     chosen = []
     for override in overrides:
         key = override.key_or_group
         if key in groups:
-            check_option(override, directories.options(key, found), own, task)
+            check_option(override, directories.options(key, found), groups_here, task)
             chosen.append(override.input_line)
         elif key == SEARCH:
             chosen.append(override.input_line)
@@ -213,7 +213,7 @@ def _check_words(task: str, job: Sequence[str], found: Sequence[Path]) -> tuple[
         key = override.key_or_group
         new = override.is_add() or override.is_force_add()
         if key not in (*groups, SEARCH) and not new and key not in keys:
-            raise ConfigError(unknown(key, keys, own, task, OmegaConf.to_container(config, resolve=False)))
+            raise ConfigError(unknown(key, keys, groups_here, task, OmegaConf.to_container(config, resolve=False)))
     return config, chosen
 
 

@@ -25,14 +25,14 @@ PARTS = ("sampler/predictor", "sampler/corrector")
 NOT_A_LIST = f"{SEARCH} is a list, such as {SEARCH}=[file:///my/conf]"
 
 
-def with_directories(words: Sequence[str], directory: str | None) -> list[str]:
+def with_directories(overrides: Sequence[str], directory: str | None) -> list[str]:
     """Overrides whose search path starts with a `--config-dir`, all directories absolute: for every rank of a run.
 
     Raises:
         ConfigError: for a directory that does not exist.
     """
-    kept = [word for word in words if not word.lstrip("+~").startswith(f"{SEARCH}=")]
-    found = [directory] * bool(directory) + [place for word in words if word not in kept for place in listed(word)]
+    kept = [word for word in overrides if not word.lstrip("+~").startswith(f"{SEARCH}=")]
+    found = [directory] * bool(directory) + [place for word in overrides if word not in kept for place in listed(word)]
     return [*kept, *searching([folder(p) if p.startswith("file://") or "://" not in p else p for p in found])]
 
 
@@ -66,9 +66,9 @@ def folder(place: str) -> str:
     return str(path.resolve())
 
 
-def directories(words: Sequence[str], main: str | None = None) -> tuple[Path, ...]:
+def directories(overrides: Sequence[str], main: str | None = None) -> tuple[Path, ...]:
     """The configuration directories of a command: the main one, then those that its overrides add."""
-    added = [place for word in words if word.startswith(f"{SEARCH}=") for place in listed(word)]
+    added = [place for word in overrides if word.startswith(f"{SEARCH}=") for place in listed(word)]
     return (Path(main) if main else CONF, *(path for place in added if (path := _directory(place)) is not None))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from diffusion_lab.config.command_line import separate, with_absolute_directories
 from diffusion_lab.config.directories import CONF, PARTS, SEARCH, directories, groups, option_file, options
-from diffusion_lab.config.origin import named
+from diffusion_lab.config.origin import program_name
 from diffusion_lab.config.validation import nearest
 from diffusion_lab.errors import ConfigError
 
@@ -69,13 +69,13 @@ class Key:
     comment: str
 
 
-def help_text(task: str, words: Sequence[str]) -> str:
-    """The help of a command; with `words`, that of the groups, options or keys they name.
+def help_text(task: str, arguments: Sequence[str]) -> str:
+    """The help of a command; with `arguments`, that of the groups, options or keys they name.
 
     Raises:
         ConfigError: for a word that names none of them.
     """
-    topics, found = [word for word in words if word not in ("--help", "-h")], (CONF,)
+    topics, found = [word for word in arguments if word not in ("--help", "-h")], (CONF,)
     if any(word.startswith("-") or SEARCH in word for word in topics):  # other options, whose values are not topics
         flags, topics = separate(topics)
         overrides = with_absolute_directories([*flags, *topics])
@@ -86,7 +86,7 @@ def help_text(task: str, words: Sequence[str]) -> str:
 
 def overview(task: str, found: Places = (CONF,)) -> str:
     """What a command does, its groups with one line per option, and the keys that are often changed."""
-    program = named(task)
+    program = program_name(task)
     introduction = INTRODUCTION[task].replace(f"python {task}.py", program)
     parts = [introduction, "", "Choose with group=option (the first line of each file in conf/GROUP):", ""]
     for group in GROUPS[task]:
@@ -164,7 +164,7 @@ def keys_of(task: str) -> list[Key]:
 @functools.cache
 def every_key(task: str, reverse: bool = False, found: Places = (CONF,)) -> tuple[tuple[str, Key], ...]:
     """(option that has it, key) of all files of a command's groups; "" for the command's own keys."""
-    own = [("", key) for key in keys(CONF / f"{task}.yaml")]
+    at_top = [("", key) for key in keys(CONF / f"{task}.yaml")]
     of_groups = [
         (f"{group}={name}  ", Key(f"{group.replace('/', '.')}.{key.name}", key.default, key.comment))
         for group in groups_of(task, found)
@@ -172,7 +172,7 @@ def every_key(task: str, reverse: bool = False, found: Places = (CONF,)) -> tupl
         for name in options(group, found)
         for key in keys(option_file(group, name, found))
     ]
-    return tuple(reversed([*own, *of_groups])) if reverse else (*own, *of_groups)
+    return tuple(reversed([*at_top, *of_groups])) if reverse else (*at_top, *of_groups)
 
 
 def groups_of(task: str, found: Places = (CONF,)) -> list[str]:

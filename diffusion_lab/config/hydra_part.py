@@ -26,19 +26,19 @@ def check_hydra(task: str, overrides: Sequence[Override], sweep: bool) -> None:
     Raises:
         ConfigError: for a missing plug-in with the command that installs it.
     """
-    own = [o for o in overrides if o.key_or_group.startswith("hydra")]
-    swept = sweep or any(o.key_or_group == "hydra.mode" for o in own)
+    of_hydra = [o for o in overrides if o.key_or_group.startswith("hydra")]
+    swept = sweep or any(o.key_or_group == "hydra.mode" for o in of_hydra)
     drawn = next((o.input_line for o in overrides if isinstance(o.value(), IntervalSweep)), None)
-    if drawn and not any(o.key_or_group == "hydra/sweeper" and str(o.value()) != "basic" for o in own):
+    if drawn and not any(o.key_or_group == "hydra/sweeper" and str(o.value()) != "basic" for o in of_hydra):
         raise ConfigError(f"{drawn} needs an optimising sweeper: add hydra/sweeper=optuna, or give values a,b,c")
-    for override in own:
+    for override in of_hydra:
         _check_group(override, swept)
-    if not own:
+    if not of_hydra:
         return
-    config = composed_by_hydra(task, [o.input_line for o in own], with_hydra=True)
+    config = composed_by_hydra(task, [o.input_line for o in of_hydra], with_hydra=True)
     raw = OmegaConf.to_container(config, resolve=False)
     keys = {f"{path}.{key}".lstrip(".") for path, node in nodes(raw) for key in node}
-    for override in own:
+    for override in of_hydra:
         lost = [key for key in re.findall(r"\$\{([\w.]+)\}", override.input_line) if key not in keys]
         if lost:
             raise ConfigError(f"{override.input_line}: ${{{lost[0]}}} refers to a key that does not exist")
@@ -69,7 +69,7 @@ def _check_group(override: Override, sweep: bool) -> None:
 
 def refuse_failure(overrides: Sequence[str], error: Exception) -> None:
     """Refuse in one line what Hydra raised outside a job, naming the overrides of Hydra's own configuration."""
-    own = [word for word in overrides if word.lstrip("+~").startswith("hydra")]
+    of_hydra = [word for word in overrides if word.lstrip("+~").startswith("hydra")]
     message = first_line(error)
-    named = not own or any(word.partition("=")[0].lstrip("+~") in message for word in own)
-    refuse(ConfigError(message if named else f"{', '.join(own)}: {message}"))
+    named = not of_hydra or any(word.partition("=")[0].lstrip("+~") in message for word in of_hydra)
+    refuse(ConfigError(message if named else f"{', '.join(of_hydra)}: {message}"))

@@ -77,29 +77,30 @@ def program(task: str) -> list[str]:
     return [str(script)] if script.is_file() and CONF.parent == PACKAGE.parent else ["-m", f"{PACKAGE.name}.{task}"]
 
 
-def named(task: str) -> str:
+def program_name(task: str) -> str:
     """What a user types to start a task: the script of a checkout, or the installed program or module."""
     if program(task)[0] != "-m":
         return f"python {task}.py"
-    return f"diffusion-lab {task}" if installed() else f"python -m {PACKAGE.name}.{task}"
+    return f"diffusion-lab {task}" if has_console_script() else f"python -m {PACKAGE.name}.{task}"
 
 
-def installed() -> bool:
+def has_console_script() -> bool:
     """Whether the program `diffusion-lab` is found, and is that of this Python."""
     found = shutil.which("diffusion-lab")
     return found is not None and Path(found).absolute().parent == Path(sys.executable).absolute().parent
 
 
-def command(task: str, checkpoint: str | Path, *words: str) -> str:
+def command(task: str, checkpoint: str | Path, *overrides: str) -> str:
     """A command that samples from a run or resumes it, in any directory."""
     python = shutil.which("python")
     executable = "python" if python and Path(python).absolute() == Path(sys.executable).absolute() else sys.executable
     packages = os.environ.get(FURTHER) if key_file() is None else None
     before = [f"{FURTHER}={shlex.quote(packages)}"] if packages else []
-    place = checkpoint if checkpoint == "last" else spelled(os.path.abspath(checkpoint))
-    first = named(task).split() if program(task)[0] == "-m" and installed() else [executable, *program(task)]
+    place = checkpoint if checkpoint == "last" else quoted(os.path.abspath(checkpoint))
+    is_script = program(task)[0] == "-m" and has_console_script()
+    first = program_name(task).split() if is_script else [executable, *program(task)]
     start = [shlex.quote(word) for word in (*first, f"ckpt_path={place}")]
-    return " ".join([*before, *start, *words])
+    return " ".join([*before, *start, *overrides])
 
 
 def advice(directory: Path, task: str) -> str:
@@ -112,7 +113,6 @@ def advice(directory: Path, task: str) -> str:
     return f"the last checkpoint is of step {int(found.stem[5:])}; resume:  {command('train', directory)}"
 
 
-def spelled(text: str) -> str:
+def quoted(text: str) -> str:
     """A value quoted so that Hydra parses it back unchanged."""
-
     return text if PLAIN.fullmatch(text) else override("", text)[1:]

@@ -15,24 +15,24 @@ from diffusion_lab.config import declared, help
 from diffusion_lab.config.validation import nearest, nodes, renamed
 from diffusion_lab.errors import ConfigError
 
-NOTHING = {"logger": "csv", "likelihood": "none", "sampler/predictor": "none", "sampler/corrector": "none"}
+DISABLED = {"logger": "csv", "likelihood": "none", "sampler/predictor": "none", "sampler/corrector": "none"}
 """The option that disables a group, where that makes sense."""
 
 UNSET = ("experiment", "debug")
 """Groups that are empty unless an option is chosen."""
 
 
-def without_nulls(words: Sequence[str]) -> list[str]:
+def without_nulls(overrides: Sequence[str]) -> list[str]:
     """Overrides in which `group=null` (or ~group), which Hydra does not know, is replaced by the disabling option."""
     kept: list[str] = []
-    for word in words:
+    for word in overrides:
         group = word.removesuffix("=null") if word.endswith("=null") else word.removeprefix("~")
-        if group == word or group not in (*NOTHING, *UNSET):
+        if group == word or group not in (*DISABLED, *UNSET):
             kept.append(word)
         elif group in UNSET:
             kept = [earlier for earlier in kept if not earlier.startswith(f"{group}=")]
         else:
-            kept.append(f"{group}={NOTHING[group]}")
+            kept.append(f"{group}={DISABLED[group]}")
     return kept
 
 
@@ -51,7 +51,7 @@ def in_one_line() -> Iterator[None]:
         raise ConfigError(first_line(error)) from error
 
 
-def composed_by_hydra(task: str, words: Sequence[str], with_hydra: bool = False) -> DictConfig:
+def composed_by_hydra(task: str, overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
     """Compose overrides with Hydra.
 
     Raises:
@@ -63,13 +63,13 @@ def composed_by_hydra(task: str, words: Sequence[str], with_hydra: bool = False)
             return compose(task, [*chosen], return_hydra_config=with_hydra)
 
     try:
-        return composed(words)
+        return composed(overrides)
     except ConfigError as error:
-        if any(re.split("[=@]", word.lstrip("+~"))[0] in str(error) for word in words):
+        if any(re.split("[=@]", word.lstrip("+~"))[0] in str(error) for word in overrides):
             raise
-        for number, word in enumerate(words):
+        for number, word in enumerate(overrides):
             with suppress(ConfigError):
-                composed([*words[:number], *words[number + 1 :]])
+                composed([*overrides[:number], *overrides[number + 1 :]])
                 message = f"{word}: {error}"
                 break
         else:
@@ -145,11 +145,11 @@ def unknown(key: str, keys: Collection[str], groups: Sequence[str], task: str, r
         k.split(".")[depth] for k in keys if k.count(".") == depth and k.startswith(f"{parent}." if parent else "")
     )
     where = f"allowed in {parent}" if parent else "allowed"
-    close = renamed(key) or meant(key, keys, task) or nearest(key, [*keys, *groups])
+    close = renamed(key) or similar_keys(key, keys, task) or nearest(key, [*keys, *groups])
     return f"{key} is not a key of the configuration{close}; {where}: {', '.join(dict.fromkeys(siblings))}"
 
 
-def meant(key: str, keys: Collection[str], task: str) -> str:
+def similar_keys(key: str, keys: Collection[str], task: str) -> str:
     """Keys with the same last part: in the configuration, or else in an option that was not chosen."""
     first, _, last = key.replace("/", ".").rpartition(".")
     same = [k for k in keys if k.rpartition(".")[2] == last and k != key]
@@ -165,11 +165,11 @@ def meant(key: str, keys: Collection[str], task: str) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The message of an error of Hydra or OmegaConf in one line, reworded where `WORDS` knows it."""
+    """The message of an error of Hydra or OmegaConf in one line, reworded where `MESSAGES` knows it."""
     if str(error).startswith("Error merging override") and error.__cause__ is not None:
         return f"{str(error).split()[-1]}: {first_line(error.__cause__)}"
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    for pattern, message in WORDS:
+    for pattern, message in MESSAGES:
         found = re.search(pattern, text)
         if found:
             at = re.search(r"full_key: (\S+)", text)
@@ -178,7 +178,7 @@ def first_line(error: Exception) -> str:
     return " ".join(lines[:2]) if lines else type(error).__name__
 
 
-WORDS = (
+MESSAGES = (
     (r"Error trying to access .*node `(.+?)` is not a container", "{0} must be a list"),
     (r"Interpolation key '(.+?)' not found", "{at}${{{0}}} refers to a key that does not exist"),
     (r"InterpolationKeyError.*'(.+?)'", "{at}${{{0}}} refers to a key that does not exist"),

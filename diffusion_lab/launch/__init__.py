@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from diffusion_lab.config.command_line import arguments, with_absolute_directories
+from diffusion_lab.config.command_line import parse, with_absolute_directories
 from diffusion_lab.config.environment import AGENT, cluster_ranks
 from diffusion_lab.config.imports import quick_imports
 from diffusion_lab.config.instantiate import FURTHER, PATH, instantiate
@@ -99,9 +99,9 @@ def checked(task: Literal["train", "sample"], words: list[str]) -> list[str]:
                 words = sampling_arguments(words)
             elif JOB not in os.environ:
                 words = training_arguments(words)
-            given = arguments(words)
+            given = parse(words)
             name, only = given.config_name or task, given.cfg is not None or given.info is not None
-            check(name, given.overrides, only_words=only, sweep=given.multirun, main=given.config_path)
+            check(name, given.overrides, only_names=only, sweep=given.multirun, main=given.config_path)
             if given.cfg is not None:
                 check_shown(name, given.overrides, given.package, given.resolve, given.config_path)
     except ConfigError as error:

@@ -22,7 +22,7 @@ from diffusion_lab.errors import ConfigError
 from diffusion_lab.launch.job import LOG, metrics
 from diffusion_lab.monkeypatches import hydra_config
 from diffusion_lab.output import say
-from diffusion_lab.storage.run_directory import check_directory, made_new
+from diffusion_lab.storage.run_directory import check_directory, make_new_directory
 
 NAME = "DIFFUSION_LAB_SWEEP"
 """Environment variable that names the sweep for conf/hydra: equal commands are one sweep, which goes on."""
@@ -42,7 +42,7 @@ class Sweep(Callback):
         try:
             with hydra_config(config), read_write(config), open_dict(config):
                 if alone and named_by_the_clock(config.hydra.run):
-                    config.hydra.run.dir = str(made_new(Path(config.hydra.run.dir)))
+                    config.hydra.run.dir = str(make_new_directory(Path(config.hydra.run.dir)))
                 check_directory(Path(config.hydra.run.dir))
         except ConfigError as error:
             print(f"error: {error}", file=sys.stderr)
@@ -57,7 +57,7 @@ class Sweep(Callback):
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         if TIME.fullmatch(os.environ[NAME]) and named_by_the_clock(config.hydra.sweep) and cluster_ranks()[2] == 1:
-            os.environ[NAME] = made_new(Path(config.hydra.sweep.dir)).name
+            os.environ[NAME] = make_new_directory(Path(config.hydra.sweep.dir)).name
         _directory = Path(config.hydra.sweep.dir).resolve()
         if config.hydra.sweeper.get("max_failure_rate") == 0.0:
             with read_write(config), open_dict(config):  # one failure would end an Optuna sweep

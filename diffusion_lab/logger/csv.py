@@ -1,4 +1,4 @@
-"""The metric log of a run: one CSV file that survives a kill and is continued without gap or double step."""
+"""The metric log of a run: one CSV file, resumed without missing or duplicate steps, also after the run was killed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from diffusion_lab.output import say
-from diffusion_lab.storage.atomic_file import atomic_write, describe
+from diffusion_lab.storage.atomic_file import atomic_write, describe_write_error
 
 Rows = dict[int, dict[str, Any]]
 
@@ -22,9 +22,9 @@ Rows = dict[int, dict[str, Any]]
 class CSVLogger(Logger):
     """`<run_dir>/metrics.csv`: one row per step, in order, one column per metric, empty where it has none.
 
-    What is logged twice for a step lands in one row, the later value winning.  Lightning's own CSVLogger
-    deletes the file of a run that is resumed; this one continues it.  Only rank 0 writes.  What the disk refuses
-    is kept in memory and written as soon as it can be.
+    Two values of a metric for one step share a row; the later one replaces the earlier.  Lightning's own CSVLogger
+    deletes the file of a run that is resumed; this one continues it.  Only rank 0 writes.  Rows that cannot be written
+    are kept in memory and written as soon as possible.
 
     Args:
         run_dir: the run's directory.
@@ -36,7 +36,7 @@ class CSVLogger(Logger):
     def __init__(self, run_dir: str | Path, flush_seconds: float = 5.0) -> None:
         self.path, self.flush_seconds = Path(run_dir) / "metrics.csv", flush_seconds
         self._pending: Rows = {}
-        self._saved, self._told, self._lost = time.monotonic(), False, False
+        self._saved, self._reported, self._lost = time.monotonic(), False, False
         self._forget()
 
     @property
@@ -44,11 +44,11 @@ class CSVLogger(Logger):
         return str(self.path.parent)
 
     def log_hyperparams(self, params: Any) -> None:
-        """Nothing: the run's configuration lies beside the log."""
+        """Do nothing: the run's configuration is in the same directory."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Tensor | float | None], step: int | None = None) -> None:
-        """Values of one step; of the newest one if no step is given."""
+        """Log values for a step; without one, for the newest."""
         row = self._pending.setdefault(max(self._last, 0, *self._pending) if step is None else int(step), {})
         row |= {k: v.item() if isinstance(v, Tensor) else v for k, v in metrics.items() if v is not None}
         if time.monotonic() - self._saved > self.flush_seconds:
@@ -56,7 +56,7 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write what is in memory: appended if it only continues the file, which is replaced otherwise."""
+        """Write the rows in memory: append them if they only continue the file, otherwise replace it."""
         if not self._pending:
             return
         fresh = any(k not in self._columns for row in self._pending.values() for k in row)
@@ -72,14 +72,15 @@ class CSVLogger(Logger):
         except OSError as error:
             self._forget()  # half a line may have been written
             self._saved = time.monotonic()
-            if not self._told:
-                say(f"{describe(self.path, error)}; its rows are kept in memory until it can, training continues")
-            self._told = True
+            if not self._reported:
+                failure = describe_write_error(self.path, error)
+                say(f"{failure}; its rows are kept in memory until it can, training continues")
+            self._reported = True
             return
-        self._pending, self._saved, self._told = {}, time.monotonic(), False
+        self._pending, self._saved, self._reported = {}, time.monotonic(), False
 
     def finalize(self, status: str) -> None:
-        """Write what is in memory; say how much is lost if that cannot be."""
+        """Write the rows in memory; report how many are lost if that is impossible."""
         self.save()
         if self._pending and not self._lost:
             say(f"{len(self._pending)} rows of {self.path} are lost")
@@ -87,7 +88,7 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def truncate(self, step: int) -> set[tuple[int, str]]:
-        """Drop what lies after `step`, where a run is resumed (-1 drops all), and say which (step, metric) that was."""
+        """Drop rows after `step`, from which a run is resumed (-1 drops all); return the (step, metric) dropped."""
         self._pending = {s: row for s, row in self._pending.items() if s <= step}
         columns, rows = self._read()
         if any(s > step for s in rows):
@@ -95,16 +96,16 @@ class CSVLogger(Logger):
         return {(s, key) for s, row in rows.items() if s > step for key in row}
 
     def row(self, step: int) -> dict[str, float]:
-        """What was logged for a step; empty if nothing was."""
+        """The values of a step; empty if nothing was logged."""
         self.save()
         return {key: float(value) for key, value in self._read()[1].get(step, {}).items()}
 
     def _forget(self) -> None:
-        self._columns: list[str] = []  # no column known: the next `save` reads the file again
+        self._columns: list[str] = []  # unknown: the next `save` reads the file again
         self._last = -1
 
     def _read(self) -> tuple[list[str], Rows]:
-        """Columns and rows of the file, without a last line that a kill cut short."""
+        """Columns and rows of the file, without an incomplete last line."""
         text = self.path.read_text() if self.path.exists() else ""
         reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
         columns, rows = list(reader.fieldnames or ["step"]), {}

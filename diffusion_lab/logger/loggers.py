@@ -25,13 +25,12 @@ from diffusion_lab.logger.wandb import (
     open_run,
     read_id,
 )
-from diffusion_lab.logger.wandb_server import asked_mode, has_key
+from diffusion_lab.logger.wandb_server import configured_mode, has_key
 from diffusion_lab.output import say
 from diffusion_lab.storage.revision import revision
 
-NAMED = 120
-TAG = 64  # characters that W&B takes
-ASIDE = ("paths", "hydra", "logger", "ckpt_path", "allow_changes")
+LONGEST_NAME, LONGEST_TAG = 120, 64  # characters that W&B accepts
+NOT_NAMED = ("paths", "hydra", "logger", "ckpt_path", "allow_changes")
 """Overrides that say where a run works, not what it is."""
 
 
@@ -42,11 +41,11 @@ def build_loggers(
     step: int = 0,
     checkpoint: str | Path | None = None,
 ) -> list[Logger]:
-    """The loggers that the plain node `logger` asks for, open, on rank 0; none on other ranks, which wait for nothing.
+    """Open the loggers of the plain node `logger` on rank 0; none on other ranks.
 
-    They show `config`, `run_dir` and the code's revision.  A run that goes on in its directory goes on with its run of
-    W&B.  One that branches off from `checkpoint`, of another directory, has that one's numbers up to `step` in its CSV
-    file.  None of a later step is there twice.  End with `finish_loggers`.
+    They record `config`, `run_dir` and the code's revision.  A run resumed in its directory resumes its run of W&B.
+    One that branches off from `checkpoint`, of another directory, copies the numbers up to `step` into its CSV file.
+    No later step is logged twice.  End with `finish_loggers`.
 
     Raises:
         ConfigError: for an unknown key, if a package is missing, or for no server where that counts as an error.
@@ -69,7 +68,7 @@ def build_loggers(
     if use_wandb:
         wandb = replace(wandb, id=choose_id(wandb, run_dir))
         sent = logged if wandb.id == read_id(run_dir) else frozenset()
-        if read_id(run_dir) is None:  # what a user has changed on the server since stays
+        if read_id(run_dir) is None:  # keep what a user has changed on the server since
             wandb = named(wandb, config)
         run = open_run(wandb, run_dir, config)
         loggers.append(WandbLogger(run, run_dir, sent, lock(run_dir), wandb.log_model))
@@ -77,22 +76,22 @@ def build_loggers(
 
 
 def named(options: WandbOptions, config: Mapping[str, Any]) -> WandbOptions:
-    """Options whose name and tags, where the user gives none, are what was chosen: model, data and the overrides."""
+    """Options with a name and tags; by default the model, the data and the other overrides."""
     choices = config.get("choices") or {}
     chosen = [str(choices[group]) for group in ("model", "data") if choices.get(group)]
-    words = [word for word in config.get("overrides") or () if not word.lstrip("+~").startswith(ASIDE)]
+    words = [word for word in config.get("overrides") or () if not word.lstrip("+~").startswith(NOT_NAMED)]
     words = [word for word in words if word.partition("=")[0] not in ("model", "data")]
-    name = " ".join([*chosen, *words])[:NAMED] or None
-    tags = [word for word in dict.fromkeys([*chosen, *words]) if len(word) <= TAG]
+    name = " ".join([*chosen, *words])[:LONGEST_NAME] or None
+    tags = [word for word in dict.fromkeys([*chosen, *words]) if len(word) <= LONGEST_TAG]
     return replace(options, name=options.name or name, tags=options.tags or tags)
 
 
 def reopen(run_dir: str | Path, cfg: Mapping[str, Any]) -> list[Logger]:
-    """Loggers of a trained run for what is found out about it later; on rank 0, and none on other ranks.
+    """Open the loggers of a trained run for later results on rank 0; none on other ranks.
 
-    W&B's run whose id lies in the directory, and TensorBoard, if `cfg`, the training's plain node `logger`, still asks
-    for them; never the CSV file.  Log with the step of the checkpoint, under names that training does not use
-    (sample/...), and end with `finish_loggers`.  A run that is still training keeps W&B to itself, which is said.
+    These are W&B's run whose id is in the directory, and TensorBoard, if `cfg`, the training's plain node `logger`, has
+    them enabled; never the CSV file.  Log with the step of the checkpoint, under names that training does not use
+    (sample/...), and end with `finish_loggers`.  Nothing is added to W&B's run while it is still being trained.
     """
     if rank_zero_only.rank != 0:
         return []
@@ -105,7 +104,7 @@ def reopen(run_dir: str | Path, cfg: Mapping[str, Any]) -> list[Logger]:
         if held is None:
             say(f"W&B's run {run_id} is still being trained: nothing is added to it")
             return loggers
-        # What a user has changed on the server since stays: name, group and tags are not said again.
+        # Keep what a user has changed on the server since: name, group and tags are not sent again.
         wandb = replace(wandb, id=run_id, name=None, group=None, tags=(), log_model=False)
         run = open_run(wandb, run_dir, {"run_dir": str(run_dir.resolve()), "sample_revision": revision()})
         loggers.append(WandbLogger(run, run_dir, held=held))
@@ -113,9 +112,9 @@ def reopen(run_dir: str | Path, cfg: Mapping[str, Any]) -> list[Logger]:
 
 
 def finish_loggers(loggers: Sequence[Logger], failed: bool = False) -> None:
-    """Write what is left, upload the checkpoints that logger.wandb.log_model asks for, and end W&B's run."""
+    """Write what is in memory, upload checkpoints (logger.wandb.log_model), and end W&B's run."""
     rows = next((logger.row for logger in loggers if isinstance(logger, CSVLogger)), lambda step: {})
-    with ExitStack() as stack:  # each of them is ended, whatever another one raises
+    with ExitStack() as stack:  # each is ended, also if another one raises
         for logger in loggers:
             stack.callback(logger.finalize, "failed" if failed else "success")
             if isinstance(logger, WandbLogger):
@@ -123,7 +122,7 @@ def finish_loggers(loggers: Sequence[Logger], failed: bool = False) -> None:
 
 
 def _options(cfg: Mapping[str, Any]) -> tuple[WandbOptions, TensorBoardOptions]:
-    """The plain node as options; what it does not mention is switched off."""
+    """The plain node as options; a logger that it does not contain is disabled."""
     classes = {"wandb": WandbOptions, "tensorboard": TensorBoardOptions}
     return tuple(
         instantiate(
@@ -134,7 +133,7 @@ def _options(cfg: Mapping[str, Any]) -> tuple[WandbOptions, TensorBoardOptions]:
 
 
 def _wants_wandb(options: WandbOptions) -> bool:
-    if options.enabled is False or asked_mode(options.mode) == "disabled":
+    if options.enabled is False or configured_mode(options.mode) == "disabled":
         return False
     if options.enabled == "auto" and options.mode == "auto" and not has_key():
         return False

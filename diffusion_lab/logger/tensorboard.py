@@ -28,8 +28,8 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
 
     Args:
         run_dir: the run's directory.
-        resumed_from: step that a run goes on from; TensorBoard forgets what the files hold of later ones.
-        part: folder inside, for what is logged when training is over: TensorBoard reads one writer per folder.
+        resumed_from: step from which a run is resumed; TensorBoard ignores later ones in the files.
+        part: folder inside, for what is logged after training: TensorBoard reads one writer per folder.
 
     Raises:
         ConfigError: without the package tensorboard.
@@ -65,5 +65,5 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write what is in memory; Lightning's own would put an empty hparams.yaml beside it."""
+        """Write what is in memory; Lightning's own method would also write an empty hparams.yaml."""
         self.experiment.flush()

@@ -1,4 +1,4 @@
-"""A run of Weights & Biases, which may not make training ask, wait or die."""
+"""A run of Weights & Biases, which never asks a question, blocks or ends the training."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from pytorch_lightning import loggers
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from diffusion_lab.errors import ConfigError
-from diffusion_lab.logger.wandb_server import Mode, asked_mode, wandb_mode
+from diffusion_lab.logger.wandb_server import Mode, configured_mode, wandb_mode
 from diffusion_lab.output import say
 from diffusion_lab.storage import lock as file_lock
 from diffusion_lab.storage.atomic_file import atomic_write
 from diffusion_lab.storage.run_directory import newest_step
 
 INIT_SECONDS, FINISH_SECONDS, UPLOAD_SECONDS = 10.0, 300.0, 3600.0
-"""Longest wait for the server to open the run, to take the last numbers, or those and a checkpoint that was asked for;
-what it has not taken by then stays here."""
+"""Longest wait for the server to open the run, to receive the last numbers, or those and a checkpoint to be uploaded;
+what it has not received by then stays in the run's directory."""
 
 ID_FILE = "wandb_run_id.txt"
 
@@ -51,13 +51,13 @@ class WandbOptions:
 
 
 class WandbLogger(loggers.WandbLogger):
-    """An open run; if W&B fails on the way, that is said once and the run goes on without it.
+    """An open run; if W&B fails during training, that is reported once, and training continues without it.
 
     Args:
         run: the run that `open_run` opened.
         run_dir: the run's directory.
-        sent: the (step, metric) that the run has from before it was resumed; they are not sent again.
-        held: what `lock` gave, let go at the end.
+        sent: the (step, metric) that the run has received before it was resumed; they are not sent again.
+        held: the lock file that `lock` returned, closed at the end.
         log_model: upload the newest checkpoint, and the best one if there is one, at the end.
     """
 
@@ -76,17 +76,17 @@ class WandbLogger(loggers.WandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Values of one step."""
+        """Log values for a step."""
         new = {key: value for key, value in metrics.items() if (step, key) not in self.sent}
         if new:
             self._attempt(functools.partial(super().log_metrics, new, step), "training continues with its other logs")
 
     @rank_zero_only
     def log_pictures(self, pictures: Mapping[str, Path], step: int) -> None:
-        """Images and films, which W&B copies at once."""
+        """Log images and films, which W&B copies at once."""
         import wandb
 
-        if step < self._newest_sent:  # what came before a number that was sent was sent, too
+        if step < self._newest_sent:  # already sent
             return
         media = {
             name: wandb.Video(str(path), format="gif") if path.suffix == ".gif" else wandb.Image(str(path))
@@ -95,14 +95,14 @@ class WandbLogger(loggers.WandbLogger):
         self.log_metrics(media, step)
 
     def upload(self, row: Callable[[int], Mapping[str, float]]) -> None:
-        """The newest and the best checkpoint as versions of the artifact model-<run id>, under those aliases.
+        """Upload the newest and the best checkpoint as versions of the artifact model-<run id>, under those aliases.
 
-        The metadata of each say which step it is, what was logged for that step (`row`), and which code wrote it.
+        The metadata of each are its step, what was logged for that step (`row`), and the revision of the code.
         """
         import wandb
 
         best, newest = self.run_dir / "checkpoints" / "best.ckpt", newest_step(self.run_dir)
-        # The newest last: W&B calls the last version "latest", whatever it is told.
+        # The newest last: W&B always calls the last version "latest".
         for alias, path in (("best", best if best.is_file() else None), ("latest", newest)):
             if path is None:
                 continue
@@ -126,7 +126,7 @@ class WandbLogger(loggers.WandbLogger):
         return kept
 
     def finish(self, failed: bool, row: Callable[[int], Mapping[str, float]]) -> None:
-        """Upload what is asked for, end the run and stop W&B's service, so that the next job's run is another one."""
+        """Upload checkpoints if configured, end the run, and stop W&B's service, so the next job starts a new run."""
         import wandb
 
         if self.log_model:
@@ -141,14 +141,14 @@ class WandbLogger(loggers.WandbLogger):
             return
         try:
             act()
-        except Exception as error:  # whatever it is, the run is not worth less
+        except Exception as error:  # of any class: training must go on
             self._failed = True
-            end_service()  # what is printed went to it, too
+            end_service()  # it also captures what is printed
             say(f"W&B failed and is left out from here on ({_line(error)}); {instead}")
 
 
 def end_service() -> None:
-    """Stop wandb's process, whatever state it is in."""
+    """Stop wandb's process in any state."""
     import wandb
 
     for stop in (wandb.finish, wandb.teardown):
@@ -157,29 +157,29 @@ def end_service() -> None:
 
 
 def choose_id(options: WandbOptions, run_dir: Path) -> str:
-    """The id asked for, else that of the directory, else WANDB_RUN_ID, or a new one.
+    """The configured id, else that of the directory, else WANDB_RUN_ID, or a new one.
 
-    A word that was good for another directory of this process is not good again: each job of a sweep has its own id.
+    An id that another directory of this process has used is not used again: each job of a sweep has its own id.
     """
 
-    def free(word: str | None) -> str | None:
-        return word if word and _opened.get(word, run_dir.resolve()) == run_dir.resolve() else None
+    def unused(run_id: str | None) -> str | None:
+        return run_id if run_id and _opened.get(run_id, run_dir.resolve()) == run_dir.resolve() else None
 
-    return free(options.id) or read_id(run_dir) or free(os.environ.get("WANDB_RUN_ID")) or secrets.token_hex(4)
+    return unused(options.id) or read_id(run_dir) or unused(os.environ.get("WANDB_RUN_ID")) or secrets.token_hex(4)
 
 
 def open_run(options: WandbOptions, run_dir: Path, config: Mapping[str, Any]) -> Any:
-    """Open W&B's run `options.id`, online if possible, and say so once if it is not."""
+    """Open W&B's run `options.id`, online if possible; otherwise report why not."""
     run, (mode, reason) = None, wandb_mode(options.mode)
     try:
         if mode == "online":
             try:
                 run = _init(options, run_dir, config, mode)
-            except Exception as error:  # whatever it is, training must go on
+            except Exception as error:  # of any class: training must go on
                 reason = _line(error)
                 end_service()  # which still holds the run's id
         if run is None:
-            if options.on_no_network == "error" and asked_mode(options.mode) == "online":
+            if options.on_no_network == "error" and configured_mode(options.mode) == "online":
                 raise ConfigError(f"W&B cannot go online: {reason}; logger.wandb.on_no_network=offline continues")
             run = _init(options, run_dir, config, "offline")
             pieces = f"{shlex.quote(str(run_dir / 'wandb'))}/offline-run-*-{options.id}"
@@ -202,7 +202,7 @@ def read_id(run_dir: Path) -> str | None:
 
 
 def _init(options: WandbOptions, run_dir: Path, config: Mapping[str, Any], mode: Mode) -> Any:
-    """`wandb.init`; Lightning's own call of it would set WANDB_MODE for every later run of the process."""
+    """Call `wandb.init`; Lightning's own call would set WANDB_MODE for every later run of the process."""
     import wandb
 
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -212,7 +212,7 @@ def _init(options: WandbOptions, run_dir: Path, config: Mapping[str, Any], mode:
         entity=options.entity,
         group=options.group,
         name=options.name,
-        tags=list(options.tags) or None,  # an empty list would take those away that a resumed run has
+        tags=list(options.tags) or None,  # an empty list would remove those of a resumed run
         config={**config, "run_dir": str(run_dir.resolve())},
         dir=str(run_dir),
         id=options.id,
@@ -224,9 +224,9 @@ def _init(options: WandbOptions, run_dir: Path, config: Mapping[str, Any], mode:
 
 
 def lock(run_dir: Path) -> TextIO | None:
-    """What a process holds while it logs to a directory's run (W&B mixes up what two send); None if another does.
+    """Lock a directory's run while this process logs to it (W&B would mix two); None if another process does.
 
-    It ends with `close` or with the process, however that ends.  A file system without locks gives it to everyone.
+    The lock ends when the file is closed or the process ends.  On a file system without locks, nothing is locked.
     """
     path = run_dir / "wandb" / ".in_use"
     path.parent.mkdir(parents=True, exist_ok=True)

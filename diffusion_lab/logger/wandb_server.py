@@ -1,4 +1,4 @@
-"""Whether W&B can go online now: a key and a server that answers, found out without a wait or a question."""
+"""Whether W&B can go online now: a key and a server that answers, checked without a question or a long wait."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def wandb_mode(
 
     "auto" follows WANDB_MODE and `wandb offline`.  `api_host` is a URL; None: the configured one.
     """
-    wanted = asked_mode(mode)
+    wanted = configured_mode(mode)
     if wanted != "online":
         return wanted, "as asked for"
     if not has_key():
         return "offline", "no API key: set WANDB_API_KEY or run `wandb login`"
-    reason = _no_answer(api_host or _server(), timeout)
+    reason = _unreachable(api_host or _server(), timeout)
     return ("offline", reason) if reason else ("online", "the server answers")
 
 
@@ -57,14 +57,14 @@ def has_key() -> bool:
 
 
 def _settings() -> dict[str, str]:
-    """wandb's settings (mode, base_url, api_key): what its commands have written, then the environment."""
+    """wandb's settings (mode, base_url, api_key) of its files; the environment takes precedence."""
     folder = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser()
     parser = configparser.RawConfigParser()
     with contextlib.suppress(OSError, UnicodeDecodeError, configparser.Error):
         parser.read([folder / "settings", Path(os.environ.get("WANDB_DIR", "."), "wandb", "settings")])
     written = dict(parser.items("default")) if parser.has_section("default") else {}
-    said = {"mode": os.environ.get("WANDB_MODE"), "base_url": os.environ.get("WANDB_BASE_URL")}
-    return written | {key: value for key, value in said.items() if value}
+    set_now = {"mode": os.environ.get("WANDB_MODE"), "base_url": os.environ.get("WANDB_BASE_URL")}
+    return written | {key: value for key, value in set_now.items() if value}
 
 
 def _server() -> str:
@@ -73,13 +73,13 @@ def _server() -> str:
     return _settings().get("base_url") or wandb.Settings().base_url
 
 
-def asked_mode(mode: str) -> Mode:
-    """The mode that is asked for; "auto" leaves it to wandb's settings, and is online without any."""
-    word = _settings().get("mode", "online") if mode == "auto" else mode
-    return {"offline": "offline", "dryrun": "offline", "disabled": "disabled"}.get(word, "online")
+def configured_mode(mode: str) -> Mode:
+    """The mode that is configured; "auto" is that of wandb's settings, and online without any."""
+    named = _settings().get("mode", "online") if mode == "auto" else mode
+    return {"offline": "offline", "dryrun": "offline", "disabled": "disabled"}.get(named, "online")
 
 
-def _no_answer(url: str, timeout: float) -> str | None:
+def _unreachable(url: str, timeout: float) -> str | None:
     """Why there is no answer from a URL (through the proxy, if one is set), or None if there is one."""
     outcome: queue.Queue[str | None] = queue.Queue()
 
@@ -92,10 +92,10 @@ def _no_answer(url: str, timeout: float) -> str | None:
             outcome.put(f"{url} answers with status {error.code}" if error.code >= 500 else None)
         except Exception as error:
             reason = getattr(error, "reason", error)
-            # A certificate that only Python mistrusts is an answer too: wandb brings its own TLS.
+            # A certificate that only Python rejects is an answer too: wandb has its own TLS.
             outcome.put(None if isinstance(reason, ssl.SSLError) else f"{url} cannot be reached: {reason}")
 
-    # Looking up a name heeds no timeout, hence a thread that can be left behind.
+    # A DNS lookup has no timeout, hence a thread that is abandoned after `timeout`.
     threading.Thread(target=ask, daemon=True).start()
     try:
         return outcome.get(timeout=timeout)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from diffusion_lab.config.origin import advice
 from diffusion_lab.errors import BadItem, ConfigError
 from diffusion_lab.finite import NonFinite
-from diffusion_lab.storage.atomic_file import NotWritten, describe, refused
+from diffusion_lab.storage.atomic_file import NotWritten, describe_write_error, file_system_error
 
 NO_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "Unable to allocate", "bad_alloc")
 """Messages of libraries that raise no specific error when memory runs out."""
@@ -47,14 +47,14 @@ def explain(error: BaseException, run_dir: Path, settings: Mapping[str, Any]) ->
     """
     cause: BaseException | None = error
     while cause is not None:
-        found = said(cause) or disk(cause, run_dir) or memory(cause, settings)
+        found = own_message(cause) or disk(cause, run_dir) or memory(cause, settings)
         if found:
             return found
         cause = cause.__cause__  # only explicit causes: an error during handling is a failure of its own
     return None
 
 
-def said(error: BaseException) -> str | None:
+def own_message(error: BaseException) -> str | None:
     """The error's own message, for non-finite numbers and unusable items of the data."""
     return str(error).strip().splitlines()[-1] if isinstance(error, NonFinite | BadItem) else None
 
@@ -63,9 +63,9 @@ def disk(error: BaseException, run_dir: Path) -> str | None:
     """Describe a file that cannot be written."""
     if isinstance(error, NotWritten):
         return str(error)
-    if not isinstance(error, OSError) or refused(error) is not error:
+    if not isinstance(error, OSError) or file_system_error(error) is not error:
         return None
-    return describe(Path(os.fsdecode(error.filename or run_dir)), error)
+    return describe_write_error(Path(os.fsdecode(error.filename or run_dir)), error)
 
 
 def memory(error: BaseException, settings: Mapping[str, Any]) -> str | None:
@@ -83,9 +83,9 @@ def memory(error: BaseException, settings: Mapping[str, Any]) -> str | None:
 
 def lighter_sampling(settings: Mapping[str, Any]) -> str:
     """Settings with which sampling needs less memory."""
-    words = [f"batch_size={max(1, settings['batch_size'] // 2)}"] if settings["batch_size"] > 1 else []
-    words += ["trainer.precision=bf16-mixed"] * (settings["trainer"]["precision"] == "32-true")
-    return " or ".join(words) or "a larger device"
+    options = [f"batch_size={max(1, settings['batch_size'] // 2)}"] if settings["batch_size"] > 1 else []
+    options += ["trainer.precision=bf16-mixed"] * (settings["trainer"]["precision"] == "32-true")
+    return " or ".join(options) or "a larger device"
 
 
 def lighter_training(settings: Mapping[str, Any]) -> str:
@@ -95,11 +95,11 @@ def lighter_training(settings: Mapping[str, Any]) -> str:
     devices = trainer["devices"] if isinstance(trainer["devices"], int) and trainer["devices"] > 0 else 1
     world = devices * trainer["num_nodes"]
     divisor = next((d for d in range(2, batch + 1) if batch % (d * world) == 0), None)
-    words = []
+    options = []
     if divisor is not None:
         halved = f"data.batch_size={batch // divisor} trainer.accumulate_grad_batches={parts * divisor}"
-        words.append(f"{halved} (still {batch * parts} images a step)")
-    words += ["network.checkpoint=true"] * (network.get("checkpoint") is False)
-    words += ["trainer.precision=bf16-mixed"] * (trainer["precision"] == "32-true")
-    words += ["trainer=fsdp"] * (world > 1 and not isinstance(trainer["strategy"], Mapping))
-    return " or ".join(words) or "a smaller network"
+        options.append(f"{halved} (still {batch * parts} images a step)")
+    options += ["network.checkpoint=true"] * (network.get("checkpoint") is False)
+    options += ["trainer.precision=bf16-mixed"] * (trainer["precision"] == "32-true")
+    options += ["trainer=fsdp"] * (world > 1 and not isinstance(trainer["strategy"], Mapping))
+    return " or ".join(options) or "a smaller network"

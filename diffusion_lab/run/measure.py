@@ -17,7 +17,7 @@ from torch import Tensor
 from diffusion_lab import ranks
 from diffusion_lab.config.compose import training
 from diffusion_lab.config.instantiate import instantiate
-from diffusion_lab.config.origin import command, spelled
+from diffusion_lab.config.origin import command, quoted
 from diffusion_lab.data import DataModule
 from diffusion_lab.errors import ConfigError, as_config_error
 from diffusion_lab.evaluation import reference
@@ -25,7 +25,7 @@ from diffusion_lab.metric import Statistics
 from diffusion_lab.output import say
 from diffusion_lab.run.data import data_module
 from diffusion_lab.run.lightning import build_fabric
-from diffusion_lab.storage.atomic_file import room_for_a_file
+from diffusion_lab.storage.atomic_file import check_writable
 
 
 class BothSplits:
@@ -95,7 +95,7 @@ def check_target(target: Path) -> None:
     if target.exists():
         raise ConfigError(f"{target} exists already: choose another out=..., or remove it first")
     try:
-        room_for_a_file(target.parent)
+        check_writable(target.parent)
     except OSError as error:
         reason = os.strerror(error.errno)
         raise ConfigError(f"out={target} cannot be written ({reason}): choose another out=...") from error
@@ -107,5 +107,5 @@ def report(path: Path) -> None:
     for key, value in found.protocol.items():
         say(f"  {key:<18} {value}")
     say(f"written to {path}: mu and sigma of {found.moments.count:,} images in {len(found.moments.mean)} dimensions")
-    reference = shlex.quote(f"metric.reference={spelled(os.path.abspath(path))}")
+    reference = shlex.quote(f"metric.reference={quoted(os.path.abspath(path))}")
     say(f"evaluate samples against it:  {command('sample', 'last', 'evaluate=true', reference)}")

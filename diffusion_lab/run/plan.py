@@ -16,7 +16,7 @@ from diffusion_lab.evaluation import Evaluator, SampleStore
 from diffusion_lab.evaluation.duration import format_seconds, likelihood_calls, network_calls, seconds_per_call
 from diffusion_lab.model import Model
 from diffusion_lab.output import say
-from diffusion_lab.storage.atomic_file import format_bytes, room
+from diffusion_lab.storage.atomic_file import format_bytes, free_bytes
 
 DAY = 24 * 3600.0
 PROBE = 8  # samples in the timed call on a CPU, where time is proportional to them
@@ -51,10 +51,10 @@ def announce_plan(
     times = None if call is None else [call * n / fabric.world_size for n in (calls, scored)]
     check_time(sum(times or ()), config.allow_long)
     missing, wanted = sum(sum(map(len, one.samples.missing(count))) for one in series), count * len(series)
-    words = [f"sampling {missing} from {what} on {fabric.world_size} x {fabric.device.type}"]
-    words += [f"about {format_seconds(times[0])}"] if times else []
-    words += [f"{format_bytes(size)} in {os.path.relpath(place)}"]
-    say(", ".join(words) + (f"; {wanted - missing} of {wanted} exist already" if missing < wanted else ""))
+    parts = [f"sampling {missing} from {what} on {fabric.world_size} x {fabric.device.type}"]
+    parts += [f"about {format_seconds(times[0])}"] if times else []
+    parts += [f"{format_bytes(size)} in {os.path.relpath(place)}"]
+    say(", ".join(parts) + (f"; {wanted - missing} of {wanted} exist already" if missing < wanted else ""))
     cautious = [one.sampler for one in series if hasattr(one.sampler, "caution")]
     for caution in dict.fromkeys(sampler.caution(model.denoiser) for sampler in cautious):
         if caution:
@@ -87,7 +87,7 @@ def check_room(needed: int, place: Path, what: str) -> None:
     Raises:
         ConfigError: with the space needed and the space free.
     """
-    free = room(place.absolute())
+    free = free_bytes(place.absolute())
     if free is not None and needed > free:
         raise ConfigError(
             f"{what} need {format_bytes(needed)}, but {place} has {format_bytes(free)} free: generate fewer "

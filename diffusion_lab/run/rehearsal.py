@@ -34,8 +34,8 @@ def rehearse_training(
     wanted, model.rehearsal = settings.get("rehearsal", True), False
     if not wanted or cluster_ranks()[1] > 0:
         return
-    asked = evaluation and [(evaluation.at_end, evaluation.evaluator), (evaluation.every_n_steps, evaluation.during)]
-    evaluators = [evaluator for wanted, evaluator in asked or () if wanted]
+    planned = evaluation and [(evaluation.at_end, evaluation.evaluator), (evaluation.every_n_steps, evaluation.during)]
+    evaluators = [evaluator for wanted, evaluator in planned or () if wanted]
     sharded = isinstance(trainer.strategy, ModelParallelStrategy)
     notes = rehearse(
         model,

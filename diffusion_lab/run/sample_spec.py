@@ -52,15 +52,15 @@ def sample_spec(
 
 def conditioning_spec(model: Model) -> dict[str, Any]:
     """The part of a sample spec that only models with labels or guidance have."""
-    asked: dict[str, Any] = {}
+    spec: dict[str, Any] = {}
     if model.labels is not None:
-        asked["label"] = model.labels.numbers(model.label) or model.labels.describe(model.label)
+        spec["label"] = model.labels.numbers(model.label) or model.labels.describe(model.label)
     if model.guidance is not None:
         settings = vars(model.guidance).items()
-        asked["guidance"] = {"kind": type(model.guidance).__name__} | {
+        spec["guidance"] = {"kind": type(model.guidance).__name__} | {
             key: digest_of(value) if isinstance(value, Denoiser) else value for key, value in settings
         }
-    return asked
+    return spec
 
 
 def digest_of(model: nn.Module) -> str:

@@ -102,11 +102,11 @@ def choose_guidance(chosen: dict[str, Any] | None, trained: dict[str, Any]) -> G
     """
     given = {k: v for k, v in (chosen or {}).items() if v is not None}
     if HydraConfig.get().runtime.choices.guidance == "trained":
-        own = trained.get("guidance") or {}
-        if given and not own:
+        of_checkpoint = trained.get("guidance") or {}
+        if given and not of_checkpoint:
             key, value = next(iter(given.items()))
             raise ConfigError(
                 f"guidance.{key}={value} needs a guidance: choose guidance=classifier_free or autoguidance"
             )
-        given = {**own, **given}
+        given = {**of_checkpoint, **given}
     return instantiate(given, "guidance") or None

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic writes: a file is complete or does not exist."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.partial")
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSALS = (*FULL, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO)
-"""What a file system answers where nothing can be written, or not so much."""
+"""Errors of a file system that cannot write, or not so much."""
 
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 class NotWritten(OSError):
-    """A file that could not be written, of which nothing is left; one line: path, why, bytes needed, bytes free."""
+    """A file could not be written and was removed; one line: path, reason, bytes needed, bytes free."""
 
     def __str__(self) -> str:
         return self.strerror
@@ -49,28 +49,28 @@ def atomic_write(path: Path, size: int | None = None) -> Iterator[BinaryIO]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_partials(path.parent)
-        partial, file = _begin(path)
+        partial, file = _create(path)
         with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            partial.replace(path)  # while the lock is held: nobody takes it for that of a dead process
+            partial.replace(path)  # while it is locked: no process removes it as a leftover
         _flush_directory(path.parent)
     except Exception as error:
         if partial is not None:
             partial.unlink(missing_ok=True)
-        refusal = refused(error)
+        refusal = file_system_error(error)
         if refusal is None:
             raise
-        raise NotWritten(refusal.errno, describe(path, refusal, size), str(path)) from error
+        raise NotWritten(refusal.errno, describe_write_error(path, refusal, size), str(path)) from error
     except BaseException:
         if partial is not None:
             partial.unlink(missing_ok=True)
         raise
 
 
-def _begin(path: Path) -> tuple[Path, BinaryIO]:
-    """A new file beside `path`, locked as long as it is open."""
+def _create(path: Path) -> tuple[Path, BinaryIO]:
+    """Create a file in the directory of `path`, locked while it is open."""
     while True:
         partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
         file = partial.open("xb")
@@ -82,7 +82,7 @@ def _begin(path: Path) -> tuple[Path, BinaryIO]:
 
 
 def _flush_directory(folder: Path) -> None:
-    """Put a directory's new names on the disk, too, where the file system can."""
+    """Flush a directory's new names to the disk, if the file system supports it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -92,16 +92,16 @@ def _flush_directory(folder: Path) -> None:
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove from a directory what dead processes have not finished; a living one holds a lock on its own."""
+    """Remove unfinished files of processes that have ended; a running process holds a lock on its own."""
     for path in folder.iterdir() if has_locks() else ():
         if PARTIAL.fullmatch(path.name):
-            with contextlib.suppress(OSError), path.open("rb") as file:  # gone meanwhile, or locks do not work here
+            with contextlib.suppress(OSError), path.open("rb") as file:  # removed meanwhile, or no locks here
                 lock(file)
                 path.unlink()
 
 
-def refused(error: BaseException | None) -> OSError | None:
-    """The refusal of a file system that an error is or comes from: torch.save makes another error of it."""
+def file_system_error(error: BaseException | None) -> OSError | None:
+    """The error of the file system that an error is or was caused by: torch.save raises another one for it."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in REFUSALS:
             return error
@@ -109,21 +109,21 @@ def refused(error: BaseException | None) -> OSError | None:
     return None
 
 
-def describe(path: Path, refusal: OSError, size: int | None = None) -> str:
-    """One line on a file that could not be written."""
-    words = [f"{path} cannot be written: {os.strerror(refusal.errno)}"]
-    words += [] if size is None else [f"it needs {format_bytes(size)}"]
+def describe_write_error(path: Path, refusal: OSError, size: int | None = None) -> str:
+    """Describe in one line why a file cannot be written."""
+    parts = [f"{path} cannot be written: {os.strerror(refusal.errno)}"]
+    parts += [] if size is None else [f"it needs {format_bytes(size)}"]
     if refusal.errno == errno.EFBIG:
-        import resource  # there is none on Windows
+        import resource  # not on Windows
 
-        words.append(f"a file may have {format_bytes(resource.getrlimit(resource.RLIMIT_FSIZE)[0])} here (ulimit -f)")
-    elif refusal.errno in FULL and (free := room(path)) is not None:
-        words.append(f"{format_bytes(free)} are free")
-    return ", ".join(words)
+        parts.append(f"a file may have {format_bytes(resource.getrlimit(resource.RLIMIT_FSIZE)[0])} here (ulimit -f)")
+    elif refusal.errno in FULL and (free := free_bytes(path)) is not None:
+        parts.append(f"{format_bytes(free)} are free")
+    return ", ".join(parts)
 
 
-def room(path: Path) -> int | None:
-    """Bytes that are free where `path` is or would be; None if that cannot be known."""
+def free_bytes(path: Path) -> int | None:
+    """Free bytes on the disk of `path`, which need not exist; None if unknown."""
     place = next((p for p in (path, *path.parents) if p.exists()), None)
     try:
         return None if place is None else shutil.disk_usage(place).free
@@ -131,8 +131,8 @@ def room(path: Path) -> int | None:
         return None
 
 
-def room_for_a_file(folder: Path) -> None:
-    """Make sure that a file can be written in a directory, which is made if need be.
+def check_writable(folder: Path) -> None:
+    """Check that a file can be written in a directory, which is created if needed.
 
     Raises:
         NotWritten: if it cannot.
@@ -142,7 +142,7 @@ def room_for_a_file(folder: Path) -> None:
         with atomic_write(path) as file:
             file.write(bytes(1 << 16))
     except NotWritten as error:
-        raise NotWritten(error.errno, describe(folder, error)) from error
+        raise NotWritten(error.errno, describe_write_error(folder, error)) from error
     path.unlink(missing_ok=True)
 
 

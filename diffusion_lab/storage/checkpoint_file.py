@@ -17,7 +17,7 @@ from diffusion_lab.storage.run_directory import CheckpointError
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Saves beside the target, flushes to the disk and renames, so that a `.ckpt` is always a whole file."""
+    """Save checkpoints atomically: a `.ckpt` is always complete."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         storages = [leaf.untyped_storage() for leaf in tree_leaves(checkpoint) if isinstance(leaf, torch.Tensor)]
@@ -34,7 +34,7 @@ def read(path: str | Path) -> dict[str, Any]:
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # torch's own words advise to execute what is in the file
+        # torch's own message advises to execute what is in the file
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f": it holds {found[1]}" if found else ""
         raise CheckpointError(f"{path} is refused, it is not a file of plain tensors and containers{reason}") from error

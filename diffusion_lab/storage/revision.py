@@ -1,4 +1,4 @@
-"""Which code a run was made by."""
+"""The revision of the code that runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def revision(package: Path = PACKAGE, timeout: float = 0.45) -> str:
     """The git commit of the checkout that `package` belongs to, with "+dirty" where a tracked file differs from it.
 
     "unknown" without git and for an installed copy, even one that lies inside another project's checkout.  git is
-    asked twice, for at most `timeout` s each; if only the comparison takes longer, the commit carries "+unknown".
+    run twice, for at most `timeout` s each; if only the comparison takes longer, the commit carries "+unknown".
     """
     try:
         # The second name resolves only if the package is in the commit.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.output import say
-from diffusion_lab.storage.atomic_file import NotWritten, room_for_a_file
+from diffusion_lab.storage.atomic_file import NotWritten, check_writable
 
 CONFIG = "config.yaml"
 """File of a run directory: the resolved configuration of its training, and the overrides that it was composed from."""
@@ -43,9 +43,9 @@ def newest_complete(found: Sequence[Path]) -> Path:
 
 
 def is_complete(path: Path, needed: bytes = b"state_dict") -> bool:
-    """Whether a file has all parts of a checkpoint, as far as that can be told without reading or executing it."""
+    """Whether a file has all parts of a checkpoint, as far as that can be checked without executing it."""
     try:
-        # A file that was cut has lost its end, where an archive's table of contents is.
+        # A truncated file lacks its end, where an archive's table of contents is.
         with zipfile.ZipFile(path) as archive:
             pickled = archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
     except (OSError, zipfile.BadZipFile, StopIteration, zlib.error, RuntimeError):
@@ -71,7 +71,7 @@ def newest_run(log_dir: str | Path, needed: bytes = b"state_dict") -> Path:
 
 def find(path: str | Path, log_dir: str | Path = "logs") -> Path:
     """The checkpoint file that `path` means: a file, a run directory (its newest), or "last" (the newest run under
-    log_dir).  A file that was cut gives way to the one before it, unless it is asked for by its own name.
+    log_dir).  In a directory, a truncated file is skipped for the one before it.
 
     Raises:
         CheckpointError: if there is none.
@@ -89,8 +89,8 @@ def find(path: str | Path, log_dir: str | Path = "logs") -> Path:
     return path
 
 
-def made_new(folder: Path) -> Path:
-    """A directory that did not exist, made now: `folder`, or with _2, _3, ... behind its name if somebody was faster.
+def make_new_directory(folder: Path) -> Path:
+    """Create a new directory: `folder`, or with _2, _3, ... after its name if it exists.
 
     Raises:
         ConfigError: if none can be made.
@@ -114,7 +114,7 @@ def check_directory(folder: Path) -> None:
         ConfigError: with the reason.
     """
     try:
-        room_for_a_file(folder)
+        check_writable(folder)
     except NotWritten as error:
         raise ConfigError(f"{error}; put the run elsewhere by hydra.run.dir=DIR or paths.log_dir=DIR") from error
     except OSError as error:
