@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
+import re
+import socket
 import subprocess
 import sys
 import time
@@ -14,8 +16,14 @@ import pytest
 import torch
 from test_launch_process import commands
 from test_resume import STATE, assert_bit_equal
+from torch.distributed.elastic.rendezvous import (
+    RendezvousClosedError,
+    RendezvousConnectionError,
+    RendezvousTimeoutError,
+)
 
 from diffusion_lab.config import origin
+from diffusion_lab.launch import agent
 
 ROOT = Path(__file__).resolve().parents[1]
 TOLD = {
@@ -108,6 +116,25 @@ def test_a_deliberate_end_is_no_failure(ended, end, rank, status):
     assert (folder / "late").exists() == (end == "none")
 
 
+def test_ranks_that_were_stopped_or_refused_are_not_restarted(ended):
+    for case in (("told", -1), ("refuse", 0), ("refuse", 1)):
+        assert [path.name for path in ended[case][0].glob("round_*")] == ["round_0"]
+
+
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (RendezvousClosedError, "another node has ended, its output says why"),
+        (RendezvousTimeoutError, "not all nodes came within trainer.timeout: check trainer.num_nodes on each"),
+        (RendezvousConnectionError, "no connection to trainer.rdzv_endpoint, or the node there has ended"),
+    ],
+)
+def test_an_agent_without_the_others_says_so(error, message, tmp_path, capsys):
+    assert agent.separated(error(), [], tmp_path, "train") == 1
+    assert capsys.readouterr().err.startswith(f"error: {message}; ")
+    assert agent.separated(error(), [15], tmp_path, "train") == 143 and not capsys.readouterr().err
+
+
 TINY = (
     *("data=toy2d", "network=mlp", "logger=csv", "debug=fast", "trainer.accelerator=cpu", "trainer.max_steps=8"),
     *("trainer.val_check_interval=null", "callback.samples.every_n_steps=null", "callback.evaluation.at_end=false"),
@@ -116,22 +143,74 @@ TINY = (
 """A training of a second."""
 
 
-def test_a_killed_rank_ends_the_training_which_goes_on_bit_equal(tmp_path):
-    words, runs = (str(ROOT / "train.py"), *TINY, "trainer.devices=2"), [tmp_path / "whole", tmp_path / "part"]
-    runs[1].mkdir()
-    (runs[1] / "kill").touch()
-    whole, part = (started(tmp_path, *words, f"hydra.run.dir={run}") for run in runs)
-    said = part.communicate(timeout=90)[0]
-    assert part.returncode == 137 and gone(runs[1], 5) and "Traceback" not in said, said
+WORDS = (str(ROOT / "train.py"), *TINY, "trainer.devices=2")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The directory of a training on two ranks."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    job = started(run.parent, *WORDS, f"hydra.run.dir={run}")
+    said = job.communicate(timeout=90)[0]
+    assert job.returncode == 0 and len(losses(run)) == 8, said
+    return run
+
+
+def assert_same_end(run: Path, expected: Path) -> None:
+    states = [torch.load(one / "checkpoints" / "step_00000008.ckpt", weights_only=True) for one in (run, expected)]
+    assert_bit_equal(*({key: state[key] for key in STATE} for state in states))
+    assert losses(run) == losses(expected)
+
+
+def with_a_kill(run: Path) -> Path:
+    """A run directory in which rank 1 will be killed after step 5."""
+    run.mkdir()
+    (run / "kill").touch()
+    return run
+
+
+def test_a_killed_rank_ends_the_training_which_goes_on_bit_equal(undisturbed, tmp_path):
+    run = with_a_kill(tmp_path / "part")
+    job = started(tmp_path, *WORDS, f"hydra.run.dir={run}")
+    said = job.communicate(timeout=90)[0]
+    assert job.returncode == 137 and gone(run, 5) and "Traceback" not in said, said
     assert "was killed by SIGKILL (out of memory?); all ranks are stopped; the last checkpoint is of step 4" in said
-    assert said.rstrip().endswith(f"resume:  {origin.command('train', runs[1])}")
-    assert whole.communicate(timeout=90) and whole.returncode == 0
-    part = started(tmp_path, str(ROOT / "train.py"), "ckpt_path=part")
-    assert part.communicate(timeout=90) and part.returncode == 0 and gone(tmp_path, 5)
-    states = [torch.load(run / "checkpoints" / "step_00000008.ckpt", weights_only=True) for run in runs]
-    for state in states[1:]:
-        assert_bit_equal(*({key: one[key] for key in STATE} for one in (states[0], state)))
-    assert losses(runs[0]) == losses(runs[1]) and len(losses(runs[0])) == 8
+    assert "SIGTERM" not in said, "torchelastic's signal is taken for the user's"
+    assert said.rstrip().endswith(f"resume:  {origin.command('train', run)}")
+    job = started(tmp_path, str(ROOT / "train.py"), "ckpt_path=part")
+    assert job.communicate(timeout=90) and job.returncode == 0 and gone(tmp_path, 5)
+    assert_same_end(run, undisturbed)
+
+
+def test_ranks_restart_bit_equal_after_one_was_killed(undisturbed, tmp_path):
+    run = with_a_kill(tmp_path / "run")
+    job = started(tmp_path, *WORDS, f"hydra.run.dir={run}", "trainer.max_restarts=1")
+    said = job.communicate(timeout=90)[0]
+    assert job.returncode == 0 and "resumes from step 4" in said and gone(run, 5), said
+    assert_same_end(run, undisturbed)
+
+
+def test_two_nodes_are_one_run_and_end_together(undisturbed, tmp_path):
+    """Two agents on this machine."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        endpoint = f"trainer.rdzv_endpoint=localhost:{free.getsockname()[1]}"
+    words = (*WORDS[:-1], "trainer.devices=1", "trainer.num_nodes=2", endpoint)
+    run = with_a_kill(tmp_path / "run")
+
+    def both(*more: str) -> dict[int, str]:
+        jobs = [started(tmp_path, *words, f"hydra.run.dir={run}", *more) for _ in "12"]
+        said = [job.communicate(timeout=90)[0] for job in jobs]
+        assert gone(run, 5)
+        return {job.returncode: text for job, text in zip(jobs, said, strict=True)}
+
+    ended = both()
+    assert sorted(ended) == [1, 137], ended
+    assert ") was killed by SIGKILL (out of memory?); all ranks are stopped; the last checkpoint is of" in ended[137]
+    assert re.search(r"\) lost contact with another rank \([\w ]+\), see the output of the other nodes; ", ended[1])
+    ended = both(f"ckpt_path={run}")
+    assert [*ended] == [0], ended
+    assert_same_end(run, undisturbed)
 
 
 def test_ranks_that_evaluate_stop_at_once_also_the_one_that_waits(tmp_path):

@@ -111,7 +111,7 @@ class Interrupt(OptionalHooks):
             self.restore()
             raise KeyboardInterrupt
         self.received, self._since, trainer = signum, time.monotonic(), self.trainer
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not peer_ended():
             print(f"\n{signal.Signals(signum).name}: saving and stopping; once more stops at once", flush=True)
         alone, saved = trainer.world_size == 1, self.saved()
         if not alone and not self._in_step and saved:
@@ -203,8 +203,9 @@ class Interrupt(OptionalHooks):
                 if isinstance(callback, Checkpoint):
                     callback.save(trainer)  # synchronises the ranks: all have read the file
             if trainer.is_global_zero:
-                if stopping:  # ranks that still wait must be able to read the file
-                    atexit.register(self.path.unlink, missing_ok=True)
+                if stopping:  # ranks that still wait must be able to read the file; on another node, it is left to them
+                    if int(os.environ.get("GROUP_WORLD_SIZE", 1)) == 1:
+                        atexit.register(self.path.unlink, missing_ok=True)
                 else:
                     self.path.unlink(missing_ok=True)
         elif stopping and isinstance(exception, Exception):  # a rank that this one waited for has stopped

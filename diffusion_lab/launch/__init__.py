@@ -117,10 +117,14 @@ def work(task: Literal["train", "sample"], config: Any, run_dir: Path, start: li
     from hydra.core.hydra_config import HydraConfig
 
     from diffusion_lab.config.typed import convert
-    from diffusion_lab.launch import agent, process, rank
+    from diffusion_lab.launch import agent, multirun, process, rank
     from diffusion_lab.launch.job import witnessed
 
     if ranks := agent.wanted(config.trainer):
+        if (config.trainer.num_nodes or 1) > 1 and multirun.named_by_the_clock(HydraConfig.get().run):
+            raise ConfigError(
+                f"trainer.num_nodes={config.trainer.num_nodes}: add hydra.run.dir=DIR, equal on each node"
+            )
         with witnessed():
             sys.exit(agent.run(process.command(start, HydraConfig.get()), config.trainer, ranks, run_dir, task))
     # Imported here: torch and Lightning take seconds, and --help must not.

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
@@ -18,6 +19,7 @@ from diffusion_lab.config.origin import advice
 from diffusion_lab.config.trainer_keys import machine
 from diffusion_lab.launch.process import signals_go_to
 from diffusion_lab.launch.rank import sentence
+from diffusion_lab.output import say
 
 STOPPED = tuple(128 + number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 """Exit statuses of ranks that a signal has stopped."""
@@ -41,40 +43,125 @@ def wanted(trainer: Mapping[str, Any]) -> int:
 
 
 def run(command: Sequence[str], trainer: Mapping[str, Any], ranks: int, directory: Path, task: str) -> int:
-    """Run a command as several ranks to their end; the exit status, as a shell has it.
+    """Run a command as several ranks to their end and return its exit status, as a shell has it.
 
     Args:
         command: the command of each rank.
-        trainer: `num_nodes`, `rdzv_endpoint` (HOST:PORT of one of them), and `max_restarts` after a rank's death.
+        trainer: `num_nodes`, `rdzv_endpoint` (HOST:PORT of one of them), `max_restarts` after a rank's death, and
+            `timeout`, the seconds that nodes wait for each other.
         ranks: their number on this machine.
         directory: of the run.
         task: "train" or "sample".
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.elastic.rendezvous import RendezvousError
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it reports, we say in one line
-    nodes, endpoint = trainer.get("num_nodes") or 1, trainer.get("rdzv_endpoint")
-    config = LaunchConfig(
-        *(nodes, nodes, ranks),
-        run_id=directory.name,
-        rdzv_backend="c10d",
-        rdzv_endpoint=endpoint or "127.0.0.1:0",
-        local_addr=None if endpoint else "127.0.0.1",
-        max_restarts=trainer.get("max_restarts") or 0,
-        signals_to_handle="SIGQUIT",  # the others are passed on here: torchelastic would kill what still saves
-    )
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, machine()[1] // ranks)))
     os.environ[AGENT] = str(os.getpid())
-    with passed_on() as received:
+    # All other signals are passed on here: torchelastic would kill ranks that still save.
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
+    if trainer.get("max_restarts"):
+        # Otherwise all rounds of ranks share the agent's store, in which restarted ranks find the addresses of dead
+        # ones (github.com/pytorch/pytorch/issues/135712).  Now rank 0 of each round opens a store of its own.
+        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    with passed_on() as received, TemporaryDirectory(prefix="diffusion_lab_") as logs:
         try:
-            elastic_launch(config, command[0])(*command[1:])
+            launch(command, trainer, ranks, directory.name, logs)
         except ChildFailedError as error:
             return conclude(error.failures, received, directory, task)
+        except RendezvousError as error:
+            return separated(error, received, directory, task)
         finally:
             del os.environ[AGENT]
-            (directory / ".stop").unlink(missing_ok=True)  # of ranks that were ended before they could remove it
+            if (trainer.get("num_nodes") or 1) == 1:  # else ranks of other nodes may still have to read it
+                (directory / ".stop").unlink(missing_ok=True)  # of ranks that were ended before they could remove it
     return 0
+
+
+def launch(command: Sequence[str], trainer: Mapping[str, Any], ranks: int, name: str, logs: str) -> None:
+    """Do what torch.distributed.launcher.launch_agent does, with an agent that restarts only ranks that failed.
+
+    Raises:
+        ChildFailedError: if a rank failed, or was stopped.
+        RendezvousError: if the agents of several nodes do not meet.
+    """
+    from torch.distributed.elastic.agent.server import WorkerSpec
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousParameters
+    from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+
+    nodes, endpoint = trainer.get("num_nodes") or 1, trainer.get("rdzv_endpoint")
+    handler = get_rendezvous_handler(
+        RendezvousParameters(
+            *("c10d", endpoint or "127.0.0.1:0", name, nodes, nodes),
+            local_addr=None if endpoint else "127.0.0.1",
+            join_timeout=trainer.get("timeout") or 600,
+        )
+    )
+    if nodes > 1:
+        say(f"waits for {nodes} nodes at {endpoint}")
+    try:
+        result = agent_class()(
+            WorkerSpec(
+                *("default", ranks, Tolerant(handler)),
+                entrypoint=command[0],
+                args=tuple(command[1:]),
+                max_restarts=trainer.get("max_restarts") or 0,
+            ),
+            DefaultLogsSpecs(logs),
+        ).run()
+    finally:
+        handler.shutdown()
+    if result.is_failed():
+        raise ChildFailedError(command[0], result.failures)
+
+
+def agent_class() -> type:
+    """Return torchelastic's agent, which takes any exit status but 0 for a failure, as one that knows a deliberate end.
+
+    A function, because torch is imported late.
+    """
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    class Agent(LocalElasticAgent):
+        def _monitor_workers(self, worker_group: Any) -> Any:
+            result = super()._monitor_workers(worker_group)
+            if result.is_failed() and final(result.failures):
+                raise ChildFailedError("ranks", result.failures)  # which ends the agent without a restart
+            return result
+
+    return Agent
+
+
+class Tolerant:
+    """A rendezvous of nodes that is asked, while the ranks work, whether further nodes wait to join.
+
+    Where the node that answers has ended, this one's ranks notice by themselves, and may have to save first.
+    """
+
+    def __init__(self, handler: Any) -> None:
+        self._handler, self._lost = handler, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._handler, name)
+
+    def num_nodes_waiting(self) -> int:
+        from torch.distributed.elastic.rendezvous import RendezvousConnectionError
+
+        try:
+            return 0 if self._lost else self._handler.num_nodes_waiting()
+        except RendezvousConnectionError:
+            self._lost = True
+            return 0
+
+
+def final(failures: Mapping[int, Any]) -> bool:
+    """Whether ranks would end in the same way if they were restarted: all were stopped, or one was refused."""
+    found = [described(rank, failure) for rank, failure in failures.items()]
+    return all(stopped(one) for one in found) or any(one["kind"] == "refused" for one in found)
 
 
 @contextmanager
@@ -97,7 +184,7 @@ def passed_on() -> Iterator[list[int]]:
 def conclude(failures: Mapping[int, Any], received: Sequence[int], directory: Path, task: str) -> int:
     """Say which rank failed first and why, unless a signal has stopped them all; the exit status."""
     found = [described(rank, failure) for rank, failure in failures.items()]
-    failed = [one for one in found if one["status"] not in STOPPED or one["kind"] in KINDS[:3]]
+    failed = [one for one in found if not stopped(one)]
     if not failed:
         return 128 + received[0] if received else found[0]["status"]
     first = min(failed, key=lambda one: (KINDS.index(one["kind"]), one["time"]))
@@ -106,6 +193,24 @@ def conclude(failures: Mapping[int, Any], received: Sequence[int], directory: Pa
     else:
         print(sentence(first, advice(directory, task)), file=sys.stderr, flush=True)
     return first["status"]
+
+
+def separated(error: Exception, received: Sequence[int], directory: Path, task: str) -> int:
+    """Say that the agents of the nodes do not reach each other; the exit status."""
+    if received:
+        return 128 + received[0]
+    what = {
+        "RendezvousClosedError": "another node has ended, its output says why",
+        "RendezvousTimeoutError": "not all nodes came within trainer.timeout: check trainer.num_nodes on each",
+    }
+    why = what.get(type(error).__name__, "no connection to trainer.rdzv_endpoint, or the node there has ended")
+    print(f"error: {why}; {advice(directory, task)}", file=sys.stderr, flush=True)
+    return 1
+
+
+def stopped(cause: Mapping[str, Any]) -> bool:
+    """Whether a rank ended because a signal told it to."""
+    return cause["status"] in STOPPED and cause["kind"] not in KINDS[:3]
 
 
 def described(rank: int, failure: Any) -> dict[str, Any]:

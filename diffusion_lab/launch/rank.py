@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -136,7 +137,8 @@ def suffered(error: Exception) -> dict[str, Any]:
 
     A rank that does not answer is ended: one that is stopped would answer to nothing else.
     """
-    mine = described("lost", f"lost contact with the others: {str(error).splitlines()[0]}")
+    elsewhere = ", see the output of the other nodes" * (int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1)
+    mine = described("lost", f"lost contact with another rank ({reason(error)}){elsewhere}")
     leave(mine)
     time.sleep(SETTLING)
     if not any("timed out" in str(found).lower() for found in chain(error)):
@@ -154,6 +156,12 @@ def suffered(error: Exception) -> dict[str, Any]:
         with suppress(psutil.Error):
             one.kill()
     return described("silent", text, rank=rank, pid=process.pid)
+
+
+def reason(error: Exception) -> str:
+    """The first sentence of an error of torch.distributed, without the place in its source and the address."""
+    line = re.sub(r"^\[\S+\]\s*", "", str(error).splitlines()[0])
+    return re.split(r"\. |\s*\[", line)[0].rstrip(".")
 
 
 def siblings() -> dict[int, psutil.Process]:

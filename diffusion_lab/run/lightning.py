@@ -32,7 +32,7 @@ OF_FABRIC = ("accelerator", "devices", "num_nodes", "strategy", "precision")
 
 def quieten() -> None:
     """Silence library warnings that a user can do nothing about, and set torch's global options."""
-    for name in ("pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero"):
+    for name in ("pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for text in (
         ".*LeafSpec.*",

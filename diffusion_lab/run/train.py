@@ -20,6 +20,7 @@ from diffusion_lab.callback.interrupt import Stopped
 from diffusion_lab.callback.media import log_pictures
 from diffusion_lab.config import origin, packages
 from diffusion_lab.config.compose import plain
+from diffusion_lab.config.environment import AGENT
 from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.config.trainer_keys import check_devices, count_in_steps
 from diffusion_lab.data import DataModule
@@ -38,7 +39,7 @@ from diffusion_lab.run.rehearsal import prepare_features, rehearse_training
 from diffusion_lab.run.report import announce, conclude, facts, say_limits
 from diffusion_lab.storage import checkpoint_file, run_directory
 from diffusion_lab.storage.atomic_file import atomic_write
-from diffusion_lab.storage.run_directory import CONFIG, checkpoints, newest_complete
+from diffusion_lab.storage.run_directory import CONFIG, checkpoints, is_complete
 from diffusion_lab.storage.run_lock import locked
 
 CHOICES = ("model", "sde", "data", "schedule", "loss", "network", "sampler", "likelihood", "guidance", "metric")
@@ -168,9 +169,13 @@ def prepare_evaluation(
 
 
 def after_restart(run_dir: Path) -> str | None:
-    """The newest whole checkpoint of a run whose ranks torchelastic has restarted (trainer.max_restarts), else None."""
-    found = checkpoints(run_dir) if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) else []
-    return str(newest_complete(found)) if found else None
+    """Return the newest complete checkpoint of a run whose ranks our agent starts, None if there is none yet.
+
+    A new run has none; one that resumes does so from the newest one, after trainer.max_restarts as before.
+    torchelastic's own count of restarts is no help: it differs between nodes.
+    """
+    found = checkpoints(run_dir) if AGENT in os.environ else []
+    return next((str(path) for path in found if is_complete(path)), None)
 
 
 def keep_configuration(path: Path, settings: dict[str, Any], step: int) -> None:
