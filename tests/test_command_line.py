@@ -103,7 +103,9 @@ def test_an_installed_program_is_named_as_it_is_started(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     for path, name in ((str(tmp_path), "diffusion-lab train"), ("/nowhere", "python -m diffusion_lab.train")):
         monkeypatch.setenv("PATH", path)
-        assert f"  {name} ckpt_path=last" in help_text("train", ["--help"]) and f"More:  {name} --help" in help_text("train", [])
+        assert f"  {name} ckpt_path=last" in help_text("train", ["--help"]) and f"More:  {name} --help" in help_text(
+            "train", []
+        )
         python = f"{tmp_path}/python -m diffusion_lab.train"
         assert origin.command("train", "last") == f"{name if path == str(tmp_path) else python} ckpt_path=last"
 
@@ -114,7 +116,9 @@ def test_help_of_a_group_an_option_and_a_key():
     assert help_text("train", ["sampler=ddim"]) in message and help_text("train", ["schedule=cosine"]).startswith(
         "schedule=cosine\n"
     )
-    assert "optimizer.lr=2.0e-4" in help_text("train", ["lr"]) and "learning rate" in help_text("train", ["optimizer.lr"])
+    assert "optimizer.lr=2.0e-4" in help_text("train", ["lr"]) and "learning rate" in help_text(
+        "train", ["optimizer.lr"]
+    )
     for task, word, close in (
         ("train", "samplr", "sampler"),
         ("train", "_target_", "no such group or key"),
@@ -127,7 +131,9 @@ def test_help_of_a_group_an_option_and_a_key():
 
 def test_values_of_other_options_are_no_topics_of_help():
     conf = str(ROOT / "conf")
-    assert help_text("train", ["--config-dir", conf, "--help", "schedule"]) == help_text("train", ["--help", "schedule"])
+    assert help_text("train", ["--config-dir", conf, "--help", "schedule"]) == help_text(
+        "train", ["--help", "schedule"]
+    )
 
 
 @pytest.mark.parametrize("words", [["--config-dir", "{}"], ["hydra.searchpath=[file://{}]"]])
@@ -141,7 +147,9 @@ def test_help_knows_the_options_of_further_directories(tmp_path, words):
     words = [word.format(tmp_path) for word in words]
     assert "  mine                  my own loss" in help_text("train", [*words, "--help"])
     assert help_text("train", [*words, "loss=mine"]) == "loss=mine\n  # my own loss\n  curve: 3  # how much"
-    assert "loss.curve=3" in help_text("train", [*words, "curve"]) and "how much" in help_text("train", [*words, "loss.curve"])
+    assert "loss.curve=3" in help_text("train", [*words, "curve"]) and "how much" in help_text(
+        "train", [*words, "loss.curve"]
+    )
     assert help_text("train", [*words, "flavour"]).startswith("flavour=sweet")
     assert "loss=dsm" in help_text("train", [*words, "loss"])
     with pytest.raises(ConfigError, match="is not a directory"):

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "denoiser": {"parameterization", "process"},
     "guidance": {"denoiser"},
     "control": {"denoiser", "guidance"},
-    "loss": {"denoiser", "process", "noise"},
+    "loss": {"denoiser", "likelihood", "process", "noise"},
     "flow": {"runge_kutta", "denoiser", "process", "noise"},
     "sampler": {"flow", "denoiser", "process", "noise"},
     "verification": {"denoiser", "noise", "parameterization", "process", "sampler"},

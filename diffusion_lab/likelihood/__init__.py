@@ -1,8 +1,9 @@
 """Likelihoods: exact by the probability flow, the variational bound of discrete models, bits per dimension."""
 
 from diffusion_lab.likelihood.bits import bits_per_dim
-from diffusion_lab.likelihood.bound import Bound, VariationalBound, log_mass_of_level
+from diffusion_lab.likelihood.bound import Bound, VariationalBound
 from diffusion_lab.likelihood.flow import Flow, FlowLikelihood, dequantize
+from diffusion_lab.likelihood.terms import decoder_nll, log_mass_of_level, step_kl
 
 __all__ = [
     "Bound",
@@ -11,5 +12,7 @@ __all__ = [
     "VariationalBound",
     "bits_per_dim",
     "dequantize",
+    "decoder_nll",
     "log_mass_of_level",
+    "step_kl",
 ]

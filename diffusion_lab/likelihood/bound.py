@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.likelihood.guided import check_guidance
+from diffusion_lab.likelihood.terms import decoder_nll, step_kl
 from diffusion_lab.noise import Generators, draw
 from diffusion_lab.process import DiscreteProcess, Variance
 
@@ -45,7 +45,7 @@ class VariationalBound:
     Each term is a one-sample estimate of its expectation over x_t.
 
     Args:
-        variance: variance of the reverse steps.
+        variance: variance of the reverse steps; "learned_range" needs a network that predicts it.
         clip: clip the estimate of x_0 to the image range, as in the evaluation of Ho et al.
         terms: number of the T - 1 steps that are evaluated per image, evenly spaced with random offsets and rescaled to
             an unbiased estimate of the sum; None evaluates all.
@@ -108,44 +108,22 @@ class VariationalBound:
 
     def step(self, denoiser: Denoiser, process: DiscreteProcess, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """L_{t-1} = KL(q(x_s | x_t, x_0) || p(x_s | x_t)) with s = t - 1/T, for t of shape (B,)."""
-        s = t - 1 / process.levels
-        _, b, true = process.posterior(s, t)
-        model = process.reverse_variance(s, t, self.variance)
-        error = (x0 - self.predict_x0(denoiser, process, x0, t, eps)).square().flatten(1).sum(1)
-        dimensions = x0[0].numel()
-        return 0.5 * (dimensions * ((model / true).log() + true / model - 1) + b**2 * error / model)
+        mean, fraction = self.predict(denoiser, process, x0, t, eps)
+        return step_kl(process, t, x0, mean, self.variance, fraction)
 
     def decoder(
         self, denoiser: Denoiser, process: DiscreteProcess, x0: Tensor, grey_levels: int | None, generator: Generators
     ) -> Tensor:
         """L_0."""
         t = torch.full((len(x0),), 1 / process.levels, dtype=torch.float64, device=x0.device)
-        mean = self.predict_x0(denoiser, process, x0, t, draw(x0.shape, generator, x0.dtype, x0.device))
-        std = math.sqrt(process.decoder_variance)
-        if grey_levels is None:
-            nats = 0.5 * ((x0 - mean) / std) ** 2 + math.log(std * math.sqrt(2 * math.pi))
-        else:
-            row = denoiser.parameterization
-            nats = -log_mass_of_level(x0, mean, std, row.low, row.high, grey_levels)
-        return nats.flatten(1).sum(1)
+        eps = draw(x0.shape, generator, x0.dtype, x0.device)
+        mean, fraction = self.predict(denoiser, process, x0, t, eps)
+        row = denoiser.parameterization
+        return decoder_nll(process, x0, mean, self.variance, fraction, (row.low, row.high), grey_levels)
 
-    def predict_x0(self, denoiser: Denoiser, process: DiscreteProcess, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """The estimate of x_0 at x_t = alpha x_0 + sigma eps."""
-        estimate, bounds = denoiser(process.perturb(x0, t, eps), t).x0, denoiser.parameterization.range_of(x0.shape)
-        return estimate.clamp(*bounds) if self.clip and bounds else estimate
-
-
-def log_mass_of_level(x: Tensor, mean: Tensor, std: float, low: float, high: float, grey_levels: int) -> Tensor:
-    """log of the probability of x's bin under N(mean, std^2), for `grey_levels` even levels from low to high.
-
-    Ho et al. 2020, Eq. 13, for any number of levels, of the shape of x.  Also exact in the far tails, where the
-    official code is bounded below by log 1e-12.
-    """
-    half = (high - low) / (grey_levels - 1) / 2
-    # By symmetry the bin is moved to the left of the mean, where log_ndtr is accurate.
-    side = torch.where(x > mean, -1.0, 1.0)
-    lower = torch.where(x < low + half, -math.inf, x - half - mean) / std
-    upper = torch.where(x > high - half, math.inf, x + half - mean) / std
-    left, right = torch.minimum(side * lower, side * upper), torch.maximum(side * lower, side * upper)
-    log_left, log_right = torch.special.log_ndtr(left), torch.special.log_ndtr(right)
-    return log_right + torch.log1p(-(log_left - log_right).exp())
+    def predict(
+        self, denoiser: Denoiser, process: DiscreteProcess, x0: Tensor, t: Tensor, eps: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """The estimate of x_0 at x_t = alpha x_0 + sigma eps, and the fraction of a learned range of variances."""
+        estimate, bounds = denoiser(process.perturb(x0, t, eps), t), denoiser.parameterization.range_of(x0.shape)
+        return estimate.x0.clamp(*bounds) if self.clip and bounds else estimate.x0, estimate.fraction

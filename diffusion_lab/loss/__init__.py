@@ -1,14 +1,20 @@
 """Training losses: denoising, implicit and sliced score matching."""
 
 from diffusion_lab.loss.denoising import WEIGHTS, DenoisingLoss, Reduction, Weighting
+from diffusion_lab.loss.hybrid import HybridLoss
 from diffusion_lab.loss.score_matching import ImplicitScoreMatching, Probe, SlicedScoreMatching
+from diffusion_lab.loss.time_law import Importance, LossSecondMoment, TimeLaw
 
 __all__ = [
     "WEIGHTS",
     "DenoisingLoss",
+    "HybridLoss",
+    "Importance",
     "ImplicitScoreMatching",
+    "LossSecondMoment",
     "Probe",
     "Reduction",
     "SlicedScoreMatching",
+    "TimeLaw",
     "Weighting",
 ]
