@@ -16,7 +16,7 @@ from torch import Tensor
 from diffusion_lab.process import NoiseProcess
 
 Output = Literal["eps", "x0", "v", "score", "scaled_score"]
-NoiseConditioning = Literal["level", "level_from_top", "time_999", "log_sigma", "nothing"]
+NoiseConditioning = Literal["level", "level_of_1000", "level_from_top", "time_999", "log_sigma", "nothing"]
 
 TO_EPS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "eps": lambda out, x, alpha, sigma: out,
@@ -30,12 +30,13 @@ TO_EPS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
 
 CONDITIONING: dict[str, Callable[[NoiseProcess, Tensor], Tensor]] = {
     "level": lambda process, t: (process.level(t) - 1).clamp(min=0),
+    "level_of_1000": lambda process, t: (process.level(t) - 1).clamp(min=0) * (1000 / process.levels),
     "level_from_top": lambda process, t: process.levels - process.level(t).clamp(min=1),
     "time_999": lambda process, t: 999 * t,
     "log_sigma": lambda process, t: process.sigma(t).log(),
     "nothing": lambda process, t: torch.zeros_like(t),
 }
-"""(process, t) -> c_noise, the network's noise conditioning: DDPM's zero-based level, NCSN's level counted from the
+"""(process, t) -> c_noise, the network's noise conditioning: DDPM's zero-based level, IDDPM's in units of T/1000, NCSN's level counted from the
 largest sigma (both real-valued between two levels), ScoreSDE's 999 t, NCSN++'s log sigma, or nothing (NCSNv2)."""
 
 

@@ -21,6 +21,9 @@ class DDPM(Model):
 
     The published method predicts eps with L_simple (Eq. 14) and uses ancestral sampling with variance beta_t
     ("fixed_large").  `output` selects another prediction; "score" is the score scaled by sigma, -eps.
+
+    With `learned_range` the network, of twice as many output channels, predicts the variance of reverse steps as well
+    (IDDPM: Nichol & Dhariwal 2021); its program conditions the network on "level_of_1000", the level times 1000 / T.
     """
 
     def __init__(
@@ -35,9 +38,13 @@ class DDPM(Model):
         grey_levels: int | None = 256,
         levels: int = 1000,
         output: Literal["eps", "x0", "v", "score"] = "eps",
+        learned_range: bool = False,
+        c_noise: Literal["level", "level_of_1000"] = "level",
         **options: Unpack[ModelOptions],
     ) -> None:
         prediction = {"eps": "eps", "x0": "x0", "v": "v", "score": "scaled_score"}[output]
-        row = Parameterization(output=prediction, c_noise="level", low=-1.0, high=1.0, unit_input=True)
+        row = Parameterization(
+            output=prediction, c_noise=c_noise, low=-1.0, high=1.0, unit_input=True, learned_range=learned_range
+        )
         denoiser = Denoiser(network, DiscreteProcess(schedule, levels), row)
         super().__init__(denoiser, loss, sampler, likelihood, optimizer, shape, grey_levels, **options)
