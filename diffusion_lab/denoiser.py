@@ -128,8 +128,8 @@ class Denoiser(nn.Module):
         return bound
 
     def with_network(self, network: Callable[..., Tensor]) -> Denoiser:
-        """Return a denoiser with the same process and parameterization, and another network."""
-        return Denoiser(network, self.process, self.parameterization)
+        """Return a denoiser with the same process, parameterization and control, and another network."""
+        return Denoiser(network, self.process, self.parameterization).controlled(self.control)
 
     def condition_of(self, x: Tensor) -> dict[str, Tensor]:
         """The network's arguments besides x (B, ...) and c_noise."""

@@ -14,7 +14,7 @@ from diffusion_lab.config.schema import Parameter
 class Train:
     """Keys of conf/train.yaml."""
 
-    variance: Literal["fixed_large", "fixed_small"]
+    variance: Literal["fixed_large", "fixed_small", "learned_range"]
     sigma_min: float
     sigma_max: float
     sampler_steps: int | None
@@ -43,7 +43,7 @@ class Sample:
     label: Sequence[int | str] | int | str | None
     out: str | None
     weights: Literal["ema", "raw"]
-    variance: Literal["fixed_large", "fixed_small"] | None
+    variance: Literal["fixed_large", "fixed_small", "learned_range"] | None
     sampler_steps: int | None
     grid: int
     npz: bool

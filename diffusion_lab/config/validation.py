@@ -44,7 +44,7 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
 OPTIONS: dict[str, tuple[str, ...]] = {
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed", "64-true", "bf16-true"),
     "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps"), "trainer.gradient_clip_algorithm": ("norm",),
-    "variance": ("fixed_large", "fixed_small"), "weights": ("ema", "raw"),
+    "variance": ("fixed_large", "fixed_small", "learned_range"), "weights": ("ema", "raw"),
 }  # fmt: skip
 """Options of keys that are not parameters of our classes."""
 

@@ -54,7 +54,7 @@ def estimate_duration(model: Model, evaluator: Evaluator, data: DataModule, pass
     timed = batch if model.device.type != "cpu" else min(batch, PROBE)
     seconds = ranks.from_first(seconds_per_call(model, timed)) / timed  # per call and sample
     seconds *= passes / ranks.rank_and_world()[1]
-    denoiser = model.sampling_denoiser(model.labels_of([0], 0))
+    denoiser = model.sampling_denoiser(model.labels_of([0], 0), images=[0])
     sampling = evaluator.samples * evaluator.repeats * network_calls(model.sampler, denoiser, model.shape)
     items = evaluator.likelihood_items(data) * evaluator.likelihood_repeats
     likelihood = items * sum(likelihood_calls(model, name) for name in model.likelihood)
@@ -76,10 +76,10 @@ def network_calls(sampler: Sampler, denoiser: Denoiser, shape: tuple[int, ...]) 
     """
 
     def zero(x: Tensor, _: Tensor) -> Tensor:
-        return torch.zeros_like(x)
+        return torch.zeros_like(torch.cat([x, x], 1) if denoiser.parameterization.learned_range else x)
 
     dry_run = denoiser.with_network(zero)
-    small = tuple(1 if i else n for i, n in enumerate(shape))
+    small = tuple(1 if i else n for i, n in enumerate(shape)) if denoiser.control is None else shape
     device = next(denoiser.parameters()).device
     sampler(dry_run, (1, *small), torch.Generator(device), device)
     return dry_run.nfe

@@ -47,8 +47,11 @@ class CheckedNetwork:
         """The network's output after the checks; a conditional network gets a default label."""
         condition = self.default_label(x) | condition
         self.calls += 1
+        wanted = list(x.shape)
+        if self.denoiser.parameterization.learned_range:
+            wanted[1] *= 2
         if self.limit_reached:
-            return x * 0
+            return x.new_zeros(wanted)
         inputs = f"x {like(x)} and t {like(t)}"
         try:
             output = self.call(x, t, *more, **condition)
@@ -62,11 +65,13 @@ class CheckedNetwork:
             raise ComponentError(
                 f"the network {self.name} returns a {type(output).__name__}, expected a tensor {like(x)}"
             )
-        if output.shape != x.shape:
-            got, expected = (shape_of(each.shape, len(x)) for each in (output, x))
+        if list(output.shape) != wanted:
+            got, expected = (shape_of(each, len(x)) for each in (output.shape, wanted))
+            why = "the shape of its input"
+            if wanted != list(x.shape):
+                why = "twice the channels of its input, for a learned range of variances"
             raise ComponentError(
-                f"the network {self.name} returns {got}, expected {expected}, the shape of its input"
-                f"{self.accepted_sizes(x, t)}"
+                f"the network {self.name} returns {got}, expected {expected}, {why}{self.accepted_sizes(x, t)}"
             )
         if not output.is_floating_point():
             raise ComponentError(
