@@ -36,8 +36,9 @@ CONDITIONING: dict[str, Callable[[NoiseProcess, Tensor], Tensor]] = {
     "log_sigma": lambda process, t: process.sigma(t).log(),
     "nothing": lambda process, t: torch.zeros_like(t),
 }
-"""(process, t) -> c_noise, the network's noise conditioning: DDPM's zero-based level, IDDPM's in units of T/1000, NCSN's level counted from the
-largest sigma (both real-valued between two levels), ScoreSDE's 999 t, NCSN++'s log sigma, or nothing (NCSNv2)."""
+"""(process, t) -> c_noise, the network's noise conditioning: DDPM's zero-based level, IDDPM's in units of T/1000,
+NCSN's level counted from the largest sigma (all real-valued between two levels), ScoreSDE's 999 t, NCSN++'s log sigma,
+or nothing (NCSNv2)."""
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ MAY_IMPORT = {
         *("errors", "output", "cli", "finite", "first_edition", "monkeypatches", "ranks", "storage"),
         *("config", "logger", "checkpoint"),
         *("callback", "data", "denoiser", "evaluation", "guidance", "interop", "metric", "model", "plot", "sampler"),
-        "verification",
+        *("control", "verification"),
     },
     "launch": {"errors", "output", "monkeypatches", "storage", "config", "run", "comparison"},
     "bench": {

@@ -41,6 +41,10 @@ class Sample:
     batch_size: int
     seed: int
     label: Sequence[int | str] | int | str | None
+    guide: str | None
+    mask: str | None
+    t0: float
+    guide_resize: bool
     out: str | None
     weights: Literal["ema", "raw"]
     variance: Literal["fixed_large", "fixed_small", "learned_range"] | None

@@ -19,7 +19,7 @@ CONF = next((p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if (p / "tra
 
 SEARCH = "hydra.searchpath"
 
-PARTS = ("sampler/predictor", "sampler/corrector")
+PARTS = ("sampler/predictor", "sampler/corrector", "control/operator")
 """Groups nested in another group."""
 
 NOT_A_LIST = f"{SEARCH} is a list, such as {SEARCH}=[file:///my/conf]"

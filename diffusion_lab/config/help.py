@@ -39,7 +39,7 @@ GROUPS = {
         "model", "sde", "data", "schedule", "loss", "network", "sampler", "guidance", "likelihood", "metric", "logger",
         "debug", "trainer", "experiment",
     ),
-    "sample": ("sampler", "guidance", "likelihood", "metric"),
+    "sample": ("sampler", "guidance", "control", "likelihood", "metric"),
 }  # fmt: skip
 """Groups in the order of the overview; the others have one option."""
 

@@ -2,7 +2,7 @@
 
 from diffusion_lab.control.base import Control
 from diffusion_lab.control.measurement import Measured
-from diffusion_lab.control.operator import BlockAverage, Blur, Grey, LinearOperator, Mask
+from diffusion_lab.control.operator import BlockAverage, Blur, GaussianBlur, Grey, LinearOperator, Mask
 from diffusion_lab.control.posterior import DPS, PiGDM
 from diffusion_lab.control.replacement import RePaint, Replacement
 from diffusion_lab.control.sdedit import SDEdit
@@ -12,6 +12,7 @@ __all__ = [
     "BlockAverage",
     "Blur",
     "Control",
+    "GaussianBlur",
     "Grey",
     "LinearOperator",
     "Mask",

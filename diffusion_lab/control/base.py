@@ -37,6 +37,10 @@ class Control(ABC):
         """The denoiser to sample with: the same estimates, with this control of the states."""
         return denoiser.controlled(self)
 
+    def __str__(self) -> str:
+        settings = [f"{key}={value:g}" for key, value in vars(self).items() if isinstance(value, int | float)]
+        return f"{self.name} ({', '.join(settings)})" if settings else self.name
+
     def check(self, times: Tensor) -> None:  # noqa: B027
         """Raise ValueError if the control does not suit the sampler's timesteps (S,)."""
 

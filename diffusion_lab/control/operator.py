@@ -111,14 +111,6 @@ class Blur(LinearOperator):
         if self.kernel.dim() != 2 or not all(size % 2 for size in self.kernel.shape):
             raise ValueError(f"a blur kernel has an odd number of rows and columns, not {tuple(self.kernel.shape)}")
 
-    @classmethod
-    def gaussian(cls, std: float) -> Blur:
-        """A Gaussian of this standard deviation in pixels, cut at 3 std."""
-        reach = max(1, round(3 * std))
-        row = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / std) ** 2)
-        row = row / row.sum()
-        return cls(row[:, None] * row)
-
     def transfer(self, x: Tensor) -> Tensor:
         """The kernel's Fourier transform on the pixels of x (B, C, H, W)."""
         height, width = x.shape[-2:]
@@ -141,6 +133,19 @@ class Blur(LinearOperator):
     def filtered(x: Tensor, transfer: Tensor) -> Tensor:
         """x multiplied by a transfer function in Fourier space."""
         return torch.fft.irfft2(torch.fft.rfft2(x) * transfer, s=x.shape[-2:])
+
+
+class GaussianBlur(Blur):
+    """`Blur` by a Gaussian of this standard deviation in pixels, cut at 3 std."""
+
+    def __init__(self, std: float = 1.0) -> None:
+        if std <= 0:
+            raise ValueError(f"std={std} must be positive: it is the width of the blur in pixels")
+        reach = max(1, round(3 * std))
+        row = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / std) ** 2)
+        row = row / row.sum()
+        super().__init__(row[:, None] * row)
+        self.std = std
 
 
 def conjugate_gradients(matrix: object, y: Tensor, steps: int = 200, tolerance: float = 1e-10) -> Tensor:

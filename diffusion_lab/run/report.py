@@ -95,6 +95,7 @@ def facts(
         "sampler": describe_sampler(sampler, settings),
         **labels,
         **({} if model.guidance is None else {"guidance": str(model.guidance)}),
+        **({} if model.control is None else {"control": str(model.control)}),
         "seed": seed,
         "revision": revision(),
     }

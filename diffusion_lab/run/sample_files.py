@@ -15,6 +15,10 @@ from diffusion_lab.evaluation import SampleStore
 from diffusion_lab.model.labels import EACH
 from diffusion_lab.output import say
 from diffusion_lab.plot import picture
+from diffusion_lab.run.control import write_picture
+
+MOST = 1000
+"""Samples that the picture of a control is made of."""
 
 
 def write_samples(series: SampleStore, count: int, out: Path, config: DictConfig, data: Any) -> None:
@@ -37,6 +41,8 @@ def write_samples(series: SampleStore, count: int, out: Path, config: DictConfig
     draw_samples(series.model, shown, out / "samples.png", data, labels)
     if labels is not None:
         print_shown(series.model, len(shown))
+    if series.model.control is not None:
+        write_picture(series, min(count, MOST), series.model.control, out / "control.png")
     if frames is not None:
         draw_trajectory(frames, out / "trajectory.png")
 

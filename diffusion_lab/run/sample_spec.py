@@ -51,7 +51,7 @@ def sample_spec(
 
 
 def conditioning_spec(model: Model) -> dict[str, Any]:
-    """The part of a sample spec that only models with labels or guidance have."""
+    """The part of a sample spec that only models with labels, guidance or control have."""
     spec: dict[str, Any] = {}
     if model.labels is not None:
         spec["label"] = model.labels.numbers(model.label) or model.labels.describe(model.label)
@@ -60,7 +60,26 @@ def conditioning_spec(model: Model) -> dict[str, Any]:
         spec["guidance"] = {"kind": type(model.guidance).__name__} | {
             key: digest_of(value) if isinstance(value, Denoiser) else value for key, value in settings
         }
+    if model.control is not None:
+        spec["control"] = {"name": model.control.name} | {
+            key: digest(value) if isinstance(value, torch.Tensor) else described(value)
+            for key, value in vars(model.control).items()
+        }
     return spec
+
+
+def described(value: Any) -> Any:
+    """A setting of a control: a number, or an operator by its class, its numbers and the digests of its tensors."""
+    if not hasattr(value, "__dict__"):
+        return value
+    return {"kind": type(value).__name__} | {
+        key: digest(one) if isinstance(one, torch.Tensor) else one for key, one in vars(value).items()
+    }
+
+
+def digest(value: torch.Tensor) -> str:
+    """The sha256 of a tensor's values."""
+    return hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
 def digest_of(model: nn.Module) -> str:

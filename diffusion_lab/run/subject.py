@@ -17,6 +17,7 @@ from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.errors import ConfigError, as_config_error
 from diffusion_lab.guidance import Guidance
 from diffusion_lab.model import Model
+from diffusion_lab.run.control import choose_control
 from diffusion_lab.storage import checkpoint_file, run_directory
 
 
@@ -45,6 +46,7 @@ def load(config: DictConfig) -> Subject:
     with as_config_error(ValueError, message=f"{{}} ({os.path.relpath(path)})"):
         model.sampler, model.label = instantiate(settings, "sampler"), plain(config)["label"]
         model.guidance = choose_guidance(plain(config)["guidance"], contents["config"]["model"])
+        model.control = choose_control(config, model)
         model.check_sampling(config.seed)
         if config.trajectory and not hasattr(model.sampler, "trajectory"):
             raise ConfigError(f"trajectory=true: {type(model.sampler).__name__} has no trajectory(...): leave it out")
@@ -70,7 +72,7 @@ def choose_sampler(config: DictConfig, trained: dict[str, Any]) -> tuple[str, di
 def choose_likelihood(config: DictConfig, model: Model) -> dict[str, Any]:
     """The likelihoods named, or the checkpoint's."""
     if HydraConfig.get().runtime.choices.likelihood == "trained":
-        return model.likelihood
+        return {} if model.control is not None else model.likelihood
     chosen = instantiate(plain(config)["likelihood"] or {}, "likelihood")
     if chosen and model.denoiser.process.levels == 1:
         raise ConfigError("model=score has a single noise level and therefore no likelihood: choose likelihood=none")
@@ -86,6 +88,8 @@ def refuse_guided(model: Model, likelihoods: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: with the key that allows it.
     """
+    if model.control is not None and likelihoods:
+        raise ConfigError("a controlled model has no likelihood: set likelihood=none, or leave out control")
     for name, likelihood in likelihoods.items():
         if getattr(model.guidance, "scale", 1) != 1 and not likelihood.guided_field:
             raise ConfigError(

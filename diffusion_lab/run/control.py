@@ -1,0 +1,136 @@
+"""Control on the command line: guides and masks from files, and the picture of controlled samples."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from diffusion_lab.config.compose import plain
+from diffusion_lab.config.instantiate import instantiate
+from diffusion_lab.control import Control, Mask, Measured
+from diffusion_lab.data.image_file import read_image, suffixes
+from diffusion_lab.errors import ConfigError
+from diffusion_lab.evaluation import SampleStore
+from diffusion_lab.model import Model
+from diffusion_lab.plot.picture import grid, save_png
+
+SHOWN, COLUMNS = 8, 4
+"""Guides in the picture, and results of each."""
+
+
+def choose_control(config: DictConfig, model: Model) -> Control | None:
+    """The control of `control=...` with the images of `guide` and `mask`; None without one.
+
+    Raises:
+        ConfigError: for a control without a guide, a guide without a control, or files that do not fit the model.
+    """
+    settings = plain(config)["control"]
+    if not settings:
+        for key in ("guide", "mask"):
+            if config[key] is not None:
+                raise ConfigError(f"{key}={config[key]} needs a control: choose control=sdedit, inpaint, colorize, ...")
+        return None
+    if not model.has_grey_levels:
+        raise ConfigError("this model has no images with grey levels: use the Python API, model.sample(control=...)")
+    if config.guide is None:
+        raise ConfigError("control=... needs a guide: guide=FILE or guide=FOLDER of images")
+    made = instantiate(settings, "control")
+    size = model.shape[1:] if config.guide_resize else None
+    arguments: dict[str, Any] = {"guide": read_images("guide", config.guide, model.shape[0], size)}
+    generated = None if config.mask is None else read_mask(config.mask, model.shape[1:])
+    operator = made.keywords.get("operator")
+    if isinstance(operator, functools.partial) and issubclass(operator.func, Mask):
+        if generated is None:
+            raise ConfigError(
+                "this control needs mask=FILE: white where pixels are generated, black where they are kept"
+            )
+        arguments["operator"] = operator(mask=1 - generated)
+    elif "operator" not in made.keywords:
+        arguments["mask"] = generated
+    elif generated is not None:
+        raise ConfigError(f"mask={config.mask}: this control takes no mask; control.operator=mask does")
+    try:
+        control = made(**arguments)
+        control.of([0], model.encode, torch.empty(1, *model.shape))
+    except ValueError as error:
+        raise ConfigError(f"control: {error}") from error
+    return control
+
+
+def read_images(key: str, place: str, channels: int, size: tuple[int, int] | None = None) -> Tensor:
+    """The image of a file, or those of a folder in the order of their names, (N, C, H, W) in [0, 1].
+
+    Raises:
+        ConfigError: if there is none, one cannot be read, or their sizes differ.
+    """
+    path = Path(place).expanduser()
+    files = [path] if path.is_file() else sorted(f for f in path.glob("*") if f.suffix.lower() in suffixes())
+    if not files:
+        raise ConfigError(f"{key}={place} is neither an image file nor a folder of images")
+    images = []
+    for file in files:
+        try:
+            with file.open("rb") as opened:
+                image, _ = read_image(opened, channels)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise ConfigError(f"{key}: {file} cannot be read as an image of 8 bits per channel: {error}") from None
+        if size is not None:
+            image = image.resize(size[::-1])
+        images.append(torch.from_numpy(np.array(image)).reshape(image.height, image.width, channels).movedim(-1, 0))
+    if len({image.shape for image in images}) > 1:
+        sizes = sorted({f"{image.shape[2]}x{image.shape[1]}" for image in images})
+        raise ConfigError(f"{key}={place}: images of one size are needed, found {', '.join(sizes)}: guide_resize=true")
+    return torch.stack(images) / 255
+
+
+def read_mask(place: str, size: tuple[int, int]) -> Tensor:
+    """A mask (N, 1, H, W): 1 where pixels are generated (white), 0 where the guide is kept (black).
+
+    Raises:
+        ConfigError: for another size, or grey pixels.
+    """
+    mask = read_images("mask", place, 1)
+    if tuple(mask.shape[2:]) != tuple(size):
+        height, width = mask.shape[2:]
+        raise ConfigError(f"mask={place} has {width}x{height} pixels, and the model's images {size[1]}x{size[0]}")
+    if not ((mask == 0) | (mask == 1)).all():
+        raise ConfigError(f"mask={place} has grey pixels: only black (kept) and white (generated) are allowed")
+    return mask
+
+
+def write_picture(store: SampleStore, count: int, control: Control, path: Path) -> None:
+    """Draw a row for each of the first guides: the guide as it was measured, its samples, and their spread.
+
+    Sample i belongs to guide i mod N; the spread is the standard deviation over all samples of a guide, scaled to white
+    at its largest value.
+    """
+    guides = len(control.guide)
+    samples = store.rows(range(count))[:]
+    samples = torch.as_tensor(samples).permute(0, 3, 1, 2).float() / 255
+    rows = []
+    for guide in range(min(guides, SHOWN, count)):
+        own = samples[guide::guides]
+        spread = own.std(0) if len(own) > 1 else torch.zeros_like(own[0])
+        shown = own[:COLUMNS]
+        shown = torch.cat([shown, torch.ones(COLUMNS - len(shown), *own.shape[1:])])
+        rows += [measured(control, guide, own[0]), *shown, spread / spread.max().clamp(min=1e-3)]
+    save_png(grid(torch.stack(rows), columns=COLUMNS + 2), path)
+
+
+def measured(control: Control, index: int, like: Tensor) -> Tensor:
+    """What a control knows of its guide, as an image like a sample (C, H, W): unknown pixels are grey."""
+    guide = control.guide[index : index + 1]
+    operator = control.operator if isinstance(control, Measured) else None
+    if isinstance(operator, Mask):
+        mask = operator.mask[index % len(operator.mask) :][:1] if operator.mask.dim() == 4 else operator.mask
+        guide = mask * guide + (1 - mask) * 0.5
+    elif operator is not None and guide.shape[1:] == like.shape and operator(guide).shape != guide.shape:
+        guide = operator(guide)
+    larger = torch.nn.functional.interpolate(guide, size=like.shape[1:], mode="nearest")[0]
+    return larger.expand_as(like).clamp(0, 1)
