@@ -161,7 +161,9 @@ def test_where_a_users_data_lie_is_no_change_of_the_training():
 
 def test_directories_of_the_same_name_are_made_once_each_however_many_ask(tmp_path):
     made: list[Path] = []
-    threads = [threading.Thread(target=lambda: made.append(make_new_directory(tmp_path / "a" / "now"))) for _ in range(8)]
+    threads = [
+        threading.Thread(target=lambda: made.append(make_new_directory(tmp_path / "a" / "now"))) for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

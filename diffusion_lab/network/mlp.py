@@ -17,7 +17,8 @@ class MLP(nn.Module):
     t scales and shifts every layer (FiLM: Perez et al. 2018). e is the `TimeEmbedding` of the U-Net with `embedding`
     dimensions; its frequencies, 1 ... 1e-4, distinguish all of the levels 0 ... 999.
     V and W are initialised almost to zero. With `classes` the network is also conditioned on labels (B,),
-    0 ... classes - 1, and `classes` for the null label.
+    0 ... classes - 1, and `classes` for the null label; with `learned_range` it returns (B, 2 dimensions), of which the
+    second half is a learned range of variances (`Parameterization`).
     Raises ValueError for an input of another shape, or a size below 1.
     """
 
@@ -28,6 +29,7 @@ class MLP(nn.Module):
         depth: int = 3,
         embedding: int = 64,
         classes: int | None = None,
+        learned_range: bool = False,
     ) -> None:
         super().__init__()
         if min(dimensions, width, depth) < 1:
@@ -37,7 +39,7 @@ class MLP(nn.Module):
         self.linear_in = linear(dimensions, width)
         self.hidden = nn.ModuleList(linear(width, width) for _ in range(depth))
         self.modulation = linear(embedding, 2 * depth * width, scale=0.0)
-        self.linear_out = linear(width, dimensions, scale=0.0)
+        self.linear_out = linear(width, dimensions * (2 if learned_range else 1), scale=0.0)
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         if x.dim() != 2 or x.shape[1] != self.dimensions:

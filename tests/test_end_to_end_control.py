@@ -1,0 +1,117 @@
+"""Control through the command line: guides and masks from files, their picture, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import lzma
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zygote
+from PIL import Image
+from sklearn.datasets import load_digits
+
+ROOT = Path(__file__).resolve().parents[1]
+OLD = Path(__file__).parent / "reference" / "first_edition" / "ddpm.ckpt.xz"
+GUIDES = load_digits().images[:3] / 16
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a checkpoint, three guides, and a mask whose right half is generated."""
+    folder = tmp_path_factory.mktemp("control")
+    (folder / "model.ckpt").write_bytes(lzma.decompress(OLD.read_bytes()))
+    (folder / "guides").mkdir()
+    for i, guide in enumerate(GUIDES):
+        Image.fromarray((guide * 255).round().astype(np.uint8)).save(folder / "guides" / f"{i}.png")
+    half = np.zeros((8, 8), dtype=np.uint8)
+    half[:, 4:] = 255
+    Image.fromarray(half).save(folder / "mask.png")
+    Image.fromarray(half[:4]).save(folder / "short.png")
+    Image.fromarray(half // 2).save(folder / "grey.png")
+    (folder / "mixed").mkdir()
+    Image.fromarray(half).save(folder / "mixed" / "a.png")
+    Image.fromarray(half[:4]).save(folder / "mixed" / "b.png")
+    (folder / "broken.png").write_bytes(b"not an image")
+    return folder
+
+
+def sample(place, *words, out="out"):
+    settings = ("num_samples=7", "sampler.steps=4", "batch_size=4", "trainer.accelerator=cpu", f"out={place / out}")
+    return zygote.run(ROOT / "sample.py", f"ckpt_path={place / 'model.ckpt'}", *settings, *words, cwd=place)
+
+
+def test_inpainted_samples_keep_the_known_half_of_their_guides(place):
+    done = sample(place, "control=inpaint", "guide=guides", "mask=mask.png", out="inpaint")
+    assert done.returncode == 0, done.stderr
+    images = np.load(place / "inpaint" / "samples.npz")["arr_0"].astype(float) / 255
+    for i, image in enumerate(images):
+        assert np.abs(image[:, :4, 0] - GUIDES[i % 3][:, :4]).max() < 0.04  # of 16 grey levels
+    assert np.abs(images[0, :, 4:] - images[3, :, 4:]).max() > 0.1  # the same guide, another sample
+    with Image.open(place / "inpaint" / "control.png") as picture:
+        assert picture.size == (6 * 64 + 7 * 2, 3 * 64 + 4 * 2)
+    spec = json.loads((place / "inpaint" / "request.json").read_text())
+    assert spec["control"]["name"] == "replacement" and spec["control"]["operator"]["kind"] == "Mask"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("control=sdedit", "guide=guides/1.png", "t0=0.4", "trajectory=true"),
+        ("control=sdedit", "guide=guides", "mask=mask.png", "control.repeats=2", "sampler=heun"),
+        ("control=repaint", "guide=guides", "mask=mask.png", "control.jump_length=2", "control.resamplings=2"),
+        (
+            "control=pigdm",
+            "guide=guides",
+            "control/operator=block_average",
+            "control.operator.factor=2",
+            "sampler=ddim",
+        ),
+        ("control=dps", "guide=guides", "control/operator=blur", "evaluate=true"),
+    ],
+    ids=lambda words: words[0].partition("=")[2],
+)
+def test_every_control_samples_with_every_kind_of_sampler(place, words):
+    out = words[0].partition("=")[2] + str(len(words))
+    done = sample(place, *words, out=out)
+    assert done.returncode == 0, done.stderr
+    assert (place / out / "control.png").is_file()
+    if "evaluate=true" in words:
+        results = json.loads((place / out / "results.json").read_text())
+        assert results["control"].startswith("dps") and not any("bound" in name for name in results["metrics"])
+
+
+def test_samples_of_another_guide_do_not_join_those_of_the_first(place):
+    assert sample(place, "control=sdedit", "guide=guides/0.png", out="joined").returncode == 0
+    refused = sample(place, "control=sdedit", "guide=guides/1.png", out="joined")
+    assert refused.returncode == 2 and "control" in refused.stderr
+
+
+REFUSED = {
+    "guide=guides": "guide=guides needs a control",
+    "control=sdedit": "needs a guide",
+    "control=inpaint guide=guides": "needs mask=FILE: white where pixels are generated",
+    "control=inpaint guide=guides mask=short.png": "mask=short.png has 8x4 pixels, and the model's images 8x8",
+    "control=inpaint guide=guides mask=grey.png": "mask=grey.png has grey pixels",
+    "control=sdedit guide=short.png": "guide of shape (1, 4, 8) does not fit images of shape (1, 8, 8)",
+    "control=sdedit guide=mixed": "images of one size are needed, found 8x4, 8x8: guide_resize=true",
+    "control=sdedit guide=nowhere": "guide=nowhere is neither an image file nor a folder of images",
+    "control=sdedit guide=broken.png": "cannot be read as an image",
+    "control=sdedit guide=guides t0=0": "t0=0 must be in (0, 1]",
+    "control=dps control/operator=blur guide=guides mask=mask.png": "this control takes no mask",
+    "control=sdedit guide=guides likelihood=bound evaluate=true": "a controlled model has no likelihood",
+    "control=sdedt guide=guides": "did you mean sdedit?",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_wrong_input_is_one_line(place, words):
+    refused = sample(place, *words.split(), out="refused")
+    assert refused.returncode == 2 and REFUSED[words] in refused.stderr and refused.stderr.count("\n") == 1
+    assert not (place / "refused").exists()
+
+
+def test_a_guide_of_another_size_is_resized_where_that_is_asked_for(place):
+    done = sample(place, "control=sdedit", "guide=mixed", "guide_resize=true", out="resized")
+    assert done.returncode == 0, done.stderr
