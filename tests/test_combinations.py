@@ -204,7 +204,7 @@ def test_every_key_and_value_that_a_message_advises_exists(word):
     refusals = []
     for task, more in (("train", []), ("sample", ["ckpt_path=last"])):
         try:
-            check(task, [*more, *context.get(key, []), word], only_words=True)
+            check(task, [*more, *context.get(key, []), word], only_names=True)
         except ConfigError as error:
             refusals.append(str(error))
     assert len(refusals) < 2, refusals
