@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -54,8 +55,10 @@ def victim(job: subprocess.Popen[str], which: str) -> psutil.Process | None:
     """The agent, "0" or "1" for a rank; None where it is not there."""
     if which == "agent":
         return psutil.Process(job.pid)
-    ranks = (child for child in psutil.Process(job.pid).children() if child.environ().get("RANK") == which)
-    return next(ranks, None)
+    with suppress(psutil.Error):  # one has just ended
+        ranks = (child for child in psutil.Process(job.pid).children() if child.environ().get("RANK") == which)
+        return next(ranks, None)
+    return None
 
 
 def kill(run: Path, stage: str, which: str, delay: float, *words: str) -> tuple[int, str] | None:

@@ -149,8 +149,9 @@ def python(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 BLOCKED = """
-import runpy, sys
+import runpy, signal, sys
 sys.modules["fcntl"] = sys.modules["resource"] = None  # as on Windows
+del signal.SIGHUP
 """
 
 

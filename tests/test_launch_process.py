@@ -7,8 +7,8 @@ import signal
 import sys
 import threading
 import time
-from pathlib import Path
 
+import psutil
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
@@ -110,13 +110,7 @@ def test_a_rank_that_outlives_its_first_is_waited_for_and_then_killed(monkeypatc
 
 def commands() -> list[str]:
     """The command lines of all processes."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            found.append(path.read_bytes().replace(b"\0", b" ").decode())
-        except OSError:
-            continue
-    return found
+    return [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
 
 
 def test_a_job_started_by_nohup_goes_on_without_its_terminal(tmp_path):

@@ -8,12 +8,13 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from diffusion_lab.storage.atomic_file import atomic_write
+from diffusion_lab.storage.lock import exclusive
 
 CACHE = "DIFFUSION_LAB_CACHE"
 """Environment variable: the folder of cached scans; by default ~/.cache/diffusion_lab."""
@@ -51,23 +52,6 @@ def cached_scan(stamp: bytes, scan: Callable[[], Scan]) -> Scan:
         with suppress(OSError), atomic_write(path) as file:
             file.write(json.dumps({"traits": result.traits, "broken": result.broken}).encode())
     return result
-
-
-@contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Context that one process at a time may enter; without effect on a file system without locks."""
-    file = None
-    with suppress(OSError, ImportError):
-        import fcntl
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
-        fcntl.flock(file, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        if file is not None:
-            file.close()
 
 
 def with_progress(decode: TryDecode, count: int, every: float = 30.0) -> TryDecode:

@@ -6,8 +6,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from diffusion_lab.evaluation.chunked_array import ChunkedArray, Rows
 from diffusion_lab.evaluation.sample_store import compute_missing
 from diffusion_lab.evaluation.scorer import Features, Reference
 from diffusion_lab.metric import Extractor, Statistics
-from diffusion_lab.storage.lock import lock
+from diffusion_lab.storage.lock import exclusive
 
 KEPT = 10_000
 """Rows of features stored with the moments, for measures that need more than moments."""
@@ -86,25 +85,12 @@ def measure(
         Statistics(features.moments, features.rows[:KEPT], protocol).save(path)
         shutil.rmtree(store.folder)
 
-    with exclusive(store.folder.with_suffix(".lock")):
+    first = ranks.rank_and_world()[0] == 0  # the others wait for it in what follows
+    with exclusive(store.folder.with_suffix(".lock")) if first else nullcontext():
         if not ranks.from_first(path.is_file()):
             compute_missing(store, count, work, f"features of {protocol['reference']}")
             ranks.on_first(save)
     return path
-
-
-@contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Context in which rank 0 waits for other jobs with the same lock; other ranks wait for rank 0 afterwards."""
-    if ranks.rank_and_world()[0] != 0:
-        yield
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        with suppress(OSError):  # a file system without locks
-            lock(file, wait=True)
-        yield
-        path.unlink(missing_ok=True)
 
 
 def load(path: str | Path, extractor: Extractor, name: str | None = None) -> Reference:

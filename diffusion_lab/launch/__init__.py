@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from functools import partial
@@ -16,7 +17,6 @@ from diffusion_lab.config.instantiate import FURTHER, PATH, instantiate
 from diffusion_lab.errors import ConfigError, refuse
 from diffusion_lab.launch.leftover import remove_leftover
 from diffusion_lab.output import tolerant
-from diffusion_lab.storage.lock import has_locks
 
 __all__ = ["ConfigError", "instantiate", "main"]
 
@@ -29,7 +29,7 @@ def main(task: Literal["train", "sample"]) -> None:
     Exits with status 2 and one line on standard error if the command line or the set-up is refused.
     """
     tolerant()
-    if not has_locks():
+    if not hasattr(signal, "SIGHUP"):  # Windows, where signals and process groups of jobs and ranks work differently
         refuse(ConfigError(f"{task}.py runs on Linux and macOS only; on Windows, use WSL"))
     import hydra
     from hydra.core.hydra_config import HydraConfig

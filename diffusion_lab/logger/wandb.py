@@ -231,13 +231,10 @@ def lock(run_dir: Path) -> TextIO | None:
     path = run_dir / "wandb" / ".in_use"
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a")
-    try:
-        file_lock.lock(file)
-    except BlockingIOError:
-        file.close()
-        return None
-    except OSError:
-        pass
+    with contextlib.suppress(OSError):  # where there are no locks
+        if not file_lock.lock(file):
+            file.close()
+            return None
     return file
 
 

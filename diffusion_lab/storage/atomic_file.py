@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from diffusion_lab.storage.lock import has_locks, lock
+from diffusion_lab.storage.lock import lock
 
 PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.partial")
 """Names of files that are being written, or were when their process was killed."""
@@ -93,11 +93,11 @@ def _flush_directory(folder: Path) -> None:
 
 def remove_partials(folder: Path) -> None:
     """Remove unfinished files of processes that have ended; a running process holds a lock on its own."""
-    for path in folder.iterdir() if has_locks() else ():
+    for path in folder.iterdir():
         if PARTIAL.fullmatch(path.name):
             with contextlib.suppress(OSError), path.open("rb") as file:  # removed meanwhile, or no locks here
-                lock(file)
-                path.unlink()
+                if lock(file):
+                    path.unlink()
 
 
 def file_system_error(error: BaseException | None) -> OSError | None:

@@ -1,26 +1,38 @@
-"""Locks on files, where the system has them."""
+"""Locks on open files, by filelock: they end with the file or its process, however that ends, and wait for no cleanup.
+
+On the descriptor, not on a path (`filelock.FileLock`): an unfinished file is locked itself, a lock file's content says
+who holds it, and forked workers can give up their copy of a lock without unlocking it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO, Any
 
-try:
-    import fcntl
-except ImportError:  # Windows: what was made elsewhere is read there, nothing is trained
-    fcntl = None
 
-
-def lock(file: IO[Any], wait: bool = False) -> None:
-    """Hold an open file alone until it is closed; nothing happens where there are no locks.
+def lock(file: IO[Any], wait: bool = False) -> bool:
+    """Lock an open file until it is closed; return False if another process holds it and this one does not wait.
 
     Raises:
-        BlockingIOError: if another process holds it, unless asked to wait.
-        OSError: of a file system without locks.
+        OSError: where there are no locks, such as on some network file systems.
     """
-    if fcntl is not None:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    from filelock import lock_descriptor  # imported late: commands that lock nothing start faster
+
+    return lock_descriptor(file.fileno(), blocking=wait)
 
 
-def has_locks() -> bool:
-    """Whether this system has them, as Linux and macOS do."""
-    return fcntl is not None
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Context that one process at a time may enter, by a lock file; without effect where there are no locks."""
+    file = None
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+        lock(file, wait=True)
+    try:
+        yield
+    finally:
+        if file is not None:
+            file.close()  # not removed: one that waits would enter beside one that makes the file anew

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -24,6 +25,17 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_let_go)  # workers of a data loader may outlive the process that holds it
 
 
+def free(file: TextIO) -> bool:
+    """Lock a file; whether no other process holds it.  Nodes that resume a run together try it for a moment, too."""
+    with suppress(OSError):  # a file system without locks
+        for _ in range(3):
+            if lock(file):
+                return True
+            time.sleep(0.1)
+        return False
+    return True
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a directory, made if need be; the system lets go of it however the process ends.
@@ -36,16 +48,10 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise ConfigError(f"{folder} cannot be made a directory ({error.strerror}): choose another") from error
     with (folder / ".lock").open("a+") as file:
-        try:
-            lock(file)
-        except BlockingIOError as error:
+        if not free(file):
             file.seek(0)
             holder = file.read().strip() or "unknown"
-            raise ConfigError(
-                f"{folder} is in use by process {holder}: wait for it, stop it, or choose another"
-            ) from error
-        except OSError:
-            pass  # a file system without locks
+            raise ConfigError(f"{folder} is in use by process {holder}: wait for it, stop it, or choose another")
         _held.add(file)
         file.truncate(0)
         file.write(f"{os.getpid()} on {platform.node()}\n")
