@@ -6,6 +6,7 @@ who holds it, and forked workers can give up their copy of a lock without unlock
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,10 +30,20 @@ def exclusive(path: Path) -> Iterator[None]:
     file = None
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
-        lock(file, wait=True)
+        file = _locked_file(path)
     try:
         yield
     finally:
         if file is not None:
-            file.close()  # not removed: one that waits would enter beside one that makes the file anew
+            path.unlink(missing_ok=True)
+            file.close()
+
+
+def _locked_file(path: Path) -> IO[Any]:
+    """Open and lock the file of this name, not one that its last holder has removed meanwhile."""
+    while True:
+        file = path.open("a")
+        lock(file, wait=True)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()
