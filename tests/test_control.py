@@ -9,13 +9,12 @@ import torch
 
 from diffusion_lab.control import DPS, BlockAverage, Blur, Grey, Mask, PiGDM, RePaint, Replacement, SDEdit
 from diffusion_lab.control.operator import LinearOperator, conjugate_gradients
-from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.loss import DenoisingLoss
 from diffusion_lab.model import DDPM
-from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import VE, VP, DiscreteProcess, Geometric, Linear, SubVP
 from diffusion_lab.sampler import DDIM, EDM, Ancestral, Langevin, ReverseDiffusion, Sampler
 from diffusion_lab.sampler.ode import ProbabilityFlow
+from diffusion_lab.verification.linear_gaussian import GaussianImages
 
 PROCESSES = {
     "vp": VP(Linear()),
@@ -39,22 +38,12 @@ def correlated():
 
 def gaussian(process, covariance, mean=0.0):
     """The exact denoiser of N(mean, covariance), for images of SHAPE."""
-
-    def eps(x, c_noise):
-        t = c_noise.double()[0]
-        t = (t + 1) / process.levels if process.levels else t / 999
-        alpha, sigma = process.alpha_sigma(t)
-        inverse = torch.linalg.inv(alpha**2 * covariance + sigma**2 * eye()) * sigma
-        return ((x.flatten(1) - alpha * mean) @ inverse.to(x)).reshape(x.shape)
-
-    row = Parameterization("eps", "level" if process.levels else "time_999", bounded=False)
-    return Denoiser(eps, process, row)
+    return GaussianImages(SHAPE, covariance, mean).denoiser(process)
 
 
 def matrix(operator: LinearOperator, shape=SHAPE):
     """A as a matrix (measured values, pixels)."""
-    basis = eye(int(torch.tensor(shape).prod())).reshape(-1, *shape)
-    return operator(basis).flatten(1).T
+    return GaussianImages(shape, eye()).matrix(operator)
 
 
 def sampled(control, denoiser, sampler=None, count=COUNT, shape=SHAPE):
@@ -127,18 +116,12 @@ def moments(x):
     return x.mean(0), torch.cov(x.T)
 
 
-def posterior(covariance, a, y, noise):
-    gain = covariance @ a.T @ torch.linalg.inv(a @ covariance @ a.T + noise**2 * eye(len(a)))
-    return gain @ y, covariance - gain @ a @ covariance
-
-
 @pytest.mark.parametrize("process", [PROCESSES["vp"], PROCESSES["ve"], PROCESSES["ddpm"]], ids=["vp", "ve", "ddpm"])
 def test_the_pseudoinverse_method_draws_from_the_posterior_of_white_data(process):
     guide = torch.tensor([[[[0.8, -1.0]] * 2] * 2], dtype=torch.float64)
     control = PiGDM(OPERATORS["mask"], guide, 0.5)
     x = sampled(control, gaussian(process, eye()), Sampler(DDIM(), steps=50, spacing="uniform"))
-    a = matrix(OPERATORS["mask"])
-    mean, covariance = posterior(eye(), a, a @ guide.flatten(), 0.5)
+    mean, covariance = GaussianImages(SHAPE, eye()).posterior(OPERATORS["mask"], OPERATORS["mask"](guide), 0.5)
     got, spread = moments(x)
     assert (got - mean).abs().max() < 0.08 and (spread - covariance).abs().max() < 0.12
 
@@ -158,9 +141,8 @@ def test_replacement_keeps_the_measurement_exactly_and_leaves_independent_pixels
 
 def test_repaint_comes_closer_to_the_posterior_of_correlated_data_than_replacement():
     covariance, guide = correlated(), torch.tensor([[[[0.8, -1.0]] * 2] * 2], dtype=torch.float64)
-    denoiser, a = gaussian(PROCESSES["ddpm"], covariance), matrix(OPERATORS["mask"])
-    known = a.abs().sum(1) > 0
-    mean, _ = posterior(covariance, a[known], (a @ guide.flatten())[known], 0.0)
+    denoiser = gaussian(PROCESSES["ddpm"], covariance)
+    mean, _ = GaussianImages(SHAPE, covariance).posterior(OPERATORS["mask"], OPERATORS["mask"](guide), 0.0)
     sampler = Sampler(Ancestral("fixed_small"), steps=40)
     errors = {
         control.name: (moments(sampled(control, denoiser, sampler))[0] - mean).norm().item()

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "loss": {"denoiser", "likelihood", "process", "noise"},
     "flow": {"runge_kutta", "denoiser", "process", "noise"},
     "sampler": {"flow", "denoiser", "process", "noise"},
-    "verification": {"denoiser", "noise", "parameterization", "process", "sampler"},
+    "verification": {"control", "denoiser", "noise", "parameterization", "process", "sampler"},
     "likelihood": {"flow", "denoiser", "process", "noise"},
     "model": {
         *("finite", "first_edition", "memory", "noise", "ranks"),
@@ -62,6 +62,7 @@ MAY_IMPORT = {
         *("errors", "output", "storage", "config", "run", "checkpoint", "interop"),
         *("callback", "data", "denoiser", "evaluation", "likelihood", "loss", "metric", "model", "network", "noise"),
         *("parameterization", "process", "sampler"),
+        *("control", "verification"),
     },
     # What is typed: `python -m diffusion_lab...` and the console script.
     "__main__": {"cli"},
