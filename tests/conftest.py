@@ -23,6 +23,21 @@ _cache = tempfile.TemporaryDirectory()
 os.environ["DIFFUSION_LAB_CACHE"] = _cache.name  # what the tests decode is no news for the user's own
 
 
+QUICK = {
+    *("conditions", "conf", "control", "denoiser", "flow", "guidance", "iddpm", "layers", "likelihood", "loss"),
+    *("metric_frechet", "network_adm", "network_official", "process", "refusals", "sampler", "sampler_grid"),
+    *("sampler_official", "score_matching", "techniques", "typed_keys"),
+}
+"""Files of tests that `pytest -m quick` runs: those in one process that catch most slips."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of QUICK, but for those marked `slow`."""
+    for item in items:
+        if item.path.stem.removeprefix("test_") in QUICK and not item.get_closest_marker("slow"):
+            item.add_marker("quick")
+
+
 class Recorded:
     """Arrays of a reference file as tensors."""
 
