@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,7 +14,9 @@ from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.guidance import Autoguidance
+from diffusion_lab.guidance.guided import NoiseInterval
 from diffusion_lab.model import Model
+from diffusion_lab.ranges import NonNegative
 from diffusion_lab.storage.checkpoint_file import read
 from diffusion_lab.storage.run_directory import CheckpointError, find
 
@@ -102,8 +103,8 @@ class AutoguidanceOf(Autoguidance):
     def __init__(
         self,
         ckpt_path: str,
-        scale: float = 1.5,
-        interval: Sequence[float] | None = None,
+        scale: NonNegative = 1.5,
+        interval: NoiseInterval | None = None,
         weights: Weights = "ema",
     ) -> None:
         super().__init__(functools.partial(_denoiser, ckpt_path, weights), scale, interval)

@@ -175,9 +175,3 @@ def check_process(process: NoiseProcess) -> None:
     """Raise ValueError if the process has a single noise level, and therefore no probability flow."""
     if process.t_min >= 1:
         raise ValueError(f"the probability flow needs a process with more than one noise level, not {process.levels}")
-
-
-def check_tolerances(rtol: float, atol: float) -> None:
-    """Raise ValueError unless both tolerances are positive."""
-    if not (rtol > 0 and atol > 0):
-        raise ValueError(f"rtol and atol must be positive, got rtol={rtol} and atol={atol}")

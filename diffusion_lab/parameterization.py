@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from diffusion_lab.process import NoiseProcess
+from diffusion_lab.ranges import Finite, check_fields
 
 Output = Literal["eps", "x0", "v", "score", "scaled_score"]
 NoiseConditioning = Literal["level", "level_of_1000", "level_from_top", "time_999", "log_sigma", "nothing"]
@@ -61,20 +62,18 @@ class Parameterization:
         ValueError: if an option is unknown or low >= high.
     """
 
+    ORDERED: ClassVar = (("low", "high"),)
+
     output: Output = "eps"
     c_noise: NoiseConditioning = "level"
-    low: float = -1.0
-    high: float = 1.0
+    low: Finite = -1.0
+    high: Finite = 1.0
     unit_input: bool = False
     bounded: bool = True
     learned_range: bool = False
 
     def __post_init__(self) -> None:
-        for key, value, table in (("output", self.output, TO_EPS), ("c_noise", self.c_noise, CONDITIONING)):
-            if value not in table:
-                raise ValueError(f"parameterization {key}={value!r} is unknown; allowed: {', '.join(table)}")
-        if not self.low < self.high:
-            raise ValueError(f"the image range needs low < high, got [{self.low}, {self.high}]")
+        check_fields(self)
 
     def range_of(self, shape: Sequence[int]) -> tuple[float, float] | None:
         """[low, high] for images of shape (B, C, H, W); None for points and for unbounded data."""

@@ -413,7 +413,7 @@ def test_a_class_that_states_its_grey_levels_admits_no_others() -> None:
     for make in (lambda: Seventeen(X[:4], grey_levels=None), lambda: Patches(grey_levels=None)):
         with pytest.raises(ValueError, match="data.grey_levels=None must be"):
             make()
-    with pytest.raises(ValueError, match="data.grey_levels=1 must be at least 2"):
+    with pytest.raises(ValueError, match="Given: grey_levels=1 must be at least 2"):
         Given(TENSORS, shape=(1, 4, 4), grey_levels=1)
 
 
@@ -464,16 +464,16 @@ def test_toy2d_points_are_a_fixed_draw_of_their_target(name: str) -> None:
         (lambda: Digits(shape=(1, 16, 16)).splits, r"shape \[1, 8, 8\], but data.shape=\[1, 16, 16\]"),
         (lambda: Digits(grey_levels=256), "data.grey_levels=256 must be 17"),
         (lambda: Toy2D(name="moons", flip=True), "data.flip"),
-        (lambda: Toy2D(name="moon"), "data.name=moon does not exist"),
-        (lambda: Toy2D(name="moons", train_size=0), "data.train_size=0"),
-        (lambda: Digits(batch_size=0), "data.batch_size=0"),
-        (lambda: Digits(batch_size="4"), "data.batch_size='4' must be a whole number"),
-        (lambda: Digits(seed=None), "data.seed=None must be a whole number"),
-        (lambda: Digits(flip="no"), "data.flip='no' must be true or false"),
-        (lambda: Digits(shape=8), r"data.shape=8 must be \[channels,height,width\]"),
-        (lambda: Digits(shape="1x8x8"), r"data.shape='1x8x8' must be \[channels,height,width\]"),
+        (lambda: Toy2D(name="moon"), "Toy2D: name='moon' must be one of eight_gaussians, moons"),
+        (lambda: Toy2D(name="moons", train_size=0), "train_size=0 must be at least 1"),
+        (lambda: Digits(batch_size=0), "Digits: batch_size=0 must be at least 1"),
+        (lambda: Digits(batch_size="4"), "batch_size='4' must be int"),
+        (lambda: Digits(seed=None), "seed=None must be int"),
+        (lambda: Digits(flip="no"), "flip='no' must be bool"),
+        (lambda: Digits(shape=8), r"shape=8 must be tuple\[int, ...\]"),
+        (lambda: Digits(shape="1x8x8"), r"shape='1x8x8' must be tuple\[int, ...\]"),
         (lambda: MNIST(data_dir=""), "data.data_dir is empty: set it to the folder of the files"),
-        (lambda: MNIST(data_dir=None), "data.data_dir=None must be text"),
+        (lambda: MNIST(data_dir=None), "data_dir=None must be str"),
         (lambda: MNIST(data_dir=".", shape=(1, 29, 29)), "data.shape"),
     ],
 )

@@ -197,12 +197,12 @@ def test_missing_cut_and_foreign_files_are_named_and_left_alone(tmp_path: Path) 
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"crop": 179}, r"data.crop=179 must be from 1 to 178"),
-        ({"crop": 0}, r"data.crop=0"),
-        ({"held_out": "val"}, r"data.held_out=val does not exist: choose test or valid"),
+        ({"crop": 179}, r"CelebA: crop=179 must be in \[1, 178\]"),
+        ({"crop": 0}, r"crop=0 must be in \[1, 178\]"),
+        ({"held_out": "val"}, r"held_out='val' must be one of test, valid"),
         ({"shape": (3, 64, 32)}, r"data.shape=\[3, 64, 32\] must be square"),
         ({"shape": (2, 64, 64)}, r"data.shape=\[2, 64, 64\] must be \[1 or 3"),
-        ({"num_workers": -1}, r"data.num_workers"),
+        ({"num_workers": -1}, r"num_workers=-1 must be at least 0"),
     ],
 )
 def test_settings_that_cannot_work_are_named(options, message: str) -> None:

@@ -228,7 +228,7 @@ def test_the_background_is_chosen_said_and_part_of_the_fingerprint(tmp_path: Pat
         assert "2 of 2 images are transparent: composited over background 1,2,3" in dark.describe()
         plain = [module(tmp_path / "plain", background=grey, **options).fingerprint("train") for grey in (0, 255)]
         assert plain[0] == plain[1]  # nothing there to see it through
-    with pytest.raises(ValueError, match=r"data.background=256 must be a grey or \[red,green,blue\]"):
+    with pytest.raises(ValueError, match=r"ImageFolder: background=256 must be in \[0, 255\]"):
         module(tmp_path / "clear", background=256)
 
 

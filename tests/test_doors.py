@@ -213,7 +213,7 @@ def test_statistics_check_the_data_and_the_extractor_and_no_network(tmp_path, mo
     pictures(tmp_path / "images", 20)
     words = ["data=image_folder", "data.root=images", "data.shape=[3,48,48]"]
     check("train", words, used=USED)
-    for wrong, message in (("data.num_workers=-1", "out of range"), ("trainer.precision=x", "must be one of"),
+    for wrong, message in (("data.num_workers=-1", "must be at least 0"), ("trainer.precision=x", "must be one of"),
                         ("metric=incepton", "did you mean inception")):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             check("train", [*words, wrong], used=USED)

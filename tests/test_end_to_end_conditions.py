@@ -113,7 +113,7 @@ REFUSED = [
     ("label=10", "label=10 is not a class of this model: choose 0 to 9"),
     ("label=cat", "label=cat is not a class"),
     ("label=[0,-1]", "label=-1 is not a class"),
-    ("guidance=classifier_free guidance.scale=-2", "out of range"),
+    ("guidance=classifier_free guidance.scale=-2", "must be in [0, inf)"),
     ("guidance=classifier_free guidance.interval=[3,1]", "must be [low, high]"),
     ("guidance=autoguidance guidance.ckpt_path=nowhere", "nowhere"),
     ("likelihood=flow evaluate=true", "likelihood.flow.guided_field=true"),

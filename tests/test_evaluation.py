@@ -120,7 +120,7 @@ def test_references_and_measures_that_do_not_exist_are_refused():
         Evaluator(Means(), reference="test")
     with pytest.raises(ValueError, match="at least 2"):
         Evaluator(Means(), samples=1)
-    with pytest.raises(ValueError, match="fid is unknown; allowed: frechet"):
+    with pytest.raises(ValueError, match="a list whose elements are one of frechet, kernel"):
         Evaluator(Means(), measures=["fid"])
     with pytest.raises(ValueError, match=r"nowhere.npz does not exist"):
         Evaluator(Means(), reference="nowhere.npz").prepare(Digits(), torch.device("cpu"))

@@ -317,10 +317,10 @@ def test_a_configuration_has_every_argument_with_a_comment(name, shape):
         ({"attention": [12, 16]}, r"attention=\[12\].*choose from \[32, 16, 8, 4\]"),
         ({"channels": 48}, "48 channels do not divide into groups=32.*such as 16"),
         ({"heads": 3}, "256 channels: heads=3 does not divide"),
-        ({"channels": 2, "groups": 2}, "time embedding of 2 dimensions.*even number >= 4"),
+        ({"channels": 2, "groups": 2}, "TimeEmbedding: dimension=2 must be at least 4 and a multiple of 2"),
         ({"blocks": 0}, "blocks=0.*at least 1"),
-        ({"multipliers": []}, r"multipliers=\[\].*at least one"),
-        ({"up_attention": "first"}, "up_attention='first'.*'every' or 'last'"),
+        ({"multipliers": []}, r"multipliers=\[\] must be of length 1 or more"),
+        ({"up_attention": "first"}, "up_attention='first' must be one of every, last"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(form, message):

@@ -121,11 +121,11 @@ def test_a_record_that_was_changed_is_not_believed(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "words, message",
     [
-        ("experiment=mine data=toy2d warmup_steps=-3", "warmup_steps=-3 is out of range"),
+        ("experiment=mine data=toy2d warmup_steps=-3", "warmup_steps=-3 must be at least 0"),
         ("experiment=mind", "did you mean mine?"),
         ("sampler=othr", "did you mean other?"),
         ("network=own data=toy2d optimizer.lrr=1", "did you mean optimizer.lr?"),
-        ("sampler=other sampler.predictor.eta=2", "sampler.predictor.eta=2 is out of range"),
+        ("sampler=other sampler.predictor.eta=2", "sampler.predictor.eta=2 must be in [0, 1]"),
     ],
 )
 @pytest.mark.parametrize("form", ["--config-dir", "hydra.searchpath"])

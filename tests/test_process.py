@@ -308,10 +308,10 @@ def test_tables_survive_half_precision_and_stay_float64():
 @pytest.mark.parametrize(
     "build, message",
     [
-        (lambda: Linear(20.0, 0.1), "0 < beta_min < beta_max"),
-        (lambda: Cosine(s=0.0), "s > 0"),
-        (lambda: Sigmoid(start=3.0, end=-3.0), "start < end"),
-        (lambda: Geometric(50.0, 0.01), "0 < sigma_min < sigma_max"),
+        (lambda: Linear(20.0, 0.1), "beta_min=20.0 must be less than beta_max=0.1"),
+        (lambda: Cosine(s=0.0), r"Cosine: s=.* must be in \(0, inf\)"),
+        (lambda: Sigmoid(start=3.0, end=-3.0), "must be less than end="),
+        (lambda: Geometric(50.0, 0.01), "sigma_min=50.0 must be less than sigma_max=0.01"),
         (lambda: DiscreteProcess(Linear(), 1), "at least 2"),
         (lambda: VP(Geometric()), "VP needs schedule=linear, cosine or sigmoid"),
         (lambda: VE(Linear()), "VE needs schedule=geometric"),

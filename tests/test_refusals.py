@@ -83,8 +83,8 @@ HYDRAS = ("Could not", "defaults list", "full_key", "object_type", "Hydra", "Int
         ("sample", "data_dir=x", "data_dir=x has no effect without evaluate=true"),
         ("train", "data.shape=[3,1048576,1048576]", "a batch takes 786,432 GiB, and this machine has"),
         ("train", "data=toy2d data.shape=2", "data.shape must be a list"),
-        ("train", "data=toy2d trainer.accelerator=tpu", "trainer.accelerator=tpu must be one of auto, cpu, gpu, cuda, mps"),
-        ("sample", "compare=[ddim] compare_steps=[5,0]", "compare_steps=[5, 0] is out of range"),
+        ("train", "data=toy2d trainer.accelerator=tpu", "trainer.accelerator='tpu' must be one of auto, cpu, gpu, cuda, mps"),
+        ("sample", "compare=[ddim] compare_steps=[5,0]", "compare_steps=[5, 0] must be a list whose elements are at least 1"),
     ],
 )  # fmt: skip
 def test_one_line_of_ours(task, words, message):

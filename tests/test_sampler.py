@@ -482,18 +482,18 @@ def test_float64_on_request_agrees_with_float32():
 @pytest.mark.parametrize(
     "build, message",
     [
-        (lambda: DDIM(1.5), "between 0"),
-        (lambda: DPMSolver(4), "order=4 is unknown; allowed: 1, 2, 3"),
-        (lambda: UniPC(0), "order=0 is unknown; allowed: 1, 2, 3"),
-        (lambda: EDM(3), "order=3 is unknown; allowed: 1, 2"),
-        (lambda: EDM(churn=-1.0), "churn must be >= 0"),
-        (lambda: Langevin(snr=0.0), "snr > 0"),
-        (lambda: Langevin(norm="images"), "norm='images' is unknown; allowed: batch, image"),
-        (lambda: Ancestral("small"), "allowed: fixed_small, fixed_large"),
+        (lambda: DDIM(1.5), r"DDIM: eta=1.5 must be in \[0, 1\]"),
+        (lambda: DPMSolver(4), "order=4 must be one of 1, 2, 3"),
+        (lambda: UniPC(0), "order=0 must be one of 1, 2, 3"),
+        (lambda: EDM(3), "EDM: order=3 must be one of 1, 2"),
+        (lambda: EDM(churn=-1.0), r"EDM: churn=-1.0 must be in \[0, inf\)"),
+        (lambda: Langevin(snr=0.0), r"Langevin: snr=0.0 must be in \(0, inf\)"),
+        (lambda: Langevin(norm="images"), "norm='images' must be one of batch, image"),
+        (lambda: Ancestral("small"), "must be one of fixed_small, fixed_large"),
         (lambda: AnnealedLangevin(), "either step_size or snr"),
         (lambda: AnnealedLangevin(1e-5, 0.1), "either step_size or snr"),
-        (lambda: AnnealedLangevin(-1e-5), "must be positive"),
-        (lambda: Sampler(None), "a predictor, a corrector, or both"),
+        (lambda: AnnealedLangevin(-1e-5), r"step_size=-1e-05 must be in \(0, inf\)"),
+        (lambda: Sampler(None), "Sampler: give predictor or corrector, or both"),
     ],
 )
 def test_senseless_samplers_are_refused(build, message):

@@ -54,12 +54,12 @@ def test_explicit_times_below_one_start_from_their_own_share_of_the_noise():
         ({"spacing": "explicit", "times": [0.5, 0.5]}, "strictly decreasing"),
         ({"spacing": "explicit", "times": []}, "go together"),
         ({"spacing": "explicit", "times": [1.5, 0.5]}, "between 1e-05 and 1,"),
-        ({"spacing": "explicit", "times": [1.0, 0.0]}, "positive"),
+        ({"spacing": "explicit", "times": [1.0, 0.0]}, r"a list whose elements are in \(0, inf\)"),
         ({"spacing": "explicit", "times": [9.0, 1.0], "unit": "level"}, "use sampler.unit=t or sigma"),
         ({"spacing": "explicit", "times": [1e9, 1.0], "unit": "sigma"}, "must lie between"),
-        ({"spacing": "explicit", "times": [1.0], "unit": "snr"}, "allowed: t, sigma, level"),
+        ({"spacing": "explicit", "times": [1.0], "unit": "snr"}, "unit='snr' must be one of t, sigma, level"),
         ({"clip": True, "dynamic_threshold": 0.9}, "in place of clip"),
-        ({"dynamic_threshold": 1.5}, "a quantile"),
+        ({"dynamic_threshold": 1.5}, r"dynamic_threshold=1.5 must be in \(0, 1\]"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(settings, message):

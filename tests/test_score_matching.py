@@ -20,6 +20,7 @@ from diffusion_lab.network import MLP, Energy
 from diffusion_lab.network.blocks import AttentionBlock
 from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import VP, Cosine, DiscreteProcess, Geometric, SingleLevel
+from diffusion_lab.ranges import Finite
 
 SCORE = Parameterization(output="score", c_noise="nothing")
 
@@ -302,4 +303,4 @@ def test_energy_is_built_and_trained_from_a_configuration():
 
 def test_losses_have_a_readable_signature():
     assert parameters("diffusion_lab.loss.SlicedScoreMatching")["probe"].options == ("rademacher", "gaussian")
-    assert parameters("diffusion_lab.loss.ImplicitScoreMatching")["sigma_power"].types == (int, float)
+    assert parameters("diffusion_lab.loss.ImplicitScoreMatching")["sigma_power"].hint == Finite

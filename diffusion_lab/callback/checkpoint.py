@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 from diffusion_lab.callback.hooks import OptionalHooks
 from diffusion_lab.data import DataModule
 from diffusion_lab.model import Model
+from diffusion_lab.ranges import Count, checked
 from diffusion_lab.storage.atomic_file import NotWritten, check_writable, format_bytes, free_bytes
 
 
@@ -26,7 +27,8 @@ class Checkpoint(OptionalHooks):
         keep: number of newest checkpoints to keep; null keeps all.
     """
 
-    def __init__(self, run_dir: str, every_n_steps: int = 1000, keep: int | None = 2) -> None:
+    @checked
+    def __init__(self, run_dir: str, every_n_steps: Count = 1000, keep: Count | None = 2) -> None:
         self.folder, self.every_n_steps, self.keep = Path(run_dir) / "checkpoints", every_n_steps, keep
         self._saved = self._step = self._validated = -1
 

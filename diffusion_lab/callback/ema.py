@@ -13,6 +13,7 @@ from torch import Tensor
 from diffusion_lab.callback.hooks import OptionalHooks
 from diffusion_lab.model import Model
 from diffusion_lab.model.sharding import distribute, gathered
+from diffusion_lab.ranges import Probability, checked
 
 
 class EMA(OptionalHooks):
@@ -28,9 +29,8 @@ class EMA(OptionalHooks):
         ValueError: unless 0 <= decay < 1.
     """
 
-    def __init__(self, decay: float = 0.9999, warmup: bool = False) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"EMA decay must be in [0, 1), got {decay}")
+    @checked
+    def __init__(self, decay: Probability = 0.9999, warmup: bool = False) -> None:
         self.decay, self.warmup, self.updates = decay, warmup, 0
         self.weights: dict[str, Tensor] = {}
         self._parameters: list[Tensor] = []  # in the order of `weights`

@@ -22,6 +22,7 @@ from diffusion_lab.evaluation import Evaluator, Record, chart_name
 from diffusion_lab.evaluation.duration import estimate_duration, limit_duration
 from diffusion_lab.evaluation.results import RESULTS, read_results, write_results
 from diffusion_lab.model import Model
+from diffusion_lab.ranges import Count, NonNegativeInt, Positive, SampleSize, checked
 
 LONG = 10_000
 """Steps of a training from which on the duration of its final evaluation is printed at the start."""
@@ -47,16 +48,17 @@ class Evaluation(OptionalHooks):
             ("fid", "fd_digits_held_out", "flow_bits_per_dim"); None saves none.
     """
 
+    @checked
     def __init__(
         self,
         evaluator: Evaluator,
         run_dir: str,
-        every_n_steps: int | None = None,
+        every_n_steps: Count | None = None,
         at_end: bool = True,
         weights: Literal["ema", "raw", "both"] = "ema",
-        samples: int | None = None,
-        likelihood_samples: int | None = None,
-        max_seconds: float | None = 600.0,
+        samples: SampleSize | None = None,
+        likelihood_samples: NonNegativeInt | None = None,
+        max_seconds: Positive | None = 600.0,
         best: str | None = None,
     ) -> None:
         self.evaluator, self.run_dir, self.every_n_steps, self.at_end = evaluator, Path(run_dir), every_n_steps, at_end

@@ -13,6 +13,7 @@ from diffusion_lab.callback.media import best_effort, log_pictures
 from diffusion_lab.data import DataModule
 from diffusion_lab.model import Model
 from diffusion_lab.plot.pitfall import mode_weights_plot, score_error_plot
+from diffusion_lab.ranges import Count, Seed, checked
 from diffusion_lab.sampler import Sampler
 
 
@@ -66,7 +67,8 @@ class ModeWeights(pl.Callback):
         count: number of samples of each.
     """
 
-    def __init__(self, run_dir: str, samplers: Mapping[str, Sampler], count: int = 2000, seed: int = 0) -> None:
+    @checked
+    def __init__(self, run_dir: str, samplers: Mapping[str, Sampler], count: Count = 2000, seed: Seed = 0) -> None:
         self.run_dir, self.samplers, self.count, self.seed = Path(run_dir), dict(samplers), count, seed
 
     def check(self, data: DataModule, model: Model) -> None:

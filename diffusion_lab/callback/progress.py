@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from diffusion_lab.callback.hooks import OptionalHooks
 from diffusion_lab.model import Model
+from diffusion_lab.ranges import NonNegative, checked
 
 MEASURED = (10, 100)
 """Optimiser steps between which the speed is measured; the first steps are slower."""
@@ -27,7 +28,8 @@ class Progress(OptionalHooks, ProgressBar):
         refresh_seconds: minimum time between two updates on a terminal.
     """
 
-    def __init__(self, refresh_seconds: float = 0.25) -> None:
+    @checked
+    def __init__(self, refresh_seconds: NonNegative = 0.25) -> None:
         super().__init__()
         self.refresh_seconds = refresh_seconds if sys.stderr.isatty() else max(refresh_seconds, 20.0)
         self.bar: tqdm | None = None

@@ -16,6 +16,7 @@ from diffusion_lab.data import DataModule
 from diffusion_lab.model import Label, Model
 from diffusion_lab.model.labels import EACH
 from diffusion_lab.plot import picture
+from diffusion_lab.ranges import Count, Seed, checked
 
 
 class Samples(OptionalHooks):
@@ -33,8 +34,9 @@ class Samples(OptionalHooks):
         seed: of the samples.
     """
 
+    @checked
     def __init__(
-        self, run_dir: str, every_n_steps: int | None = 1000, count: int = 64, frames: int = 12, seed: int = 0
+        self, run_dir: str, every_n_steps: Count | None = 1000, count: Count = 64, frames: Count = 12, seed: Seed = 0
     ) -> None:
         self.run_dir, self.every_n_steps = Path(run_dir), every_n_steps
         self.count, self.frames, self.seed = count, frames, seed

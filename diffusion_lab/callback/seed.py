@@ -11,6 +11,7 @@ import torch
 from diffusion_lab import ranks
 from diffusion_lab.callback.hooks import OptionalHooks
 from diffusion_lab.model import Model
+from diffusion_lab.ranges import Seed, checked
 
 
 class RankSeed(OptionalHooks):
@@ -20,7 +21,8 @@ class RankSeed(OptionalHooks):
     `random`; on another number of ranks they are ignored.
     """
 
-    def __init__(self, seed: int = 0) -> None:
+    @checked
+    def __init__(self, seed: Seed = 0) -> None:
         self.seed = seed
         self._states: list[dict[str, torch.Tensor]] = []
 

@@ -1,13 +1,16 @@
-"""Types of the keys in conf/ that are not parameters of a class, declared as dataclasses."""
+"""Types and ranges of the keys in conf/ that are not parameters of our classes, declared as dataclasses."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
 
 from diffusion_lab.config import schema
 from diffusion_lab.config.schema import Parameter
+from diffusion_lab.ranges import Count, NonNegative, NonNegativeInt, Positive, Probability, Seed
 
 
 @dataclass
@@ -15,13 +18,13 @@ class Train:
     """Keys of conf/train.yaml."""
 
     variance: Literal["fixed_large", "fixed_small", "learned_range"]
-    sigma_min: float
-    sigma_max: float
-    sampler_steps: int | None
-    seed: int
-    warmup_steps: int
-    decay_steps: int | None
-    label_dropout: float | None
+    sigma_min: Positive
+    sigma_max: Positive
+    sampler_steps: Count | None
+    seed: Seed
+    warmup_steps: NonNegativeInt
+    decay_steps: Count | None
+    label_dropout: Probability | None
     compile: bool
     ckpt_path: str | None
     allow_changes: bool
@@ -37,58 +40,76 @@ class Sample:
     """Keys of conf/sample.yaml."""
 
     ckpt_path: str
-    num_samples: int
-    batch_size: int
-    seed: int
+    num_samples: Count
+    batch_size: Count
+    seed: Seed
     label: Sequence[int | str] | int | str | None
     guide: str | None
     mask: str | None
-    t0: float
+    t0: Annotated[float, Gt(0), Le(1)]
     guide_resize: bool
     out: str | None
     weights: Literal["ema", "raw"]
     variance: Literal["fixed_large", "fixed_small", "learned_range"] | None
-    sampler_steps: int | None
-    grid: int
+    sampler_steps: Count | None
+    grid: Count
     npz: bool
     png: bool
     trajectory: bool
     evaluate: bool
-    likelihood_samples: int | None
-    likelihood_repeats: int | None
+    likelihood_samples: NonNegativeInt | None
+    likelihood_repeats: Count | None
     compile: bool
     data_dir: str | None
     allow_long: bool
     rehearsal: bool
     compare: Sequence[str] | str | None
-    compare_steps: Sequence[int] | int
+    compare_steps: Sequence[Count] | Count
 
 
 @dataclass
 class Trainer:
-    """Keys of group trainer and of conf/sample.yaml that Lightning's signature does not type or does not have."""
+    """Keys of group trainer whose type or range Lightning's signature does not state, and keys of ours."""
 
-    accelerator: str
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
     devices: Sequence[int] | int | str
-    num_nodes: int
+    num_nodes: Count
     strategy: str
-    timeout: float
-    precision: str
-    max_restarts: int = 0
+    timeout: Positive
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true", "bf16-true"]
+    max_restarts: NonNegativeInt = 0
     rdzv_endpoint: str | None = None
-    max_steps: int = -1
-    val_check_interval: float | int | None = None
+    max_steps: Count = 100_000
+    val_check_interval: Positive | None = None
+    gradient_clip_val: Positive | None = None
+    gradient_clip_algorithm: Literal["norm"] | None = None
+    accumulate_grad_batches: Count = 1
+    log_every_n_steps: Count | None = None
+    limit_val_batches: NonNegative | None = None
+    overfit_batches: NonNegative = 0.0
+    num_sanity_val_steps: Annotated[int, Ge(-1)] | None = None
+
+
+@dataclass
+class Optimizer:
+    """Ranges of arguments of torch.optim's classes."""
+
+    lr: Positive = 1e-3
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
+    momentum: NonNegative = 0.0
 
 
 @dataclass
 class Metric:
     """Keys of group metric."""
 
-    samples: int | None
+    samples: Annotated[int, Ge(2)] | None
     reference: str | None
     measures: Sequence[str] | None
-    repeats: int | None
-    neighbours: int | None
+    repeats: Count | None
+    neighbours: Annotated[int, Ge(6)] | None
 
 
 @dataclass
@@ -102,8 +123,11 @@ class Paths:
     run_dir: str | None
 
 
-DECLARED = {"trainer": "Trainer", "metric": "Metric", "paths": "Paths"}
+DECLARED = {"trainer": Trainer, "metric": Metric, "paths": Paths, "optimizer": Optimizer}
 """Class of this module that declares each node."""
+
+TRAINED = {"sampler": "diffusion_lab.sampler.Sampler", "guidance": "diffusion_lab.guidance.ClassifierFree"}
+"""Class with the keys of sampler=trained and guidance=trained, whose null keeps the checkpoint's value."""
 
 
 def parameters(path: str, node: Mapping[str, Any]) -> dict[str, Parameter] | None:
@@ -111,16 +135,17 @@ def parameters(path: str, node: Mapping[str, Any]) -> dict[str, Parameter] | Non
 
     None if they are unknown: for a class whose signature is not available, or which accepts any argument.
     """
-    own = here(path, node)
+    ours = here(path, node)
     if "_target_" not in node:
-        # sampler=trained: null keeps the checkpoint's value
-        loop = schema.parameters("diffusion_lab.sampler.Sampler") if path == "sampler" else {}
-        return {**{k: replace(p, types=p.types and (*p.types, type(None))) for k, p in loop.items()}, **own}
+        loop = schema.parameters(TRAINED[path]) if path in TRAINED else {}
+        return {**{key: replace(p, hint=p.hint | None) for key, p in loop.items()}, **ours}
     found = schema.parameters(str(node["_target_"]))
-    return None if found is None else {**found, **own}
+    return None if found is None else {**found, **ours}
 
 
 def here(path: str, node: Mapping[str, Any]) -> dict[str, Parameter]:
     """Parameters that this module declares for a configuration node."""
-    name = DECLARED.get(path) or (("Sample" if "num_samples" in node else "Train") if path == "" else None)
-    return (schema.parameters(f"{__name__}.{name}") if name else None) or {}
+    cls = (Sample if "num_samples" in node else Train) if path == "" else DECLARED.get(path)
+    declared = schema.parameters(f"{__name__}.{cls.__name__}") if cls else {}
+    known = schema.parameters(str(node["_target_"])) if cls is Optimizer and "_target_" in node else declared
+    return {key: parameter for key, parameter in declared.items() if key in (known or {})}

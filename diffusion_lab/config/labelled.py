@@ -10,7 +10,7 @@ def labels_exist(config: Mapping[str, Any]) -> str | None:
     """What is wrong if labels are requested that do not exist, or None; for sample.py the checkpoint decides."""
     if not (config.get("model") and config.get("data")):  # a command without labels
         return None
-    data, guidance, dropout = (config.get(key) for key in ("data", "guidance", "label_dropout"))
+    data, dropout = config["data"], config.get("label_dropout")
     conditional = data.get("conditional")
     lacking = next((key for key in ("label_column", "attribute") if data.get(key, "") is None), None)
     if conditional and lacking:
@@ -19,10 +19,4 @@ def labels_exist(config: Mapping[str, Any]) -> str | None:
         return f"data.conditional=true needs classes, but data.category={data['category']} is one class: leave it false"
     if dropout is not None and not conditional:
         return f"label_dropout={dropout} only applies to a conditional model: set data.conditional=true"
-    if not guidance:
-        return None
-    if "_target_" not in guidance:
-        return "guidance=trained only makes sense for sample.py: choose none, classifier_free or autoguidance"
-    if str(guidance["_target_"]).endswith(".ClassifierFree") and not (conditional and dropout != 0):
-        return "guidance=classifier_free needs a model with dropped labels: data.conditional=true, label_dropout > 0"
     return None

@@ -3,95 +3,54 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
-import importlib.machinery
-import re
-import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
-PACKAGE = Path(__file__).resolve().parents[1]
+from diffusion_lab import ranges
+from diffusion_lab.config.annotation import UnreadableError, hint, value
+from diffusion_lab.config.source import PACKAGE, Definition, assigned, find, named
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a class: its annotation as text, and the types and options it accepts (None: anything)."""
+    """One parameter of a class: its type with ranges and options (Any: only instantiation can check it)."""
 
-    annotation: str
-    types: tuple[type, ...] | None
-    options: tuple[str | int, ...] | None
+    hint: Any
     required: bool
-    elements: tuple[type, ...] | None = None
-    """Types of the elements, if it accepts a list."""
-    length: int | None = None
-    """Number of elements, if it accepts a tuple of fixed length."""
+
+    @property
+    def options(self) -> tuple[Any, ...]:
+        """The options of a Literal, alone or among alternatives."""
+        return ranges.options(self.hint)
 
 
 @functools.cache
 def parameters(target: str) -> dict[str, Parameter] | None:
     """Parameters of a class by its full name; None if they cannot be determined."""
-    found = _find(target)
+    found = find(target)
     return None if found is None else _of_class(*found)
 
 
 @functools.cache
-def _tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
+def constants(target: str, name: str) -> tuple[Any, ...]:
+    """Values that a class and its bases assign to a name, as literals; the class's own first."""
+    found = find(target)
+    return tuple(_constants(found, name)) if found is not None else ()
 
 
-def _module(dotted: str) -> Path | None:
-    """The file of a module of this package or another one on sys.path; nothing is imported."""
-    top, *rest = dotted.split(".")
-    root = _root(top)
-    base = None if root is None else root.joinpath(*rest)
-    return base and next((p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()), None)
-
-
-@functools.cache
-def _root(name: str) -> Path | None:
-    """The folder of a package."""
-    if name == PACKAGE.name:
-        return PACKAGE
-    spec = importlib.machinery.PathFinder.find_spec(name, sys.path) if name else None
-    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
-
-
-def _imports(path: Path) -> dict[str, str]:
-    """Names that a module imports, with their full names."""
-    return {
-        alias.asname or alias.name: f"{_origin(path, node)}.{alias.name}"
-        for node in ast.walk(_tree(path))
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
-
-
-def _origin(path: Path, node: ast.ImportFrom) -> str:
-    """The full name of the module that a statement imports from."""
-    if not node.level:
-        return node.module or ""
-    folder = path.parents[node.level - 1]
-    package = [folder.name]
-    while (folder.parent / "__init__.py").is_file():
-        folder = folder.parent
-        package.insert(0, folder.name)
-    return ".".join([*package, *([node.module] if node.module else [])])
-
-
-def _find(target: str) -> tuple[Path, ast.stmt] | None:
-    """The file and the statement that define a name, followed through re-exports."""
-    module, _, name = target.rpartition(".")
-    path = _module(module)
-    if path is None:
-        return None
-    for node in _tree(path).body:
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            return path, node
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == name:
-            return path, node
-    origin = _imports(path).get(name, "")
-    return None if origin == target else _find(origin)
+def _constants(found: Definition, name: str) -> Iterator[Any]:
+    path, node = found
+    if isinstance(node, ast.ClassDef):
+        for statement in node.body:
+            if assigned(statement) == name:
+                with contextlib.suppress(UnreadableError):
+                    yield value(path, statement.value)
+        for base in _bases(path, node):
+            yield from _constants(base, name)
 
 
 def _of_class(path: Path, node: ast.stmt) -> dict[str, Parameter] | None:
@@ -106,14 +65,14 @@ def _of_class(path: Path, node: ast.stmt) -> dict[str, Parameter] | None:
         positional = a.args[1:]
         defaults = [None] * (len(positional) - len(a.defaults)) + a.defaults
         pairs = [*zip(positional, defaults, strict=True), *zip(a.kwonlyargs, a.kw_defaults, strict=True)]
-        return {arg.arg: _parameter(path, arg.annotation, default is None) for arg, default in pairs} | passed_on
+        return {arg.arg: Parameter(hint(path, arg.annotation), default is None) for arg, default in pairs} | passed_on
     inherited = _inherited(path, node)
     if inherited is None:
         return None
     if not any("dataclass" in ast.unparse(d) for d in node.decorator_list):
         return inherited
     fields = [n for n in node.body if isinstance(n, ast.AnnAssign) and "ClassVar" not in ast.unparse(n.annotation)]
-    return inherited | {n.target.id: _parameter(path, n.annotation, _is_required(n)) for n in fields}
+    return inherited | {n.target.id: Parameter(hint(path, n.annotation), _is_required(n)) for n in fields}
 
 
 def _unpacked(path: Path, kwarg: ast.arg | None) -> dict[str, Parameter]:
@@ -121,136 +80,56 @@ def _unpacked(path: Path, kwarg: ast.arg | None) -> dict[str, Parameter]:
     annotation = kwarg and kwarg.annotation
     if not isinstance(annotation, ast.Subscript) or ast.unparse(annotation.value).rpartition(".")[2] != "Unpack":
         return {}
-    name = ast.unparse(annotation.slice)
-    found = _find(_imports(path).get(name, "")) or next(
-        ((path, n) for n in _tree(path).body if isinstance(n, ast.ClassDef) and n.name == name), None
-    )
+    found = named(path, annotation.slice)
     fields = [n for n in found[1].body if isinstance(n, ast.AnnAssign)] if found else []
-    return {n.target.id: _parameter(found[0], n.annotation, required=False) for n in fields}
+    return {n.target.id: Parameter(hint(found[0], n.annotation), required=False) for n in fields}
 
 
 def _is_required(field: ast.AnnAssign) -> bool:
     return field.value is None or ast.unparse(field.value) == "field()"
 
 
+def _bases(path: Path, node: ast.ClassDef) -> list[Definition]:
+    """The base classes that can be found."""
+    bases = (base.value if isinstance(base, ast.Subscript) else base for base in node.bases)
+    return [found for found in (named(path, base) for base in bases) if found is not None]
+
+
 def _inherited(path: Path, node: ast.ClassDef) -> dict[str, Parameter] | None:
     """Parameters of the first base class that can be found; without one {}, or None outside this package."""
-    for base in node.bases:
-        name = ast.unparse(base)
-        found = _find(_imports(path).get(name, "")) or next(
-            ((path, n) for n in _tree(path).body if isinstance(n, ast.ClassDef) and n.name == name), None
-        )
-        if found is not None and (PACKAGE in found[0].parents or PACKAGE not in path.parents):
+    for found in _bases(path, node):
+        if PACKAGE in found[0].parents or PACKAGE not in path.parents:
             return _of_class(*found)
     return {} if PACKAGE in path.parents or not node.bases else None
 
 
-def _parameter(path: Path, annotation: ast.expr | None, required: bool) -> Parameter:
-    text = "Any" if annotation is None else ast.unparse(annotation)
-    types, options = _accepted(path, annotation)
-    fixed = re.search(r"tuple\[([^\[\]]+)\]", text)
-    length = None if fixed is None or "..." in fixed[1] else fixed[1].count(",") + 1
-    return Parameter(text, types, options, required, _elements(path, annotation), length)
-
-
-_SIMPLE: dict[str, tuple[type, ...]] = {
-    "int": (int,), "float": (int, float), "str": (str,), "bool": (bool,), "None": (type(None),),
-    "tuple": (list, tuple), "list": (list, tuple), "Sequence": (list, tuple), "dict": (dict,), "Path": (str,),
-    "Mapping": (dict,), "Number": (int, float), "Tensor": (),
-}  # fmt: skip
-
-
-def _accepted(path: Path, node: ast.expr | None) -> tuple[tuple[type, ...] | None, tuple[str | int, ...] | None]:
-    """(types, options) of an annotation; (None, None) for one that only instantiation can check."""
-    if node is None:
-        return None, None
-    if isinstance(node, ast.BinOp):  # X | Y
-        left, right = _accepted(path, node.left), _accepted(path, node.right)
-        types = None if left[0] is None or right[0] is None else left[0] + right[0]
-        return types, (left[1] or ()) + (right[1] or ()) or None
-    if isinstance(node, ast.Constant) and node.value is None:
-        return (type(None),), None
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return _accepted(path, ast.parse(node.value, mode="eval").body)
-    if isinstance(node, ast.Subscript):
-        several = _alternatives(node)
-        if several:
-            return _accepted(path, several)
-        if ast.unparse(node.value) == "Literal":
-            items = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-            options = tuple(ast.literal_eval(i) for i in items)
-            return tuple({type(option) for option in options}), options
-        return _SIMPLE.get(ast.unparse(node.value).removeprefix("typing.")), None
-    name = ast.unparse(node)
-    if name in _SIMPLE:
-        return _SIMPLE[name], None
-    assigned = (n for n in _tree(path).body if isinstance(n, ast.Assign))
-    alias = next((n for n in assigned if getattr(n.targets[0], "id", None) == name), None)
-    if alias is not None:
-        return _accepted(path, alias.value)
-    found = _find(_imports(path).get(name, ""))
-    if found is not None and isinstance(found[1], ast.Assign):
-        return _accepted(found[0], found[1].value)
-    return None, None
-
-
-def _alternatives(node: ast.Subscript) -> ast.expr | None:
-    """Union[A, B] as A | B and Optional[A] as A | None; Annotated[A, ...] as A."""
-    name = ast.unparse(node.value).removeprefix("typing.")
-    items = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-    if name == "Annotated":
-        return items[0]
-    if name not in ("Union", "Optional"):
-        return None
-    items = [*items, ast.Constant(None)] if name == "Optional" else items
-    return functools.reduce(lambda a, b: ast.BinOp(a, ast.BitOr(), b), items)
-
-
-def _elements(path: Path, node: ast.expr | None) -> tuple[type, ...] | None:
-    """Types of the elements of the list that an annotation accepts; None for anything, or no list."""
-    if isinstance(node, ast.BinOp):
-        return _elements(path, node.left) or _elements(path, node.right)
-    if not isinstance(node, ast.Subscript):
-        return None
-    several = _alternatives(node)
-    if several:
-        return _elements(path, several)
-    if ast.unparse(node.value).removeprefix("typing.") not in ("tuple", "list", "Sequence"):
-        return None
-    return _accepted(path, node.slice.elts[0] if isinstance(node.slice, ast.Tuple) else node.slice)[0]
-
-
-def converted(parameter: Parameter, value: Any) -> Any:
+def converted(parameter: Parameter, given: Any) -> Any:
     """Convert a value to a type its parameter accepts, if nothing is lost: integral floats to int, numbers to str."""
-    if isinstance(value, list) and parameter.elements:
-        elements = [_converted(parameter.elements, v) for v in value]
-        return elements if any(a is not b for a, b in zip(elements, value, strict=True)) else value
-    return value if parameter.types is None else _converted(parameter.types, value)
+    return _converted(parameter.hint, given)
 
 
-def _converted(types: tuple[type, ...], value: Any) -> Any:
-    if isinstance(value, bool) or type(value) in types:
-        return value
-    if isinstance(value, float) and int in types and value.is_integer():
-        return int(value)
-    if isinstance(value, (int, float)) and str in types and not {int, float} & {*types}:
-        return str(value)
-    return value
+def _converted(hint: Any, given: Any) -> Any:
+    if isinstance(given, list):
+        elements = [_converted(_element(hint), one) for one in given]
+        return elements if any(a is not b for a, b in zip(elements, given, strict=True)) else given
+    if type(given) not in (int, float) or ranges.verdict(hint, given) != ranges.OTHER_TYPE:
+        return given
+    takes_numbers = any(ranges.verdict(hint, number) != ranges.OTHER_TYPE for number in (0, 0.5))
+    if takes_numbers and isinstance(given, float) and given.is_integer():
+        return int(given)
+    return given if takes_numbers or ranges.verdict(hint, "") == ranges.OTHER_TYPE else str(given)
 
 
-def _fits(types: tuple[type, ...], value: Any) -> bool:
-    return isinstance(value, types) and not (isinstance(value, bool) and bool not in types)
+def _element(hint: Any) -> Any:
+    """The type of the elements of a list; Any if unknown."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _element(arguments[0])
+    if origin in ranges.UNIONS:
+        return next((one for one in map(_element, arguments) if one is not Any), Any)
+    return arguments[0] if origin in ranges.LISTS else Any
 
 
-def mismatch(parameter: Parameter, value: Any) -> str | None:
+def mismatch(parameter: Parameter, given: Any) -> str | None:
     """Why a configured value does not fit a parameter, or None."""
-    options = parameter.options or ()
-    if type(value) in {type(option) for option in options} and value not in options:
-        return f"must be one of {', '.join(map(str, options))}"
-    if parameter.types is None or (isinstance(value, dict) and "_target_" in value):
-        return None
-    elements = value if isinstance(value, (list, tuple)) and parameter.elements else []
-    short = isinstance(value, (list, tuple)) and parameter.length not in (None, len(value))
-    if short or not _fits(parameter.types, value) or not all(_fits(parameter.elements, v) for v in elements):
-        return f"must be {parameter.annotation}"
-    return None
+    return None if isinstance(given, dict) and "_target_" in given else ranges.mismatch(parameter.hint, given)

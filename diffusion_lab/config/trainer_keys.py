@@ -36,6 +36,8 @@ def complaint(config: Mapping[str, Any]) -> str | None:
         if trainer.get(key) not in (None, False) and not (key.startswith("limit_") and trainer[key] == 1.0):
             return f"trainer.{key}={trainer[key]} has no effect here: {advice}"
     strategy = trainer.get("strategy")
+    if str(strategy).startswith(("fsdp", "deepspeed")):
+        return f"trainer.strategy={strategy} writes checkpoints in another format: use trainer=fsdp"
     if isinstance(strategy, str) and strategy not in STRATEGIES:
         return (
             f"trainer.strategy={strategy} does not work, because each rank is a separate command: "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, Literal
@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from diffusion_lab.data.batches import TrainBatches, generator
 from diffusion_lab.data.classes import class_counts
-from diffusion_lab.data.contract import check_fields, check_shape, check_values
+from diffusion_lab.data.contract import check_places, check_shape, check_values
 from diffusion_lab.data.plain import as_map_style, items_to_check, train_and_held_out
+from diffusion_lab.ranges import Count, Levels, Seed, check_fields
 
 Batch = tuple[Tensor, Tensor]
 Split = Literal["train", "held_out"]
@@ -53,12 +54,12 @@ class DataModule(pl.LightningDataModule, ABC):
     its files and users cannot change it. Raises ValueError for settings that contradict each other or the files.
     """
 
-    shape: tuple[int, ...]
-    grey_levels: int | None = 256
-    batch_size: int = 128
-    eval_batch_size: int = 500
+    shape: tuple[Count, ...]
+    grey_levels: Levels | None = 256
+    batch_size: Count = 128
+    eval_batch_size: Count = 500
     flip: bool = True
-    seed: int = 0
+    seed: Seed = 0
     conditional: bool = False  # whether the model is conditioned on the labels
 
     num_workers = 0  # a field only in data sets that decode files
@@ -68,21 +69,17 @@ class DataModule(pl.LightningDataModule, ABC):
 
     def __post_init__(self) -> None:
         super().__init__()
-        check_fields(self, self.places)
+        check_fields(self)
+        check_places(self, self.places)
         self.shape = tuple(self.shape)
-        if len(self.shape) not in (1, 3) or min(self.shape) < 1:
+        if len(self.shape) not in (1, 3):
             raise ValueError(f"data.shape={list(self.shape)} must be [channels,height,width] or [2]")
-        if self.grey_levels is not None and self.grey_levels < 2:
-            raise ValueError(f"data.grey_levels={self.grey_levels} must be at least 2, or null for real numbers")
         stated = next(cls for cls in type(self).__mro__ if "grey_levels" in vars(cls))
         if stated is not DataModule and self.grey_levels != stated.grey_levels:
             fixed = "null" if stated.grey_levels is None else stated.grey_levels
             raise ValueError(f"data.grey_levels={self.grey_levels} must be {fixed} for {type(self).__name__}")
         if self.flip and not self.is_image:
             raise ValueError("data.flip=true mirrors images, but these are points: set data.flip=false")
-        if self.seed < 0:
-            raise ValueError(f"data.seed={self.seed} must not be negative")
-        require_positive({"batch_size": self.batch_size, "eval_batch_size": self.eval_batch_size})
         self.position, self._first = 0, None
         self.batches: TrainBatches | None = None
         self._fingerprints: dict[str, str] = {}
@@ -233,13 +230,6 @@ class DataModule(pl.LightningDataModule, ABC):
             # iter() of a DataLoader draws a random number, which must not come from the global generator.
             generator=torch.Generator(),
         )
-
-
-def require_positive(values: Mapping[str, int]) -> None:
-    """Raise ValueError naming the first `data.<key>` below 1."""
-    for key, value in values.items():
-        if value < 1:
-            raise ValueError(f"data.{key}={value} must be at least 1")
 
 
 def mirror(x: Tensor, chosen: Tensor) -> Tensor:

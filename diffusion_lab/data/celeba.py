@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Annotated, BinaryIO, Literal
 from zipfile import ZipFile
 
 import numpy as np
 import torch
+from annotated_types import Interval
 
 from diffusion_lab.data.base import Splits
 from diffusion_lab.data.encoded import Encoded, EncodedImages, Source
@@ -40,16 +41,12 @@ class CelebA(EncodedImages):
     data_dir: str
     held_out: Literal["test", "valid"] = "test"
     attribute: str | None = None
-    crop: int = 140
+    crop: Annotated[int, Interval(ge=1, le=178)] = 140  # the images are 178 pixels wide
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.held_out not in ("test", "valid"):
-            raise ValueError(f"data.held_out={self.held_out} does not exist: choose test or valid")
         if self.attribute is not None:
             self.class_names = (f"not {self.attribute}", self.attribute)
-        if not 0 < self.crop <= 178:
-            raise ValueError(f"data.crop={self.crop} must be from 1 to 178, the width of the images")
         if self.shape[1] != self.shape[2]:
             raise ValueError(f"data.shape={list(self.shape)} must be square, as the crop is")
 

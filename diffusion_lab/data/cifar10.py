@@ -11,6 +11,7 @@ import torch
 from diffusion_lab.data.base import DataModule, Splits
 from diffusion_lab.data.batches import InMemory
 from diffusion_lab.data.official import fetch, missing_error, refuse_damaged
+from diffusion_lab.ranges import Count, Levels
 from diffusion_lab.storage.atomic_file import atomic_write
 
 
@@ -25,8 +26,8 @@ class CIFAR10(DataModule):
 
     data_dir: str
     download: bool = False
-    shape: tuple[int, ...] = (3, 32, 32)
-    grey_levels: int | None = 256
+    shape: tuple[Count, ...] = (3, 32, 32)
+    grey_levels: Levels | None = 256
 
     class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import fields
-from numbers import Integral, Real
-from os import PathLike
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,27 +10,11 @@ from torch import Tensor
 
 from diffusion_lab.finite import bad_items, shown
 
-TYPES = {"int": (Integral, "a whole number"), "float": (Real, "a number"), "bool": (bool, "true or false"),
-    "str": ((str, PathLike), "text"), "None": (type(None), "null"),
-}  # fmt: skip
-"""Annotation of a field -> allowed types, and their name in messages."""
 
-
-def check_fields(data: Any, places: Sequence[str]) -> None:
-    """Raise ValueError naming the first field whose value has the wrong type, or the first empty path in `places`.
-
-    A path is empty, for example, if it was set from an undefined shell variable.
-    """
+def check_places(data: Any, places: Sequence[str]) -> None:
+    """Raise ValueError if a path in `places` is empty, for example set from an undefined shell variable."""
     if empty := [key for key in places if getattr(data, key, None) == ""]:
         raise ValueError(f"data.{empty[0]} is empty: set it to the folder of the files (. is the current folder)")
-    if not isinstance(data.shape, Iterable) or not all(isinstance(n, Integral) for n in data.shape):
-        raise ValueError(f"data.shape={data.shape!r} must be [channels,height,width] or [2]")
-    for field in fields(data):
-        value, types = getattr(data, field.name), str(getattr(field.type, "__name__", field.type)).split(" | ")
-        if not set(types) <= set(TYPES) or (isinstance(value, bool) and "bool" in types):
-            continue
-        if isinstance(value, bool) or not any(isinstance(value, TYPES[name][0]) for name in types):
-            raise ValueError(f"data.{field.name}={value!r} must be {' or '.join(TYPES[name][1] for name in types)}")
 
 
 def check_shape(name: str, expected: tuple[int, ...], shape: tuple[int, ...]) -> None:

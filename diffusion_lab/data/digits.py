@@ -11,6 +11,7 @@ import torch
 
 from diffusion_lab.data.base import DataModule, Splits
 from diffusion_lab.data.batches import InMemory, generator
+from diffusion_lab.ranges import Count, Levels
 
 TRAIN_SIZE = 1400
 
@@ -22,9 +23,9 @@ class Digits(DataModule):
     The test set of Alpaydin and Kaynak, "Optical recognition of handwritten digits", UCI repository (1998).
     """
 
-    shape: tuple[int, ...] = (1, 8, 8)
-    grey_levels: int | None = 17
-    eval_batch_size: int = 397
+    shape: tuple[Count, ...] = (1, 8, 8)
+    grey_levels: Levels | None = 17
+    eval_batch_size: Count = 397
     flip: bool = False
 
     def load(self) -> Splits:

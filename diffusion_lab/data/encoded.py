@@ -11,18 +11,20 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import BinaryIO, Literal, TypeVar
+from typing import Annotated, BinaryIO, Literal, TypeVar
 
 import numpy as np
 import torch
+from annotated_types import Interval
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from diffusion_lab.data.base import DataModule, Splits, require_positive
+from diffusion_lab.data.base import DataModule, Splits
 from diffusion_lab.data.batches import InMemory
 from diffusion_lab.data.framing import Framing, Resampling
 from diffusion_lab.data.image_file import MAX_PIXELS, MODES
 from diffusion_lab.data.scan import Scan, cached_scan, with_progress
+from diffusion_lab.ranges import Count, Levels, NonNegativeInt
 
 Result = TypeVar("Result")
 
@@ -136,6 +138,9 @@ class Decoded(InMemory):
         return self.encoded.digest()
 
 
+Grey = Annotated[int, Interval(ge=0, le=255)]
+
+
 @dataclass(kw_only=True, eq=False)
 class EncodedImages(DataModule):
     """A data set of encoded images.
@@ -148,29 +153,21 @@ class EncodedImages(DataModule):
     background: grey or [red, green, blue], 0..255, under transparent pixels.  max_pixels: largest size of an image.
     """
 
-    shape: tuple[int, ...] = (3, 64, 64)
-    grey_levels: int | None = 256
-    background: int | tuple[int, ...] = 255
+    shape: tuple[Count, ...] = (3, 64, 64)
+    grey_levels: Levels | None = 256
+    background: Grey | tuple[Grey, ...] = 255
     on_corrupt: Literal["refuse", "skip"] = "refuse"
-    max_pixels: int = MAX_PIXELS
-    memory_limit_mb: int = 2048
-    num_workers: int = 4
-    eval_batch_size: int = 128
+    max_pixels: Count = MAX_PIXELS
+    memory_limit_mb: NonNegativeInt = 2048
+    num_workers: NonNegativeInt = 4
+    eval_batch_size: Count = 128
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.num_workers, self.memory_limit_mb) < 0:
-            raise ValueError("data.num_workers and data.memory_limit_mb must not be negative")
         if not self.is_image or self.shape[0] not in MODES:
             raise ValueError(f"data.shape={list(self.shape)} must be [1 or 3, height, width]")
-        if self.on_corrupt not in ("refuse", "skip"):
-            raise ValueError(f"data.on_corrupt={self.on_corrupt} does not exist: choose refuse or skip")
-        require_positive({"max_pixels": self.max_pixels})
-        colour = np.atleast_1d(self.background).tolist()
-        if len(colour) not in (1, 3) or not all(type(value) is int and 0 <= value <= 255 for value in colour):
-            raise ValueError(
-                f"data.background={self.background} must be a grey or [red,green,blue], each from 0 to 255"
-            )
+        if np.size(self.background) not in (1, 3):
+            raise ValueError(f"data.background={self.background} must be a grey or [red,green,blue]")
 
     def framing(self, crop: int | None = None, resampling: Resampling = "bicubic") -> Framing:
         """Return how images of this data set are cropped and resized."""
@@ -252,9 +249,3 @@ def hold_out(keys: Sequence[str], fraction: float) -> tuple[list[int], list[int]
     for index, value in enumerate(hashes):
         parts[value < threshold].append(index)
     return parts
-
-
-def require_fraction(fraction: float) -> None:
-    """Raise ValueError unless data.held_out_fraction is between 0 and 1."""
-    if not 0 < fraction < 1:
-        raise ValueError(f"data.held_out_fraction={fraction} must be between 0 and 1")

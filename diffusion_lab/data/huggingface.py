@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.data.base import Splits
-from diffusion_lab.data.encoded import Encoded, EncodedImages, Source, hold_out, require_fraction
+from diffusion_lab.data.encoded import Encoded, EncodedImages, Source, hold_out
 from diffusion_lab.data.framing import Resampling
+from diffusion_lab.ranges import Fraction
 
 if TYPE_CHECKING:
     from datasets import Dataset as Table
@@ -39,7 +40,7 @@ class HuggingFace(EncodedImages):
     config: str | None = None
     train_split: str = "train"
     held_out_split: str | None = None
-    held_out_fraction: float = 0.1
+    held_out_fraction: Fraction = 0.1
     image_column: str = "image"
     label_column: str | None = None
     resampling: Resampling = "bicubic"
@@ -47,10 +48,6 @@ class HuggingFace(EncodedImages):
     download: bool = False
 
     places = ("data_dir", "name")  # a folder of that name may be copied to another machine
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_fraction(self.held_out_fraction)
 
     def prepare_data(self) -> None:
         """Download the data set if `download` is true, on one process before the others."""

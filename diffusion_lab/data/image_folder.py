@@ -13,9 +13,10 @@ from typing import BinaryIO
 import torch
 
 from diffusion_lab.data.base import Splits
-from diffusion_lab.data.encoded import Encoded, EncodedImages, Source, hold_out, parallel_map, require_fraction
+from diffusion_lab.data.encoded import Encoded, EncodedImages, Source, hold_out, parallel_map
 from diffusion_lab.data.image_file import suffixes
 from diffusion_lab.data.split_folders import Folder, find_splits
+from diffusion_lab.ranges import Fraction
 
 Image = tuple[Path, str]
 """Path of an image relative to the root, and the name of its class."""
@@ -35,11 +36,7 @@ class ImageFolder(EncodedImages):
     """
 
     root: str
-    held_out_fraction: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_fraction(self.held_out_fraction)
+    held_out_fraction: Fraction = 0.1
 
     @property
     def folder(self) -> Path:

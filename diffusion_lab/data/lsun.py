@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from diffusion_lab.data.base import Splits
-from diffusion_lab.data.encoded import Encoded, EncodedImages, Source, hold_out, parallel_map, require_fraction
+from diffusion_lab.data.encoded import Encoded, EncodedImages, Source, hold_out, parallel_map
 from diffusion_lab.data.framing import Resampling
+from diffusion_lab.ranges import Count, Fraction
 
 if TYPE_CHECKING:
     from lmdb import Environment
@@ -41,13 +42,9 @@ class LSUN(EncodedImages):
 
     data_dir: str
     category: str = "bedroom"
-    held_out_fraction: float = 0.01
+    held_out_fraction: Fraction = 0.01
     resampling: Resampling = "bilinear"
-    shape: tuple[int, ...] = (3, 128, 128)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_fraction(self.held_out_fraction)
+    shape: tuple[Count, ...] = (3, 128, 128)
 
     def load(self) -> Splits:
         root = Path(self.data_dir).expanduser() / "lsun"

@@ -15,6 +15,7 @@ from torch import Tensor
 from diffusion_lab.data.base import DataModule, Splits
 from diffusion_lab.data.batches import InMemory
 from diffusion_lab.data.official import fetch, missing_error, refuse_damaged
+from diffusion_lab.ranges import Count, Levels
 
 CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 CLOTHES = (
@@ -35,14 +36,12 @@ class MNIST(DataModule):
     variant: Literal["mnist", "fashion_mnist"] = "mnist"
     data_dir: str
     download: bool = False
-    shape: tuple[int, ...] = (1, 32, 32)
-    grey_levels: int | None = 256
+    shape: tuple[Count, ...] = (1, 32, 32)
+    grey_levels: Levels | None = 256
     flip: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.variant not in CLASSES:
-            raise ValueError(f"data.variant={self.variant} does not exist: choose one of {', '.join(CLASSES)}")
         self.class_names = CLOTHES if self.variant == "fashion_mnist" else None
         if self.shape not in ((1, 28, 28), (1, 32, 32)):
             raise ValueError(f"data.shape={list(self.shape)} must be [1,28,28], or [1,32,32] with a border")

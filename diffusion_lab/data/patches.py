@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion_lab.data.base import DataModule, Splits, require_positive
+from diffusion_lab.data.base import DataModule, Splits
 from diffusion_lab.data.batches import InMemory, generator
+from diffusion_lab.ranges import Count, Levels
 
 TRAIN_COLUMNS = 512  # of 640: the left 80 % of both photographs
 
@@ -22,16 +23,15 @@ class Patches(DataModule):
     crops do not depend on `seed`. Raises ValueError if a crop is too large, or for more crops than exist.
     """
 
-    train_size: int = 10_000
-    held_out_size: int = 2_000
-    shape: tuple[int, ...] = (3, 32, 32)
-    grey_levels: int | None = 256
+    train_size: Count = 10_000
+    held_out_size: Count = 2_000
+    shape: tuple[Count, ...] = (3, 32, 32)
+    grey_levels: Levels | None = 256
 
     class_names = ("china", "flower")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive({"train_size": self.train_size, "held_out_size": self.held_out_size})
         if not self.is_image or self.shape[0] != 3 or max(self.shape[1:]) > 128:
             raise ValueError(f"data.shape={list(self.shape)} must be [3,height,width], sides of at most 128")
 

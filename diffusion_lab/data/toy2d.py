@@ -8,9 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffusion_lab.data.base import DataModule, Splits, require_positive
+from diffusion_lab.data.base import DataModule, Splits
 from diffusion_lab.data.batches import InMemory, generator
 from diffusion_lab.data.toy2d_density import TARGETS, Toy2dDensity, nearest_mode
+from diffusion_lab.ranges import Count, Levels
 
 
 @dataclass(kw_only=True, eq=False)
@@ -21,19 +22,16 @@ class Toy2D(DataModule):
     """
 
     name: Literal["eight_gaussians", "moons", "checkerboard", "swiss_roll", "two_modes"] = "eight_gaussians"
-    train_size: int = 50_000
-    held_out_size: int = 10_000
-    shape: tuple[int, ...] = (2,)
-    grey_levels: int | None = None
-    batch_size: int = 512
-    eval_batch_size: int = 10_000
+    train_size: Count = 50_000
+    held_out_size: Count = 10_000
+    shape: tuple[Count, ...] = (2,)
+    grey_levels: Levels | None = None
+    batch_size: Count = 512
+    eval_batch_size: Count = 10_000
     flip: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.name not in TARGETS:
-            raise ValueError(f"data.name={self.name} does not exist: choose one of {', '.join(TARGETS)}")
-        require_positive({"train_size": self.train_size, "held_out_size": self.held_out_size})
         self.target: Toy2dDensity = TARGETS[self.name]()
 
     def load(self) -> Splits:

@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from diffusion_lab import ranks
@@ -18,10 +20,11 @@ from diffusion_lab.evaluation.chunked_array import ChunkedArray, Rows
 from diffusion_lab.evaluation.likelihood import likelihood_name, score_likelihood
 from diffusion_lab.evaluation.reference import Reference
 from diffusion_lab.evaluation.sample_store import SampleStore, compute_missing
-from diffusion_lab.evaluation.scorer import MEASURES, Features, Measure, Record, Scorer, repeated, with_real
+from diffusion_lab.evaluation.scorer import Features, Measure, Record, Scorer, repeated, with_real
 from diffusion_lab.evaluation.toy2d import point_names, score_points
 from diffusion_lab.metric import Extractor
 from diffusion_lab.model import Model
+from diffusion_lab.ranges import Count, NonNegativeInt, SampleSize, Seed, checked
 
 SPLITS = {"train": "held_out", "held_out": "train"}
 """Reference split -> the split whose images are scored as real data, to show the score of a perfect model."""
@@ -49,30 +52,26 @@ class Evaluator:
         ValueError: for an unknown measure or reference.
     """
 
+    @checked
     def __init__(
         self,
         features: Extractor | None = None,
-        samples: int = 1000,
+        samples: SampleSize = 1000,
         reference: str = "held_out",
-        measures: Sequence[str] = ("frechet", "kernel", "inception_score", "neighbours"),
-        repeats: int = 1,
-        neighbours: int = 10_000,
-        likelihood_samples: int | None = None,
-        likelihood_repeats: int = 1,
-        batch_size: int = 500,
-        likelihood_batch_size: int = 100,
-        seed: int = 0,
+        measures: Sequence[Measure] = ("frechet", "kernel", "inception_score", "neighbours"),
+        repeats: Count = 1,
+        neighbours: Annotated[int, Ge(6)] = 10_000,
+        likelihood_samples: NonNegativeInt | None = None,
+        likelihood_repeats: Count = 1,
+        batch_size: Count = 500,
+        likelihood_batch_size: Count = 100,
+        seed: Seed = 0,
         cache: str = "logs/statistics",
     ) -> None:
-        unknown = [measure for measure in measures if measure not in MEASURES]
-        if unknown:
-            raise ValueError(f"metric.measures: {unknown[0]} is unknown; allowed: {', '.join(MEASURES)}")
         if reference not in SPLITS and not reference.endswith(".npz"):
             raise ValueError(f"metric.reference={reference} must be train, held_out or a .npz file of statistics")
-        if samples < 2:
-            raise ValueError(f"metric.samples={samples} must be at least 2")
         self.features, self.samples, self.reference = features, samples, reference
-        self.measures: Sequence[Measure] = measures
+        self.measures = measures
         self.repeats, self.neighbours = repeats, neighbours
         self.likelihood_samples, self.likelihood_repeats = likelihood_samples, likelihood_repeats
         self.batch_size, self.likelihood_batch_size = batch_size, likelihood_batch_size

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.guidance.guided import Guidance, Guided
+from diffusion_lab.guidance.guided import Guidance, Guided, NoiseInterval
+from diffusion_lab.ranges import NonNegative
 
 
 class Autoguidance(Guidance):
@@ -30,8 +31,8 @@ class Autoguidance(Guidance):
     def __init__(
         self,
         weak: Denoiser | Callable[[], Denoiser],
-        scale: float = 1.5,
-        interval: Sequence[float] | None = None,
+        scale: NonNegative = 1.5,
+        interval: NoiseInterval | None = None,
     ) -> None:
         super().__init__(scale, interval)
         if not isinstance(weak, Denoiser):

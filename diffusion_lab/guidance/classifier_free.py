@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import ClassVar
 
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.guidance.guided import Guidance, Guided
+from diffusion_lab.guidance.guided import Guidance, Guided, NoiseInterval
+from diffusion_lab.ranges import NonNegative
 
 
 class ClassifierFree(Guidance):
@@ -24,7 +25,12 @@ class ClassifierFree(Guidance):
 
     name = "classifier_free"
 
-    def __init__(self, scale: float = 1.5, interval: Sequence[float] | None = None) -> None:
+    REFUSES: ClassVar = {
+        "data.conditional=false": "needs a model with dropped labels: data.conditional=true, label_dropout > 0",
+        "label_dropout=0": "needs a model with dropped labels: data.conditional=true, label_dropout > 0",
+    }
+
+    def __init__(self, scale: NonNegative = 1.5, interval: NoiseInterval | None = None) -> None:
         super().__init__(scale, interval)
 
     def __call__(self, denoiser: Denoiser) -> Denoiser:

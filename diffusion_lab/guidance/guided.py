@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from diffusion_lab.denoiser import Denoiser, Estimate, Preconditioning
+from diffusion_lab.ranges import NonNegative, checked
+
+NoiseInterval = tuple[Annotated[float, Ge(0)], Annotated[float, Ge(0)]]
+"""(low, high) of sigma / alpha."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +40,17 @@ class Guided(Denoiser):
             2024).  None: everywhere.
 
     Raises:
-        ValueError: for an invalid scale or interval (`check`).
+        ValueError: for an invalid scale or interval (`check_order`).
     """
 
     guided = True
 
-    def __init__(self, strong: Denoiser, weak: Denoiser, scale: float, interval: Sequence[float] | None = None) -> None:
+    @checked
+    def __init__(
+        self, strong: Denoiser, weak: Denoiser, scale: NonNegative, interval: NoiseInterval | None = None
+    ) -> None:
         super().__init__(strong.network, strong.process, strong.parameterization)
-        check(scale, interval)
+        check_order(interval)
         self.strong, self.weak, self.scale, self.interval = strong, weak.given(**weak.condition), scale, interval
         self.classes, self.null, self.condition = strong.classes, strong.null, strong.condition
         self.calls = self.weak.calls = strong.calls
@@ -111,8 +119,9 @@ class Guidance(ABC):
 
     name: str
 
-    def __init__(self, scale: float, interval: Sequence[float] | None) -> None:
-        check(scale, interval)
+    @checked
+    def __init__(self, scale: NonNegative, interval: NoiseInterval | None) -> None:
+        check_order(interval)
         self.scale, self.interval = scale, interval
 
     @abstractmethod
@@ -128,17 +137,7 @@ class Guidance(ABC):
         return f"{self.name}, scale {self.scale:g}{where}; calls of both networks are counted"
 
 
-def check(scale: float, interval: Sequence[float] | None) -> None:
-    """Raise ValueError for a negative or non-finite scale, or an invalid interval."""
-    if not number(scale) or not (math.isfinite(scale) and scale >= 0):
-        raise ValueError(f"guidance.scale={scale} must be a finite number >= 0; at 1 guidance is off")
-    if interval is None:
-        return
-    ends = list(interval) if isinstance(interval, Iterable) else [interval]
-    if not (len(ends) == 2 and all(map(number, ends)) and 0 <= ends[0] < ends[1]):
-        raise ValueError(f"guidance.interval={interval} must be [low, high] of sigma/alpha, 0 <= low < high")
-
-
-def number(value: object) -> bool:
-    """Whether a value is a real number, such as a float or a tensor with one element."""
-    return not isinstance(value, (bool, str)) and hasattr(value, "__float__")
+def check_order(interval: Sequence[float] | None) -> None:
+    """Raise ValueError unless the interval is increasing."""
+    if interval is not None and not interval[0] < interval[1]:
+        raise ValueError(f"guidance.interval={interval} must be [low, high] of sigma/alpha, low < high")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from diffusion_lab.likelihood.guided import check_guidance
 from diffusion_lab.likelihood.terms import decoder_nll, step_kl
 from diffusion_lab.noise import Generators, draw
 from diffusion_lab.process import DiscreteProcess, Variance
+from diffusion_lab.ranges import Count, checked
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,19 @@ class VariationalBound:
 
     name = "bound"
     TERMS = ("prior", "steps", "decoder")
+    REFUSES: ClassVar = {
+        "model.SINGLE_LEVEL": "needs several noise levels, and this model has only one: choose likelihood=none",
+        "model.process.CONTINUOUS": "needs a model with discrete levels: choose likelihood=flow or none",
+    }
 
+    @checked
     def __init__(
         self,
         variance: Variance = "fixed_large",
         clip: bool = True,
-        terms: int | None = None,
+        terms: Count | None = None,
         guided_field: bool = False,
     ) -> None:
-        if terms is not None and terms < 1:
-            raise ValueError(f"terms must be at least 1 (or null for all steps), got {terms}")
         self.variance, self.clip, self.terms, self.guided_field = variance, clip, terms, guided_field
 
     @torch.no_grad()

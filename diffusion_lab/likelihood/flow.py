@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.flow import Probe, check_process, check_tolerances, probe_vectors, solve
+from diffusion_lab.flow import Probe, check_process, probe_vectors, solve
 from diffusion_lab.likelihood.guided import check_guidance
 from diffusion_lab.noise import Generators, draw
+from diffusion_lab.ranges import Count, Fraction, Positive, checked
 
 
 @dataclass(frozen=True)
@@ -64,22 +65,23 @@ class FlowLikelihood:
 
     name = "flow"
     TERMS = ("prior", "volume", "bins")
+    REFUSES: ClassVar = {
+        "model.SINGLE_LEVEL": "needs several noise levels, and this model has only one: choose likelihood=none"
+    }
 
+    @checked
     def __init__(
         self,
-        rtol: float = 1e-5,
-        atol: float = 1e-5,
-        t_min: float | None = None,
+        rtol: Positive = 1e-5,
+        atol: Positive = 1e-5,
+        t_min: Fraction | None = None,
         probe: Literal["rademacher", "gaussian", "exact"] = "rademacher",
-        probes: int = 1,
+        probes: Count = 1,
         precision: Literal["float32", "float64"] = "float32",
         guided_field: bool = False,
     ) -> None:
-        check_tolerances(rtol, atol)
-        if t_min is not None and not 0 < t_min < 1:
-            raise ValueError(f"t_min must be between 0 and 1, got {t_min}")
-        if probes < 1 or (probe == "exact" and probes != 1):
-            raise ValueError(f"probes must be at least 1, and 1 with probe=exact, got {probes} with probe={probe}")
+        if probe == "exact" and probes != 1:
+            raise ValueError(f"probes must be 1 with probe=exact, got {probes}")
         self.rtol, self.atol, self.t_min, self.guided_field = rtol, atol, t_min, guided_field
         self.probe: Probe = probe
         self.probes = probes

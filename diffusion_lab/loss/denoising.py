@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.noise import Generators, draw, draw_each
 from diffusion_lab.process import NoiseProcess, Variance
+from diffusion_lab.ranges import NonNegative, Positive, checked
 
 Weighting = Literal["simple", "x0", "v", "min_snr", "likelihood"]
 Times = Literal["uniform", "importance"]
@@ -70,29 +71,19 @@ class DenoisingLoss:
         ValueError: for unknown options, negative weights, weights that are both 0, or gamma <= 0.
     """
 
+    @checked
     def __init__(
         self,
         weighting: Weighting = "simple",
-        simple_weight: float = 1.0,
-        vlb_weight: float = 0.0,
-        gamma: float = 5.0,
+        simple_weight: NonNegative = 1.0,
+        vlb_weight: NonNegative = 0.0,
+        gamma: Positive = 5.0,
         variance: Variance = "fixed_large",
         times: Times = "uniform",
         reduction: Reduction = "mean",
     ) -> None:
-        if min(simple_weight, vlb_weight) < 0 or simple_weight + vlb_weight == 0:
-            raise ValueError(
-                f"simple_weight and vlb_weight must be >= 0 and not both 0, got {simple_weight} and {vlb_weight}"
-            )
-        for name, value, allowed in (
-            ("weighting", weighting, WEIGHTS),
-            ("times", times, get_args(Times)),
-            ("reduction", reduction, get_args(Reduction)),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name}={value!r} is unknown; allowed: {', '.join(allowed)}")
-        if gamma <= 0:
-            raise ValueError(f"gamma must be positive, got {gamma}")
+        if simple_weight + vlb_weight == 0:
+            raise ValueError("simple_weight and vlb_weight must not both be 0")
         self.weighting, self.simple_weight, self.vlb_weight = WEIGHTS[weighting], simple_weight, vlb_weight
         self.gamma, self.variance, self.times, self.reduction = gamma, variance, times, reduction
 

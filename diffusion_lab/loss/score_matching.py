@@ -6,7 +6,7 @@ They match the score of the perturbed data p_t, x = alpha x_0 + sigma eps, as de
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.noise import Generators, draw, draw_each
+from diffusion_lab.ranges import SECOND_DERIVATIVES, Count, Finite, checked
 
 Probe = Literal["rademacher", "gaussian"]
 
@@ -29,7 +30,10 @@ class ImplicitScoreMatching:
             unweighted loss of the paper.
     """
 
-    def __init__(self, sigma_power: float = 2.0) -> None:
+    REFUSES: ClassVar = SECOND_DERIVATIVES
+
+    @checked
+    def __init__(self, sigma_power: Finite = 2.0) -> None:
         self.sigma_power = sigma_power
 
     def __call__(self, denoiser: Denoiser, x0: Tensor, generator: Generators = None) -> Tensor:
@@ -60,17 +64,16 @@ class SlicedScoreMatching:
         ValueError: for projections < 1 or an unknown probe.
     """
 
+    REFUSES: ClassVar = SECOND_DERIVATIVES
+
+    @checked
     def __init__(
         self,
-        projections: int = 1,
+        projections: Count = 1,
         reduce_variance: bool = True,
         probe: Probe = "rademacher",
-        sigma_power: float = 2.0,
+        sigma_power: Finite = 2.0,
     ) -> None:
-        if projections < 1:
-            raise ValueError(f"projections must be at least 1, got {projections}")
-        if probe not in ("rademacher", "gaussian"):
-            raise ValueError(f"probe={probe!r} is unknown; allowed: rademacher, gaussian")
         self.projections, self.reduce_variance = projections, reduce_variance
         self.probe, self.sigma_power = probe, sigma_power
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion_lab.metric.features import QUANTISATION, to_uint8
+from diffusion_lab.ranges import Count, Seed, checked
 
 _HIDDEN = 256  # width of the first layer
 _BATCH = 100  # images of a fitting step
@@ -40,11 +41,10 @@ class ClassifierFeatures:
     short = "fd"
     learned = True
 
-    def __init__(self, name: str = "digits", dimensions: int = 64, steps: int = 600, seed: int = 0) -> None:
+    @checked
+    def __init__(self, name: str = "digits", dimensions: Count = 64, steps: Count = 600, seed: Seed = 0) -> None:
         if not name.isidentifier():
             raise ValueError(f"name is part of a metric name: letters, digits and _ only, got {name!r}")
-        if dimensions < 1 or steps < 1:
-            raise ValueError(f"dimensions and steps must be at least 1, got {dimensions} and {steps}")
         self.name = name
         self.dimensions = dimensions
         self.steps = steps

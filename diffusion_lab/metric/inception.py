@@ -13,6 +13,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 from diffusion_lab.metric.features import QUANTISATION, full_precision, to_uint8
 from diffusion_lab.metric.resize import resize_tensorflow1
 from diffusion_lab.metric.weights import plain_file, read_weights
+from diffusion_lab.ranges import Count, checked
 
 _URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 _FILE = _URL.rsplit("/", 1)[-1]
@@ -38,13 +39,12 @@ class InceptionFeatures:
     dimensions = 2048
     classes = 1008
 
+    @checked
     def __init__(
-        self, weights: str | None = None, download: bool = False, batch_size: int = 100, digest: str = _DIGEST
+        self, weights: str | None = None, download: bool = False, batch_size: Count = 100, digest: str = _DIGEST
     ) -> None:
         if len(digest) < 8 or set(digest) - set("0123456789abcdef"):
             raise ValueError(f"digest must be at least 8 lower-case hex digits of a sha256, got {digest!r}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if find_spec("torch_fidelity") is None:
             raise ImportError("Inception features need torch-fidelity: pip install torch-fidelity")
         hub = Path(torch.hub.get_dir(), "checkpoints", _FILE)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from diffusion_lab.metric.features import QUANTISATION, full_precision, to_uint8
 from diffusion_lab.metric.resize import resize_bicubic
 from diffusion_lab.metric.weights import read_weights
+from diffusion_lab.ranges import Count, Finite, Positive, checked
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # differs between processes
 
@@ -40,25 +41,24 @@ class NetworkFeatures:
     learned = False
     classes = 0
 
+    @checked
     def __init__(
         self,
         network: nn.Module,
         name: str,
         weights: str | None = None,
-        size: int | None = 224,
+        size: Count | None = 224,
         repeat_grey: bool = True,
-        mean: tuple[float, ...] = (0.485, 0.456, 0.406),
-        std: tuple[float, ...] = (0.229, 0.224, 0.225),
-        batch_size: int = 100,
+        mean: tuple[Finite, ...] = (0.485, 0.456, 0.406),
+        std: tuple[Positive, ...] = (0.229, 0.224, 0.225),
+        batch_size: Count = 100,
     ) -> None:
         if not isinstance(network, nn.Module):
             raise ValueError(f"network must be a torch.nn.Module, got {type(network).__name__}")
         if not name.isidentifier():
             raise ValueError(f"name is part of a metric name: letters, digits and _ only, got {name!r}")
-        if batch_size < 1 or (size is not None and size < 1):
-            raise ValueError(f"batch_size and size must be at least 1, got {batch_size} and {size}")
-        if not mean or len(mean) != len(std) or min(std) <= 0:
-            raise ValueError(f"mean and std need one number per channel, std above 0, got {mean} and {std}")
+        if not mean or len(mean) != len(std):
+            raise ValueError(f"mean and std need one number per channel, got {mean} and {std}")
         self.name = name
         self.path = None if weights is None else Path(weights).expanduser()
         self.size = size

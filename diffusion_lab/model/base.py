@@ -22,6 +22,7 @@ from diffusion_lab.model.options import Likelihood, Loss
 from diffusion_lab.model.rehearsal import rehearse_fit
 from diffusion_lab.model.sampling import Sampling
 from diffusion_lab.noise import image_generators
+from diffusion_lab.ranges import Count, Levels, NonNegativeInt, checked
 from diffusion_lab.sampler import Sampler
 
 
@@ -52,6 +53,7 @@ class Model(Sampling, Optimization, pl.LightningModule):
 
     rehearsal = True
 
+    @checked
     def __init__(
         self,
         denoiser: Denoiser,
@@ -59,11 +61,11 @@ class Model(Sampling, Optimization, pl.LightningModule):
         sampler: Sampler,
         likelihood: Mapping[str, Likelihood] | None,
         optimizer: Callable[..., torch.optim.Optimizer] | None,
-        shape: Sequence[int],
-        grey_levels: int | None = None,
+        shape: Sequence[Count],
+        grey_levels: Levels | None = None,
         dequantize: bool = False,
-        warmup_steps: int = 0,
-        decay_steps: int | None = None,
+        warmup_steps: NonNegativeInt = 0,
+        decay_steps: Count | None = None,
         channels_last: bool = True,
         labels: Labels | None = None,
         guidance: Guidance | None = None,

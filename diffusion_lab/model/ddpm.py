@@ -13,6 +13,7 @@ from diffusion_lab.model.base import Model
 from diffusion_lab.model.options import Likelihood, Loss, ModelOptions
 from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import DiscreteProcess, Schedule
+from diffusion_lab.ranges import Count, Levels, checked
 from diffusion_lab.sampler import Sampler
 
 
@@ -26,6 +27,7 @@ class DDPM(Model):
     (IDDPM: Nichol & Dhariwal 2021); its program conditions the network on "level_of_1000", the level times 1000 / T.
     """
 
+    @checked
     def __init__(
         self,
         network: Callable[..., torch.Tensor],
@@ -34,9 +36,9 @@ class DDPM(Model):
         sampler: Sampler,
         likelihood: Mapping[str, Likelihood] | None = None,
         optimizer: Callable[..., torch.optim.Optimizer] | None = None,
-        shape: Sequence[int] = (3, 32, 32),
-        grey_levels: int | None = 256,
-        levels: int = 1000,
+        shape: Sequence[Count] = (3, 32, 32),
+        grey_levels: Levels | None = 256,
+        levels: Levels = 1000,
         output: Literal["eps", "x0", "v", "score"] = "eps",
         learned_range: bool = False,
         c_noise: Literal["level", "level_of_1000"] = "level",

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusion_lab.ranges import NonNegativeInt, Probability, checked
+
 Label = int | str | Sequence[int | str] | Tensor | None
 """A class by number or name, several that are cycled, "each" for all classes in turn, or None: random labels."""
 
@@ -31,15 +33,16 @@ class Labels:
         ValueError: for fewer than two classes, names that do not match them, or a dropout outside [0, 1).
     """
 
-    def __init__(self, counts: Sequence[int], names: Sequence[str] | None = None, dropout: float = 0.1) -> None:
-        if len(counts) < 2 or min(counts) < 0 or sum(counts) < 1:
+    @checked
+    def __init__(
+        self, counts: Sequence[NonNegativeInt], names: Sequence[str] | None = None, dropout: Probability = 0.1
+    ) -> None:
+        if len(counts) < 2 or sum(counts) < 1:
             raise ValueError(f"labels.counts={list(counts)} must be the numbers of images of at least two classes")
         self.counts, self.dropout = list(counts), dropout
         self.names = list(map(str, range(len(counts)) if names is None else names))
         if len(self.names) != len(counts) or len(set(self.names)) < len(self.names):
             raise ValueError(f"labels.names={self.names} must be {len(counts)} different names")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"label_dropout={dropout} must lie in [0, 1)")
 
     @property
     def classes(self) -> int:

@@ -12,6 +12,7 @@ from diffusion_lab.model.base import Model
 from diffusion_lab.model.options import Likelihood, Loss, ModelOptions
 from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import DiscreteProcess, Schedule
+from diffusion_lab.ranges import Count, Levels, checked
 from diffusion_lab.sampler import Sampler
 
 NCSN_ROW = Parameterization(output="score", c_noise="level_from_top", low=0.0, high=1.0)
@@ -27,6 +28,7 @@ class NCSN(Model):
 
     row = NCSN_ROW
 
+    @checked
     def __init__(
         self,
         network: Callable[..., torch.Tensor],
@@ -35,9 +37,9 @@ class NCSN(Model):
         sampler: Sampler,
         likelihood: Mapping[str, Likelihood] | None = None,
         optimizer: Callable[..., torch.optim.Optimizer] | None = None,
-        shape: Sequence[int] = (3, 32, 32),
-        grey_levels: int | None = 256,
-        levels: int = 10,
+        shape: Sequence[Count] = (3, 32, 32),
+        grey_levels: Levels | None = 256,
+        levels: Levels = 10,
         **options: Unpack[ModelOptions],
     ) -> None:
         denoiser = Denoiser(network, DiscreteProcess(schedule, levels), self.row)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffusion_lab.model.conditions import Guidance
 from diffusion_lab.model.labels import Labels
+from diffusion_lab.ranges import Count, NonNegativeInt
 
 Loss = Callable[..., Tensor]
 """(denoiser, x0, generator) -> the loss of each data point, (B,).
@@ -25,8 +26,8 @@ class ModelOptions(TypedDict, total=False):
     """Options that every method passes on to `Model`; documented there."""
 
     dequantize: bool
-    warmup_steps: int
-    decay_steps: int | None
+    warmup_steps: NonNegativeInt
+    decay_steps: Count | None
     channels_last: bool
     labels: Labels | None
     guidance: Guidance | None

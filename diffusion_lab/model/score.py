@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from typing_extensions import Unpack  # in typing from Python 3.11 on
@@ -13,6 +13,7 @@ from diffusion_lab.model.base import Model
 from diffusion_lab.model.options import Likelihood, Loss, ModelOptions
 from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import SingleLevel
+from diffusion_lab.ranges import Count, Levels, Positive, checked
 from diffusion_lab.sampler import Sampler
 
 
@@ -22,6 +23,12 @@ class ScoreMatching(Model):
     Trained by any loss of `diffusion_lab.loss`, and sampled by Langevin dynamics.
     """
 
+    SINGLE_LEVEL: ClassVar = True
+    REFUSES: ClassVar = {
+        "model.loss.vlb_weight": "has only one noise level and no variational bound: set loss.vlb_weight=0",
+    }
+
+    @checked
     def __init__(
         self,
         network: Callable[..., torch.Tensor],
@@ -29,10 +36,10 @@ class ScoreMatching(Model):
         sampler: Sampler,
         likelihood: Mapping[str, Likelihood] | None = None,
         optimizer: Callable[..., torch.optim.Optimizer] | None = None,
-        shape: Sequence[int] = (2,),
-        grey_levels: int | None = None,
-        sigma: float = 0.1,
-        prior_std: float = 2.0,
+        shape: Sequence[Count] = (2,),
+        grey_levels: Levels | None = None,
+        sigma: Positive = 0.1,
+        prior_std: Positive = 2.0,
         output: Literal["score", "scaled_score"] = "scaled_score",
         **options: Unpack[ModelOptions],
     ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from typing_extensions import Unpack  # in typing from Python 3.11 on
@@ -12,6 +13,7 @@ from diffusion_lab.model.base import Model
 from diffusion_lab.model.options import Likelihood, Loss, ModelOptions
 from diffusion_lab.parameterization import NoiseConditioning, Output, Parameterization
 from diffusion_lab.process import NoiseProcess
+from diffusion_lab.ranges import Count, Finite, Levels, checked
 from diffusion_lab.sampler import Sampler
 
 
@@ -22,6 +24,9 @@ class ScoreSDE(Model):
     [-1, 1].  The discrete variants (SMLD, DDPM) are discrete processes with the same schedules.
     """
 
+    ORDERED: ClassVar = (("low", "high"),)
+
+    @checked
     def __init__(
         self,
         network: Callable[..., torch.Tensor],
@@ -30,12 +35,12 @@ class ScoreSDE(Model):
         sampler: Sampler,
         likelihood: Mapping[str, Likelihood] | None = None,
         optimizer: Callable[..., torch.optim.Optimizer] | None = None,
-        shape: Sequence[int] = (3, 32, 32),
-        grey_levels: int | None = 256,
+        shape: Sequence[Count] = (3, 32, 32),
+        grey_levels: Levels | None = 256,
         output: Output = "eps",
         c_noise: NoiseConditioning = "time_999",
-        low: float = -1.0,
-        high: float = 1.0,
+        low: Finite = -1.0,
+        high: Finite = 1.0,
         unit_input: bool = False,
         **options: Unpack[ModelOptions],
     ) -> None:

@@ -6,7 +6,7 @@ A sharded tensor is a DTensor; other tensors are left unchanged.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pytorch_lightning.strategies import ModelParallelStrategy, Strategy
@@ -120,6 +120,11 @@ def distribute_states(states: Iterable[Mapping[str, Any]], parameters: Sequence[
 class Sharded(ModelParallelStrategy):
     """Shards the network over all ranks (`Model.configure_model`); checkpoints are the same as on one device."""
 
+    SHARDED: ClassVar = True
+    REFUSES: ClassVar = {
+        "trainer.precision=16-mixed": "does not support trainer.precision=16-mixed: use 32-true or bf16-mixed",
+        "trainer.precision=64-true": "does not support trainer.precision=64-true: use 32-true or bf16-mixed",
+    }
     lightning_restore_optimizer = True
 
     def __init__(self) -> None:

@@ -17,32 +17,33 @@ from diffusion_lab.network.adm_blocks import (
     norm,
     zeroed,
 )
-from diffusion_lab.network.sizes import check_input, check_levels, check_resolutions
+from diffusion_lab.network.sizes import Multipliers, check_input, check_resolutions
 from diffusion_lab.network.stage import Stage, Unconditional
+from diffusion_lab.ranges import Count, Probability, checked
 
 
 class Encoder(nn.Module):
     """The half of the network down to the lowest resolution, and its middle; options as in `ADMUNet`."""
 
+    @checked
     def __init__(
         self,
-        in_channels: int,
-        image_size: int,
-        channels: int,
-        multipliers: tuple[int, ...],
-        blocks: int,
-        attention: tuple[int, ...],
-        dropout: float,
-        heads: int,
-        head_channels: int | None,
+        in_channels: Count,
+        image_size: Count,
+        channels: Count,
+        multipliers: Multipliers,
+        blocks: Count,
+        attention: tuple[Count, ...],
+        dropout: Probability,
+        heads: Count,
+        head_channels: Count | None,
         scale_shift: bool,
         biggan: bool,
         new_attention_order: bool,
         checkpoint: bool,
-        classes: int | None = None,
+        classes: Count | None = None,
     ) -> None:
         super().__init__()
-        check_levels(multipliers, blocks)
         check_resolutions(image_size, len(multipliers), attention)
         self.in_channels = in_channels
         self.attends = lambda level: image_size // 2**level in attention
@@ -103,24 +104,25 @@ class ADMUNet(Encoder):
         ValueError: for sizes that do not fit together.
     """
 
+    @checked
     def __init__(
         self,
-        in_channels: int,
-        image_size: int,
-        out_channels: int | None = None,
-        channels: int = 128,
-        multipliers: tuple[int, ...] = (1, 2, 2, 2),
-        blocks: int = 3,
-        attention: tuple[int, ...] = (16, 8),
-        dropout: float = 0.3,
-        heads: int = 4,
-        head_channels: int | None = None,
+        in_channels: Count,
+        image_size: Count,
+        out_channels: Count | None = None,
+        channels: Count = 128,
+        multipliers: Multipliers = (1, 2, 2, 2),
+        blocks: Count = 3,
+        attention: tuple[Count, ...] = (16, 8),
+        dropout: Probability = 0.3,
+        heads: Count = 4,
+        head_channels: Count | None = None,
         scale_shift: bool = True,
         biggan: bool = False,
         new_attention_order: bool = False,
         learned_range: bool = False,
         checkpoint: bool = False,
-        classes: int | None = None,
+        classes: Count | None = None,
     ) -> None:
         super().__init__(
             *(in_channels, image_size, channels, multipliers, blocks, attention, dropout, heads, head_channels),
@@ -155,17 +157,18 @@ class NoisyClassifier(Encoder):
     of `ADMUNet`; `outputs` is the number of classes.  H and W are `image_size`.
     """
 
+    @checked
     def __init__(
         self,
-        in_channels: int,
-        image_size: int,
-        outputs: int,
-        channels: int = 128,
-        multipliers: tuple[int, ...] = (1, 2, 3, 4),
-        blocks: int = 4,
-        attention: tuple[int, ...] = (32, 16, 8),
-        dropout: float = 0.0,
-        head_channels: int = 64,
+        in_channels: Count,
+        image_size: Count,
+        outputs: Count,
+        channels: Count = 128,
+        multipliers: Multipliers = (1, 2, 3, 4),
+        blocks: Count = 4,
+        attention: tuple[Count, ...] = (32, 16, 8),
+        dropout: Probability = 0.0,
+        head_channels: Count = 64,
         scale_shift: bool = True,
         biggan: bool = True,
         new_attention_order: bool = False,

@@ -97,10 +97,3 @@ def bypass(config: BlockConfig, before: int | None, width: int) -> nn.Module:
 
 INPUTS = {"none": bypass, "input_skip": input_skip, "residual": input_residual}
 OUTPUTS = {"none": bypass, "output_skip": output_skip, "residual": output_residual}
-CHOICES = {
-    "resblock_type": ("biggan", "ddpm"),
-    "progressive": tuple(OUTPUTS),
-    "progressive_input": tuple(INPUTS),
-    "progressive_combine": ("sum", "cat"),
-    "embedding": ("fourier", "positional"),
-}

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, MultipleOf
 from torch import Tensor, nn
 
 from diffusion_lab.network.layers import linear
+from diffusion_lab.ranges import Count, checked
 
 
 def sinusoidal(t: Tensor, dimension: int, period: float = 10000.0) -> Tensor:
@@ -59,9 +62,8 @@ class LabelEmbedding(nn.Embedding):
     Raises ValueError for less than one class.
     """
 
-    def __init__(self, classes: int, width: int, start_at_zero: bool = False) -> None:
-        if classes < 1:
-            raise ValueError(f"classes={classes}: must be at least 1, or null for an unconditional network")
+    @checked
+    def __init__(self, classes: Count, width: Count, start_at_zero: bool = False) -> None:
         super().__init__(classes + 1, width)
         if start_at_zero:
             nn.init.zeros_(self.weight)
@@ -91,10 +93,15 @@ class TimeEmbedding(nn.Module):
     Shapes: (B,), (B,) -> (B, width). Raises ValueError unless `dimension` is even and at least 4.
     """
 
-    def __init__(self, dimension: int, width: int, waves: nn.Module | None = None, classes: int | None = None) -> None:
+    @checked
+    def __init__(
+        self,
+        dimension: Annotated[int, Ge(4), MultipleOf(2)],
+        width: Count,
+        waves: nn.Module | None = None,
+        classes: Count | None = None,
+    ) -> None:
         super().__init__()
-        if dimension < 4 or dimension % 2:
-            raise ValueError(f"a time embedding of {dimension} dimensions: must be an even number >= 4")
         self.waves = waves or partial(sinusoidal, dimension=dimension)
         self.dense1 = linear(dimension, width)
         self.dense2 = linear(width, width)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from diffusion_lab.ranges import SECOND_DERIVATIVES
 
 
 class Energy(nn.Module):
@@ -23,6 +27,8 @@ class Energy(nn.Module):
     Args:
         network: f, (x, t) -> tensor of the shape of x.
     """
+
+    REFUSES: ClassVar = SECOND_DERIVATIVES
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch.nn.functional as F
+from annotated_types import Ge, MultipleOf
 from torch import Tensor, nn
 
 from diffusion_lab.network.embedding import TimeEmbedding
 from diffusion_lab.network.layers import linear
+from diffusion_lab.ranges import Count, checked
 
 
 class MLP(nn.Module):
@@ -22,18 +26,17 @@ class MLP(nn.Module):
     Raises ValueError for an input of another shape, or a size below 1.
     """
 
+    @checked
     def __init__(
         self,
-        dimensions: int = 2,
-        width: int = 128,
-        depth: int = 3,
-        embedding: int = 64,
-        classes: int | None = None,
+        dimensions: Count = 2,
+        width: Count = 128,
+        depth: Count = 3,
+        embedding: Annotated[int, Ge(4), MultipleOf(2)] = 64,
+        classes: Count | None = None,
         learned_range: bool = False,
     ) -> None:
         super().__init__()
-        if min(dimensions, width, depth) < 1:
-            raise ValueError(f"dimensions={dimensions}, width={width}, depth={depth}: each must be at least 1")
         self.dimensions = dimensions
         self.time = TimeEmbedding(embedding, embedding, classes=classes)
         self.linear_in = linear(dimensions, width)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor, nn
 
-from diffusion_lab.network.block_config import CHOICES, INPUTS, OUTPUTS, BlockConfig
+from diffusion_lab.network.block_config import INPUTS, OUTPUTS, BlockConfig
 from diffusion_lab.network.embedding import FourierWaves, LabelEmbedding, TimeEmbedding, embedded
 from diffusion_lab.network.layers import conv3x3
-from diffusion_lab.network.sizes import check_choice, check_input, check_levels, check_resolutions
+from diffusion_lab.network.sizes import Multipliers, check_input, check_resolutions
+from diffusion_lab.ranges import Count, NonNegative, Positive, Probability, checked
 
 
 class NCSNpp(nn.Module):
@@ -43,17 +45,18 @@ class NCSNpp(nn.Module):
     Raises ValueError for sizes that do not fit together: of the network at once, of an input in `forward`.
     """
 
+    @checked
     def __init__(
         self,
-        in_channels: int,
-        image_size: int,
-        out_channels: int | None = None,
-        channels: int = 128,
-        multipliers: tuple[int, ...] = (1, 2, 2, 2),
-        blocks: int = 4,
-        attention: tuple[int, ...] = (16,),
-        dropout: float = 0.1,
-        groups: int = 32,
+        in_channels: Count,
+        image_size: Count,
+        out_channels: Count | None = None,
+        channels: Annotated[int, Ge(4)] = 128,
+        multipliers: Multipliers = (1, 2, 2, 2),
+        blocks: Count = 4,
+        attention: tuple[Count, ...] = (16,),
+        dropout: Probability = 0.1,
+        groups: Count = 32,
         resblock_type: Literal["biggan", "ddpm"] = "biggan",
         fir: bool = True,
         resamp_with_conv: bool = True,
@@ -62,20 +65,14 @@ class NCSNpp(nn.Module):
         progressive_input: Literal["none", "input_skip", "residual"] = "residual",
         progressive_combine: Literal["sum", "cat"] = "sum",
         embedding: Literal["fourier", "positional"] = "fourier",
-        fourier_scale: float = 16.0,
+        fourier_scale: Positive = 16.0,
         conditional: bool = True,
-        init_scale: float = 0.0,
+        init_scale: NonNegative = 0.0,
         checkpoint: bool = False,
-        classes: int | None = None,
+        classes: Count | None = None,
     ) -> None:
         super().__init__()
-        chosen = (resblock_type, progressive, progressive_input, progressive_combine, embedding)
-        for (option, allowed), value in zip(CHOICES.items(), chosen, strict=True):
-            check_choice(option, value, allowed)
-        check_levels(multipliers, blocks)
         check_resolutions(image_size, len(multipliers), attention)
-        if channels < BlockConfig.min_group_size:
-            raise ValueError(f"channels={channels}: must be at least {BlockConfig.min_group_size}, one group of a norm")
         if progressive == "residual" and len(multipliers) < 2:
             raise ValueError("progressive='residual' sums over resolutions: give at least two multipliers")
         self.resblock_type, self.fir, self.embedding, self.conditional = resblock_type, fir, embedding, conditional

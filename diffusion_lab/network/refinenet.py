@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from diffusion_lab.network.embedding import check_label
 from diffusion_lab.network.normalization import LabelledNorm, Position
-from diffusion_lab.network.refine import POOLS, DilatedBlock, RefineBlock, convolution, normalise
-from diffusion_lab.network.sizes import check_choice, check_input, check_levels
+from diffusion_lab.network.refine import DilatedBlock, RefineBlock, convolution, normalise
+from diffusion_lab.network.sizes import Multipliers, check_input
+from diffusion_lab.ranges import Count, checked
 
 
 class RefineNet(nn.Module):
@@ -38,24 +40,23 @@ class RefineNet(nn.Module):
     Raises ValueError for sizes that do not fit together: of the network at once, of an input in `forward`.
     """
 
+    @checked
     def __init__(
         self,
-        in_channels: int,
-        image_size: int,
-        out_channels: int | None = None,
-        channels: int = 128,
-        multipliers: tuple[int, ...] = (1, 2, 2, 2),
-        dilations: tuple[int, ...] = (1, 1, 2, 4),
-        blocks: int = 2,
-        levels: int | None = None,
+        in_channels: Count,
+        image_size: Count,
+        out_channels: Count | None = None,
+        channels: Annotated[int, Ge(2)] = 128,
+        multipliers: Multipliers = (1, 2, 2, 2),
+        dilations: tuple[Count, ...] = (1, 1, 2, 4),
+        blocks: Count = 2,
+        levels: Count | None = None,
         pool: Literal["average", "max"] = "max",
         checkpoint: bool = False,
-        classes: int | None = None,
+        classes: Count | None = None,
     ) -> None:
         super().__init__()
-        check_levels(multipliers, blocks)
-        check_choice("pool", pool, POOLS)
-        check_stages(multipliers, dilations, levels)
+        check_stages(multipliers, dilations)
         self.classes = classes
         self.halvings, self.levels = sum(dilation == 1 for dilation in dilations[1:]), levels
         check_size(image_size, self.halvings)
@@ -101,15 +102,12 @@ class RefineNet(nn.Module):
         return block(inputs, position)
 
 
-def check_stages(multipliers: tuple[int, ...], dilations: tuple[int, ...], levels: int | None) -> None:
-    """Raise ValueError unless there is one dilation >= 1 per stage, and levels is None or >= 1."""
-    if len(dilations) != len(multipliers) or min(dilations) < 1:
+def check_stages(multipliers: tuple[int, ...], dilations: tuple[int, ...]) -> None:
+    """Raise ValueError unless there is one dilation per stage."""
+    if len(dilations) != len(multipliers):
         raise ValueError(
-            f"dilations={list(dilations)}, multipliers={list(multipliers)}: "
-            f"both need one number per stage, and each dilation must be at least 1"
+            f"dilations={list(dilations)}, multipliers={list(multipliers)}: both need one number per stage"
         )
-    if levels is not None and levels < 1:
-        raise ValueError(f"levels={levels}: must be at least 1, or null for a network without noise conditioning")
 
 
 def check_size(image_size: int, halvings: int) -> None:

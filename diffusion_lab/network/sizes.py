@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import Annotated
 
+from annotated_types import MinLen
 from torch import Tensor
 
+from diffusion_lab.ranges import Count
 
-def check_levels(multipliers: tuple[int, ...], blocks: int) -> None:
-    """Raise ValueError unless there is at least one level and one block."""
-    if not multipliers or min(multipliers) < 1 or blocks < 1:
-        raise ValueError(
-            f"multipliers={list(multipliers)}, blocks={blocks}: "
-            f"at least one multiplier is needed, and each number must be at least 1"
-        )
+Multipliers = Annotated[tuple[Count, ...], MinLen(1)]
+"""Channels of each level as multiples of the first one's."""
 
 
 def check_resolutions(image_size: int, levels: int, attention: tuple[int, ...]) -> None:
@@ -29,13 +26,6 @@ def check_resolutions(image_size: int, levels: int, attention: tuple[int, ...]) 
             f"attention={missing}: the network has no such resolution; with image_size={image_size} "
             f"and {levels} multipliers choose from {sizes}"
         )
-
-
-def check_choice(option: str, value: str, allowed: Iterable[str]) -> None:
-    """Raise ValueError for a value that the option does not allow."""
-    if value not in (names := list(allowed)):
-        first, last = ", ".join(map(repr, names[:-1])), repr(names[-1])
-        raise ValueError(f"{option}={value!r}: choose {first} or {last}")
 
 
 def check_input(x: Tensor, channels: int, levels: int) -> None:

@@ -11,8 +11,9 @@ from diffusion_lab.network.blocks import AttentionBlock, ResidualBlock, head
 from diffusion_lab.network.embedding import TimeEmbedding
 from diffusion_lab.network.layers import conv3x3
 from diffusion_lab.network.resample import Downsample, Upsample
-from diffusion_lab.network.sizes import check_choice, check_input, check_levels, check_resolutions
+from diffusion_lab.network.sizes import Multipliers, check_input, check_resolutions
 from diffusion_lab.network.stage import Stage
+from diffusion_lab.ranges import Count, NonNegative, Probability, checked
 
 
 class UNet(nn.Module):
@@ -34,26 +35,25 @@ class UNet(nn.Module):
     Raises ValueError for sizes that do not fit together: of the network at once, of an input in `forward`.
     """
 
+    @checked
     def __init__(
         self,
-        in_channels: int,
-        image_size: int,
-        out_channels: int | None = None,
-        channels: int = 128,
-        multipliers: tuple[int, ...] = (1, 2, 2, 2),
-        blocks: int = 2,
-        attention: tuple[int, ...] = (16,),
-        dropout: float = 0.1,
-        heads: int = 1,
-        groups: int = 32,
+        in_channels: Count,
+        image_size: Count,
+        out_channels: Count | None = None,
+        channels: Count = 128,
+        multipliers: Multipliers = (1, 2, 2, 2),
+        blocks: Count = 2,
+        attention: tuple[Count, ...] = (16,),
+        dropout: Probability = 0.1,
+        heads: Count = 1,
+        groups: Count = 32,
         up_attention: Literal["every", "last"] = "every",
-        pointwise_scale: float = 1.0,
+        pointwise_scale: NonNegative = 1.0,
         checkpoint: bool = False,
-        classes: int | None = None,
+        classes: Count | None = None,
     ) -> None:
         super().__init__()
-        check_levels(multipliers, blocks)
-        check_choice("up_attention", up_attention, ["every", "last"])
         check_resolutions(image_size, len(multipliers), attention)
 
         def stage(source: int, width: int, attends: bool) -> Stage:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from diffusion_lab.process.base import EvenSpacing, NoiseProcess, Variance
 from diffusion_lab.process.schedule import Schedule
+from diffusion_lab.ranges import Levels, checked
 
 
 class DiscreteProcess(NoiseProcess):
@@ -20,10 +21,9 @@ class DiscreteProcess(NoiseProcess):
     level 1 sigma^2/alpha^2 is a power of t.
     """
 
-    def __init__(self, schedule: Schedule, levels: int = 1000) -> None:
+    @checked
+    def __init__(self, schedule: Schedule, levels: Levels = 1000) -> None:
         super().__init__()
-        if levels < 2:
-            raise ValueError(f"levels must be at least 2, got {levels}")
         alpha, sigma = schedule.noise_levels(levels)
         if not ((sigma[1:] > sigma[:-1]).all() and sigma[0] > 0 and alpha[-1] > 0):
             raise ValueError(

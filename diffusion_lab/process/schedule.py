@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Gt
 from torch import Tensor
+
+from diffusion_lab.ranges import Finite, Positive, checked
 
 BETA_CLIP = 0.999
 """Largest beta of a discrete level (Nichol & Dhariwal 2021, Section 3.2)."""
@@ -61,9 +65,8 @@ class BetaSchedule(Schedule):
 
     prior_std = 1.0
 
-    def __init__(self, beta_max: float = math.inf) -> None:
-        if not beta_max > 0:
-            raise ValueError(f"beta_max must be positive, got {beta_max}")
+    @checked
+    def __init__(self, beta_max: Annotated[float, Gt(0)] = math.inf) -> None:
         self.beta_limit = float(beta_max)
         self.t_limit = 1.0 if math.isinf(beta_max) else self._first_time_at(beta_max)
 
@@ -129,9 +132,10 @@ class Linear(BetaSchedule):
     same process in other steps at another N (code of Nichol & Dhariwal 2021).
     """
 
-    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
-        if not 0 < beta_min < beta_max:
-            raise ValueError(f"the linear schedule needs 0 < beta_min < beta_max, got {beta_min} and {beta_max}")
+    ORDERED: ClassVar = (("beta_min", "beta_max"),)
+
+    @checked
+    def __init__(self, beta_min: Positive = 0.1, beta_max: Positive = 20.0) -> None:
         self.beta_min, self.beta_max = beta_min, beta_max
         super().__init__()
 
@@ -150,9 +154,8 @@ class Linear(BetaSchedule):
 class Cosine(BetaSchedule):
     """abar(t) = cos^2(pi/2 (t + s) / (1 + s)) / cos^2(pi/2 s / (1 + s)); Nichol & Dhariwal 2021, Eq. 17."""
 
-    def __init__(self, s: float = 0.008, beta_max: float = 999.0) -> None:
-        if not s > 0:
-            raise ValueError(f"the cosine schedule needs s > 0, got {s}")
+    @checked
+    def __init__(self, s: Positive = 0.008, beta_max: Annotated[float, Gt(0)] = 999.0) -> None:
         self.s = s
         super().__init__(beta_max)
 
@@ -173,9 +176,16 @@ class Sigmoid(BetaSchedule):
     Jabri, Fleet & Chen 2022 (arXiv:2212.11972), Algorithm 1.  A smaller `tau` is steeper in the middle.
     """
 
-    def __init__(self, start: float = -3.0, end: float = 3.0, tau: float = 1.0, beta_max: float = 999.0) -> None:
-        if not (start < end and tau > 0):
-            raise ValueError(f"the sigmoid schedule needs start < end and tau > 0, got {start}, {end}, {tau}")
+    ORDERED: ClassVar = (("start", "end"),)
+
+    @checked
+    def __init__(
+        self,
+        start: Finite = -3.0,
+        end: Finite = 3.0,
+        tau: Positive = 1.0,
+        beta_max: Annotated[float, Gt(0)] = 999.0,
+    ) -> None:
         self.start, self.end, self.tau = start, end, tau
         super().__init__(beta_max)
 
@@ -199,9 +209,10 @@ class Geometric(Schedule):
     Section 4).
     """
 
-    def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0) -> None:
-        if not 0 < sigma_min < sigma_max:
-            raise ValueError(f"the geometric schedule needs 0 < sigma_min < sigma_max, got {sigma_min}, {sigma_max}")
+    ORDERED: ClassVar = (("sigma_min", "sigma_max"),)
+
+    @checked
+    def __init__(self, sigma_min: Positive = 0.01, sigma_max: Positive = 50.0) -> None:
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self.prior_std = float(sigma_max)
 

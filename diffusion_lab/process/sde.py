@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from diffusion_lab.process.schedule import BetaSchedule, Geometric
 class SDE(NoiseProcess):
     """A process with continuous training times, uniform on [1e-5, 1] as published for VP, sub-VP and VE."""
 
+    CONTINUOUS: ClassVar = True
     t_max = 2.0
 
     def sample_times(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.process.base import EvenSpacing, NoiseProcess, Variance
+from diffusion_lab.ranges import Positive, checked
 
 
 class SingleLevel(NoiseProcess):
@@ -19,10 +20,9 @@ class SingleLevel(NoiseProcess):
 
     levels, t_min, keeps_signal = 1, 1.0, True
 
-    def __init__(self, sigma: float = 0.1, prior_std: float = 1.0) -> None:
+    @checked
+    def __init__(self, sigma: Positive = 0.1, prior_std: Positive = 1.0) -> None:
         super().__init__()
-        if not (sigma > 0 and prior_std > 0):
-            raise ValueError(f"sigma and prior_std must be positive, got {sigma} and {prior_std}")
         self.level_sigma, self.prior_std = float(sigma), float(prior_std)
 
     def alpha(self, t: Tensor) -> Tensor:

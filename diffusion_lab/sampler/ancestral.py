@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffusion_lab.process import Variance
+from diffusion_lab.ranges import NonNegative, Positive, UnitInterval
 from diffusion_lab.sampler.step import Step
 
 
@@ -36,11 +37,7 @@ class DDIM(Step):
     x_s = alpha_s x0_hat + sqrt(sigma_s^2 - c^2) eps_hat + c z,   c = eta sqrt(posterior variance)
     """
 
-    eta: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta must be between 0 (deterministic) and 1 (ancestral), got {self.eta}")
+    eta: UnitInterval = 0.0
 
     def __call__(self, p, x, t, s, denoise, noise, past) -> Any:
         d, c = denoise(x, t), self.eta * math.sqrt(p.posterior(s, t)[2])
@@ -65,8 +62,8 @@ class EulerAncestral(Step):
     With s_noise = 1 it is DDIM with the same eta.
     """
 
-    eta: float = 1.0
-    s_noise: float = 1.0
+    eta: NonNegative = 1.0
+    s_noise: Positive = 1.0
 
     def __call__(self, p, x, t, s, denoise, noise, past) -> Any:
         n, alpha_s = p.noise_to_signal(t), p.alpha(s)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+from diffusion_lab.ranges import Count, Positive
 from diffusion_lab.sampler.step import Corrector
 
 
@@ -28,14 +29,9 @@ class Langevin(Corrector):
             makes an image depend on the others of its batch.
     """
 
-    snr: float = 0.16
-    steps: int = 1
+    snr: Positive = 0.16
+    steps: Count = 1
     norm: Literal["batch", "image"] = "image"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.snr <= 0 or self.steps < 1:
-            raise ValueError(f"a Langevin corrector needs snr > 0 and steps >= 1, got {self.snr} and {self.steps}")
 
     def __call__(self, p, x, t, denoise, noise) -> Any:
         size, norm = 2 * p.signal_kept(t) * self.snr**2, torch.linalg.vector_norm
@@ -64,18 +60,15 @@ class AnnealedLangevin(Corrector):
         ValueError: unless exactly one of step_size and snr is given.
     """
 
-    step_size: float | None = None
-    snr: float | None = None
-    steps: int = 100
+    step_size: Positive | None = None
+    snr: Positive | None = None
+    steps: Count = 100
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.step_size is None) == (self.snr is None):
             raise ValueError(
                 "annealed Langevin dynamics needs either step_size or snr: give one, and null for the other"
-            )
-        if (self.step_size or self.snr or 0) <= 0 or self.steps < 1:
-            raise ValueError(
-                f"step_size or snr must be positive and steps >= 1, got {self.step_size}, {self.snr}, {self.steps}"
             )
 
     def size(self, p, t: float) -> float:

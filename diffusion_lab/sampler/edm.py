@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from annotated_types import Ge
+
+from diffusion_lab.ranges import NonNegative, NonNegativeInt, Positive
 from diffusion_lab.sampler.step import Solver
 
 
@@ -39,15 +42,10 @@ class EDM(Solver):
     """
 
     order: Literal[1, 2] = 2
-    churn: float = 0.0
-    s_min: float = 0.0
-    s_max: float = math.inf
-    s_noise: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.churn < 0 or self.s_noise <= 0:
-            raise ValueError(f"churn must be >= 0 and s_noise > 0, got {self.churn} and {self.s_noise}")
+    churn: NonNegative = 0.0
+    s_min: NonNegative = 0.0
+    s_max: Annotated[float, Ge(0)] = math.inf
+    s_noise: Positive = 1.0
 
     def __call__(self, p, x, t, s, denoise, noise, past) -> Any:
         x, t = self.churned(p, x, t, noise)
@@ -87,18 +85,14 @@ class Restart(Solver):
         rho: of the grid inside the interval.
     """
 
-    low: float = 0.06
-    high: float = 0.30
-    steps: int = 6
-    repeats: int = 2
-    s_noise: float = 1.0
-    rho: float = 7.0
+    ORDERED: ClassVar = (("low", "high"),)
 
-    def __post_init__(self) -> None:
-        if not 0 < self.low < self.high:
-            raise ValueError(f"restart needs 0 < low < high, got {self.low} and {self.high}")
-        if self.steps < 2 or self.repeats < 0:
-            raise ValueError(f"restart needs steps >= 2 and repeats >= 0, got {self.steps} and {self.repeats}")
+    low: Positive = 0.06
+    high: Positive = 0.30
+    steps: Annotated[int, Ge(2)] = 6
+    repeats: NonNegativeInt = 2
+    s_noise: Positive = 1.0
+    rho: Positive = 7.0
 
     def check(self, p) -> None:
         super().check(p)

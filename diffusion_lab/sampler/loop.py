@@ -6,14 +6,16 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.noise import Generators, draw, stream
 from diffusion_lab.process import NoiseProcess, Spacing
+from diffusion_lab.ranges import Count, Positive, Time, checked
 from diffusion_lab.sampler.engine import Engine, Written
 from diffusion_lab.sampler.initial import initial_state
 from diffusion_lab.sampler.inversion import inverted
@@ -53,38 +55,37 @@ class Sampler:
     A denoiser's control (`control.Control`) changes the states between steps, and may choose the first time.
     """
 
+    ANY_OF: ClassVar = (("predictor", "corrector"),)
+
+    @checked
     def __init__(
         self,
         predictor: Step | None = None,
         corrector: Corrector | None = None,
-        steps: int | None = None,
+        steps: Count | None = None,
         spacing: Spacing | Literal["explicit", "sections"] = "uniform",
-        rho: float = 7.0,
+        rho: Positive = 7.0,
         denoise: bool = True,
         clip: bool = False,
         start: Literal["prior", "uniform"] = "prior",
         precision: Literal["float32", "float64"] = "float32",
-        t_start: float | None = None,
-        t_end: float | None = None,
-        dynamic_threshold: float | None = None,
-        times: Sequence[float] | None = None,
+        t_start: Time | None = None,
+        t_end: Time | None = None,
+        dynamic_threshold: Annotated[float, Interval(gt=0, le=1)] | None = None,
+        times: Sequence[Positive] | None = None,
         unit: Unit = "t",
-        sections: Sequence[int] | None = None,
+        sections: Sequence[Count] | None = None,
     ) -> None:
-        if predictor is None and corrector is None:
-            raise ValueError("a sampler needs a predictor, a corrector, or both")
         for part, given in (("predictor", predictor), ("corrector", corrector)):
             if given is not None and (isinstance(given, type) or not callable(given)):
                 raise ValueError(f"{part}={given!r} is not a {part}: write for example Sampler(DDIM(), steps=50)")
-        if start not in ("prior", "uniform"):
-            raise ValueError(f"start={start!r} is unknown; allowed: prior, uniform")
         for key, given, name in (("times", times, "explicit"), ("sections", sections, "sections")):
             if (not given) == (spacing == name):
                 raise ValueError(f"sampler.{key} and sampler.spacing={name} go together: give both, or neither")
             if given and not (t_start is None and t_end is None):
                 raise ValueError(f"sampler.{key} says all times: leave out sampler.t_start and sampler.t_end")
-        if dynamic_threshold is not None and (clip or not 0 < dynamic_threshold <= 1):
-            raise ValueError("sampler.dynamic_threshold is a quantile in (0, 1], such as 0.995, in place of clip=true")
+        if dynamic_threshold is not None and clip:
+            raise ValueError("sampler.dynamic_threshold is a quantile, such as 0.995, in place of clip=true")
         self.predictor, self.corrector = predictor, corrector
         self.times, self.unit, self.sections, self.dynamic_threshold = times, unit, sections, dynamic_threshold
         self.steps, self.spacing, self.rho, self.t_start, self.t_end = steps, spacing, rho, t_start, t_end

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.flow import check_process, check_tolerances, solve
+from diffusion_lab.flow import check_process, solve
 from diffusion_lab.noise import Generators
+from diffusion_lab.ranges import Count, Positive, Time, checked
 from diffusion_lab.sampler.inversion import first_noised
 from diffusion_lab.sampler.loop import Sampler, State
 
@@ -34,23 +35,25 @@ class ProbabilityFlow(Sampler):
         RuntimeError: on a call, if the solver cannot meet the tolerances.
     """
 
+    ANY_OF: ClassVar = ()
+    REFUSES: ClassVar = {
+        "model.SINGLE_LEVEL": "makes steps between noise levels, and this model has only one: use sampler=langevin"
+    }
     steps = times = None
     start = "prior"
 
+    @checked
     def __init__(
         self,
-        rtol: float = 1e-5,
-        atol: float = 1e-5,
+        rtol: Positive = 1e-5,
+        atol: Positive = 1e-5,
         method: Literal["dopri5", "dopri8", "bosh3"] = "dopri5",
         denoise: bool = True,
-        frames: int = 20,
+        frames: Count = 20,
         precision: Literal["float32", "float64"] = "float32",
-        t_start: float | None = None,
-        t_end: float | None = None,
+        t_start: Time | None = None,
+        t_end: Time | None = None,
     ) -> None:
-        check_tolerances(rtol, atol)
-        if frames < 1:
-            raise ValueError(f"frames must be at least 1, got {frames}")
         self.rtol, self.atol, self.method, self.denoise, self.frames = rtol, atol, method, denoise, frames
         self.t_start, self.t_end = t_start, t_end
         self.dtype = {"float32": torch.float32, "float64": torch.float64}[precision]

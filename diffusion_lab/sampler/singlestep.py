@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import Interval
+
+from diffusion_lab.ranges import Fraction, NonNegative, Positive
 from diffusion_lab.sampler.ancestral import ancestral_step
 from diffusion_lab.sampler.step import Solver
 
@@ -47,11 +50,7 @@ class DPMSolver2S(Solver):
     x_s = (sigma_s / sigma_t) x + alpha_s (1 - e^-h) ((1 - 1/(2r)) x0 + 1/(2r) x0(u))
     """
 
-    r: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0 < self.r <= 1:
-            raise ValueError(f"r must be in (0, 1], got {self.r}")
+    r: Annotated[float, Interval(gt=0, le=1)] = 0.5
 
     def __call__(self, p, x, t, s, denoise, noise, past) -> Any:
         h, x0 = p.lambda_(s) - p.lambda_(t), denoise(x, t).x0
@@ -69,8 +68,8 @@ class DPMpp2SAncestral(Solver):
     down, and y_s = y + s_noise up z.  Where eta > 1 leaves down = 0, that step is one to x0_hat.
     """
 
-    eta: float = 1.0
-    s_noise: float = 1.0
+    eta: NonNegative = 1.0
+    s_noise: Positive = 1.0
 
     def __call__(self, p, x, t, s, denoise, noise, past) -> Any:
         n, y, x0 = p.noise_to_signal(t), x / p.alpha(t), denoise(x, t).x0
@@ -95,13 +94,9 @@ class DPMppSDE(Solver):
     where (down, up) = ancestral_step, and z_u and z are increments of one Brownian motion in n.
     """
 
-    eta: float = 1.0
-    s_noise: float = 1.0
-    r: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0 < self.r < 1:
-            raise ValueError(f"r must be between 0 and 1, got {self.r}")
+    eta: NonNegative = 1.0
+    s_noise: Positive = 1.0
+    r: Fraction = 0.5
 
     def __call__(self, p, x, t, s, denoise, noise, past) -> Any:
         t_u = p.between(t, s, self.r)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
+from diffusion_lab.ranges import check_fields
 from diffusion_lab.sampler.scalar_process import ScalarProcess
 
 Weights = tuple[Any, Any]
@@ -94,14 +95,10 @@ Noise = Callable[..., Any]
 
 
 class Options(ABC):  # noqa: B024
-    """A dataclass that checks its Literal fields."""
+    """A dataclass that checks the ranges and options of its fields."""
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if get_origin(kind) is Literal and value not in get_args(kind):
-                allowed = ", ".join(map(str, get_args(kind)))
-                raise ValueError(f"{type(self).__name__}: {name}={value!r} is unknown; allowed: {allowed}")
+        check_fields(self)
 
 
 class Step(Options):
@@ -112,6 +109,10 @@ class Step(Options):
     arguments is a step as well.  A method `last(p, x, t, denoise, noise, past)`, where there is one, makes the step to
     data from the last time, in place of the denoising step.
     """
+
+    REFUSES: ClassVar = {
+        "model.SINGLE_LEVEL": "makes steps between noise levels, and this model has only one: use sampler=langevin"
+    }
 
     @abstractmethod
     def __call__(

@@ -1,0 +1,52 @@
+"""Rules between keys that classes declare as literals, read from their source: `ORDERED`, `ANY_OF` and `REFUSES`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from diffusion_lab.config import schema
+
+
+def nodes(node: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every mapping of a configuration with its dotted path."""
+    if isinstance(node, Mapping):
+        yield path, node
+        for key, value in node.items():
+            yield from nodes(value, f"{path}.{key}".lstrip("."))
+
+
+def get(config: Any, path: str) -> Any:
+    """The value of a dotted key, or None; a last part in capitals is a constant of the class at that key."""
+    for key in path.split("."):
+        if not isinstance(config, Mapping):
+            return None
+        config = next(iter(_constants(config, key)), None) if key.isupper() else config.get(key)
+    return config
+
+
+def _constants(node: Mapping[str, Any], name: str) -> tuple[Any, ...]:
+    return schema.constants(str(node.get("_target_") or ""), name)
+
+
+def complaint(config: Mapping[str, Any]) -> str | None:
+    """What the classes of a configuration refuse, or None."""
+    return next((reason for path, node in nodes(config) for reason in _reasons(config, path, node)), None)
+
+
+def _reasons(config: Mapping[str, Any], path: str, node: Mapping[str, Any]) -> Iterator[str]:
+    for low, high in get(node, "ORDERED") or ():
+        a, b = node.get(low), node.get(high)
+        if a is not None and b is not None and not a < b:
+            yield f"{path}.{low}={a} must be less than {path}.{high}={b}"
+    for keys in get(node, "ANY_OF") or ():
+        if not any(node.get(key) for key in keys):
+            yield f"{path} has neither {' nor '.join(keys)}: choose {' or '.join(f'{path}/{key}=...' for key in keys)}"
+    for refused in _constants(node, "REFUSES"):
+        for key, reason in refused.items():
+            name, equals, value = key.partition("=")
+            found = get(config, name)
+            if found == yaml.safe_load(value) and found is not None if equals else found:
+                yield f"{str(node['_target_']).rpartition('.')[2]} {reason}"
