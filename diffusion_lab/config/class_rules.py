@@ -37,16 +37,17 @@ def complaint(config: Mapping[str, Any]) -> str | None:
 
 
 def _reasons(config: Mapping[str, Any], path: str, node: Mapping[str, Any]) -> Iterator[str]:
-    for low, high in get(node, "ORDERED") or ():
+    ordered, any_of = (c if isinstance(c := get(node, name), tuple) else () for name in ("ORDERED", "ANY_OF"))
+    for low, high in ordered:
         a, b = node.get(low), node.get(high)
-        if a is not None and b is not None and not a < b:
+        if isinstance(a, (int, float)) and isinstance(b, (int, float)) and not a < b:
             yield f"{path}.{low}={a} must be less than {path}.{high}={b}"
-    for keys in get(node, "ANY_OF") or ():
+    for keys in any_of:
         if not any(node.get(key) for key in keys):
             yield f"{path} has neither {' nor '.join(keys)}: choose {' or '.join(f'{path}/{key}=...' for key in keys)}"
-    for refused in _constants(node, "REFUSES"):
+    for refused in (one for one in _constants(node, "REFUSES") if isinstance(one, dict)):
         for key, reason in refused.items():
             name, equals, value = key.partition("=")
             found = get(config, name)
-            if found == yaml.safe_load(value) and found is not None if equals else found:
+            if (found is not None and found == yaml.safe_load(value)) if equals else found:
                 yield f"{str(node['_target_']).rpartition('.')[2]} {reason}"
