@@ -10,7 +10,7 @@ from annotated_types import Ge
 
 from diffusion_lab.config import schema
 from diffusion_lab.config.schema import Parameter
-from diffusion_lab.ranges import Count, NonNegative, NonNegativeInt, Positive, Probability, Seed
+from diffusion_lab.ranges import Count, NonNegative, NonNegativeInt, Positive, Probability, Seed, Time
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Sample:
     label: Sequence[int | str] | int | str | None
     guide: str | None
     mask: str | None
-    t0: Annotated[float, Gt(0), Le(1)]
+    t0: Time
     guide_resize: bool
     out: str | None
     weights: Literal["ema", "raw"]

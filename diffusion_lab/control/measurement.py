@@ -11,6 +11,7 @@ from typing_extensions import Self  # in typing from Python 3.11 on
 
 from diffusion_lab.control.base import Control
 from diffusion_lab.control.operator import LinearOperator, Mask
+from diffusion_lab.ranges import NonNegative, checked
 
 
 class Measured(Control):
@@ -23,11 +24,8 @@ class Measured(Control):
         noise: standard deviation of the measurement's noise, in the unit of the guide.
     """
 
-    def __init__(self, operator: LinearOperator, guide: Tensor, noise: float = 0.0) -> None:
-        if noise < 0:
-            raise ValueError(
-                f"noise={noise} must be at least 0: it is the standard deviation of the measurement's noise"
-            )
+    @checked
+    def __init__(self, operator: LinearOperator, guide: Tensor, noise: NonNegative = 0.0) -> None:
         if guide.dim() < 2 or not len(guide):
             raise ValueError(f"guide of shape {tuple(guide.shape)} must be images (N, C, H, W)")
         self.operator, self.guide, self.std = operator, guide, noise

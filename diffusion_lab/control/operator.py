@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor
+
+from diffusion_lab.ranges import Count, Positive, checked
 
 
 class LinearOperator(ABC):
@@ -66,9 +70,8 @@ class Mask(LinearOperator):
 class BlockAverage(LinearOperator):
     """y = averages of factor x factor blocks of pixels (super-resolution), (B, C, H / factor, W / factor)."""
 
-    def __init__(self, factor: int) -> None:
-        if factor < 2:
-            raise ValueError(f"factor={factor} must be at least 2")
+    @checked
+    def __init__(self, factor: Annotated[int, Ge(2)]) -> None:
         self.factor, self.scale = factor, factor**-2
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -87,7 +90,8 @@ class Grey(LinearOperator):
     2021, Appendix I.3), so that replacing the measured part is the same.
     """
 
-    def __init__(self, channels: int = 3) -> None:
+    @checked
+    def __init__(self, channels: Count = 3) -> None:
         self.channels, self.scale = channels, 1 / channels
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -138,9 +142,8 @@ class Blur(LinearOperator):
 class GaussianBlur(Blur):
     """`Blur` by a Gaussian of this standard deviation in pixels, cut at 3 std."""
 
-    def __init__(self, std: float = 1.0) -> None:
-        if std <= 0:
-            raise ValueError(f"std={std} must be positive: it is the width of the blur in pixels")
+    @checked
+    def __init__(self, std: Positive = 1.0) -> None:
         reach = max(1, round(3 * std))
         row = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / std) ** 2)
         row = row / row.sum()

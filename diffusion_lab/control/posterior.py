@@ -12,6 +12,7 @@ from diffusion_lab.control.measurement import Measured
 from diffusion_lab.control.operator import LinearOperator
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.guidance.gradient import GradientPreconditioning, ShiftedScore
+from diffusion_lab.ranges import NonNegative, Positive, checked
 
 
 class DPS(Measured):
@@ -26,10 +27,11 @@ class DPS(Measured):
 
     name = "dps"
 
-    def __init__(self, operator: LinearOperator, guide: Tensor, noise: float = 0.0, scale: float = 0.5) -> None:
+    @checked
+    def __init__(
+        self, operator: LinearOperator, guide: Tensor, noise: NonNegative = 0.0, scale: Positive = 0.5
+    ) -> None:
         super().__init__(operator, guide, noise)
-        if scale <= 0:
-            raise ValueError(f"scale={scale} must be positive")
         self.scale = scale
 
     def step(
@@ -65,10 +67,11 @@ class PiGDM(Measured):
 
     name = "pigdm"
 
-    def __init__(self, operator: LinearOperator, guide: Tensor, noise: float = 0.0, data_std: float = 1.0) -> None:
+    @checked
+    def __init__(
+        self, operator: LinearOperator, guide: Tensor, noise: NonNegative = 0.0, data_std: Positive = 1.0
+    ) -> None:
         super().__init__(operator, guide, noise)
-        if data_std <= 0:
-            raise ValueError(f"data_std={data_std} must be positive")
         self.data_std = data_std
 
     def __call__(self, denoiser: Denoiser) -> Denoiser:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffusion_lab.control.measurement import Measured
 from diffusion_lab.control.operator import LinearOperator
+from diffusion_lab.ranges import Count, NonNegative, checked
 
 
 class Replacement(Measured):
@@ -26,7 +27,7 @@ class Replacement(Measured):
 
     name = "replacement"
 
-    def __init__(self, operator: LinearOperator, guide: Tensor, noise: float = 0.0) -> None:
+    def __init__(self, operator: LinearOperator, guide: Tensor, noise: NonNegative = 0.0) -> None:
         super().__init__(operator, guide, noise)
         if operator.scale is None:
             raise ValueError(f"{type(operator).__name__} cannot be replaced pixel by pixel: use control=pigdm or dps")
@@ -57,17 +58,16 @@ class RePaint(Replacement):
 
     name = "repaint"
 
+    @checked
     def __init__(
         self,
         operator: LinearOperator,
         guide: Tensor,
-        noise: float = 0.0,
-        jump_length: int = 10,
-        resamplings: int = 10,
+        noise: NonNegative = 0.0,
+        jump_length: Count = 10,
+        resamplings: Count = 10,
     ) -> None:
         super().__init__(operator, guide, noise)
-        if jump_length < 1 or resamplings < 1:
-            raise ValueError(f"repaint needs jump_length >= 1 and resamplings >= 1, got {jump_length}, {resamplings}")
         self.jump_length, self.resamplings = jump_length, resamplings
 
     def check(self, times: Tensor) -> None:

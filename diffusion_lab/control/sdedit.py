@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import Self  # in typing from Python 3.11 on
 
 from diffusion_lab.control.base import Control
+from diffusion_lab.ranges import Count, Time, checked
 
 
 class SDEdit(Control):
@@ -29,11 +30,8 @@ class SDEdit(Control):
 
     name = "sdedit"
 
-    def __init__(self, guide: Tensor, t0: float = 0.5, mask: Tensor | None = None, repeats: int = 1) -> None:
-        if not 0 < t0 <= 1:
-            raise ValueError(f"t0={t0} must be in (0, 1]: the time to which the guide is diffused")
-        if repeats < 1:
-            raise ValueError(f"repeats={repeats} must be at least 1")
+    @checked
+    def __init__(self, guide: Tensor, t0: Time = 0.5, mask: Tensor | None = None, repeats: Count = 1) -> None:
         if mask is not None and not ((mask == 0) | (mask == 1)).all():
             raise ValueError("a mask has the values 0 (kept) and 1 (edited) only")
         self.guide, self.t_start, self.mask, self.repeats = guide, t0, mask, repeats

@@ -12,6 +12,7 @@ from diffusion_lab.likelihood.terms import decoder_nll, step_kl
 from diffusion_lab.loss.time_law import TimeLaw
 from diffusion_lab.noise import Generators, draw
 from diffusion_lab.process import DiscreteProcess, Variance
+from diffusion_lab.ranges import Levels, NonNegative, checked
 
 
 class HybridLoss(nn.Module):
@@ -30,20 +31,19 @@ class HybridLoss(nn.Module):
             no variance where variance="learned_range".
     """
 
+    @checked
     def __init__(
         self,
-        simple_weight: float = 1.0,
-        vlb_weight: float = 0.001,
+        simple_weight: NonNegative = 1.0,
+        vlb_weight: NonNegative = 0.001,
         detach_mean: bool = True,
         variance: Variance = "learned_range",
         time_law: TimeLaw | None = None,
-        grey_levels: int | None = 256,
+        grey_levels: Levels | None = 256,
     ) -> None:
         super().__init__()
-        if min(simple_weight, vlb_weight) < 0 or simple_weight + vlb_weight == 0:
-            raise ValueError(
-                f"simple_weight and vlb_weight must be >= 0 and not both 0, got {simple_weight} and {vlb_weight}"
-            )
+        if simple_weight + vlb_weight == 0:
+            raise ValueError("simple_weight and vlb_weight must not both be 0")
         self.simple_weight, self.vlb_weight, self.detach_mean = simple_weight, vlb_weight, detach_mean
         self.variance, self.time_law, self.grey_levels = variance, time_law or TimeLaw(), grey_levels
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from annotated_types import Gt, Le
 from torch import Tensor, nn
 
 from diffusion_lab.noise import Generators, draw_each
 from diffusion_lab.process import NoiseProcess
+from diffusion_lab.ranges import Count, checked
 
 
 class TimeLaw(nn.Module):
@@ -47,13 +51,9 @@ class LossSecondMoment(TimeLaw):
         uniform: share of the uniform law; 0.001 in the authors' program.
     """
 
-    def __init__(self, levels: int, history: int = 10, uniform: float = 0.001) -> None:
+    @checked
+    def __init__(self, levels: Count, history: Count = 10, uniform: Annotated[float, Gt(0), Le(1)] = 0.001) -> None:
         super().__init__()
-        if levels < 1 or history < 1 or not 0 < uniform <= 1:
-            raise ValueError(
-                f"the loss's second moment needs levels >= 1, history >= 1 and uniform in (0, 1], got {levels}, "
-                f"{history}, {uniform}"
-            )
         self.uniform = uniform
         self.register_buffer("losses", torch.zeros(levels, history, dtype=torch.float64))
         self.register_buffer("counts", torch.zeros(levels, dtype=torch.int64))
