@@ -82,6 +82,8 @@ class Denoiser(nn.Module):
     guided = False
     control: Any = None
     """A `control.Control` of the states of samplers, or None (`controlled`)."""
+    mean_gradient: Callable[[Tensor, float], Tensor | float] | None = None
+    """A function of x and t; ancestral steps add variance times it to their mean (`with_mean_gradient`)."""
 
     def __init__(
         self, network: Callable[..., Tensor], process: NoiseProcess, parameterization: Parameterization
@@ -127,6 +129,12 @@ class Denoiser(nn.Module):
         bound.control = control
         return bound
 
+    def with_mean_gradient(self, gradient: Callable[[Tensor, float], Tensor | float]) -> Denoiser:
+        """Return this denoiser with a gradient that shifts the mean of ancestral steps; everything else is shared."""
+        bound = copy.copy(self)
+        bound.mean_gradient, bound.guided = gradient, True
+        return bound
+
     def with_network(self, network: Callable[..., Tensor]) -> Denoiser:
         """Return a denoiser with the same process, parameterization and control, and another network."""
         return Denoiser(network, self.process, self.parameterization).controlled(self.control)
@@ -143,14 +151,18 @@ class Denoiser(nn.Module):
         The network runs in its own precision, everything else in the precision of x.
         """
         row = self.parameterization
+        output, alpha, sigma = self.network_at(x, t, **(condition or self.condition_of(x)))
+        output, fraction = row.split(output)
+        return Estimate(x, alpha, sigma, row.eps(output, x, alpha, sigma), fraction)
+
+    def network_at(self, x: Tensor, t: Tensor, **condition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(the network's output in the precision of x, alpha, sigma) at x (B, ...) and t, (B,) or scalar."""
         alpha, sigma = self.process.marginal(t, x)
-        network_input = row.network_input(x, alpha, sigma).to(self.network_dtype or x.dtype)
+        network_input = self.parameterization.network_input(x, alpha, sigma).to(self.network_dtype or x.dtype)
         self.nfe += 1
         # Contiguous: torch.compile would recompile the network for another stride.
         c_noise = self.c_noise(t, x).expand(len(x)).contiguous()
-        output = self.network(network_input, c_noise, **(condition or self.condition_of(x)))
-        output, fraction = row.split(output.to(x.dtype))
-        return Estimate(x, alpha, sigma, row.eps(output, x, alpha, sigma), fraction)
+        return self.network(network_input, c_noise, **condition).to(x.dtype), alpha, sigma
 
     def skip_and_out(self, times: Tensor) -> tuple[Tensor, Tensor]:
         """(c_skip, c_out) with x_0 = c_skip x + c_out output at `times` (S,); each (S,), float64."""

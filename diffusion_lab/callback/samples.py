@@ -67,7 +67,8 @@ class Samples(OptionalHooks):
         """Sample on all ranks, write the image and, with `film`, the trajectory, and log them."""
         with best_effort(path), averaged(trainer, model):
             shard, label = ranks.shard_range(self.count), None
-            if model.labels is not None and model.label is None and model.labels.classes <= self.count:
+            classes = model.sampled_labels()
+            if classes is not None and model.label is None and classes.classes <= self.count:
                 label = EACH
             with ranks.synchronized():
                 samples = [model.sample(len(shard), label=label, seed=self.seed, first=shard.start)] if shard else []
@@ -103,9 +104,9 @@ def draw_samples(
     """
     if model.is_image:
         columns = None
-        if labels is not None and len(samples) >= model.labels.classes:
-            columns, rows = class_rows(len(samples), model.labels.classes)
-            samples = torch.cat([samples[labels == k][: columns * rows] for k in range(model.labels.classes)])
+        if labels is not None and len(samples) >= (classes := model.sampled_labels().classes):
+            columns, rows = class_rows(len(samples), classes)
+            samples = torch.cat([samples[labels == k][: columns * rows] for k in range(classes)])
         shown = samples if model.grey_levels else picture.in_grey(samples)
         picture.save_png(picture.grid(shown, columns), path)
         return
@@ -125,8 +126,9 @@ def draw_samples(
 
 def print_shown(model: Model, count: int) -> None:
     """Print how many of `count` samples a grid with equally many images of each class shows, unless all."""
-    columns, rows = class_rows(count, model.labels.classes)
-    shown = columns * rows * model.labels.classes
+    classes = model.sampled_labels().classes
+    columns, rows = class_rows(count, classes)
+    shown = columns * rows * classes
     if model.is_image and 0 < shown < count:
         print(f"samples.png shows {shown} of {count} samples: {columns * rows} of each class", flush=True)
 

@@ -24,17 +24,18 @@ Classifier = Callable[[Tensor], Tensor]
 
 
 def classifier(model: Model, extractor: Extractor | None, data: DataModule) -> tuple[str, Classifier] | None:
-    """Return the name and function of a classifier for a conditional model's samples, or None.
+    """Return the name and function of a classifier for samples with labels, or None.
 
     For images this is the classifier of the feature extractor if it has as many classes as the model; for points it is
     the nearest mode of their distribution.
     """
     modes = getattr(getattr(data, "target", None), "modes", None)
-    if model.labels is None:
+    labels = model.sampled_labels()
+    if labels is None:
         return None
     if extractor is None:
         return None if modes is None else ("modes", lambda points: nearest_mode(points, modes))
-    if extractor.classes != model.labels.classes:
+    if extractor.classes != labels.classes:
         return None
     return extractor.name, lambda features: extractor.logits(features).argmax(1)
 

@@ -88,8 +88,8 @@ class SampleStore:
 
     def annotate(self, records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         """Return records of these samples with their guidance, and their labels in the protocol."""
-        model = self.model
-        labels = {} if model.labels is None else {"labels": model.labels.describe(model.label)}
+        model, labels = self.model, self.model.sampled_labels()
+        labels = {} if labels is None else {"labels": labels.describe(model.label)}
         guidance = {} if model.guidance is None else {"guidance": str(model.guidance)}
         return {
             k: {**record, **guidance, "protocol": {**record["protocol"], **labels}} for k, record in records.items()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.guidance.guided import Guidance, Guided, NoiseInterval
+from diffusion_lab.guidance.guided import Guidance, Guided, NoiseInterval, same_noise
 from diffusion_lab.ranges import NonNegative
 
 
@@ -53,10 +51,8 @@ class Autoguidance(Guidance):
 
 def check_pair(strong: Denoiser, weak: Denoiser) -> None:
     """Raise ValueError unless both denoisers have the same noise process, parameterization and classes."""
-    t = torch.linspace(max(strong.process.t_min, weak.process.t_min), 1, 50, dtype=torch.float64)
-    noises = [torch.stack(d.process.alpha_sigma(t)) for d in (strong, weak)]
     for what, same in (
-        ("noise process", strong.process.levels == weak.process.levels and torch.allclose(*noises, rtol=1e-6)),
+        ("noise process", same_noise(strong, weak)),
         ("parameterization", strong.parameterization == weak.parameterization),
         ("classes", weak.classes in (None, strong.classes)),
     ):

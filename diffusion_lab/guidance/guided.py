@@ -118,6 +118,8 @@ class Guidance(ABC):
     """
 
     name: str
+    off = 1.0
+    """The scale at which guidance changes nothing."""
 
     @checked
     def __init__(self, scale: NonNegative, interval: NoiseInterval | None) -> None:
@@ -132,12 +134,23 @@ class Guidance(ABC):
             ValueError: if this guidance does not suit the denoiser.
         """
 
+    @property
+    def where(self) -> str:
+        """The interval in words."""
+        return "" if self.interval is None else " where {} <= sigma/alpha <= {}".format(*self.interval)
+
     def __str__(self) -> str:
-        where = "" if self.interval is None else " where {} <= sigma/alpha <= {}".format(*self.interval)
-        return f"{self.name}, scale {self.scale:g}{where}; calls of both networks are counted"
+        return f"{self.name}, scale {self.scale:g}{self.where}; calls of both networks are counted"
 
 
 def check_order(interval: Sequence[float] | None) -> None:
     """Raise ValueError unless the interval is increasing."""
     if interval is not None and not interval[0] < interval[1]:
         raise ValueError(f"guidance.interval={interval} must be [low, high] of sigma/alpha, low < high")
+
+
+def same_noise(one: Denoiser, other: Denoiser) -> bool:
+    """Whether two denoisers have the same levels, and the same alpha and sigma at every time."""
+    t = torch.linspace(max(one.process.t_min, other.process.t_min), 1, 50, dtype=torch.float64)
+    noises = [torch.stack(d.process.alpha_sigma(t)) for d in (one, other)]
+    return one.process.levels == other.process.levels and torch.allclose(*noises, rtol=1e-6)

@@ -153,6 +153,8 @@ def check_guidance(model: Model) -> None:
     with component_errors(f"the guidance {name_of(model.guidance)}"):
         guided = model.sampling_denoiser(model.labels_of(range(2), 0))
         eps = getattr(guided, "weak", guided)(x, torch.ones(2, device=model.device)).eps
+        if guided.mean_gradient is not None:
+            guided.mean_gradient(x, 1.0)
         if eps.shape != x.shape:
             raise ValueError(f"it returns shape {tuple(eps.shape)}, expected {tuple(x.shape)}")
 

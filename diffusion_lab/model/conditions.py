@@ -9,7 +9,8 @@ from torch import Tensor
 
 from diffusion_lab.control import Control
 from diffusion_lab.denoiser import Denoiser, check_labels
-from diffusion_lab.model.labels import Label
+from diffusion_lab.guidance import ClassifierGuidance
+from diffusion_lab.model.labels import Label, Labels
 
 Guidance = Callable[[Denoiser], Denoiser]
 """A denoiser bound to its condition -> the guided denoiser, such as a `diffusion_lab.guidance.Guidance`."""
@@ -21,17 +22,31 @@ class Conditioned:
     control: Control | None = None
     """The default control of `sample`."""
 
-    def labels_of(self, images: Sequence[int], seed: int, label: Label = None) -> Tensor | None:
-        """Labels (B,) of images of the series `seed`; None for an unconditional model.
+    def sampled_labels(self, guidance: Guidance | None = None) -> Labels | None:
+        """The classes of samples: those of the model, or else of the classifier that guides it; None without either."""
+        posterior = getattr(self.guidance if guidance is None else guidance, "posterior", None)
+        if self.labels is not None or posterior is None:
+            return self.labels
+        return posterior.labels or Labels([1] * posterior.classes, dropout=0)
+
+    def labels_of(
+        self, images: Sequence[int], seed: int, label: Label = None, guidance: Guidance | None = None
+    ) -> Tensor | None:
+        """Labels (B,) of images of the series `seed`; None for an unconditional model without a classifier.
 
         Raises:
             ValueError: for an invalid label.
         """
-        label = self.label if label is None else label
-        if self.labels is not None:
-            return self.labels.of(label, seed, images)
+        label, labels = self.label if label is None else label, self.sampled_labels(guidance)
+        if label is None:
+            label = getattr(self.guidance if guidance is None else guidance, "label", None)
+        if labels is not None:
+            return labels.of(label, seed, images)
         if label is not None:
-            raise ValueError("this model was trained without labels (data.conditional=false): leave out label")
+            raise ValueError(
+                "this model was trained without labels (data.conditional=false): leave out label, or guide it by a "
+                "classifier (diffusion_lab.guidance.ClassifierGuidance)"
+            )
         return None
 
     def conditional_denoiser(self, labels: Tensor | None = None, training: bool = False) -> Denoiser:
@@ -60,7 +75,8 @@ class Conditioned:
             ValueError: if guidance or control do not suit the model.
         """
         control = self.control if control is None else control
-        guided = self.guided(self.conditional_denoiser(labels), self.guidance if guidance is None else guidance)
+        chosen = self.guidance if guidance is None else guidance
+        guided = self.guided(self.conditional_denoiser(labels), chosen, labels)
         if control is None:
             return guided
         if isinstance(control, type) or not isinstance(control, Control):
@@ -70,10 +86,12 @@ class Conditioned:
         like = torch.empty(len(images), *self.shape, device=self.device)
         return control.of(images, self.encode, like)(guided)
 
-    def guided(self, bound: Denoiser, guidance: Guidance | None) -> Denoiser:
-        """The guided denoiser of a bound one; raises ValueError if the guidance does not suit it."""
+    def guided(self, bound: Denoiser, guidance: Guidance | None, labels: Tensor | None = None) -> Denoiser:
+        """The guided denoiser of a bound one, for samples with labels (B,); raises ValueError if it does not suit."""
         if guidance is None:
             return bound
+        if isinstance(guidance, ClassifierGuidance):
+            guidance = guidance.of(labels, self)
         guided = None if isinstance(guidance, type) or not callable(guidance) else guidance(bound)
         if not isinstance(guided, Denoiser):
             raise ValueError(

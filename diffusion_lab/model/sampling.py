@@ -75,8 +75,9 @@ class Sampling(Conditioned):
         Args:
             seed: seed of the series; None: a random one.
             sampler, steps: replace the model's sampler (a name such as "ddim" for a model from `load`) and its steps.
-            label: of a conditional model: a class by number or name; a list of classes, cycled, so that image i has
-                `label[i % len(label)]`; "each" for all in turn; None: drawn with the training frequencies by (seed, i).
+            label: of a conditional model, or one guided by a classifier: a class by number or name; a list of classes,
+                cycled, so that image i has `label[i % len(label)]`; "each" for all in turn; None: that of the guidance,
+                or drawn with the training frequencies by (seed, i).
             guidance: changes the estimates, such as `diffusion_lab.guidance.ClassifierFree(scale=2)`.
             control: makes samples agree with a guide, such as `diffusion_lab.control.SDEdit(guide, t0=0.5)`.
 
@@ -144,16 +145,13 @@ class Sampling(Conditioned):
         guidance: Guidance | None = None,
         control: Control | None = None,
     ) -> Iterator[Tensor]:
-        """Yield the samples of `sample` batch by batch, on the CPU.
-
-        Raises:
-            NonFinite: if images contain NaN or infinity, which `decode` would turn black or white; with their indices.
-        """
+        """Yield the samples of `sample` batch by batch, on the CPU; raises NonFinite with the indices of bad ones."""
         sampler, end, prepared = sampler or self.sampler, first + count, None
         with self.evaluating():
             for start in range(first, end, batch_size):
                 indices = range(start, min(start + batch_size, end))
-                generators, labels = image_generators(seed, indices, self.device), self.labels_of(indices, seed, label)
+                generators = image_generators(seed, indices, self.device)
+                labels = self.labels_of(indices, seed, label, guidance)
                 size, needed = len(indices), (len(indices), labels if labels is None else labels.tolist())
                 if (control or self.control) is not None:
                     needed = (*needed, start)  # each batch has its own guides
@@ -207,7 +205,7 @@ class Sampling(Conditioned):
         images = range(first, first + count)
         generators = image_generators(seed, images, self.device)
         with self.evaluating():
-            denoiser = self.sampling_denoiser(self.labels_of(images, seed, label), guidance, control, images)
+            denoiser = self.sampling_denoiser(self.labels_of(images, seed, label, guidance), guidance, control, images)
             x = sampler.prior(denoiser, (count, *self.shape), generators, self.device)
             for step, state in enumerate(sampler.trajectory(denoiser, x, generators), start=1):
                 if bad := bad_items(state.x):
@@ -235,7 +233,7 @@ class Sampling(Conditioned):
         sampler = self.resolve_sampler(Sampler(DDIM()) if sampler is None else sampler, steps)
         with self.evaluating():
             labels = self.labels_of(range(len(images)), 0, label)
-            denoiser = self.guided(self.conditional_denoiser(labels), self.guidance)
+            denoiser = self.guided(self.conditional_denoiser(labels), self.guidance, labels)
             return sampler.invert(denoiser, self.encode(images.to(self.device)))
 
     def check_images(self, images: Tensor) -> None:

@@ -64,9 +64,10 @@ def say_limits(evaluator: Any, data: Any, likelihood: bool) -> None:
 
 def say_classes(model: Model) -> None:
     """Warn of samples of some classes that are scored against all classes."""
-    asked = None if model.labels is None else model.labels.numbers(model.label)
-    if asked is not None and {*asked} != {*range(model.labels.classes)}:
-        classes = listed([model.labels.names[number] for number in dict.fromkeys(asked)])
+    labels = model.sampled_labels()
+    asked = None if labels is None else labels.numbers(model.label)
+    if asked is not None and {*asked} != {*range(labels.classes)}:
+        classes = listed([labels.names[number] for number in dict.fromkeys(asked)])
         say(f"warning: the samples are of class {classes} only, and are scored against images of all classes")
 
 
@@ -88,7 +89,8 @@ def facts(
     choices: Mapping[str, Any], model: Model, sampler: str, settings: dict[str, Any], seed: int | None
 ) -> dict[str, Any]:
     """The fields of a results record that say what was evaluated, and by which sampler and code."""
-    labels = {} if model.labels is None else {"labels": model.labels.describe(model.label)}
+    classes = model.sampled_labels()
+    labels = {} if classes is None else {"labels": classes.describe(model.label)}
     return {
         **{group: choices.get(group) for group in ("model", "sde", "data", "schedule", "network")},
         "parameters": sum(p.numel() for p in model.network.parameters()),

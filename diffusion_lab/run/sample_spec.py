@@ -53,8 +53,8 @@ def sample_spec(
 def conditioning_spec(model: Model) -> dict[str, Any]:
     """The part of a sample spec that only models with labels, guidance or control have."""
     spec: dict[str, Any] = {}
-    if model.labels is not None:
-        spec["label"] = model.labels.numbers(model.label) or model.labels.describe(model.label)
+    if (labels := model.sampled_labels()) is not None:
+        spec["label"] = labels.numbers(model.label) or labels.describe(model.label)
     if model.guidance is not None:
         settings = vars(model.guidance).items()
         spec["guidance"] = {"kind": type(model.guidance).__name__} | {

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.process import Variance
 from diffusion_lab.ranges import NonNegative, Positive, UnitInterval
 from diffusion_lab.sampler.step import Step
@@ -20,6 +21,7 @@ class Ancestral(Step):
     with scale = alpha_t / alpha_s and v = sigma_t^2 - scale^2 sigma_s^2.  `variance` is v sigma_s^2 / sigma_t^2
     ("fixed_small"; also Song et al. 2021, Eq. 47, for VE) or v ("fixed_large", beta_t between neighbouring levels;
     Song et al. 2021, Eq. 4, for VP), or predicted between the two ("learned_range", Nichol & Dhariwal 2021, Eq. 15).
+    Classifier guidance of form "mean" adds variance * gradient (Dhariwal & Nichol 2021, Algorithm 1).
     """
 
     variance: Variance = "fixed_large"
@@ -27,7 +29,16 @@ class Ancestral(Step):
     def __call__(self, p, x, t, s, denoise, noise, past) -> Any:
         (by_x, by_x0, _), d = p.posterior(s, t), denoise(x, t)
         variance = p.reverse_variance(s, t, self.variance, d.fraction)
-        return by_x * x + by_x0 * d.x0 + noise(variance**0.5)
+        shift = 0.0 if d.mean_gradient is None else variance * d.mean_gradient()
+        return by_x * x + by_x0 * d.x0 + shift + noise(variance**0.5)
+
+
+def check_mean_gradient(denoiser: Denoiser, predictor: Any, corrector: Any = None) -> None:
+    """Raise ValueError where guidance shifts the mean of ancestral steps, and a sampler makes other steps."""
+    if denoiser.mean_gradient is not None and (corrector is not None or not isinstance(predictor, Ancestral)):
+        raise ValueError(
+            "guidance.form=mean shifts the mean of ancestral steps: use sampler=ancestral, or guidance.form=score"
+        )
 
 
 @dataclass(frozen=True)

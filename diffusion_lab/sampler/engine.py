@@ -144,7 +144,8 @@ class Written(Engine):
         else:
             output, fraction = self.output_at(t, thresholded)(x), None
         output = output if output.dtype is x.dtype else output.to(x.dtype)
-        self.latest = Prediction(t, x, output, self.coefficients(t, thresholded), fraction)
+        gradient = self.denoiser.mean_gradient and partial(self.denoiser.mean_gradient, x, t)
+        self.latest = Prediction(t, x, output, self.coefficients(t, thresholded), fraction, gradient)
         return self.latest
 
     def output_at(self, t: float, thresholded: bool) -> Callable[[Tensor], Tensor]:

@@ -16,6 +16,7 @@ from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.noise import Generators, draw, stream
 from diffusion_lab.process import NoiseProcess, Spacing
 from diffusion_lab.ranges import Count, Positive, Time, checked
+from diffusion_lab.sampler.ancestral import check_mean_gradient
 from diffusion_lab.sampler.engine import Engine, Written
 from diffusion_lab.sampler.initial import initial_state
 from diffusion_lab.sampler.inversion import inverted
@@ -136,7 +137,8 @@ class Sampler:
         return times
 
     def steps_between(self, times: Tensor, denoiser: Denoiser) -> ScalarProcess:
-        """The process at these timesteps; raises ValueError if the predictor cannot step between them."""
+        """The process at these timesteps; raises ValueError if the predictor cannot step between them, or be guided."""
+        check_mean_gradient(denoiser, self.predictor, self.corrector)
         p = ScalarProcess(denoiser.process, times, self.denoise)
         if isinstance(self.predictor, Step):
             self.predictor.check(p)

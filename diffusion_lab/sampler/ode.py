@@ -12,6 +12,7 @@ from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.flow import check_process, solve
 from diffusion_lab.noise import Generators
 from diffusion_lab.ranges import Count, Positive, Time, checked
+from diffusion_lab.sampler.ancestral import check_mean_gradient
 from diffusion_lab.sampler.inversion import first_noised
 from diffusion_lab.sampler.loop import Sampler, State
 
@@ -63,6 +64,7 @@ class ProbabilityFlow(Sampler):
         check_process(denoiser.process)
         if denoiser.control is not None:
             raise ValueError("sampler=ode cannot be controlled between its steps: use another sampler, such as heun")
+        check_mean_gradient(denoiser, self)
         start, end = denoiser.process.span(self.t_start, self.t_end)
         return torch.linspace(start, end, self.frames + 1, dtype=torch.float64)
 

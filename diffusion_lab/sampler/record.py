@@ -78,6 +78,11 @@ class Form:
         raise NotLinear("a function of torch is called with an array")
 
 
+def not_recorded() -> Any:
+    """Raise NotLinear: a gradient is evaluated on tensors."""
+    raise NotLinear("the mean of a step is shifted by a gradient")
+
+
 def operations(terms: dict[int, float]) -> int:
     """Passes over memory that a sum takes: one for each term, but none to scale a first one of weight 1."""
     return len(terms) - (1.0 in terms.values())
@@ -188,7 +193,9 @@ class Recorder(Engine):
         source = self.array(x)
         output = self.note(Evaluate, (source,), t, thresholded)
         fraction = Form({}) if self.denoiser.parameterization.learned_range else None  # no step is linear in it
-        self.latest = Prediction(t, Form({source: 1.0}), output, self.coefficients(t, thresholded), fraction)
+        gradient = self.denoiser.mean_gradient and not_recorded
+        coefficients = self.coefficients(t, thresholded)
+        self.latest = Prediction(t, Form({source: 1.0}), output, coefficients, fraction, gradient)
         return self.latest
 
     def apply(self, kind: Kind, step: Callable[..., Any] | None, x: Form, *times: float) -> Form:

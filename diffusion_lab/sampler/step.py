@@ -45,13 +45,23 @@ class Prediction:
     """The network's prediction at x = alpha x_0 + sigma eps and t, as x_0, as eps, as the score or as v.
 
     x and the output are tensors or, while a sampler is recorded, linear forms.  `fraction` is that of a learned range
-    of variances (`Estimate`), or None.
+    of variances (`Estimate`), or None, and `mean_gradient` the function () -> the gradient by which guidance shifts the
+    mean of an ancestral step, or None.
     """
 
-    __slots__ = ("at", "fraction", "output", "t", "x")
+    __slots__ = ("at", "fraction", "mean_gradient", "output", "t", "x")
 
-    def __init__(self, t: float, x: Any, output: Any, at: Coefficients, fraction: Any = None) -> None:
-        self.t, self.x, self.output, self.at, self.fraction = t, x, output, at, fraction
+    def __init__(
+        self,
+        t: float,
+        x: Any,
+        output: Any,
+        at: Coefficients,
+        fraction: Any = None,
+        mean_gradient: Callable[[], Any] | None = None,
+    ) -> None:
+        self.t, self.x, self.output, self.at = t, x, output, at
+        self.fraction, self.mean_gradient = fraction, mean_gradient
 
     def _combine(self, weights: Weights) -> Any:
         by_x, by_output = weights
