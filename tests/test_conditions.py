@@ -299,6 +299,7 @@ def test_the_feature_classifier_is_used_if_it_has_the_same_classes(tmp_path):
     data, extractor = Digits(), ClassifierFeatures(steps=150)
     extractor.prepare(data.images("train"), data.labels("train"))
     model = SimpleNamespace(labels=Labels([1] * 10), shape=(1, 8, 8), grey_levels=17, device="cpu", sampler=None)
+    model.sampled_labels = lambda: model.labels
     model.labels_of = lambda span, seed: data.labels("held_out", len(span), span.start)
     series = SampleStore(tmp_path, model, batch_size=100)
     for chunk in series.samples.ranges(200):
@@ -395,6 +396,7 @@ def test_counts_of_a_grid_with_a_row_for_each_class(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(samples.picture, "save_png", lambda *_: None)
     model = SimpleNamespace(shape=(1, 2, 2), is_image=True, grey_levels=17, labels=Labels([1] * 3))
+    model.sampled_labels = lambda: model.labels
     labels = model.labels.of("each", 0, range(8))
     samples.draw_samples(
         model, labels.float()[:, None, None, None].expand(8, 1, 2, 2), tmp_path / "x.png", None, labels

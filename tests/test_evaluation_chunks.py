@@ -178,7 +178,8 @@ def test_points_stand_beside_as_many_real_ones(tmp_path):
     assert record["real"] == sliced_wasserstein(train[:500], held_out) and record["protocol"]["reference_count"] == 500
     lesser = drawn[drawn[:, 0] < 0][:100]  # the mode of weight 1/5
     assert score_points(lesser, data)["mode_weight_error_100"]["value"] == pytest.approx(0.8)
-    model = SimpleNamespace(shape=(2,), has_grey_levels=False, is_image=False, sampler=None, labels=None, guidance=None)
+    model = SimpleNamespace(shape=(2,), has_grey_levels=False, is_image=False, sampler=None, guidance=None)
+    model.sampled_labels = lambda: None
     series = SampleStore(tmp_path, model, batch_size=300)
     series.complete, series.cost = lambda count: None, lambda count: (1, 2)
     for chunk in series.samples.ranges(1400):
