@@ -28,6 +28,14 @@ FACTS = json.loads((REFERENCE / "constants.json").read_text())["facts"]
 COUNTS = json.loads((REFERENCE / "param_counts.json").read_text())
 SMALL = {
     "UNet": {"channels": 8, "groups": 4, "multipliers": [1, 1], "blocks": 1, "image_size": 16},
+    "ADMUNet": {
+        "channels": 8,
+        "multipliers": [1, 1],
+        "blocks": 1,
+        "attention": [8],
+        "head_channels": None,
+        "image_size": 16,
+    },
     "NCSNpp": {"channels": 8, "multipliers": [1, 1], "blocks": 1, "image_size": 16},
     "RefineNet": {"channels": 4, "image_size": 16},
     "MLP": {"width": 8},
@@ -39,6 +47,8 @@ def shrunken(name: str) -> dict[str, Any]:
     c = settings(name)
     network, data = c["model"]["network"], c["data"]
     network |= SMALL[kind(network)]
+    if kind(data) == "ImageFolder":
+        data = c["data"] = {"_target_": "diffusion_lab.data.CIFAR10", "data_dir": "."}
     if kind(data) == "CIFAR10":
         c["model"]["shape"] = data["shape"] = [3, 16, 16]
         data["batch_size"] = 8
@@ -94,7 +104,7 @@ def row(name: str) -> tuple[dict[str, Any], Model, pl.Trainer, list[torch.Tensor
 
 
 FIRST_SAMPLER: dict[str, str] = {}
-PUBLISHED = [name for name in NAMES if not name.startswith("pitfalls")]
+PUBLISHED = [name for name in NAMES if not name.startswith(("pitfalls", "iddpm", "adm"))]  # see test_iddpm
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -104,7 +114,10 @@ def test_it_trains(name):
     moved = [
         (p != old).any().item() for p, old in zip(model.network.parameters(), before, strict=True) if p.requires_grad
     ]
-    assert sum(moved) > len(moved) / 2  # the first update of a warm-up has rate 0; some that start at 0 come later
+    least = (
+        0.2 if kind(c["network"]) == "ADMUNet" else 0.5
+    )  # what lies before two layers of zeros moves in the third step
+    assert sum(moved) > least * len(moved)  # the first update of a warm-up has rate 0; some that start at 0 come later
     warm = min(2 / c["warmup_steps"], 1) if c["warmup_steps"] else 1
     decay = 0.5 * (1 + math.cos(math.pi * min(2 / c["decay_steps"], 1))) if c["decay_steps"] else 1
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(c["optimizer"]["lr"] * warm * decay, rel=1e-9)

@@ -42,7 +42,6 @@ class ClassifierGuidance(Guidance):
     """
 
     name = "classifier"
-    off = 0.0
     batch_labels: Tensor | None = None
 
     def __init__(

@@ -118,8 +118,6 @@ class Guidance(ABC):
     """
 
     name: str
-    off = 1.0
-    """The scale at which guidance changes nothing."""
 
     @checked
     def __init__(self, scale: NonNegative, interval: NoiseInterval | None) -> None:

@@ -31,9 +31,8 @@ from diffusion_lab.sampler.timesteps import Unit, explicit, sectioned, signal_le
 class Sampler:
     """Start from noise and step through decreasing timesteps to data: at each, the corrector, then the predictor.
 
-    DDPM is a predictor only, NCSN a corrector only, ScoreSDE both, in this order (that of its official program;
-    Algorithms 2 and 3 of Song et al. 2021 print the predictor first).  Linear steps are recorded once for a batch shape
-    and replayed on tensors (`record`); other steps run on tensors as they are written.
+    DDPM is a predictor only, NCSN a corrector only, ScoreSDE both, in this order (that of its official program).
+    Linear steps are recorded once for a batch shape and replayed (`record`); others run on tensors as written.
 
     Args:
         predictor: the step to the next timestep; None leaves x unchanged.
