@@ -104,7 +104,7 @@ ROWS = [
 ]
 LACKING = {
     "edm:cifar10 (train.py defaults)": "EDM is not trained here",
-    "iddpm:cifar10_hybrid (README flags)": "no learned variance",
+    "iddpm:cifar10_hybrid (README flags)": "see test_iddpm",
     "score_sde:vp.ddpm.cifar10_unconditional": "crashes in the official program; no number was published",
     **dict.fromkeys(("ncsnv2:celeba", "ncsnv2:church", "ncsnv2:ffhq"), "not CIFAR-10"),
 }
