@@ -82,7 +82,7 @@ def verdict(hint: Any, value: Any) -> str | None:
         int: lambda: hasattr(value, "__index__") and not isinstance(value, bool),
         float: lambda: hasattr(value, "__float__") and not isinstance(value, bool),
         bool: lambda: isinstance(value, bool),
-        str: lambda: isinstance(value, str),
+        str: lambda: isinstance(value, (str, PathLike)),  # a place may be given as a path
         Path: lambda: isinstance(value, (str, PathLike)),
         dict: lambda: isinstance(value, Mapping),
         Mapping: lambda: isinstance(value, Mapping),

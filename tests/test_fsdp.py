@@ -149,7 +149,7 @@ def test_the_configuration_means_it():
 
 @pytest.mark.parametrize("words, message", [
     (["trainer.precision=16-mixed"], "use 32-true, bf16-mixed or bf16-true"),
-    (["network=energy_small"], "second derivatives of Energy: use trainer=default"),
+    (["network=energy_small"], "Energy needs second derivatives, which trainer=fsdp does not support: use trainer=default"),
     (["trainer=default", "trainer.strategy=fsdp"], "use trainer=fsdp"),
 ])  # fmt: skip
 def test_impossible_settings_are_refused_in_one_line(words, message):

@@ -54,7 +54,7 @@ class ClassifierGuidance(Guidance):
     ) -> None:
         super().__init__(scale, interval)
         if form not in get_args(Form):
-            raise ValueError(f"guidance.form={form} is unknown; allowed: {', '.join(get_args(Form))}")
+            raise ValueError(f"ClassifierGuidance: form={form!r} is unknown; allowed: {', '.join(get_args(Form))}")
         self.classifier = getattr(classifier, "denoiser", classifier)  # of a model
         self.label, self.form = label, form
         if isinstance(self.classifier, Denoiser) or not callable(self.classifier):

@@ -37,7 +37,7 @@ def check_mean_gradient(denoiser: Denoiser, predictor: Any, corrector: Any = Non
     """Raise ValueError where guidance shifts the mean of ancestral steps, and a sampler makes other steps."""
     if denoiser.mean_gradient is not None and (corrector is not None or not isinstance(predictor, Ancestral)):
         raise ValueError(
-            "guidance.form=mean shifts the mean of ancestral steps: use sampler=ancestral, or guidance.form=score"
+            "ClassifierGuidance(form='mean') shifts the mean of ancestral steps: use sampler=ancestral, or form='score'"
         )
 
 
