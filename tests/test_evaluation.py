@@ -107,7 +107,7 @@ def test_a_file_of_another_program_serves_what_it_can(tmp_path):
     judge = Scorer(Means(), found, ("frechet", "kernel", "inception_score", "neighbours"))
     records = judge(Features.of(torch.randn(40, 2, generator=torch.Generator().manual_seed(0)).double()))
     assert list(records) == ["fd_means_cifar10_stats_v2_40", "inception_score_means_40"] == judge.names(40)
-    asked = Evaluator(Means(), samples=40, reference=str(tmp_path / "cifar10-stats.v2.npz"), measures=MEASURES)
+    asked = Evaluator(Means(), samples=40, reference=str(tmp_path / "cifar10-stats.v2.npz"), measures=list(MEASURES))
     assert [reason.split(",")[0] for reason in asked.left_out(Digits())] == [
         "frechet_infinity needs 1000 samples",
         "kernel needs features besides mu and sigma",
