@@ -82,6 +82,9 @@ class Drawn(pl.LightningModule):
         super().__init__()
         self.shape, self.w, self.unsharded = shape, torch.nn.Parameter(torch.zeros(1)), nullcontext
 
+    def sampled_labels(self) -> None:
+        return None
+
     def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
         return (self.w * batch[0]).mean()
 
