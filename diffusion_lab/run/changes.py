@@ -32,6 +32,8 @@ HARMFUL = (
 
 ADDED = {
     "data.background": 255, "data.conditional": False, "data.max_pixels": 178_956_970, "data.on_corrupt": "refuse",
+    "model.c_noise": "level", "model.learned_range": False, "model.network.learned_range": False,
+    "network.learned_range": False,
 }  # fmt: skip
 """Keys that older runs lack, with the values that reproduce the behaviour of those runs."""
 
