@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffusion_lab.control import DPS, BlockAverage, Blur, Control, Grey, Mask, PiGDM, RePaint, Replacement
 from diffusion_lab.control.operator import LinearOperator
-from diffusion_lab.output import say
+from diffusion_lab.output import say, tolerant
 from diffusion_lab.process import DiscreteProcess, Linear
 from diffusion_lab.sampler import Ancestral, Sampler
 from diffusion_lab.verification.linear_gaussian import GaussianImages, draw, errors
@@ -79,6 +79,7 @@ def suits(problem: str, method: str) -> bool:
 
 def main(arguments: list[str] | None = None) -> None:
     """Print the table, and draw it where `--out` is given."""
+    tolerant()
     about = __doc__.partition("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m diffusion_lab.bench.control", description=about)
     parser.add_argument("--nfe", type=int, default=250, help="network evaluations of each method")
