@@ -148,7 +148,7 @@ def test_the_configuration_means_it():
 
 
 @pytest.mark.parametrize("words, message", [
-    (["trainer.precision=16-mixed"], "use trainer.precision=32-true, bf16-mixed or bf16-true"),
+    (["trainer.precision=16-mixed"], "use 32-true, bf16-mixed or bf16-true"),
     (["network=energy_small"], "Energy needs second derivatives, which trainer=fsdp does not support: use trainer=default"),
     (["trainer=default", "trainer.strategy=fsdp"], "use trainer=fsdp"),
 ])  # fmt: skip

@@ -136,7 +136,7 @@ def test_respacing_is_improved_diffusions():
     assert taken(DiscreteProcess(Cosine(), 10), spacing="sections", sections=[5]) == [0, 2, 4, 7, 9]
     assert taken(DiscreteProcess(Linear()), spacing="sections", sections=[3, 2]) == [0, 250, 499, 500, 999]
     for settings, message in (
-        ({"sections": [4, 4, 4]}, "4 of the 3 levels from 5 to 7"), ({"sections": [4, 0]}, "0 of the 5 levels"),
+        ({"sections": [4, 4, 4]}, "4 of the 3 levels from 5 to 7"), ({"sections": [4, 0]}, "elements are at least 1"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             taken(DiscreteProcess(Cosine(), 10), spacing="sections", **settings)
@@ -196,12 +196,12 @@ def test_noise_starts_with_the_share_that_t_start_has():
 @pytest.mark.parametrize("ends", [(1.1, None), (None, 0.0), (0.3, 0.5), (0.3, 0.3)])
 def test_times_out_of_range_are_refused(process, ends):
     denoiser = Denoiser(None, process, row_of(process))
-    for sampler in (
-        Sampler(DDIM(), steps=5, t_start=ends[0], t_end=ends[1]),
-        ProbabilityFlow(t_start=ends[0], t_end=ends[1]),
+    for make in (
+        lambda: Sampler(DDIM(), steps=5, t_start=ends[0], t_end=ends[1]),
+        lambda: ProbabilityFlow(t_start=ends[0], t_end=ends[1]),
     ):
-        with pytest.raises(ValueError, match="must satisfy"):
-            sampler.check(denoiser)
+        with pytest.raises(ValueError, match=r"must satisfy|must be in \(0, 1\]"):
+            make().check(denoiser)
 
 
 def test_the_last_time_may_be_earlier_than_the_process_has_by_default():

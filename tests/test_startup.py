@@ -65,10 +65,10 @@ def test_what_only_informs_or_refuses_imports_nothing_heavy(command, status, sai
 
 
 def test_a_shown_configuration_is_checked_for_its_words_only():
-    compose.check("sample", [], only_words=True)
-    compose.check("train", ["model.levels=abc"], only_words=True)
+    compose.check("sample", [], only_names=True)
+    compose.check("train", ["model.levels=abc"], only_names=True)
     with pytest.raises(ConfigError, match="did you mean seed"):
-        compose.check("sample", ["sed=1"], only_words=True)
+        compose.check("sample", ["sed=1"], only_names=True)
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ class Model(Sampling, Optimization, pl.LightningModule):
         denoiser: Denoiser,
         loss: Loss,
         sampler: Sampler,
-        likelihood: Mapping[str, Likelihood] | None,
+        likelihood: Mapping[str, Likelihood] | Likelihood | None,
         optimizer: Callable[..., torch.optim.Optimizer] | None,
         shape: Sequence[Count],
         grey_levels: Levels | None = None,

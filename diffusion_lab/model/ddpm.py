@@ -34,7 +34,7 @@ class DDPM(Model):
         schedule: Schedule,
         loss: Loss,
         sampler: Sampler,
-        likelihood: Mapping[str, Likelihood] | None = None,
+        likelihood: Mapping[str, Likelihood] | Likelihood | None = None,
         optimizer: Callable[..., torch.optim.Optimizer] | None = None,
         shape: Sequence[Count] = (3, 32, 32),
         grey_levels: Levels | None = 256,

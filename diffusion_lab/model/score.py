@@ -34,7 +34,7 @@ class ScoreMatching(Model):
         network: Callable[..., torch.Tensor],
         loss: Loss,
         sampler: Sampler,
-        likelihood: Mapping[str, Likelihood] | None = None,
+        likelihood: Mapping[str, Likelihood] | Likelihood | None = None,
         optimizer: Callable[..., torch.optim.Optimizer] | None = None,
         shape: Sequence[Count] = (2,),
         grey_levels: Levels | None = None,

@@ -33,7 +33,7 @@ class ScoreSDE(Model):
         process: NoiseProcess,
         loss: Loss,
         sampler: Sampler,
-        likelihood: Mapping[str, Likelihood] | None = None,
+        likelihood: Mapping[str, Likelihood] | Likelihood | None = None,
         optimizer: Callable[..., torch.optim.Optimizer] | None = None,
         shape: Sequence[Count] = (3, 32, 32),
         grey_levels: Levels | None = 256,

@@ -122,8 +122,9 @@ class Sharded(ModelParallelStrategy):
 
     SHARDED: ClassVar = True
     REFUSES: ClassVar = {
-        "trainer.precision=16-mixed": "lacks 16-mixed: use trainer.precision=32-true, bf16-mixed or bf16-true",
-        "trainer.precision=64-true": "lacks 64-true: use trainer.precision=32-true, bf16-mixed or bf16-true",
+        "trainer.precision=16-mixed": "does not support trainer.precision=16-mixed: "
+        "use 32-true, bf16-mixed or bf16-true",
+        "trainer.precision=64-true": "does not support trainer.precision=64-true: use 32-true, bf16-mixed or bf16-true",
     }
     lightning_restore_optimizer = True
 
