@@ -166,6 +166,8 @@ def test_a_learned_range_needs_a_network_that_learns_it():
     for call in (lambda: HybridLoss()(plain, X0), lambda: VariationalBound("learned_range")(plain, X0, 256)):
         with pytest.raises(ValueError, match="variance=learned_range needs a network"):
             call()
+    with pytest.raises(ValueError, match="known to the network only: use loss=hybrid"):
+        DenoisingLoss(vlb_weight=1.0, variance="learned_range")(denoiser_of("linear", 50), X0)
     continuous = Denoiser(network, VP(Linear()), Parameterization("eps", "time_999", learned_range=True))
     with pytest.raises(ValueError, match="discrete noise levels"):
         HybridLoss()(continuous, X0)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from diffusion_lab.process import DiscreteProcess, Variance
+from diffusion_lab.process import DiscreteProcess, Variance, broadcast, learned
 
 
 def step_kl(
@@ -30,7 +30,7 @@ def step_kl(
     _, b, small = process.posterior(s, t)
     large = process.transition(s, t)[1]
     spread = {"fixed_small": torch.zeros_like(small)}.get(variance, (large / small).log())
-    spread, scale = (k.to(x0).reshape(-1, *(1,) * (x0.dim() - 1)) for k in (spread, b**2 / small))
+    spread, scale = (broadcast(k, x0) for k in (spread, b**2 / small))
     if variance == "learned_range":
         spread = learned(fraction) * spread
     terms = spread + torch.expm1(-spread) + scale * (-spread).exp() * (x0 - mean).square()
@@ -64,16 +64,6 @@ def decoder_nll(
     else:
         nats = -log_mass_of_level(x0, mean, std, *ends, grey_levels)
     return nats.flatten(1).sum(1)
-
-
-def learned(fraction: Tensor | None) -> Tensor:
-    """The fraction of a learned range; raises ValueError for a network that does not learn it."""
-    if fraction is None:
-        raise ValueError(
-            "variance=learned_range needs a network that learns the variance, such as that of model=iddpm: choose "
-            "fixed_large or fixed_small"
-        )
-    return fraction
 
 
 def log_mass_of_level(

@@ -1,6 +1,6 @@
 """Noise processes: schedules, the continuous SDEs, discrete noise levels and a single noise level."""
 
-from diffusion_lab.process.base import NoiseProcess, Spacing, Variance
+from diffusion_lab.process.base import NoiseProcess, Spacing, Variance, broadcast, learned
 from diffusion_lab.process.discrete import DiscreteProcess
 from diffusion_lab.process.schedule import Cosine, Geometric, Linear, Schedule, Sigmoid
 from diffusion_lab.process.sde import SDE, VE, VP, SubVP
@@ -21,4 +21,6 @@ __all__ = [
     "Spacing",
     "SubVP",
     "Variance",
+    "broadcast",
+    "learned",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -180,7 +180,7 @@ class NoiseProcess(nn.Module, ABC):
     def marginal(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) at t, of shape (B, 1, ..., 1) or (), on the device and in the dtype of `like`."""
         alpha, sigma = self.alpha_sigma(t)
-        return _broadcast(alpha, like), _broadcast(sigma, like)
+        return broadcast(alpha, like), broadcast(sigma, like)
 
     def perturb(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """x_t = alpha(t) x_0 + sigma(t) eps, of the shape of x0."""
@@ -211,18 +211,28 @@ class NoiseProcess(nn.Module, ABC):
         ratio = (sigma_s / sigma_t) ** 2
         return scale * ratio, alpha_s * v / sigma_t**2, v * ratio
 
-    def reverse_variance(self, s: Tensor, t: Tensor, variance: Variance, fraction: Tensor | None = None) -> Tensor:
+    def reverse_variance(self, s: Tensor, t: Tensor, variance: Variance) -> Tensor:
         """Variance of the reverse step p(x_s | x_t): of the posterior (fixed_small) or q(x_t | x_s) (fixed_large).
 
-        With learned_range it is large^v small^(1 - v), where v is the `fraction` that the network predicts, (B, ...).
+        Raises:
+            ValueError: for learned_range, which only the network knows.
         """
-        small, large = self.posterior(s, t)[2], self.transition(s, t)[1]
         if variance == "learned_range":
-            small, large = (_broadcast(k, fraction) for k in (small, large))
-            return torch.lerp(small.log(), large.log(), fraction).exp()
-        return {"fixed_small": small, "fixed_large": large}[variance]
+            raise ValueError("variance=learned_range is known to the network only: use loss=hybrid or a fixed one")
+        return {"fixed_small": self.posterior(s, t)[2], "fixed_large": self.transition(s, t)[1]}[variance]
 
 
-def _broadcast(value: Tensor, like: Tensor) -> Tensor:
+def learned(fraction: Any) -> Any:
+    """The fraction of a learned range of variances; raises ValueError for a network that does not learn it."""
+    if fraction is None:
+        raise ValueError(
+            "variance=learned_range needs a network that learns the variance, such as that of model=iddpm: choose "
+            "fixed_large or fixed_small"
+        )
+    return fraction
+
+
+def broadcast(value: Tensor, like: Tensor) -> Tensor:
+    """A value (B,) or scalar as (B, 1, ...), on the device of `like` (B, ...) and in its dtype."""
     value = value.to(like.device, like.dtype)
     return value.reshape(-1, *(1,) * (like.dim() - 1)) if value.dim() else value

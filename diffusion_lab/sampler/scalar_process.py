@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_lab.process import NoiseProcess, Variance
+from diffusion_lab.process import NoiseProcess, Variance, learned
 
 Pair = tuple[float, float]
 
@@ -119,12 +119,7 @@ class ScalarProcess:
         small, large = self.posterior(s, t)[2], self.transition(s, t)[1]
         if variance != "learned_range":
             return {"fixed_small": small, "fixed_large": large}[variance]
-        if fraction is None:
-            raise ValueError(
-                "variance=learned_range needs a network that learns the variance, such as that of model=iddpm: choose "
-                "fixed_large or fixed_small"
-            )
-        return (fraction * math.log(large / small) + math.log(small)).exp()
+        return (learned(fraction) * math.log(large / small) + math.log(small)).exp()
 
     def discretize(self, s: float, t: float) -> list[float]:
         """Scale and variance of the forward step from s to t as the method discretises it."""
