@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.noise import Generators, draw, draw_each
+from diffusion_lab.loss.time_law import Importance, TimeLaw
+from diffusion_lab.noise import Generators, draw
 from diffusion_lab.process import NoiseProcess, Variance
 from diffusion_lab.ranges import NonNegative, Positive, checked
 
@@ -85,7 +86,8 @@ class DenoisingLoss:
         if simple_weight + vlb_weight == 0:
             raise ValueError("simple_weight and vlb_weight must not both be 0")
         self.weighting, self.simple_weight, self.vlb_weight = WEIGHTS[weighting], simple_weight, vlb_weight
-        self.gamma, self.variance, self.times, self.reduction = gamma, variance, times, reduction
+        self.gamma, self.variance, self.reduction = gamma, variance, reduction
+        self.time_law = {"uniform": TimeLaw, "importance": Importance}[times]()
 
     def weight(self, process: NoiseProcess, t: Tensor) -> Tensor:
         """w(t), float32, of the shape of t."""
@@ -96,14 +98,9 @@ class DenoisingLoss:
 
     def __call__(self, denoiser: Denoiser, x0: Tensor, generator: Generators = None) -> Tensor:
         """Loss of each image, shape (B,), for x0 of shape (B, ...) and one generator, or one per image."""
-        process = denoiser.process
-        if self.times == "importance":
-            pairs = draw_each(lambda *of: torch.stack(process.importance_times(*of)), len(x0), x0.device, generator)
-            t, factor = pairs
-        else:
-            t, factor = draw_each(process.sample_times, len(x0), x0.device, generator), 1.0
-        eps = draw(x0.shape, generator, x0.dtype, x0.device)
-        return factor * self.at(denoiser, x0, t, eps)
+        t, factor = self.time_law.sample(denoiser.process, len(x0), x0.device, generator)
+        losses = self.at(denoiser, x0, t, draw(x0.shape, generator, x0.dtype, x0.device))
+        return factor.to(losses) * losses
 
     def at(self, denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """Loss of each image, shape (B,), for given times t (B,) and noise eps (B, ...)."""
