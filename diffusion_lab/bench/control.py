@@ -37,7 +37,7 @@ METHODS: dict[str, tuple[Callable[[LinearOperator, Tensor], Control], str]] = {
         lambda operator, y: RePaint(operator, y, jump_length=JUMP, resamplings=RESAMPLINGS),
         "less biased with more resamplings",
     ),
-    "DPS": (lambda operator, y: DPS(operator, y, NOISE, scale=0.3), "biased: a point estimate of x_0, a fixed step"),
+    "DPS": (lambda operator, y: DPS(operator, y, scale=0.3), "biased: a point estimate of x_0, a fixed step"),
     "pseudoinverse": (
         lambda operator, y: PiGDM(operator, y, NOISE),
         "exact for white data; here biased by its covariance r^2 I",

@@ -11,6 +11,17 @@ from torch import Tensor
 from diffusion_lab.denoiser import Denoiser
 
 
+def of_images(values: Tensor, images: Sequence[int]) -> Tensor:
+    """The value of each image of a series by its index: values[i mod N], (B, ...)."""
+    return values[[i % len(values) for i in images]]
+
+
+def mask_of(mask: Tensor, images: Sequence[int], like: Tensor) -> Tensor:
+    """A mask on the device of `like` (B, ...), in its dtype: that of each image, where there are several."""
+    several = mask.dim() == like.dim() and len(mask) > 1
+    return (of_images(mask, images) if several else mask).to(like)
+
+
 class Control(ABC):
     """Makes samples agree with a guide: by changing states x_t between the steps of a sampler, or the estimates.
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Self  # in typing from Python 3.11 on
 
-from diffusion_lab.control.base import Control
-from diffusion_lab.control.operator import LinearOperator, Mask
+from diffusion_lab.control.base import Control, of_images
+from diffusion_lab.control.operator import LinearOperator
 from diffusion_lab.ranges import NonNegative, checked
 
 
@@ -32,16 +32,14 @@ class Measured(Control):
 
     def of(self, images: Sequence[int], encode: Callable[[Tensor], Tensor], like: Tensor) -> Self:
         bound = copy.copy(self)
-        bound.operator, index = self.operator.to(like), [i % len(self.guide) for i in images]
-        mask = getattr(bound.operator, "mask", None)
-        if mask is not None and mask.dim() == like.dim() and len(mask) > 1:  # a mask for each guide
-            bound.operator = Mask(mask[[i % len(mask) for i in images]])
+        bound.operator = self.operator.of(images, like)
         low, high = encode(torch.tensor([0.0, 1.0])).tolist()
-        guide = encode(self.guide[index].to(like))
+        guide = encode(of_images(self.guide, images).to(like))
         try:
             measured = bound.operator(like)
-            given_as_measurement = guide.shape == measured.shape and mask is None  # a blurred image is as large as x
-            bound.guide = guide if given_as_measurement or guide.shape != like.shape else bound.operator(guide)
+            # What has the size of a measurement is one, unless measuring it again changes nothing but unknown pixels.
+            is_image = guide.shape == like.shape and (bound.operator.projects or guide.shape != measured.shape)
+            bound.guide = bound.operator(guide) if is_image else guide
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"the measurement does not fit images of shape {tuple(like.shape[1:])}: {error}") from None
         if bound.guide.shape != measured.shape or measured.shape[0] != len(like):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor
 
+from diffusion_lab.control.base import mask_of
 from diffusion_lab.ranges import Count, Positive, checked
 
 
@@ -21,6 +22,8 @@ class LinearOperator(ABC):
     """
 
     scale: float | None = None
+    projects = False
+    """Whether A A x = A x, on images of the same shape."""
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
@@ -36,8 +39,8 @@ class LinearOperator(ABC):
             return y / (a * self.scale + b)
         return conjugate_gradients(lambda v: a * self(self.transpose(v)) + b * v, y)
 
-    def to(self, like: Tensor) -> LinearOperator:
-        """This operator with its tensors on the device of `like`, in its dtype."""
+    def of(self, images: Sequence[int], like: Tensor) -> LinearOperator:
+        """This operator for the images of a series with these indices, with tensors like `like` (B, ...)."""
         return self
 
 
@@ -51,7 +54,7 @@ class Mask(LinearOperator):
         ValueError: for values other than 0 and 1.
     """
 
-    scale = 1.0
+    scale, projects = 1.0, True
 
     def __init__(self, mask: Tensor) -> None:
         if not ((mask == 0) | (mask == 1)).all():
@@ -63,8 +66,8 @@ class Mask(LinearOperator):
 
     transpose = __call__
 
-    def to(self, like: Tensor) -> Mask:
-        return Mask(self.mask.to(like))
+    def of(self, images: Sequence[int], like: Tensor) -> Mask:
+        return Mask(mask_of(self.mask, images, like))
 
 
 class BlockAverage(LinearOperator):

@@ -28,10 +28,8 @@ class DPS(Measured):
     name = "dps"
 
     @checked
-    def __init__(
-        self, operator: LinearOperator, guide: Tensor, noise: NonNegative = 0.0, scale: Positive = 0.5
-    ) -> None:
-        super().__init__(operator, guide, noise)
+    def __init__(self, operator: LinearOperator, guide: Tensor, scale: Positive = 0.5) -> None:
+        super().__init__(operator, guide)
         self.scale = scale
 
     def step(

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import Self  # in typing from Python 3.11 on
 
-from diffusion_lab.control.base import Control
+from diffusion_lab.control.base import Control, mask_of, of_images
 from diffusion_lab.ranges import Count, Time, checked
 
 
@@ -40,10 +40,9 @@ class SDEdit(Control):
         bound, shape = copy.copy(self), tuple(like.shape[1:])
         if tuple(self.guide.shape[1:]) != shape:
             raise ValueError(f"guide of shape {tuple(self.guide.shape[1:])} does not fit images of shape {shape}")
-        bound.guide = encode(self.guide[[i % len(self.guide) for i in images]].to(like))
+        bound.guide = encode(of_images(self.guide, images).to(like))
         if self.mask is not None:
-            several = self.mask.dim() == like.dim() and len(self.mask) > 1
-            bound.mask = (self.mask[[i % len(self.mask) for i in images]] if several else self.mask).to(like)
+            bound.mask = mask_of(self.mask, images, like)
             try:
                 bound.mask.expand_as(like)
             except RuntimeError:
