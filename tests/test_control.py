@@ -66,7 +66,7 @@ class TestOperators:
     def test_the_transpose_and_the_inverse_are_those_of_the_matrix(self, name):
         operator, shape = OPERATORS[name], (2, 4, 4) if name == "blur" else SHAPE
         if name == "blur":
-            operator = operator.to(torch.zeros(1, dtype=torch.float64))
+            operator = operator.of([0], torch.zeros(1, dtype=torch.float64))
         a = matrix(operator, shape)
         y = torch.randn(3, *operator(torch.zeros(1, *shape, dtype=torch.float64)).shape[1:], dtype=torch.float64)
         torch.testing.assert_close(operator.transpose(y).flatten(1), y.flatten(1) @ a, atol=1e-12, rtol=0)
@@ -96,7 +96,7 @@ class TestOperators:
 def test_the_pseudoinverse_method_is_the_exact_posterior_score_of_white_gaussian_data(process, name):
     operator, noise, shape = OPERATORS[name], 0.3, SHAPE
     if name == "blur":
-        operator = Blur(torch.tensor([[0.6]])).to(torch.zeros(1, dtype=torch.float64))
+        operator = Blur(torch.tensor([[0.6]]))
     denoiser, a = gaussian(process, eye()), matrix(operator)
     x = torch.randn(5, *shape, dtype=torch.float64)
     y = operator(torch.randn(5, *shape, dtype=torch.float64))
@@ -270,3 +270,17 @@ def test_wrong_inputs_are_named(make, message):
 
 
 DENOISER = gaussian(PROCESSES["ddpm"], eye())
+
+
+@pytest.mark.parametrize(
+    "grid", [{"spacing": "explicit", "times": [1.0, 0.5]}, {"spacing": "sections", "sections": [3, 2]}]
+)
+def test_a_control_that_chooses_the_first_time_takes_no_list_of_all_times(grid):
+    with pytest.raises(ValueError, match="control=sdedit chooses the first time"):
+        sampled(SDEdit(torch.zeros(1, *SHAPE)), DENOISER, Sampler(DDIM(), **grid))
+
+
+def test_jumps_are_checked_against_times_of_the_users_own():
+    times = Sampler(DDIM(), spacing="explicit", times=[1.0, 0.5])
+    with pytest.raises(ValueError, match="repaint jumps back by 10 steps, and the sampler has 2"):
+        sampled(RePaint(OPERATORS["mask"], torch.zeros(1, *SHAPE)), DENOISER, times)

@@ -101,16 +101,19 @@ class Sampler:
         process = denoiser.process
         if process.levels == 1 and self.predictor is not None:
             raise ValueError("a single noise level leaves a predictor no step to make: use sampler=langevin")
+        control, start = denoiser.control, getattr(denoiser.control, "t_start", None)
+        if start is not None and self.spacing in ("explicit", "sections"):
+            raise ValueError(f"control={control.name} chooses the first time: leave out sampler.spacing={self.spacing}")
         if self.times is not None:
-            return explicit(process, self.times, self.unit)
-        if self.sections is not None:
+            times = explicit(process, self.times, self.unit)
+        elif self.sections is not None:
             times = sectioned(process, self.sections)
         else:
-            times = process.timesteps(self.steps, self.spacing, self.rho, self.start_of(denoiser), self.t_end)
-        if denoiser.control is not None:
-            denoiser.control.check(times)
-            if denoiser.control.t_start is not None:
-                return times
+            times = process.timesteps(self.steps, self.spacing, self.rho, start or self.t_start, self.t_end)
+        if control is not None:
+            control.check(times)
+        if start is not None or self.times is not None:
+            return times
         std, sigma = self.prior_std(process), process.sigma(times[0]).item()
         if self.predictor is not None and self.start == "prior" and sigma < std / 2:
             raise ValueError(
@@ -122,12 +125,11 @@ class Sampler:
     def caution(self, denoiser: Denoiser, times: Tensor | None = None) -> str | None:
         """A warning if the timesteps start where some signal is left, although x starts as pure noise; else None."""
         times, process = self.timesteps(denoiser) if times is None else times, denoiser.process
-        chosen_start = denoiser.control is not None and denoiser.control.t_start is not None
+        chosen_start = getattr(denoiser.control, "t_start", None) is not None
         if self.predictor is None or self.start != "prior" or process.keeps_signal or chosen_start:
             return None
-        return signal_left(
-            process, times, None if self.times is not None else process.span(self.t_start, self.t_end)[0]
-        )
+        latest = None if self.times is not None else process.span(self.t_start, self.t_end)[0]
+        return signal_left(process, times, latest)
 
     def check(self, denoiser: Denoiser) -> Tensor:
         """`timesteps`; raises ValueError also if the steps between them cannot be made."""
@@ -213,11 +215,6 @@ class Sampler:
     def invert(self, denoiser: Denoiser, x0: Tensor) -> Tensor:
         """The noise x_1 from which this sampler leads to x_0 (B, ...); raises ValueError as `inversion.inverted`."""
         return inverted(self, denoiser, x0)
-
-    def start_of(self, denoiser: Denoiser) -> float | None:
-        """The first timestep that is asked for: that of the denoiser's control, or `t_start`."""
-        control = denoiser.control
-        return self.t_start if control is None or control.t_start is None else control.t_start
 
     def prior_std(self, process: NoiseProcess) -> float:
         """Standard deviation of the initial noise: the process's prior_std, scaled to the first timestep."""
