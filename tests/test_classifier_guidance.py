@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from exact import exact_denoiser
+from test_guidance import CLASSES, PROCESSES, TARGET
 
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.guidance import ClassifierGuidance, ClassPosterior
@@ -18,19 +19,10 @@ from diffusion_lab.metric.two_sample import energy_distance
 from diffusion_lab.model import DDPM, Labels, rehearse
 from diffusion_lab.network import MLP
 from diffusion_lab.parameterization import Parameterization
-from diffusion_lab.process import VE, VP, Cosine, DiscreteProcess, Geometric, Linear, SubVP
+from diffusion_lab.process import Cosine, DiscreteProcess, Linear
 from diffusion_lab.sampler import DDIM, Ancestral, EulerMaruyama, Langevin, ReverseDiffusion, Sampler
 from diffusion_lab.sampler.ode import ProbabilityFlow
 
-TARGET = analytic.gmm2d()
-CLASSES = 3
-PROCESSES = {
-    "vp": VP(Linear()),
-    "subvp": SubVP(Cosine()),
-    "ve": VE(Geometric(0.01, 20.0)),
-    "ddpm": DiscreteProcess(Linear(), 1000),
-    "ncsn": DiscreteProcess(Geometric(0.01, 20.0), 12),
-}
 FIXTURE = Path(__file__).parent / "reference" / "classifier_guidance.npz"
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from diffusion_lab.denoiser import Denoiser, Preconditioning, check_labels
 from diffusion_lab.guidance.class_posterior import ClassPosterior
 from diffusion_lab.guidance.gradient import GradientPreconditioning, ShiftedScore
-from diffusion_lab.guidance.guided import Guidance, same_noise
+from diffusion_lab.guidance.guided import Guidance, inside, same_noise
 
 Form = Literal["score", "mean"]
 
@@ -125,9 +125,7 @@ class ClassifierGradient:
             self.preconditionings, self.like, self.labels = {}, like, self.labels.to(x.device)
         if t not in self.preconditionings:
             time = torch.tensor([t], dtype=torch.float64)
-            alpha, sigma = (k.item() for k in self.posterior.process.alpha_sigma(time))
-            low, high = self.interval or (0, float("inf"))
-            on = self.scale != 0 and low <= sigma / alpha <= high
+            on = self.scale != 0 and inside(self.interval, self.posterior.process, time).item()
             self.preconditionings[t] = on, self.posterior.preconditionings(time, x)[0]
         on, preconditioning = self.preconditionings[t]
         return self.scale * self.posterior.gradient(x, preconditioning, self.labels) if on else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from diffusion_lab.denoiser import Denoiser, Estimate, Preconditioning
+from diffusion_lab.process import NoiseProcess
 from diffusion_lab.ranges import NonNegative, checked
 
 NoiseInterval = tuple[Annotated[float, Ge(0)], Annotated[float, Ge(0)]]
@@ -68,11 +70,7 @@ class Guided(Denoiser):
         """The guidance scale at `times`, of the shape of `times`, float64."""
         t = times.double()
         scale = torch.full_like(t, self.scale)
-        if self.interval is None:
-            return scale
-        alpha, sigma = self.process.alpha_sigma(t)
-        low, high = self.interval
-        return torch.where((sigma / alpha >= low) & (sigma / alpha <= high), scale, 1.0)
+        return torch.where(inside(self.interval, self.process, t), scale, 1.0)
 
     def forward(self, x: Tensor, t: Tensor, **condition: Tensor) -> Estimate:
         """The estimate at x (B, ...) and t, (B,) or scalar."""
@@ -145,6 +143,13 @@ def check_order(interval: Sequence[float] | None) -> None:
     """Raise ValueError unless the interval is increasing."""
     if interval is not None and not interval[0] < interval[1]:
         raise ValueError(f"guidance.interval={interval} must be [low, high] of sigma/alpha, low < high")
+
+
+def inside(interval: Sequence[float] | None, process: NoiseProcess, times: Tensor) -> Tensor:
+    """Whether guidance is on at each of `times`: where sigma / alpha is in the interval; everywhere for None."""
+    alpha, sigma = process.alpha_sigma(times.double())
+    low, high = interval or (0.0, math.inf)
+    return (sigma / alpha >= low) & (sigma / alpha <= high)
 
 
 def same_noise(one: Denoiser, other: Denoiser) -> bool:
