@@ -22,9 +22,13 @@ class Conditioned:
     control: Control | None = None
     """The default control of `sample`."""
 
+    def chosen(self, guidance: Guidance | None) -> Guidance | None:
+        """The guidance of a call, or the model's."""
+        return self.guidance if guidance is None else guidance
+
     def sampled_labels(self, guidance: Guidance | None = None) -> Labels | None:
         """The classes of samples: those of the model, or else of the classifier that guides it; None without either."""
-        posterior = getattr(self.guidance if guidance is None else guidance, "posterior", None)
+        posterior = getattr(self.chosen(guidance), "posterior", None)
         if self.labels is not None or posterior is None:
             return self.labels
         return posterior.labels or Labels([1] * posterior.classes, dropout=0)
@@ -39,7 +43,7 @@ class Conditioned:
         """
         label, labels = self.label if label is None else label, self.sampled_labels(guidance)
         if label is None:
-            label = getattr(self.guidance if guidance is None else guidance, "label", None)
+            label = getattr(self.chosen(guidance), "label", None)
         if labels is not None:
             return labels.of(label, seed, images)
         if label is not None:
@@ -75,8 +79,7 @@ class Conditioned:
             ValueError: if guidance or control do not suit the model.
         """
         control = self.control if control is None else control
-        chosen = self.guidance if guidance is None else guidance
-        guided = self.guided(self.conditional_denoiser(labels), chosen, labels)
+        guided = self.guided(self.conditional_denoiser(labels), self.chosen(guidance), labels)
         if control is None:
             return guided
         if isinstance(control, type) or not isinstance(control, Control):

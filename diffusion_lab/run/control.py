@@ -16,7 +16,6 @@ from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.control import Control, Mask, Measured
 from diffusion_lab.data.image_file import read_image, suffixes
 from diffusion_lab.errors import ConfigError
-from diffusion_lab.evaluation import SampleStore
 from diffusion_lab.model import Model
 from diffusion_lab.plot.picture import grid, save_png
 
@@ -104,33 +103,30 @@ def read_mask(place: str, size: tuple[int, int]) -> Tensor:
     return mask
 
 
-def write_picture(store: SampleStore, count: int, control: Control, path: Path) -> None:
+def write_picture(samples: Tensor, control: Control, path: Path) -> None:
     """Draw a row for each of the first guides: the guide as it was measured, its samples, and their spread.
 
-    Sample i belongs to guide i mod N; the spread is the standard deviation over all samples of a guide, scaled to white
-    at its largest value.
+    Sample i of `samples` (N, C, H, W) belongs to guide i modulo their number; the spread is the standard deviation over
+    all samples of a guide, scaled to white at its largest value.
     """
-    guides = len(control.guide)
-    samples = store.rows(range(count))[:]
-    samples = torch.as_tensor(samples).permute(0, 3, 1, 2).float() / 255
-    rows = []
-    for guide in range(min(guides, SHOWN, count)):
-        own = samples[guide::guides]
-        spread = own.std(0) if len(own) > 1 else torch.zeros_like(own[0])
-        shown = own[:COLUMNS]
-        shown = torch.cat([shown, torch.ones(COLUMNS - len(shown), *own.shape[1:])])
-        rows += [measured(control, guide, own[0]), *shown, spread / spread.max().clamp(min=1e-3)]
+    guides, rows = len(control.guide), []
+    for guide in range(min(guides, SHOWN, len(samples))):
+        results = samples[guide::guides]
+        spread = results.std(0) if len(results) > 1 else torch.zeros_like(results[0])
+        empty = torch.ones(max(COLUMNS - len(results), 0), *results.shape[1:])
+        rows += [
+            measured(control, guide, results[:1]),
+            *results[:COLUMNS],
+            *empty,
+            spread / spread.max().clamp(min=1e-3),
+        ]
     save_png(grid(torch.stack(rows), columns=COLUMNS + 2), path)
 
 
 def measured(control: Control, index: int, like: Tensor) -> Tensor:
-    """What a control knows of its guide, as an image like a sample (C, H, W): unknown pixels are grey."""
-    guide = control.guide[index : index + 1]
-    operator = control.operator if isinstance(control, Measured) else None
-    if isinstance(operator, Mask):
-        mask = operator.mask[index % len(operator.mask) :][:1] if operator.mask.dim() == 4 else operator.mask
-        guide = mask * guide + (1 - mask) * 0.5
-    elif operator is not None and guide.shape[1:] == like.shape and operator(guide).shape != guide.shape:
-        guide = operator(guide)
-    larger = torch.nn.functional.interpolate(guide, size=like.shape[1:], mode="nearest")[0]
-    return larger.expand_as(like).clamp(0, 1)
+    """What a control knows of its guide, as an image (C, H, W) like `like` (1, C, H, W): unknown pixels are grey."""
+    bound = control.of([index], lambda data: data, like)
+    operator = bound.operator if isinstance(bound, Measured) else None
+    guide = bound.guide + 0.5 * (1 - operator.mask) if isinstance(operator, Mask) else bound.guide
+    larger = torch.nn.functional.interpolate(guide, size=like.shape[2:], mode="nearest")
+    return larger.expand_as(like)[0].clamp(0, 1)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
+from torch import Tensor
 
 from diffusion_lab import ranks
 from diffusion_lab.callback.samples import draw_samples, draw_trajectory, print_shown, trajectory_frames
@@ -35,16 +36,21 @@ def write_samples(series: SampleStore, count: int, out: Path, config: DictConfig
         join(series, count, out / "samples.npz")
     for line in left_behind(out, count, config):
         say(line)
-    shown = series.rows(range(min(count, config.grid if series.model.is_image else 10_000)))[:]
-    shown = shown.permute(0, 3, 1, 2).float() / 255 if series.images else shown
+    shown = first_samples(series, min(count, config.grid if series.model.is_image else 10_000))
     labels = series.labels(range(len(shown))) if series.model.label == EACH else None
     draw_samples(series.model, shown, out / "samples.png", data, labels)
     if labels is not None:
         print_shown(series.model, len(shown))
     if series.model.control is not None:
-        write_picture(series, min(count, MOST), series.model.control, out / "control.png")
+        write_picture(first_samples(series, min(count, MOST)), series.model.control, out / "control.png")
     if frames is not None:
         draw_trajectory(frames, out / "trajectory.png")
+
+
+def first_samples(series: SampleStore, count: int) -> Tensor:
+    """The first samples of a series: images (N, C, H, W) in [0, 1], or points."""
+    samples = series.rows(range(count))[:]
+    return samples.permute(0, 3, 1, 2).float() / 255 if series.images else samples
 
 
 def left_behind(out: Path, count: int, config: DictConfig) -> list[str]:

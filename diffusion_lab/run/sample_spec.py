@@ -17,7 +17,7 @@ from diffusion_lab.model import Model
 from diffusion_lab.storage.revision import revision
 
 FILE = "request.json"
-WRITTEN = ("samples", "samples.npz", "samples.png", "png", "trajectory.png", "results.json")
+WRITTEN = ("samples", "samples.npz", "samples.png", "png", "trajectory.png", "control.png", "results.json")
 """Other files that sampling writes into the directory."""
 
 NOT_THE_MODEL = ("sampler", "likelihood", "guidance", "optimizer", "loss", "warmup_steps", "decay_steps")
@@ -56,30 +56,21 @@ def conditioning_spec(model: Model) -> dict[str, Any]:
     if (labels := model.sampled_labels()) is not None:
         spec["label"] = labels.numbers(model.label) or labels.describe(model.label)
     if model.guidance is not None:
-        settings = vars(model.guidance).items()
-        spec["guidance"] = {"kind": type(model.guidance).__name__} | {
-            key: digest_of(value) if isinstance(value, Denoiser) else value for key, value in settings
-        }
+        spec["guidance"] = described(model.guidance)
     if model.control is not None:
-        spec["control"] = {"name": model.control.name} | {
-            key: digest(value) if isinstance(value, torch.Tensor) else described(value)
-            for key, value in vars(model.control).items()
-        }
+        spec["control"] = {"name": model.control.name} | described(model.control)
     return spec
 
 
 def described(value: Any) -> Any:
-    """A setting of a control: a number, or an operator by its class, its numbers and the digests of its tensors."""
+    """A setting: a number or name itself, a network or a tensor by its digest, another object by its settings."""
+    if isinstance(value, Denoiser):
+        return digest_of(value)
+    if isinstance(value, torch.Tensor):
+        return hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
     if not hasattr(value, "__dict__"):
         return value
-    return {"kind": type(value).__name__} | {
-        key: digest(one) if isinstance(one, torch.Tensor) else one for key, one in vars(value).items()
-    }
-
-
-def digest(value: torch.Tensor) -> str:
-    """The sha256 of a tensor's values."""
-    return hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+    return {"kind": type(value).__name__} | {key: described(one) for key, one in vars(value).items()}
 
 
 def digest_of(model: nn.Module) -> str:
