@@ -32,9 +32,9 @@ QUICK = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of QUICK, but for those marked `slow`."""
+    """Mark the tests of QUICK."""
     for item in items:
-        if item.path.stem.removeprefix("test_") in QUICK and not item.get_closest_marker("slow"):
+        if item.path.stem.removeprefix("test_") in QUICK:
             item.add_marker("quick")
 
 
