@@ -65,6 +65,6 @@ if AGENT not in os.environ:
     restarts = {"max_restarts": 1} if FAULT in ("refuse", "told") else {}  # which are no reason for one
     sys.exit(agent.run([sys.executable, *sys.argv], restarts, WORLD, FOLDER, "train"))
 (FOLDER / f"round_{os.environ['TORCHELASTIC_RESTART_COUNT']}").touch()
-rank.born()
+rank.die_with_agent()
 with rank.working(FOLDER, "train"):
     work(int(os.environ["RANK"]))

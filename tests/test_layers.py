@@ -129,6 +129,17 @@ def test_a_model_is_loaded_without_hydra(tmp_path):
     assert done.returncode == 0 and done.stdout == "\n", done.stderr + done.stdout
 
 
+ROOMS = ("config", "run", "launch", "storage", "logger", "plot")
+
+
+def test_functions_are_short():
+    """Of the rooms around the science: at most 45 lines (issue 15)."""
+    for path in (path for room in ROOMS for path in PACKAGE.joinpath(room).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 45, f"{path.relative_to(PACKAGE)}: {node.name} is too long"
+
+
 def test_names_say_something():
     for path in FILES:
         assert not re.search(r"(utils?|helpers?|common|misc|registry|factory|manager)\.py$", path.name), path

@@ -88,11 +88,11 @@ def test_jobs_run_once_and_alone_a_failed_one_stops_none_and_the_same_sweep_goes
     code, said, seen = run(folder, *words)
     assert code == 0, said
     assert [(s["job"], s["rank"], s["world"], s["step"]) for s in seen] == [("0", 0, 2, 2), ("0", 1, 2, 2)]
-    assert "job 1: skipped, finished" in said and "continued from step_00000002.ckpt" in said
+    assert "job 1: skipped, finished" in said and "resumed from step_00000002.ckpt" in said
     assert (jobs["1"] / "results.json").stat().st_mtime_ns == written and not (jobs["0"] / "error.txt").exists()
     assert json.loads((jobs["0"] / "results.json").read_text())["step"] == 4
     assert [row[2] for row in rows(said)] == ["finished", "skipped, finished"]
-    assert "job 0 finished: continued from step_00000002.ckpt" in said
+    assert "job 0 finished: resumed from step_00000002.ckpt" in said
     assert (sweep / "comparison.png").exists() and "devices=2" in (sweep / "comparison.md").read_text()
 
 
@@ -208,12 +208,12 @@ def test_only_what_is_finished_is_skipped(launched, capsys):
     launched.end = lambda directory: (1, None)
     launched({"a": 2}, 1)
     launched({"a": 2}, 1)
-    assert len(launched.started) == 3 and "begun again: it had no checkpoint" in capsys.readouterr().out
+    assert len(launched.started) == 3 and "started again: it had no checkpoint" in capsys.readouterr().out
     (launched.sweep / "1" / "checkpoints").mkdir()
     (launched.sweep / "1" / "checkpoints" / "step_00000002.ckpt").touch()
     launched({"a": 2}, 1)
     assert override("ckpt_path", str(launched.sweep / "1")) in launched.started[-1][0]
-    assert "continued from step_00000002.ckpt" in capsys.readouterr().out
+    assert "resumed from step_00000002.ckpt" in capsys.readouterr().out
     assert "ckpt_path" not in " ".join(launched.started[0][0])
     assert statuses(launched.sweep)[2:] == ["failed"] * 3
     assert dict(os.environ) == before
@@ -242,7 +242,7 @@ def test_a_job_that_another_sweep_works_on_is_left_to_it(launched, capsys):
     launched.end = twice
     launched({"a": 1})
     assert statuses(launched.sweep) == ["refused", "finished"]
-    assert f"process {os.getpid()} works on it already" in capsys.readouterr().err
+    assert f"process {os.getpid()} already runs in it" in capsys.readouterr().err
 
 
 def test_the_optimised_number_is_that_of_the_results(launched):
@@ -254,7 +254,7 @@ def test_the_optimised_number_is_that_of_the_results(launched):
     assert launched({"a": 1}, optimized_metric="fid_50k") == 3.25
     assert launched({"a": 1}, optimized_metric="fid_50k") == 3.25  # skipped
     assert launched({"a": 2}, 1, optimized_metric=None) is None
-    with pytest.raises(RuntimeError, match=r"optimized_metric=fid: no such number \(did you mean fid_50k\?\)"):
+    with pytest.raises(RuntimeError, match=r"optimized_metric=fid: no such metric \(did you mean fid_50k\?\)"):
         launched({"a": 3}, 2, optimized_metric="fid")
     launched.end = lambda directory: (137, None)
     with pytest.raises(RuntimeError, match="job 3 failed: killed by SIGKILL"):

@@ -130,9 +130,9 @@ def test_ranks_that_were_stopped_or_refused_are_not_restarted(ended):
     ],
 )
 def test_an_agent_without_the_others_says_so(error, message, tmp_path, capsys):
-    assert agent.separated(error(), [], tmp_path, "train") == 1
+    assert agent.report_lost_nodes(error(), [], tmp_path, "train") == 1
     assert capsys.readouterr().err.startswith(f"error: {message}; ")
-    assert agent.separated(error(), [15], tmp_path, "train") == 143 and not capsys.readouterr().err
+    assert agent.report_lost_nodes(error(), [15], tmp_path, "train") == 143 and not capsys.readouterr().err
 
 
 TINY = (

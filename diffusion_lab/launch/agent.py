@@ -1,4 +1,4 @@
-"""Several ranks of a run on this machine, by torchelastic (what torchrun is): all end together, one line says why."""
+"""Start the ranks of a run on this machine by torchelastic (as torchrun does); report in one line why they failed."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ STOPPED = tuple(128 + number for number in (signal.SIGTERM, signal.SIGINT, signa
 """Exit statuses of ranks that a signal has stopped."""
 
 KINDS = ("silent", "refused", "failed", "killed", "ended", "lost")
-"""How a rank may fail; what stands first here explains what stands later."""
+"""How a rank may fail, in the order of causes: a silent rank makes the others lose contact, not the reverse."""
 
 
-def wanted(trainer: Mapping[str, Any]) -> int:
-    """Ranks to start on this machine; 0 where this process works alone, or torchrun or SLURM has started them."""
+def ranks_to_start(trainer: Mapping[str, Any]) -> int:
+    """Number of ranks to start on this machine; 0 for a single process, and if torchrun or SLURM has started them."""
     devices, nodes = trainer.get("devices"), trainer.get("num_nodes") or 1
     if cluster_ranks()[2] > 1 or AGENT in os.environ:
         return 0
@@ -56,22 +56,22 @@ def run(command: Sequence[str], trainer: Mapping[str, Any], ranks: int, director
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it reports, we say in one line
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # `report_failure` prints it in one line
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, machine()[1] // ranks)))
     os.environ[AGENT] = str(os.getpid())
-    # All other signals are passed on here: torchelastic would kill ranks that still save.
+    # All other signals are forwarded here: torchelastic would kill ranks that still save.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
     if trainer.get("max_restarts"):
         # Otherwise all rounds of ranks share the agent's store, in which restarted ranks find the addresses of dead
         # ones (github.com/pytorch/pytorch/issues/135712).  Now rank 0 of each round opens a store of its own.
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    with passed_on() as received, TemporaryDirectory(prefix="diffusion_lab_") as logs:
+    with forwarded() as received, TemporaryDirectory(prefix="diffusion_lab_") as logs:
         try:
             launch(command, trainer, ranks, directory.name, logs)
         except ChildFailedError as error:
-            return conclude(error.failures, received, directory, task)
+            return report_failure(error.failures, received, directory, task)
         except RendezvousError as error:
-            return separated(error, received, directory, task)
+            return report_lost_nodes(error, received, directory, task)
         finally:
             del os.environ[AGENT]
             if (trainer.get("num_nodes") or 1) == 1:  # else ranks of other nodes may still have to read it
@@ -119,7 +119,7 @@ def launch(command: Sequence[str], trainer: Mapping[str, Any], ranks: int, name:
 
 
 def agent_class() -> type:
-    """Return torchelastic's agent, which takes any exit status but 0 for a failure, as one that knows a deliberate end.
+    """Return torchelastic's agent, changed so that ranks that were stopped or refused are not restarted.
 
     A function, because torch is imported late.
     """
@@ -130,16 +130,16 @@ def agent_class() -> type:
         def _monitor_workers(self, worker_group: Any) -> Any:
             result = super()._monitor_workers(worker_group)
             if result.is_failed() and final(result.failures):
-                raise ChildFailedError("ranks", result.failures)  # which ends the agent without a restart
+                raise ChildFailedError("ranks", result.failures)  # ends the agent without a restart
             return result
 
     return Agent
 
 
 class Tolerant:
-    """A rendezvous of nodes that is asked, while the ranks work, whether further nodes wait to join.
+    """A rendezvous that, after the node that hosts it has ended, reports that no further nodes wait to join.
 
-    Where the node that answers has ended, this one's ranks notice by themselves, and may have to save first.
+    torchelastic would end this node's ranks at once; they notice the loss themselves, and may have to save first.
     """
 
     def __init__(self, handler: Any) -> None:
@@ -165,11 +165,11 @@ def final(failures: Mapping[int, Any]) -> bool:
 
 
 @contextmanager
-def passed_on() -> Iterator[list[int]]:
-    """Within, each signal that would stop this process goes to its ranks instead, once; those that came."""
+def forwarded() -> Iterator[list[int]]:
+    """Context in which signals that would stop this process go to its ranks instead; yields those received."""
     received: list[int] = []
 
-    def pass_on(number: int, _: Any) -> None:
+    def forward(number: int, _: Any) -> None:
         received.append(number)
         ranks = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
         for child in ranks:
@@ -177,12 +177,12 @@ def passed_on() -> Iterator[list[int]]:
         if not ranks:
             sys.exit(128 + number)
 
-    with signals_go_to(pass_on):
+    with signals_go_to(forward):
         yield received
 
 
-def conclude(failures: Mapping[int, Any], received: Sequence[int], directory: Path, task: str) -> int:
-    """Say which rank failed first and why, unless a signal has stopped them all; the exit status."""
+def report_failure(failures: Mapping[int, Any], received: Sequence[int], directory: Path, task: str) -> int:
+    """Print which rank failed first and why, unless a signal stopped them all; return the exit status."""
     found = [described(rank, failure) for rank, failure in failures.items()]
     failed = [one for one in found if not stopped(one)]
     if not failed:
@@ -195,8 +195,8 @@ def conclude(failures: Mapping[int, Any], received: Sequence[int], directory: Pa
     return first["status"]
 
 
-def separated(error: Exception, received: Sequence[int], directory: Path, task: str) -> int:
-    """Say that the agents of the nodes do not reach each other; the exit status."""
+def report_lost_nodes(error: Exception, received: Sequence[int], directory: Path, task: str) -> int:
+    """Print why the agents of the nodes do not reach each other; return the exit status."""
     if received:
         return 128 + received[0]
     what = {
@@ -209,12 +209,12 @@ def separated(error: Exception, received: Sequence[int], directory: Path, task: 
 
 
 def stopped(cause: Mapping[str, Any]) -> bool:
-    """Whether a rank ended because a signal told it to."""
+    """Whether a rank ended because a signal stopped it."""
     return cause["status"] in STOPPED and cause["kind"] not in KINDS[:3]
 
 
 def described(rank: int, failure: Any) -> dict[str, Any]:
-    """What torchelastic knows of a rank that did not end well: what the rank itself has left, or how it ended."""
+    """Describe the failure of a rank: by the rank's own error file if there is one, else by its exit status."""
     message = failure.error_file_data.get("message") if isinstance(failure.error_file_data, dict) else None
     if isinstance(message, dict) and "kind" in message:
         return message

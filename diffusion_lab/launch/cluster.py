@@ -1,4 +1,4 @@
-"""Ranks that torchrun or SLURM has started: one run directory for all of them."""
+"""Ranks that torchrun or SLURM has started: give all of them one run directory."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from diffusion_lab.errors import ConfigError
 RUN = "DIFFUSION_LAB_RUN"
 """Environment variable with the name of the run directory that ranks share."""
 
-DRAWN = r"none|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-"""An id of torchrun that nobody has chosen: its default, or a random one."""
+RANDOM = r"none|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+"""Ids of torchrun that the user has not chosen: its default, or a random one."""
 
 
-def agree(words: Sequence[str]) -> None:
-    """Give these ranks one name for their run's directory, before each of them reads the clock for it.
+def agree(arguments: Sequence[str]) -> None:
+    """Set one name for the run directory of all ranks, before each of them names it by its own clock.
 
-    SLURM's job and torchrun's --rdzv-id name it, so that a requeued job finds its run; without an id, it is
-    the time at which torchrun was started.
+    It is SLURM's job id or torchrun's --rdzv-id, so that a requeued job finds its run; without an id, the time at
+    which torchrun was started.
 
     Raises:
-        ConfigError: for torchrun on several nodes, which have nothing in common but their arguments.
+        ConfigError: for torchrun on several nodes without an id, which share nothing but their arguments.
     """
     starter, _, count = cluster_ranks()
     if count == 1 or AGENT in os.environ or RUN in os.environ:
@@ -34,10 +34,10 @@ def agree(words: Sequence[str]) -> None:
     if starter == "srun":
         step = int(os.environ.get("SLURM_STEP_ID") or 0)
         os.environ[RUN] = f"slurm-{os.environ['SLURM_JOB_ID']}" + f"-{step}" * (step > 0)
-    elif not re.fullmatch(DRAWN, os.environ["TORCHELASTIC_RUN_ID"]):
+    elif not re.fullmatch(RANDOM, os.environ["TORCHELASTIC_RUN_ID"]):
         os.environ[RUN] = f"torchrun-{os.environ['TORCHELASTIC_RUN_ID']}"
     elif int(os.environ.get("GROUP_WORLD_SIZE", 1)) == 1:
         began = time.localtime(psutil.Process(os.getppid()).create_time())
         os.environ[RUN] = time.strftime("%Y-%m-%d_%H-%M-%S", began)
-    elif not any(word.startswith("hydra.run.dir=") for word in words):
-        raise ConfigError("torchrun on several nodes: name the run by --rdzv-id=..., or give it hydra.run.dir=...")
+    elif not any(argument.startswith("hydra.run.dir=") for argument in arguments):
+        raise ConfigError("torchrun on several nodes: name the run by --rdzv-id=NAME or hydra.run.dir=DIR")

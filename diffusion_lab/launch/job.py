@@ -1,7 +1,7 @@
-"""One job of a sweep: in a process and a directory of its own, skipped if finished, gone on with if not.
+"""One job of a sweep: in its own process and directory, skipped if it is finished, resumed if not.
 
-The process that was started with `-m` trains nothing.  What a job does to its process (a process group, the
-environment, seeds, memory of a device, a crash) is gone with it, and a job is just what its command would run.
+The process that was started with `-m` trains nothing, so that no job can affect the next one (by its environment,
+seeds, device memory or a crash), and a job does exactly what its command would do.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from diffusion_lab.launch import process
 from diffusion_lab.output import say
 
 JOB = "DIFFUSION_LAB_JOB"  # `report.in_sweep` asks for it
-"""Environment variable that tells the processes of a sweep's job its directory."""
+"""Environment variable of the processes of a sweep's job: the job's directory."""
 
 RECORD, LOG, ERROR, WANDB_ID = "job.json", "jobs.jsonl", "error.txt", "wandb_run_id.txt"
-"""Files: what a job is and how it ended; every job that a sweep came to; why a job failed; the id of its run of W&B."""
+"""Files: a job and its status; all jobs of a sweep so far; why a job failed; the id of its run of W&B."""
 
 
-def run_job(start: Sequence[str], config: DictConfig, own: Sequence[str] = ()) -> float | None:
-    """Run the job that Hydra has composed, or skip it if it is finished; the optimised metric, if there is one.
+def run_job(start: Sequence[str], config: DictConfig, directory_keys: Sequence[str] = ()) -> float | None:
+    """Run the job that Hydra has composed, or skip it if it is finished; return the optimised metric, if there is one.
 
     Args:
         start: the program, see `process.program`.
-        own: keys that are given the job's directory.
+        directory_keys: keys whose value is the job's directory.
 
     Raises:
-        RuntimeError: for a job that failed, if its sweeper waits for a number; otherwise the table tells.
+        RuntimeError: for a failed job, if the sweeper needs its metric; otherwise the table reports it.
     """
     hydra = HydraConfig.get()
     directory = Path(hydra.runtime.output_dir)
@@ -57,13 +57,13 @@ def run_job(start: Sequence[str], config: DictConfig, own: Sequence[str] = ()) -
         job |= {"status": "skipped, finished", "seconds": before["seconds"]}
         say(f"job {job['number']}: skipped, finished   {os.path.relpath(directory)}")
     else:
-        more = [override(key, str(directory)) for key in own]
-        more += ["logger.wandb.id=null"] if OmegaConf.select(config, "logger.wandb.id") in taken(directory) else []
+        more = [override(key, str(directory)) for key in directory_keys]
+        more += ["logger.wandb.id=null"] if OmegaConf.select(config, "logger.wandb.id") in other_ids(directory) else []
         if before:
             newest = next(iter(sorted(directory.glob("checkpoints/*.ckpt"), reverse=True)), None)
-            job["note"] = f"continued from {newest.name}" if newest else "begun again: it had no checkpoint"
+            job["note"] = f"resumed from {newest.name}" if newest else "started again: it had no checkpoint"
             more += [override("ckpt_path", str(directory))] if newest else []
-        job |= carry_out(process.command(start, hydra, *more, subdir=hydra.output_subdir), directory, job, hydra)
+        job |= run_to_end(process.command(start, hydra, *more, subdir=hydra.output_subdir), directory, job, hydra)
     log(Path(hydra.runtime.cwd, hydra.sweep.dir), job)
     if job["status"].startswith("stopped"):
         sys.exit(job["exit"])
@@ -71,7 +71,7 @@ def run_job(start: Sequence[str], config: DictConfig, own: Sequence[str] = ()) -
 
 
 def describe(config: DictConfig, hydra: Any) -> dict[str, Any]:
-    """What a job is: its overrides, and a digest of all that they and the files of conf/ decide."""
+    """Describe a job: its overrides, and a digest of its full configuration."""
     plain = json.dumps(OmegaConf.to_container(config, resolve=False), sort_keys=True)
     return {
         "number": hydra.job.num,
@@ -87,27 +87,27 @@ def describe(config: DictConfig, hydra: Any) -> dict[str, Any]:
 
 
 def obstacle(directory: Path, before: Mapping[str, Any], job: Mapping[str, Any]) -> str:
-    """Why a job cannot work in its directory, empty if it can."""
+    """Return why a job cannot run in its directory; empty if it can."""
     if before and before["configuration"] != job["configuration"]:
-        words = directory / ".hydra" / "overrides.yaml"
-        if words.is_file():  # Hydra has just written this job's over those of the other
-            OmegaConf.save(OmegaConf.create(before["overrides"]), words)
-        message = " ".join(before["overrides"]) + " with other defaults" * (before["overrides"] == job["overrides"])
-        return f"{os.path.relpath(directory)} holds another job ({message}): remove it, or give another hydra.sweep.dir"
+        file = directory / ".hydra" / "overrides.yaml"
+        if file.is_file():  # Hydra has just replaced the other job's overrides by this one's
+            OmegaConf.save(OmegaConf.create(before["overrides"]), file)
+        other = " ".join(before["overrides"]) + " with other defaults" * (before["overrides"] == job["overrides"])
+        return f"{os.path.relpath(directory)} holds another job ({other}): remove it, or set another hydra.sweep.dir"
     running = before.get("status") == "running" and before["host"] == job["host"] and cluster_ranks()[1] == 0
     if running and psutil.pid_exists(before["pid"]):
-        return f"process {before['pid']} works on it already"
+        return f"process {before['pid']} already runs in it"
     return ""
 
 
-def carry_out(words: Sequence[str], directory: Path, job: Mapping[str, Any], hydra: Any) -> dict[str, Any]:
-    """Run a job's command to its end; what its record then says in addition."""
-    message = " ".join(job["overrides"])
+def run_to_end(command: Sequence[str], directory: Path, job: Mapping[str, Any], hydra: Any) -> dict[str, Any]:
+    """Run a job's command to its end; return the entries about its end for its record."""
+    overrides = " ".join(job["overrides"])
     if cluster_ranks()[1] == 0:
-        say(f"job {job['number']}: {message}   -> {os.path.relpath(directory)}   {job['note']}".rstrip())
+        say(f"job {job['number']}: {overrides}   -> {os.path.relpath(directory)}   {job['note']}".rstrip())
         (directory / ERROR).unlink(missing_ok=True)
     record(directory, {**job, "status": "running"})
-    code, stopped = process.run(words, environment(directory, job["number"]), hydra.runtime.cwd)
+    code, stopped = process.run(command, environment(directory, job["number"]), hydra.runtime.cwd)
     end = {"status": "finished", "exit": code, "seconds": round(time.time() - job["begun"], 1)}
     if stopped:
         end |= {"status": f"stopped by {signal.Signals(stopped).name}", "exit": 128 + stopped}
@@ -122,23 +122,23 @@ def carry_out(words: Sequence[str], directory: Path, job: Mapping[str, Any], hyd
 
 
 def environment(directory: Path, number: int) -> dict[str, str]:
-    """The environment of a job: this process's, with the job's directory."""
+    """Return the environment of a job: that of this process, with the job's directory."""
     found = {**os.environ, JOB: str(directory)}
-    if found.get("WANDB_RUN_ID") in taken(directory):
+    if found.get("WANDB_RUN_ID") in other_ids(directory):
         del found["WANDB_RUN_ID"]
-    if cluster_ranks()[2] > 1:  # a rendezvous of the job's own: not all ranks may have left that of the one before
+    if cluster_ranks()[2] > 1:  # another rendezvous than the job before, which some ranks may not have left
         found["MASTER_PORT"] = str(int(found.get("MASTER_PORT", 29500)) + 1 + number)
         found["TORCHELASTIC_USE_AGENT_STORE"] = "False"
     return found
 
 
-def taken(directory: Path) -> set[str]:
-    """Ids of W&B that belong to other jobs: one that the user gave is good for the first job only."""
+def other_ids(directory: Path) -> set[str]:
+    """Return the ids of W&B runs of other jobs: an id set by the user is used by the first job only."""
     return {p.read_text().strip() for p in directory.parent.glob(f"*/{WANDB_ID}") if p.parent != directory}
 
 
 def reason(directory: Path, code: int) -> str:
-    """Why a job failed, in one line: the first that one of its ranks left, or its exit status."""
+    """Return why a job failed, in one line: the first error that one of its ranks recorded, or its exit status."""
     if (directory / ERROR).is_file():
         return (directory / ERROR).read_text(encoding="utf-8").partition("\n")[0]
     if code > 128:
@@ -147,8 +147,8 @@ def reason(directory: Path, code: int) -> str:
 
 
 @contextmanager
-def witnessed() -> Iterator[None]:
-    """In a process of a sweep's job: leave beside the job why it failed, and stop when the sweep is killed."""
+def errors_recorded() -> Iterator[None]:
+    """Context in a process of a sweep's job: write beside the job why it failed; stop when the sweep is killed."""
     if JOB not in os.environ:
         yield
         return
@@ -164,14 +164,14 @@ def witnessed() -> Iterator[None]:
 
 
 def record_error(message: str, trace: str = "") -> None:
-    """Leave beside a sweep's job why it failed, if this process belongs to one."""
+    """Write beside a sweep's job why it failed, if this process belongs to one."""
     if JOB in os.environ:
         with Path(os.environ[JOB], ERROR).open("a", encoding="utf-8") as file:
             file.write(f"{message}\n\n{trace}\n")
 
 
 def measured(metric: str | None, directory: Path, job: Mapping[str, Any]) -> float | None:
-    """The number of a job's results that the sweeper optimises."""
+    """Return the metric of a job that the sweeper optimises."""
     if metric is None:
         return None
     if "finished" not in job["status"]:
@@ -179,25 +179,25 @@ def measured(metric: str | None, directory: Path, job: Mapping[str, Any]) -> flo
     found = metrics(directory)
     if metric not in found:
         close = get_close_matches(metric, found, 1, cutoff=0.4)
-        guess = f" (did you mean {close[0]}?)" if close else ""
-        raise RuntimeError(f"optimized_metric={metric}: no such number{guess}; there are: {', '.join(found) or 'none'}")
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise RuntimeError(f"optimized_metric={metric}: no such metric{hint}; there are: {', '.join(found) or 'none'}")
     return float(found[metric]["value"])
 
 
 def metrics(directory: Path) -> dict[str, Any]:
-    """What a job's results.json has measured; nothing without one."""
+    """Return the metrics of a job's results.json; empty without one."""
     path = directory / "results.json"
     return json.loads(path.read_text(encoding="utf-8"))["metrics"] if path.is_file() else {}
 
 
 def read(directory: Path) -> dict[str, Any]:
-    """What an earlier sweep left about a job; nothing if there was none."""
+    """Return the record of a job of an earlier start of the sweep; empty if there is none."""
     path = directory / RECORD
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def record(directory: Path, job: Mapping[str, Any]) -> None:
-    """Write beside a job what it is and how it stands; the first rank does."""
+    """Write a job's record with its status, on rank 0."""
     if cluster_ranks()[1] == 0:
         temporary = directory / f".{RECORD}.partial"
         temporary.write_text(json.dumps(job, indent=2), encoding="utf-8")
@@ -205,7 +205,7 @@ def record(directory: Path, job: Mapping[str, Any]) -> None:
 
 
 def log(sweep: Path, job: Mapping[str, Any]) -> None:
-    """Add a line to the sweep's log, from which its table is made; jobs may end at the same time."""
+    """Append a job to the log from which the sweep's table is made; jobs may end at the same time."""
     if cluster_ranks()[1] == 0:
         with (sweep / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(job) + "\n")

@@ -1,4 +1,4 @@
-"""A sweep around its jobs: its name, what is refused, and at the end a table of them and the comparison of results."""
+"""A sweep: its name, the sweeps that are refused, and at its end a table of its jobs and their comparison."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from diffusion_lab.output import say
 from diffusion_lab.storage.run_directory import check_directory, make_new_directory
 
 NAME = "DIFFUSION_LAB_SWEEP"
-"""Environment variable that names the sweep for conf/hydra: equal commands are one sweep, which goes on."""
+"""Environment variable that names the sweep for conf/hydra: the same command again resumes the sweep."""
 
-TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d")
-"""Names of sweeps whose jobs are drawn."""
+DATE = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d")
+"""Names of sweeps with random jobs."""
 
 _directory: Path | None = None
 
 
 class Sweep(Callback):
-    """What Hydra tells about a run, or a sweep before its first job."""
+    """Hydra's callback: checks of directories before a run, and of a sweep before its first job."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Refuse a directory that cannot be written to, before Hydra fails on it; two runs never share a new one."""
+        """Refuse a directory that is not writable, before Hydra fails on it; no two new runs share a directory."""
         alone = cluster_ranks()[2] == 1 and config.hydra.output_subdir is not None
         try:
             with hydra_config(config), read_write(config), open_dict(config):
-                if alone and named_by_the_clock(config.hydra.run):
+                if alone and named_by_time(config.hydra.run):
                     config.hydra.run.dir = str(make_new_directory(Path(config.hydra.run.dir)))
                 check_directory(Path(config.hydra.run.dir))
         except ConfigError as error:
@@ -49,28 +49,28 @@ class Sweep(Callback):
             sys.exit(2)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Remember where the sweep is, and refuse one that cannot work (an exception would only become a warning)."""
+        """Record the sweep's directory; refuse a sweep that cannot work (Hydra turns an exception into a warning)."""
         global _directory
         try:
             check(config.hydra, config.get("optimized_metric"))
         except ConfigError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
-        if TIME.fullmatch(os.environ[NAME]) and named_by_the_clock(config.hydra.sweep) and cluster_ranks()[2] == 1:
+        if DATE.fullmatch(os.environ[NAME]) and named_by_time(config.hydra.sweep) and cluster_ranks()[2] == 1:
             os.environ[NAME] = make_new_directory(Path(config.hydra.sweep.dir)).name
         _directory = Path(config.hydra.sweep.dir).resolve()
         if config.hydra.sweeper.get("max_failure_rate") == 0.0:
-            with read_write(config), open_dict(config):  # one failure would end an Optuna sweep
+            with read_write(config), open_dict(config):  # otherwise one failed job ends an Optuna sweep
                 config.hydra.sweeper.max_failure_rate = 1.0
 
 
-def named_by_the_clock(place: DictConfig) -> bool:
-    """Whether the name of a directory is the time, to the second, which nobody has asked for."""
+def named_by_time(place: DictConfig) -> bool:
+    """Whether a directory is named by the time, as by default, and not by the user."""
     return "${now:" in OmegaConf.to_container(place, resolve=False)["dir"]
 
 
 def check(hydra: Any, metric: str | None) -> None:
-    """Refuse a sweep whose jobs would differ from rank to rank, and an optimiser with nothing to optimise.
+    """Refuse a sweep whose jobs would differ between ranks, and an optimiser without a metric.
 
     Raises:
         ConfigError: in one line, for the user.
@@ -85,35 +85,35 @@ def check(hydra: Any, metric: str | None) -> None:
             f"{starter}, each job starts its own ranks (trainer.devices=2)"
         )
     if sweeper == "OptunaSweeper" and metric is None:
-        raise ConfigError("this sweeper needs a number to optimise: add optimized_metric=<a name in results.json>")
+        raise ConfigError("this sweeper needs a metric to optimise: add optimized_metric=NAME (see results.json)")
 
 
-def name(words: Sequence[str]) -> str:
-    """A sweep's name from its command line: what is swept, and a digest of all; the date if its jobs are drawn."""
-    if any(re.match(r"hydra/sweeper=(?!basic$)", word) for word in words):
+def name(arguments: Sequence[str]) -> str:
+    """Name a sweep by its swept overrides and a digest of all arguments; by the date if its jobs are random."""
+    if any(re.match(r"hydra/sweeper=(?!basic$)", one) for one in arguments):
         return time.strftime("%Y-%m-%d_%H-%M-%S")
-    swept = [word for word in words if re.search(r"=.*[,(]", word) and not word.startswith("hydra")]
-    digest = hashlib.sha256(json.dumps(list(words)).encode()).hexdigest()[:8]
+    swept = [one for one in arguments if re.search(r"=.*[,(]", one) and not one.startswith("hydra")]
+    digest = hashlib.sha256(json.dumps(list(arguments)).encode()).hexdigest()[:8]
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(swept))[:60].strip("-")
     return f"{slug or 'one'}_{digest}"
 
 
 @contextmanager
-def sweeping(words: Sequence[str]) -> Iterator[None]:
-    """Around all jobs: the sweep's name before, their table and comparison after, and exit status 1 for failures."""
-    os.environ[NAME] = name(words)
-    since, whole = time.time(), True
+def sweeping(arguments: Sequence[str]) -> Iterator[None]:
+    """Context of all jobs: name the sweep first; at the end print a table and a comparison, exit 1 on failures."""
+    os.environ[NAME] = name(arguments)
+    since, finished = time.time(), True
     try:
         yield
     finally:
         if _directory is not None and cluster_ranks()[1] == 0:
-            whole = conclude(_directory, since)
-    if not whole:
+            finished = conclude(_directory, since)
+    if not finished:
         sys.exit(1)
 
 
 def conclude(sweep: Path, since: float) -> bool:
-    """The table of the jobs that this sweep came to and the comparison of their results; whether all are finished."""
+    """Print a table of the jobs begun after `since` and compare their results; return whether all are finished."""
     lines = (sweep / LOG).read_text(encoding="utf-8").splitlines() if (sweep / LOG).is_file() else []
     jobs = sorted((j for j in map(json.loads, lines) if j["begun"] >= since), key=lambda j: j["number"])
     if jobs:
@@ -127,7 +127,7 @@ def conclude(sweep: Path, since: float) -> bool:
 
 
 def table(jobs: Sequence[Mapping[str, Any]]) -> None:
-    """The jobs of a sweep, a row each: directory, what was chosen differently, how it ended, time; then the reasons."""
+    """Print a row for each job (directory, overrides that differ, status, seconds), then notes and failures."""
     from rich.table import Table
     from rich.text import Text
 
@@ -136,9 +136,9 @@ def table(jobs: Sequence[Mapping[str, Any]]) -> None:
     for column in ("job", "overrides", "status", "seconds"):
         grid.add_column(column, justify="right" if column == "seconds" else "left", overflow="fold")
     for job in jobs:
-        words = " ".join(word for word in job["overrides"] if word not in same)
-        shown = [Path(job["directory"]).name, words, job["status"], f"{job['seconds']:.0f}"]
-        grid.add_row(*(Text(output.shown(word)) for word in shown))
+        overrides = " ".join(one for one in job["overrides"] if one not in same)
+        shown = [Path(job["directory"]).name, overrides, job["status"], f"{job['seconds']:.0f}"]
+        grid.add_row(*(Text(output.shown(text)) for text in shown))
     output.print_table(grid)
     for job in jobs:
         if job["note"]:

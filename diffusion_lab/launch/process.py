@@ -1,4 +1,4 @@
-"""The processes that a command starts, its ranks and a sweep's jobs: their command lines, and how jobs end."""
+"""Processes that a command starts (ranks, and jobs of a sweep): their command lines, signals and end."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from diffusion_lab.config.command_line import options, override
 
 SWEEPING = ("hydra.mode", "hydra.sweep.", "hydra/sweeper", "hydra.sweeper", "hydra/launcher", "hydra.launcher")
 PLACING = ("hydra.run.dir", "hydra.output_subdir", "hydra.job.name")
-"""Overrides of Hydra's own that belong to the process which got them, and are replaced in those that it starts."""
+"""Overrides of Hydra that are not passed to started processes, which get their own values."""
 
 PARENT_DEATH_SIGNAL = 1  # of Linux' prctl
 
 GRACE = 30.0
-"""Seconds that the other ranks of a job may live on after its first."""
+"""Seconds for which the other processes of a job may outlive its first."""
 
 
 def program(words: Sequence[str]) -> list[str]:
-    """The command line that starts this program again, `words` being its arguments, without the overrides."""
+    """Return the command line that starts this program again, with the options but without the overrides of `words`."""
     import __main__
 
     spec = __main__.__spec__
@@ -38,7 +38,7 @@ def program(words: Sequence[str]) -> list[str]:
 
 
 def command(start: Sequence[str], hydra: Any, *more: str, subdir: str | None = None) -> list[str]:
-    """The command line of a process that works on the job of the configuration node `hydra`, in its directory."""
+    """Return the command line of a process for the run of the configuration node `hydra`, in its directory."""
     # Unresolved: an override may hold an interpolation, which means something only in the whole configuration.
     own, task = (OmegaConf.to_container(hydra.overrides[kind], resolve=False) for kind in ("hydra", "task"))
     kept = [word for word in own if not word.lstrip("+~").startswith((*SWEEPING, *PLACING))]
@@ -47,31 +47,31 @@ def command(start: Sequence[str], hydra: Any, *more: str, subdir: str | None = N
 
 
 def run(words: Sequence[str], environment: Mapping[str, str], cwd: str) -> tuple[int, int | None]:
-    """Run a command to its end, and to that of all processes it left: (exit status, signal that came meanwhile).
+    """Run a command and wait for all of its processes: (exit status, signal received meanwhile or None).
 
-    It has a process group of its own, to which SIGINT, SIGTERM and SIGHUP are passed on (see `send`); what of the group
-    is left `GRACE` seconds after the end is killed.  The status is that of a shell: 128 + number of a deadly signal.
+    SIGINT, SIGTERM and SIGHUP are forwarded to its process group (see `send`); processes that are left `GRACE` seconds
+    after its end are killed.  The status is that of a shell: 128 + number if a signal killed it.
     """
-    came: list[int] = []
+    received: list[int] = []
     process: subprocess.Popen[bytes] | None = None
 
-    def pass_on(number: int, _: Any) -> None:
-        came.append(number)
+    def forward(number: int, _: Any) -> None:
+        received.append(number)
         if process is not None:
             send(process.pid, number)
 
-    with signals_go_to(pass_on):
+    with signals_go_to(forward):
         process = subprocess.Popen(words, env=environment, cwd=cwd, start_new_session=True, stdin=subprocess.DEVNULL)
-        for number in came:
+        for number in received:
             send(process.pid, number)
         status = process.wait()
         clear(process.pid)
-    return (128 - status if status < 0 else status), (came[0] if came else None)
+    return (128 - status if status < 0 else status), (received[0] if received else None)
 
 
 @contextlib.contextmanager
 def signals_go_to(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Within, SIGINT, SIGTERM and (unless nohup ignores it) SIGHUP call a handler, if this is the main thread."""
+    """Context in which SIGINT, SIGTERM and (unless nohup ignores it) SIGHUP call a handler, in the main thread."""
     handled = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # a handler would undo nohup in the job, too
         handled.append(signal.SIGHUP)
@@ -84,9 +84,9 @@ def signals_go_to(handler: Callable[[int, Any], None]) -> Iterator[None]:
             signal.signal(number, previous)
 
 
-def clear(group: int, seconds: float | None = None) -> None:
-    """Wait until no process of a group is left; kill what there is after some seconds (`GRACE`)."""
-    end = time.monotonic() + (GRACE if seconds is None else seconds)
+def clear(group: int) -> None:
+    """Wait until no process of a group is left; kill those that are left after `GRACE` seconds."""
+    end = time.monotonic() + GRACE
     while left := [one for one in psutil.process_iter() if in_group(one, group)]:
         late = time.monotonic() - end
         for one in left if late > 0 else ():
@@ -106,24 +106,12 @@ def in_group(process: psutil.Process, group: int) -> bool:
 
 
 def send(group: int, number: int) -> None:
-    """Pass a signal on as it would come to a job without a sweep: SIGTERM to its first process, which tells the others.
+    """Send a job a signal as without a sweep: SIGTERM to its first process, which forwards it; others to the group.
 
-    What a terminal sends goes to all of them.  No process gets one twice: a second would stop it at once, unsaved.
+    No process may get a signal twice: a second one stops it at once, without saving.
     """
-    if number != signal.SIGTERM:
-        _signal(group, number)
-        return
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(group, number)
-
-
-def _signal(group: int, number: int) -> bool:
-    """Send a signal to a process group; whether there was one."""
-    try:
-        os.killpg(group, number)
-    except (ProcessLookupError, PermissionError):  # the latter on macOS, where only the dead are left
-        return False
-    return True
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # the latter on macOS, of a group of zombies
+        (os.kill if number == signal.SIGTERM else os.killpg)(group, number)
 
 
 def die_with_parent(number: int) -> None:

@@ -1,4 +1,4 @@
-"""One of several ranks: it ends when the others do, leaves word of its failure, and finds who does not answer."""
+"""One of several ranks: it ends with the others, writes why it failed, and finds ranks that do not answer."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from diffusion_lab.launch.job import record_error
 from diffusion_lab.launch.process import die_with_parent
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
-"""Environment variable by which torchelastic tells each rank where to leave word of its failure."""
+"""Environment variable of torchelastic: the file into which a rank writes why it failed."""
 
 LOST = ("timed out", "timeout", "closed by peer", "connection reset", "broken pipe", "connection refused", "aborted")
-"""What torch.distributed's errors say where the fault is another rank's."""
+"""Words in errors of torch.distributed that another rank has caused."""
 
 SETTLING = 2.0
-"""Seconds for which a rank that has lost the others waits, so that the one at fault can say so."""
+"""Seconds for which a rank that has lost contact waits, so that the failing rank can write why it failed."""
 
 GRACE = 30.0
-"""Seconds for which a rank that has been stopped waits for the first one to save."""
+"""Seconds for which a stopped rank waits for rank 0, which saves."""
 
 _line: list[str] = []
 
 
-def born() -> None:
-    """In a rank of an agent of ours: die with the agent, however that ends."""
+def die_with_agent() -> None:
+    """Let this process, if it is a rank of our agent, die with the agent, however that ends."""
     if AGENT not in os.environ:
         return
     agent = int(os.environ[AGENT])
     die_with_parent(signal.SIGKILL)
 
-    def watch() -> None:  # where there is no such signal, or the agent died before it was asked for
+    def watch() -> None:  # on systems without this signal, or if the agent died before the call above
         while os.getppid() == agent:
             time.sleep(1)
         os._exit(1)
@@ -54,10 +54,10 @@ def born() -> None:
 
 @contextmanager
 def working(directory: Path, task: str) -> Iterator[None]:
-    """Around the work of one of several ranks; nothing at all where there is only one.
+    """Context around the work of one of several ranks; without effect for a single process.
 
     Raises:
-        SystemExit: on a rank that only suffers from another's failure, or is refused, in place of the error.
+        SystemExit: in place of an error that another rank has caused, and of a refusal.
     """
     if cluster_ranks()[2] == 1:
         yield
@@ -65,44 +65,44 @@ def working(directory: Path, task: str) -> Iterator[None]:
     try:
         yield
     except SystemExit:
-        stay()
+        wait_for_first()
         raise
     except Exception as error:
-        if lost(error):
-            leave(suffered(error))
+        if caused_by_another(error):
+            write_error_file(diagnosed(error))
             sys.exit(1)
         refused = isinstance(error, ConfigError)
         text = str(error) if refused else f"failed: {type(error).__name__}: {error}"
         then = getattr(error, "then", "")
         text = " ".join(text.split())[:500] + (f"; {then}" if refused and then and cluster_ranks()[1] == 0 else "")
         cause = described("refused" if refused else "failed", text, getattr(error, "status", 1))
-        leave(cause)
-        if refused and AGENT in os.environ:  # which says it
+        write_error_file(cause)
+        if refused and AGENT in os.environ:  # the agent prints it
             sys.exit(cause["status"])
         if not refused and AGENT not in os.environ:
             _line.append(sentence(cause, advice(directory, task)))
         raise
 
 
-def last_line() -> None:
-    """Say at the very end, below the traceback, which rank it was, where no agent of ours does."""
+def print_last_line() -> None:
+    """Print below the traceback which rank failed, unless our agent prints it."""
     while _line:
         print(_line.pop(), file=sys.stderr, flush=True)
 
 
 def described(kind: str, text: str, status: int = 1, **other: Any) -> dict[str, Any]:
-    """What a rank leaves of its failure."""
-    own = {"rank": cluster_ranks()[1], "pid": os.getpid(), "time": time.time()}
-    return {**own, "kind": kind, "text": text, "status": status, **other}
+    """Describe a failure of this rank, as it is written for the agent."""
+    entry = {"rank": cluster_ranks()[1], "pid": os.getpid(), "time": time.time()}
+    return {**entry, "kind": kind, "text": text, "status": status, **other}
 
 
 def sentence(cause: dict[str, Any], advice: str) -> str:
-    """The one line for the user."""
+    """Return the one line about a failure that is printed."""
     return f"rank {cause['rank']} (process {cause['pid']}) {cause['text']}; all ranks are stopped; {advice}"
 
 
-def leave(cause: dict[str, Any]) -> None:
-    """Write it where torchelastic looks for it, in its form."""
+def write_error_file(cause: dict[str, Any]) -> None:
+    """Write a failure for torchelastic, in its format; also beside a sweep's job if this rank alone knows of it."""
     if ERROR_FILE in os.environ:
         file = Path(os.environ[ERROR_FILE])
         message = {**cause, "message": cause["text"], "extraInfo": {"timestamp": str(int(cause["time"]))}}
@@ -114,14 +114,14 @@ def leave(cause: dict[str, Any]) -> None:
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and those that led to it."""
+    """Yield an error and the errors that caused it."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
-def lost(error: BaseException) -> bool:
-    """Whether an error comes from what another rank did, or did not do."""
+def caused_by_another(error: BaseException) -> bool:
+    """Whether another rank has caused an error."""
     dist, ranks = (sys.modules.get(module) for module in ("torch.distributed", "diffusion_lab.ranks"))
     for found in chain(error):
         text = str(found).lower()
@@ -132,18 +132,18 @@ def lost(error: BaseException) -> bool:
     return False
 
 
-def suffered(error: Exception) -> dict[str, Any]:
-    """What to leave of an error that comes from another rank: which one did not answer, if that can be seen.
+def diagnosed(error: Exception) -> dict[str, Any]:
+    """Describe an error that another rank has caused, naming the rank that did not answer if that can be determined.
 
-    A rank that does not answer is ended: one that is stopped would answer to nothing else.
+    Ranks that do not answer are killed: a stopped process (SIGSTOP) reacts to nothing else.
     """
     elsewhere = ", see the output of the other nodes" * (int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1)
     mine = described("lost", f"lost contact with another rank ({reason(error)}){elsewhere}")
-    leave(mine)
+    write_error_file(mine)
     time.sleep(SETTLING)
     if not any("timed out" in str(found).lower() for found in chain(error)):
         return mine
-    silent = {rank: process for rank, process in siblings().items() if not has_left(process)}
+    silent = {rank: process for rank, process in other_ranks().items() if not has_reported(process)}
     stopped = {rank: process for rank, process in silent.items() if process.status() == psutil.STATUS_STOPPED}
     silent = stopped or silent
     if not silent:
@@ -159,13 +159,13 @@ def suffered(error: Exception) -> dict[str, Any]:
 
 
 def reason(error: Exception) -> str:
-    """The first sentence of an error of torch.distributed, without the place in its source and the address."""
+    """Return the first sentence of an error of torch.distributed, without source location and address."""
     line = re.sub(r"^\[\S+\]\s*", "", str(error).splitlines()[0])
     return re.split(r"\. |\s*\[", line)[0].rstrip(".")
 
 
-def siblings() -> dict[int, psutil.Process]:
-    """{rank: process} of the other ranks on this machine that live."""
+def other_ranks() -> dict[int, psutil.Process]:
+    """{rank: process} of the other running ranks on this machine."""
     found = {}
     for process in psutil.Process(os.getppid()).children():
         with suppress(psutil.Error):
@@ -176,15 +176,15 @@ def siblings() -> dict[int, psutil.Process]:
     return found
 
 
-def has_left(process: psutil.Process) -> bool:
-    """Whether a rank has left word of a failure, and so only waits to end."""
+def has_reported(process: psutil.Process) -> bool:
+    """Whether a rank has written an error file, and so only waits to end."""
     with suppress(psutil.Error):
         return Path(process.environ().get(ERROR_FILE, "/none")).exists()
     return True
 
 
-def stay() -> None:
-    """Do not end before the first rank has: torchelastic and srun end all ranks as soon as one has ended."""
+def wait_for_first() -> None:
+    """Wait until rank 0 has ended: torchelastic and srun end all ranks as soon as one has ended."""
     if cluster_ranks()[1] > 0:
-        first = siblings().get(0)
+        first = other_ranks().get(0)
         psutil.wait_procs([first], GRACE) if first else time.sleep(SETTLING)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,10 +67,7 @@ def score_error_plot(
     """
     data = plane_points(points)
     window = (*limits, *limits) if limits else fitted_window(data)
-
-    def true_score(x: Tensor) -> Tensor:
-        return target.score(x, 1.0, sigma)
-
+    true_score = partial(target.score, alpha=1.0, sigma=sigma)
     error = _score_error(data, score, true_score, window, points)
     figure, panels = square_panels(3, title, columns=3, side=5.0)
     image = density_image(window, lambda x: target.log_density(x, 1.0, sigma), None, points)

@@ -14,14 +14,14 @@ from diffusion_lab.data import DataModule
 from diffusion_lab.errors import ConfigError
 
 USUAL = ("data_dir", "root")
-"""Keys that say where the data are stored, for a class that does not declare its own."""
+"""Default names of the keys with the location of the data, for classes that do not declare their own."""
 
 DROPOUT = 0.1
 """Default fraction of labels that are dropped in training."""
 
 
 def data_module(settings: Mapping[str, Any], stage: str) -> DataModule:
-    """The prepared data module that the settings of group data describe, set up for a stage of Lightning.
+    """Build the data module of the settings of group data, prepared and set up for a stage of Lightning.
 
     Raises:
         ConfigError: for a class that is not a DataModule, and for settings that it refuses.

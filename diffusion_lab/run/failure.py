@@ -1,4 +1,4 @@
-"""Failures that a user can do something about, each in one line: non-finite numbers, full disks, full memory."""
+"""Failures that a user can mend, each in one line: non-finite numbers, a full disk, lack of memory."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def explained(run_dir: Path, settings: Mapping[str, Any], task: Literal["train",
 
 
 def explain(error: BaseException, run_dir: Path, settings: Mapping[str, Any]) -> str | None:
-    """What happened and what to do, in words for the user; None if unknown, so that a traceback is shown.
+    """Return in one line what failed and what to do; None if unknown, so that a traceback is shown.
 
     Args:
         settings: of the training or the sampling, as plain containers.

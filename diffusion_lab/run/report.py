@@ -30,7 +30,7 @@ TERMS = {
         "decoder": "L_0: -log p(x_0 | x_1)",
     },
 }
-"""What the terms of a likelihood are called where they are printed, by its method and their keys in results.json."""
+"""Printed names of the terms of a likelihood, by its method and their keys in results.json."""
 
 FILES = (
     ("checkpoints", "weights, with everything needed to sample from them"),
@@ -72,7 +72,7 @@ def say_classes(model: Model) -> None:
 
 
 def describe_sampler(name: str, sampler: dict[str, Any]) -> str:
-    """A sampler in words: its name and everything that is set about it."""
+    """Describe a sampler by its name and all of its settings."""
     words, kinds = [], []
     for part in ("predictor", "corrector"):
         options = dict(sampler.get(part) or {})
@@ -88,7 +88,7 @@ def describe_sampler(name: str, sampler: dict[str, Any]) -> str:
 def facts(
     choices: Mapping[str, Any], model: Model, sampler: str, settings: dict[str, Any], seed: int | None
 ) -> dict[str, Any]:
-    """The fields of a results record that say what was evaluated, and by which sampler and code."""
+    """Return the fields of a results record that identify model, data, sampler and code."""
     classes = model.sampled_labels()
     labels = {} if classes is None else {"labels": classes.describe(model.label)}
     return {
@@ -106,7 +106,7 @@ def facts(
 def announce(
     settings: dict[str, Any], data: DataModule, model: Model, trainer: pl.Trainer, run_dir: Path, step: int
 ) -> None:
-    """Say what is about to be trained from `step` on, and draw the noise schedule."""
+    """Print what is trained from `step` on, and plot the noise schedule."""
     if hasattr(model.sampler, "caution") and (said := model.sampler.caution(model.denoiser)):
         say(said)
     process = model.denoiser.process
@@ -142,7 +142,7 @@ def evaluates(trainer: pl.Trainer) -> bool:
 
 
 def conclude(trainer: pl.Trainer, run_dir: Path) -> None:
-    """The table of results, where everything is, and the command that samples from it."""
+    """Print the table of results, the files of the run, and the command that samples from it."""
     if trainer.global_step < trainer.max_steps:
         say(f"trainer.max_time has ended it at step {trainer.global_step:,} of {trainer.max_steps:,}")
     evaluation = next((c for c in trainer.callbacks if isinstance(c, Evaluation)), None)
@@ -194,7 +194,7 @@ def table(results: dict[str, Any]) -> None:
 
 
 def beside(metrics: dict[str, Any]) -> list[str]:
-    """The reference of the metrics, and how many samples fall into each class."""
+    """Return lines with the reference of the metrics and the number of samples in each class."""
     references = dict.fromkeys(record.get("protocol", {}).get("reference") for record in metrics.values())
     lines = [f"against {', '.join(found)}"] if (found := [str(name) for name in references if name]) else []
     for record in metrics.values():

@@ -38,7 +38,7 @@ def sample(config: DictConfig) -> None:
     quieten()
     subject = load(config)
     fabric = build_fabric(plain(config)["trainer"])
-    wanted = sample_spec(
+    spec = sample_spec(
         subject.contents, subject.model, config.weights, subject.settings, config.trainer.precision,
         seed=config.seed, batch_size=config.batch_size, device=fabric.device.type,
         **({"compile": True} if config.compile else {}), **conditioning_spec(subject.model),
@@ -55,9 +55,9 @@ def sample(config: DictConfig) -> None:
         planned(config, subject.model, quiet=True)  # refuses samplers that do not exist
     evaluator, data = prepare_evaluation(config, subject) if scored else (None, None)
     if config.compare:
-        sample_and_compare(config, fabric, wanted, subject, evaluator, data)
+        sample_and_compare(config, fabric, spec, subject, evaluator, data)
         return
-    out = folder(wanted, subject.sampler, config.paths.log_dir, config.out)
+    out = folder(spec, subject.sampler, config.paths.log_dir, config.out)
     series = SampleStore(out, subject.model, seed=config.seed, batch_size=config.batch_size)
     count = config.num_samples if evaluator is None else max(config.num_samples, evaluator.samples * evaluator.repeats)
     if rank_zero_only.rank == 0:
@@ -67,24 +67,24 @@ def sample(config: DictConfig) -> None:
         locked(out) if rank_zero_only.rank == 0 else nullcontext(),  # before there are others who would wait
     ):
         if rank_zero_only.rank == 0:
-            claim(out, wanted)
+            claim(out, spec)
         fabric.launch()
         sample_and_score(config, fabric, subject, series, count, evaluator, data)
 
 
 def sample_and_compare(
-    config: DictConfig, fabric: Fabric, wanted: SampleSpec, subject: Subject, evaluator: Evaluator, data: Any
+    config: DictConfig, fabric: Fabric, spec: SampleSpec, subject: Subject, evaluator: Evaluator, data: Any
 ) -> None:
     """Sample and score with every sampler of the list `compare`."""
     if not evaluator.scores_samples(data):
         raise ConfigError("compare needs a metric of samples: choose metric=inception or another one")
     if rank_zero_only.rank == 0:
         points = planned(config, subject.model, quiet=True)
-        stores = [sample_store(p, wanted, subject.model, config.paths.log_dir, write=False) for p in points]
+        stores = [sample_store(p, spec, subject.model, config.paths.log_dir, write=False) for p in points]
         count = evaluator.samples * evaluator.repeats
         announce_plan(config, fabric, stores, count, what(config, subject), evaluator, data)
     fabric.launch()
-    values, curves = compare(config, fabric, wanted, subject.model, evaluator, data)
+    values, curves = compare(config, fabric, spec, subject.model, evaluator, data)
     if fabric.is_global_zero:
         publish(subject, values, {"sample/quality_vs_nfe": curves})
 
@@ -142,7 +142,7 @@ def publish(subject: Subject, values: dict[str, float], pictures: dict[str, Path
 
 
 def prepare_evaluation(config: DictConfig, subject: Subject) -> tuple[Evaluator, Any]:
-    """The evaluator and the data of the checkpoint's run; refuse now if something is missing."""
+    """Build the evaluator and the data of the checkpoint's run; refuse now if something is missing."""
     trained = subject.contents["config"]
     settings = located(trained, plain(config)["data"], config.data_dir)
     chosen = {
@@ -166,7 +166,7 @@ def prepare_evaluation(config: DictConfig, subject: Subject) -> tuple[Evaluator,
 
 
 def record(config: DictConfig, subject: Subject) -> dict[str, Any]:
-    """The fields of a results record other than its metrics and its cost."""
+    """Return the fields of a results record other than its metrics and cost."""
     trained = subject.contents["config"]
     return {
         "run": str(Path(trained["paths"]["run_dir"] or subject.path.parent)),
@@ -178,6 +178,6 @@ def record(config: DictConfig, subject: Subject) -> dict[str, Any]:
 
 
 def with_earlier(results: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Results, with other metrics that were measured on these samples before."""
+    """Add metrics that were computed earlier from the same samples to results."""
     earlier = json.loads(path.read_text())["metrics"] if path.is_file() else {}
     return {**results, "metrics": {**earlier, **results["metrics"]}}

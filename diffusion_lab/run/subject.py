@@ -1,4 +1,4 @@
-"""What is sampled from: a checkpoint's model, with the sampler, likelihoods and guidance of the command or its own."""
+"""The model to sample from: that of a checkpoint, with the command's sampler, likelihoods and guidance or its own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from diffusion_lab.storage import checkpoint_file, run_directory
 
 @dataclass(frozen=True)
 class Subject:
-    """What is sampled from: a model, its checkpoint, and the name and settings of the sampler."""
+    """The model to sample from, its checkpoint, and the name and settings of the sampler."""
 
     path: Path
     contents: dict[str, Any]
@@ -55,7 +55,7 @@ def load(config: DictConfig) -> Subject:
 
 
 def choose_sampler(config: DictConfig, trained: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """(name, settings) of the sampler: the one named, or the checkpoint's with the given keys replaced."""
+    """Return (name, settings) of the sampler: the one chosen, or the checkpoint's with the given keys replaced."""
     config.variance = config.variance or trained.get("variance", "fixed_large")
     config.sampler_steps = config.sampler_steps or trained.get("sampler_steps")
     with open_dict(config):
@@ -70,7 +70,7 @@ def choose_sampler(config: DictConfig, trained: dict[str, Any]) -> tuple[str, di
 
 
 def choose_likelihood(config: DictConfig, model: Model) -> dict[str, Any]:
-    """The likelihoods named, or the checkpoint's."""
+    """Return the likelihoods chosen, or the checkpoint's."""
     if HydraConfig.get().runtime.choices.likelihood == "trained":
         return {} if model.control is not None else model.likelihood
     chosen = instantiate(plain(config)["likelihood"] or {}, "likelihood")
@@ -99,7 +99,7 @@ def refuse_guided(model: Model, likelihoods: Mapping[str, Any]) -> None:
 
 
 def choose_guidance(chosen: dict[str, Any] | None, trained: dict[str, Any]) -> Guidance | None:
-    """The guidance that the command names, or the checkpoint's with the given keys replaced.
+    """Return the guidance that the command chooses, or the checkpoint's with the given keys replaced.
 
     Raises:
         ConfigError: for keys without a guidance.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from diffusion_lab.errors import ConfigError
@@ -13,6 +15,9 @@ from diffusion_lab.storage.atomic_file import NotWritten, check_writable
 
 CONFIG = "config.yaml"
 """File of a run directory: the resolved configuration of its training, and the overrides that it was composed from."""
+
+UNSTARTED = {".hydra", ".lock"}
+"""Files that a run directory holds before its run starts."""
 
 
 class CheckpointError(ConfigError):
@@ -120,3 +125,17 @@ def check_directory(folder: Path) -> None:
     except OSError as error:
         reason = f"{folder} cannot be made a directory ({error.strerror})"
         raise ConfigError(f"{reason}; put the run elsewhere by hydra.run.dir=DIR or paths.log_dir=DIR") from error
+
+
+def remove_leftover(run_dir: Path, log_dir: Path) -> None:
+    """Remove a refused run's directory unless it holds more, and its parents up to `log_dir` that are empty then."""
+    run_dir, log_dir = run_dir.absolute(), log_dir.absolute()
+    with suppress(OSError):
+        names = {path.name for path in run_dir.iterdir()}
+        if names - UNSTARTED or (not names and log_dir not in run_dir.parents):
+            return
+        shutil.rmtree(run_dir)
+        for folder in run_dir.parents:
+            if folder != log_dir and log_dir not in folder.parents:
+                return
+            folder.rmdir()
