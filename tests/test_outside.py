@@ -78,7 +78,7 @@ def test_ranks_of_an_unnamed_torchrun_share_the_time_of_its_start(tmp_path):
 @pytest.mark.parametrize("drawn", ["none", DRAWN])
 def test_several_nodes_without_a_name_are_refused(rank, drawn):
     rank(**{**TORCHRUN, "TORCHELASTIC_RUN_ID": drawn, "GROUP_WORLD_SIZE": "2"})
-    with pytest.raises(ConfigError, match=r"--rdzv-id=\.\.\., or give it hydra.run.dir"):
+    with pytest.raises(ConfigError, match=r"--rdzv-id=NAME or hydra.run.dir=DIR"):
         cluster.agree(["data=toy2d"])
 
 
