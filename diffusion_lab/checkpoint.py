@@ -13,9 +13,10 @@ from diffusion_lab.config import packages
 from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.errors import ConfigError
-from diffusion_lab.guidance import Autoguidance
+from diffusion_lab.guidance import Autoguidance, ClassifierGuidance
+from diffusion_lab.guidance.classifier import Form
 from diffusion_lab.guidance.guided import NoiseInterval
-from diffusion_lab.model import Model
+from diffusion_lab.model import Classifier, Model, Training
 from diffusion_lab.ranges import NonNegative
 from diffusion_lab.storage.checkpoint_file import read
 from diffusion_lab.storage.run_directory import CheckpointError, find
@@ -23,7 +24,7 @@ from diffusion_lab.storage.run_directory import CheckpointError, find
 Weights = Literal["ema", "raw"]
 
 
-def build(contents: dict[str, Any], weights: Weights = "ema") -> Model:
+def build(contents: dict[str, Any], weights: Weights = "ema") -> Training:
     """Build the model from a checkpoint's contents: from its configuration, with the chosen weights, in eval mode.
 
     Raises:
@@ -49,7 +50,8 @@ def build(contents: dict[str, Any], weights: Weights = "ema") -> Model:
     except RuntimeError as error:
         raise CheckpointError(f"the checkpoint's weights do not fit its configuration: {error}") from error
     model.config = contents["config"]
-    model.sampler_of = functools.partial(named_sampler, contents["config"])
+    if isinstance(model, Model):
+        model.sampler_of = functools.partial(named_sampler, contents["config"])
     return model.eval()
 
 
@@ -76,8 +78,10 @@ def device_of(name: str | torch.device) -> torch.device:
     return device
 
 
-def load(path: str | Path, *, weights: Weights = "ema", device: str | torch.device = "cpu") -> Model:
+def load(path: str | Path, *, weights: Weights = "ema", device: str | torch.device = "cpu") -> Training:
     """Load the model of a run directory, a checkpoint file, or "last" (the newest run), ready to `.sample(...)`.
+
+    A run of model=classifier gives a `model.Classifier` for `guidance.ClassifierGuidance`.
 
     >>> model = diffusion_lab.load("logs/train/ddpm_digits/2026-11-21_10-00-00")
     >>> images = model.sample(16)
@@ -107,8 +111,43 @@ class AutoguidanceOf(Autoguidance):
         interval: NoiseInterval | None = None,
         weights: Weights = "ema",
     ) -> None:
-        super().__init__(functools.partial(_denoiser, ckpt_path, weights), scale, interval)
+        super().__init__(
+            functools.partial(_denoiser, ckpt_path, weights, Model, "a model that can be sampled from"), scale, interval
+        )
 
 
-def _denoiser(path: str, weights: Weights) -> Denoiser:
-    return load(path, weights=weights).denoiser.requires_grad_(False)
+class ClassifierGuidanceOf(ClassifierGuidance):
+    """Classifier guidance by the classifier of a checkpoint, which is loaded on first use.
+
+    Args:
+        ckpt_path: a run directory or a checkpoint file of `model.Classifier`.
+        scale, interval, form: as in `ClassifierGuidance`.
+        weights: the EMA or the raw weights of the checkpoint.
+    """
+
+    def __init__(
+        self,
+        ckpt_path: str,
+        scale: NonNegative = 1.0,
+        interval: NoiseInterval | None = None,
+        form: Form = "score",
+        weights: Weights = "ema",
+    ) -> None:
+        super().__init__(
+            functools.partial(_denoiser, ckpt_path, weights, Classifier, "model=classifier"),
+            None,
+            scale,
+            interval,
+            form,
+        )
+
+
+def _denoiser(path: str, weights: Weights, wanted: type[Training], what: str) -> Denoiser:
+    """The denoiser of a checkpoint of the wanted class of models; errors name `guidance.ckpt_path`."""
+    try:
+        model = load(path, weights=weights)
+    except CheckpointError as error:
+        raise CheckpointError(f"guidance.{error}" if str(error).startswith("ckpt_path=") else str(error)) from error
+    if not isinstance(model, wanted):
+        raise CheckpointError(f"guidance.ckpt_path={path} holds a {type(model).__name__}: give a run of {what}")
+    return model.denoiser.requires_grad_(False)

@@ -155,6 +155,11 @@ class Denoiser(nn.Module):
         output, fraction = row.split(output)
         return Estimate(x, alpha, sigma, row.eps(output, x, alpha, sigma), fraction)
 
+    def output_shape(self, x: Tensor) -> list[int]:
+        """The shape of the network's output for x (B, ...)."""
+        batch, channels, *size = x.shape
+        return [batch, 2 * channels if self.parameterization.learned_range else channels, *size]
+
     def network_at(self, x: Tensor, t: Tensor, **condition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(the network's output in the precision of x, alpha, sigma) at x (B, ...) and t, (B,) or scalar."""
         alpha, sigma = self.process.marginal(t, x)

@@ -273,12 +273,12 @@ def test_other_names_of_classes_and_another_range_of_images_are_refused():
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: ClassifierGuidance("run"), "needs a ClassPosterior, .* this is a str"),
-        (lambda: ClassifierGuidance(model_of()), "needs a ClassPosterior, .* this is a Denoiser"),
+        (lambda: ClassifierGuidance("run"), "needs a classifier .* this is a str"),
+        (lambda: ClassifierGuidance(model_of()), "needs a classifier .* this is a Denoiser"),
         (lambda: ClassifierGuidance(model_of), "."),
         (lambda: ClassifierGuidance(network_classifier(), scale=-1), "scale=-1 must be in"),
         (lambda: ClassifierGuidance(network_classifier(), interval=[2, 1]), "guidance.interval="),
-        (lambda: ClassifierGuidance(network_classifier(), form="eps"), "allowed: score, mean"),
+        (lambda: ClassifierGuidance(network_classifier(), form="eps"), "form=.* score, mean"),
         (lambda: ClassifierGuidance(network_classifier())(model_of().denoiser), "needs a label"),
         (lambda: ClassifierGuidance(network_classifier(), 3)(model_of().denoiser), "must lie between 0 and 2"),
     ],

@@ -336,7 +336,7 @@ def test_the_likelihood_of_a_conditional_model_uses_each_items_label(tmp_path):
 
 
 def labelled(network, counts=(3, 4), names=None, **settings):
-    settings = {"model": {"network": network}, **settings}
+    settings = {"model": {"_target_": "diffusion_lab.model.DDPM", "network": network}, **settings}
     add_labels(settings, SimpleNamespace(conditional=True, class_counts=lambda: list(counts), class_names=names))
     return settings["model"]
 

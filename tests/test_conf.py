@@ -70,7 +70,12 @@ def test_every_option_composes_and_is_valid(choice):
 @pytest.mark.parametrize("model", [o for o in options("model")])
 @pytest.mark.parametrize("data", DATA)
 def test_every_model_composes_with_every_data_set(model, data):
-    check("train", [f"model={model}", f"data={data}"])
+    if (model, data) == ("classifier", "lsun"):
+        with pytest.raises(ConfigError, match="bedroom is one class"):
+            check("train", ["model=classifier", "data=lsun", "network.attention=[32,16]"])
+        return
+    labels = ["data.attribute=Smiling"] if (model, data) == ("classifier", "celeba") else []
+    check("train", [f"model={model}", f"data={data}", *labels])
 
 
 def test_every_data_set_gets_a_network_that_fits():

@@ -1,5 +1,6 @@
 """Callbacks: EMA, checkpoints, evaluation, images, progress and logged values."""
 
+from diffusion_lab.callback.accuracy import Accuracy
 from diffusion_lab.callback.checkpoint import Checkpoint
 from diffusion_lab.callback.conclusion import Conclusion
 from diffusion_lab.callback.ema import EMA
@@ -14,6 +15,7 @@ from diffusion_lab.callback.seed import RankSeed
 
 __all__ = [
     "EMA",
+    "Accuracy",
     "Checkpoint",
     "Conclusion",
     "Evaluation",

@@ -33,14 +33,21 @@ from diffusion_lab.errors import ConfigError
 
 resolvers.register()
 
+OF_SAMPLES = ("samples", "evaluation")
+"""Callbacks that a model without samples, a classifier, does without."""
+
 
 def plain(config: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The resolved configuration as plain containers.
 
-    A recipe or an experiment may contain a setting for a part of the sampler or a likelihood that was not chosen; it is
-    dropped, unless it is among the `overrides` of the command.
+    A recipe or an experiment may contain a setting for a part of the sampler or a likelihood that was not chosen, or
+    for a callback that the model does without; it is dropped, unless it is among the `overrides` of the command.
     """
     settings = OmegaConf.to_container(config, resolve=True)
+    callbacks = settings.get("callback") or {}
+    for name in OF_SAMPLES:
+        if isinstance(callbacks.get(name), dict) and "_target_" not in callbacks[name]:
+            callbacks[name] = None
     for group in ("sampler", "likelihood"):
         for node in (settings.get(group), (settings.get("model") or {}).get(group)):
             for key in [k for k, v in (node or {}).items() if isinstance(v, dict) and "_target_" not in v]:

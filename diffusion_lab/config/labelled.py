@@ -1,9 +1,11 @@
-"""Rules between the keys of a conditional model, checked before anything is loaded."""
+"""Rules between the keys of a conditional model or a classifier, checked before anything is loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+from diffusion_lab.config.class_rules import get
 
 
 def labels_exist(config: Mapping[str, Any]) -> str | None:
@@ -13,6 +15,8 @@ def labels_exist(config: Mapping[str, Any]) -> str | None:
     data, dropout = config["data"], config.get("label_dropout")
     conditional = data.get("conditional")
     lacking = next((key for key in ("label_column", "attribute") if data.get(key, "") is None), None)
+    if get(config, "model.PREDICTS_LABELS") and not conditional:
+        return "a classifier needs the labels of the data: set data.conditional=true"
     if conditional and lacking:
         return f"data.conditional=true needs labels, but data.{lacking} is null: set it, or leave conditional false"
     if conditional and data.get("category"):

@@ -81,8 +81,14 @@ def _unpacked(path: Path, kwarg: ast.arg | None) -> dict[str, Parameter]:
     if not isinstance(annotation, ast.Subscript) or ast.unparse(annotation.value).rpartition(".")[2] != "Unpack":
         return {}
     found = named(path, annotation.slice)
-    fields = [n for n in found[1].body if isinstance(n, ast.AnnAssign)] if found else []
-    return {n.target.id: Parameter(hint(found[0], n.annotation), required=False) for n in fields}
+    return _fields(*found) if found else {}
+
+
+def _fields(path: Path, node: ast.ClassDef) -> dict[str, Parameter]:
+    """The optional fields of a typed dictionary, with those of its base classes."""
+    inherited = {name: one for base in _bases(path, node) for name, one in _fields(*base).items()}
+    own = [n for n in node.body if isinstance(n, ast.AnnAssign)]
+    return inherited | {n.target.id: Parameter(hint(path, n.annotation), required=False) for n in own}
 
 
 def _is_required(field: ast.AnnAssign) -> bool:

@@ -103,7 +103,7 @@ def _steps_within_levels(config: Mapping[str, Any]) -> str | None:
 def _sde_belongs(config: Mapping[str, Any]) -> str | None:
     known = schema.parameters(str(get(config, "model._target_") or ""))
     if config.get("sde") and known is not None and "process" not in known:
-        return "sde=... chooses the process of model=score_sde: add model=score_sde, or leave it out"
+        return "sde=... chooses the process of model=score_sde or classifier: add one of them, or leave it out"
     return None
 
 
@@ -112,7 +112,7 @@ def _groups_are_complete(config: Mapping[str, Any]) -> str | None:
     if config.get("model") and "_target_" not in sampler:
         return "sampler=trained only makes sense for sample.py: choose ancestral, ddim, ..."
     if config.get("model") and "_target_" not in guidance:
-        return "guidance=trained only makes sense for sample.py: choose none, classifier_free or autoguidance"
+        return "guidance=trained only makes sense for sample.py: choose none, classifier_free, classifier, ..."
     return None
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from diffusion_lab.class_posterior import ClassPosterior
 from diffusion_lab.denoiser import Denoiser, Preconditioning, check_labels
-from diffusion_lab.guidance.class_posterior import ClassPosterior
 from diffusion_lab.guidance.gradient import GradientPreconditioning, ShiftedScore
-from diffusion_lab.guidance.guided import Guidance, inside, same_noise
+from diffusion_lab.guidance.guided import Guidance, NoiseInterval, inside, same_noise
+from diffusion_lab.ranges import NonNegative, checked
 
 Form = Literal["score", "mean"]
 
@@ -44,17 +45,16 @@ class ClassifierGuidance(Guidance):
     name = "classifier"
     batch_labels: Tensor | None = None
 
+    @checked
     def __init__(
         self,
         classifier: ClassPosterior | Callable[[], ClassPosterior],
         label: Any = None,
-        scale: float = 1.0,
-        interval: Sequence[float] | None = None,
+        scale: NonNegative = 1.0,
+        interval: NoiseInterval | None = None,
         form: Form = "score",
     ) -> None:
         super().__init__(scale, interval)
-        if form not in get_args(Form):
-            raise ValueError(f"ClassifierGuidance: form={form!r} is unknown; allowed: {', '.join(get_args(Form))}")
         self.classifier = getattr(classifier, "denoiser", classifier)  # of a model
         self.label, self.form = label, form
         if isinstance(self.classifier, Denoiser) or not callable(self.classifier):
@@ -71,7 +71,7 @@ class ClassifierGuidance(Guidance):
         """Return the classifier; raise ValueError if it is something else."""
         if not isinstance(self.classifier, ClassPosterior):
             raise ValueError(
-                f"classifier guidance needs a ClassPosterior, or a model that holds one, and this is a "
+                "classifier guidance needs a classifier (a ClassPosterior, or a model that holds one), and this is a "
                 f"{type(self.classifier).__name__}"
             )
         return self.classifier

@@ -1,5 +1,6 @@
-"""Training losses: denoising, implicit and sliced score matching."""
+"""Training losses: denoising, implicit and sliced score matching, and the cross entropy of classifiers."""
 
+from diffusion_lab.loss.cross_entropy import CrossEntropy
 from diffusion_lab.loss.denoising import WEIGHTS, DenoisingLoss, Reduction, Weighting
 from diffusion_lab.loss.hybrid import HybridLoss
 from diffusion_lab.loss.score_matching import ImplicitScoreMatching, Probe, SlicedScoreMatching
@@ -7,6 +8,7 @@ from diffusion_lab.loss.time_law import Importance, LossSecondMoment, TimeLaw
 
 __all__ = [
     "WEIGHTS",
+    "CrossEntropy",
     "DenoisingLoss",
     "HybridLoss",
     "Importance",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffusion_lab.class_posterior import ClassPosterior
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.model.checks import ComponentError, name_of, one_line
 
@@ -47,9 +48,7 @@ class CheckedNetwork:
         """The network's output after the checks; a conditional network gets a default label."""
         condition = self.default_label(x) | condition
         self.calls += 1
-        wanted = list(x.shape)
-        if self.denoiser.parameterization.learned_range:
-            wanted[1] *= 2
+        wanted = self.denoiser.output_shape(x)
         if self.limit_reached:
             return x.new_zeros(wanted)
         inputs = f"x {like(x)} and t {like(t)}"
@@ -68,7 +67,9 @@ class CheckedNetwork:
         if list(output.shape) != wanted:
             got, expected = (shape_of(each, len(x)) for each in (output.shape, wanted))
             why = "the shape of its input"
-            if wanted != list(x.shape):
+            if isinstance(self.denoiser, ClassPosterior):
+                why = "a logit for each class"
+            elif wanted != list(x.shape):
                 why = "twice the channels of its input, for a learned range of variances"
             raise ComponentError(
                 f"the network {self.name} returns {got}, expected {expected}, {why}{self.accepted_sizes(x, t)}"
@@ -87,8 +88,9 @@ class CheckedNetwork:
 
     def default_label(self, x: Tensor) -> dict[str, Tensor]:
         """Label 0 for each of x (B, ...), if the network is conditional."""
-        zeros = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        return {} if self.denoiser.classes is None else {"label": zeros}
+        if self.denoiser.classes is None or isinstance(self.denoiser, ClassPosterior):
+            return {}
+        return {"label": torch.zeros(len(x), dtype=torch.int64, device=x.device)}
 
     @torch.no_grad()
     def accepted_sizes(self, x: Tensor, t: Tensor) -> str:
@@ -97,9 +99,10 @@ class CheckedNetwork:
             accepted = []
             for height, width in (tuple((n + up) // unit * unit for n in x.shape[2:]) for up in (0, unit - 1)):
                 trial = x.new_zeros(*x.shape[:2], height, width)
+                wanted = self.denoiser.output_shape(trial)
                 with suppress(Exception):
                     output = self.call(trial, t, **self.default_label(x))
-                    if height and width and trial.shape != x.shape and output.shape == trial.shape:
+                    if height and width and trial.shape != x.shape and list(output.shape) == wanted:
                         accepted.append(f"{height}x{width}")
             if accepted:
                 return f"; it accepts images of {' and '.join(accepted)}"
@@ -134,9 +137,8 @@ def check_network(denoiser: Denoiser, network: CheckedNetwork, x0: Tensor) -> li
         given, returned = (str(each.dtype).removeprefix("torch.") for each in (x, first))
         messages.append(f"the network {name} returns {returned} for inputs of {given}, which loses precision")
     if not connected:
-        messages.append(
-            f"the output of the network {name} has no gradient in its input: likelihood=flow would be wrong"
-        )
+        wrong = "guidance" if isinstance(denoiser, ClassPosterior) else "likelihood=flow"
+        messages.append(f"the output of the network {name} has no gradient in its input: {wrong} would be wrong")
     if again.any() and torch.equal(again, later) and not torch.equal(*c_noise):
         messages.append(f"the output of the network {name} does not depend on t")
     if not torch.allclose(again[:1], alone, rtol=1e-2, atol=1e-5):

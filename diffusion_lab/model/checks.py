@@ -103,7 +103,7 @@ def check_process(model: Model) -> None:
     check_scales(process, name, ends)
     if (process.log_snr(ends).diff() > 0).any():
         raise ComponentError(f"{name}: alpha/sigma increases with t, but t = 0 must be data and t = 1 noise")
-    if hasattr(model.sampler, "check"):
+    if hasattr(getattr(model, "sampler", None), "check"):
         with component_errors(f"the sampler {name_of(model.sampler)}"):
             times = model.sampler.check(model.denoiser)
         check_scales(process, name, times)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.control import Control
-from diffusion_lab.denoiser import Denoiser, check_labels
+from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.guidance import ClassifierGuidance
 from diffusion_lab.model.labels import Label, Labels
 
@@ -48,20 +48,10 @@ class Conditioned:
             return labels.of(label, seed, images)
         if label is not None:
             raise ValueError(
-                "this model was trained without labels (data.conditional=false): leave out label, or guide it by a "
-                "classifier (diffusion_lab.guidance.ClassifierGuidance)"
+                "this model was trained without labels (data.conditional=false): leave out label, or guide it by "
+                "guidance=classifier (in Python guidance.ClassifierGuidance)"
             )
         return None
-
-    def conditional_denoiser(self, labels: Tensor | None = None, training: bool = False) -> Denoiser:
-        """The denoiser bound to labels (B,), if the model is conditional; with label dropout while training."""
-        if self.labels is None:
-            return self.denoiser
-        if labels is None:
-            raise ValueError("this model is conditioned on labels: batches must be (x, label)")
-        check_labels(labels, self.labels.classes)  # before dropout: the null label is not a class of the data
-        labels = self.labels.with_dropout(labels) if training else labels
-        return self.denoiser.given(label=labels.to(self.device))
 
     def sampling_denoiser(
         self,

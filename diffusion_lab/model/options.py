@@ -22,12 +22,17 @@ Likelihood = Callable[..., Any]
 """(denoiser, x0, grey_levels, generator) -> an object with `log_likelihood` and its `terms`, in nats."""
 
 
-class ModelOptions(TypedDict, total=False):
-    """Options that every method passes on to `Model`; documented there."""
+class TrainingOptions(TypedDict, total=False):
+    """Options that every method passes on to `Training`; documented there."""
 
     dequantize: bool
     warmup_steps: NonNegativeInt
     decay_steps: Count | None
     channels_last: bool
     labels: Labels | None
+
+
+class ModelOptions(TrainingOptions, total=False):
+    """Options that every method passes on to `Model`; documented there."""
+
     guidance: Guidance | None

@@ -31,10 +31,12 @@ from diffusion_lab.model.checks import (
     first_items,
     name_of,
 )
+from diffusion_lab.model.sampling import Sampling
 from diffusion_lab.noise import image_generators
 
 if TYPE_CHECKING:
     from diffusion_lab.model.base import Model
+    from diffusion_lab.model.training import Training
 
 SIGNATURE = "loss(denoiser, x0, generator=None)"
 DRAW = (
@@ -44,7 +46,7 @@ DRAW = (
 
 
 def rehearse(
-    model: Model,
+    model: Training,
     items: Tensor,
     *,
     device: torch.device | str | None = None,
@@ -80,16 +82,23 @@ def rehearse(
             if training:
                 check_loss(tried, x0, context)
             tried.eval()
-            check_guidance(tried)
-            network.limit = 2
-            x = check_samples(tried, network)
-            check_decoding(tried, items, x0, x)
-            for name in likelihoods:
-                check_likelihood(tried, name, network, x0)
+            if isinstance(tried, Sampling):
+                check_sampling(tried, network, items, x0, likelihoods)
     return messages
 
 
-def rehearse_fit(model: Model) -> list[str]:
+def check_sampling(
+    model: Model, network: CheckedNetwork, items: Tensor, x0: Tensor, likelihoods: Sequence[str]
+) -> None:
+    """Check guidance, the sampler, decoding and likelihoods on two items (2, ...), and x0 in the model's range."""
+    check_guidance(model)
+    network.limit = 2
+    check_decoding(model, items, x0, check_samples(model, network))
+    for name in likelihoods:
+        check_likelihood(model, name, network, x0)
+
+
+def rehearse_fit(model: Training) -> list[str]:
     """Rehearse with the data of the model's `pl.Trainer` before training; return warnings.
 
     A sharded network is not tried, as no rank could run its copy alone.
@@ -116,7 +125,7 @@ def random_state_kept(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def copied(model: Model, device: torch.device) -> Iterator[Model]:
+def copied(model: Training, device: torch.device) -> Iterator[Training]:
     """Context with an uncompiled copy of the model on a device.
 
     A model that cannot be copied is used itself; its buffers, gradients and modes are restored afterwards.
@@ -133,7 +142,7 @@ def copied(model: Model, device: torch.device) -> Iterator[Model]:
 
 
 @contextmanager
-def kept(model: Model) -> Iterator[None]:
+def kept(model: Training) -> Iterator[None]:
     """Context that restores the state of a model that a training step changes, except the parameters."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
@@ -152,19 +161,20 @@ def kept(model: Model) -> Iterator[None]:
         model.denoiser.nfe = nfe
 
 
-def check_loss(model: Model, x0: Tensor, context: Callable[[], AbstractContextManager]) -> None:
+def check_loss(model: Training, x0: Tensor, context: Callable[[], AbstractContextManager]) -> None:
     """Check the loss as in training, with its gradient, and as in validation, with one generator per item."""
     name, device = name_of(model.loss), x0.device
+    denoiser = model.conditional_denoiser(torch.zeros(len(x0), dtype=torch.int64))
     with component_errors("the optimizer"):
         model.configure_optimizers()
     model.train()
     with context():
         try:
-            inspect.signature(model.loss).bind(model.denoiser, x0)
+            inspect.signature(model.loss).bind(denoiser, x0)
         except TypeError as error:
             raise ComponentError(f"the loss {name} must be called as {SIGNATURE}: {error}") from error
         with component_errors(f"the loss {name}"):
-            losses = model.loss(model.denoiser, x0)
+            losses = model.loss(denoiser, x0)
         check_losses(name, losses, len(x0))
         scaled = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.float16
     if not losses.requires_grad:
@@ -183,7 +193,7 @@ def check_loss(model: Model, x0: Tensor, context: Callable[[], AbstractContextMa
     one, each = torch.Generator(device).manual_seed(0), image_generators(0, range(len(x0)), device)
     for generator, form in ((one, "a torch.Generator"), (each, "a list with one per item, as in validation")):
         with torch.no_grad(), component_errors(f"the loss {name} fails where generator is {form}", DRAW):
-            losses = model.loss(model.denoiser, x0, generator)
+            losses = model.loss(denoiser, x0, generator)
         check_losses(name, losses, len(x0))
 
 

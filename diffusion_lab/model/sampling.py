@@ -7,7 +7,6 @@ import math
 import operator
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -245,14 +244,3 @@ class Sampling(Conditioned):
             raise ValueError("images must be finite real numbers, as sample returns them")
         if self.grey_levels is not None and images.numel() and not 0 <= images.min() <= images.max() <= 1:
             raise ValueError(f"images from {images.min():.4g} to {images.max():.4g} must lie in [0, 1]: rescale them")
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Context in eval mode, in which dropout is off; the previous mode is restored."""
-        was_training = self.training
-        self.eval()
-        try:
-            with self.unsharded():
-                yield
-        finally:
-            self.train(was_training)

@@ -162,7 +162,7 @@ class NoisyClassifier(Encoder):
         self,
         in_channels: Count,
         image_size: Count,
-        outputs: Count,
+        outputs: Count | None,
         channels: Count = 128,
         multipliers: Multipliers = (1, 2, 3, 4),
         blocks: Count = 4,
@@ -178,6 +178,8 @@ class NoisyClassifier(Encoder):
             *(in_channels, image_size, channels, multipliers, blocks, attention, dropout, 1, head_channels),
             *(scale_shift, biggan, new_attention_order, checkpoint),
         )
+        if outputs is None:
+            raise ValueError("NoisyClassifier: outputs=None must be the number of classes of the data")
         width, size = self.widths[-1], image_size // 2 ** (len(multipliers) - 1)
         self.pool = nn.Sequential(norm(width), nn.SiLU(), AttentionPool(size, width, head_channels, outputs))
 

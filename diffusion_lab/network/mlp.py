@@ -22,7 +22,8 @@ class MLP(nn.Module):
     dimensions; its frequencies, 1 ... 1e-4, distinguish all of the levels 0 ... 999.
     V and W are initialised almost to zero. With `classes` the network is also conditioned on labels (B,),
     0 ... classes - 1, and `classes` for the null label; with `learned_range` it returns (B, 2 dimensions), of which the
-    second half is a learned range of variances (`Parameterization`).
+    second half is a learned range of variances (`Parameterization`); with `outputs` it returns the logits (B, outputs)
+    of a classifier.
     Raises ValueError for an input of another shape, or a size below 1.
     """
 
@@ -35,6 +36,7 @@ class MLP(nn.Module):
         embedding: Annotated[int, Ge(4), MultipleOf(2)] = 64,
         classes: Count | None = None,
         learned_range: bool = False,
+        outputs: Count | None = None,
     ) -> None:
         super().__init__()
         self.dimensions = dimensions
@@ -42,7 +44,7 @@ class MLP(nn.Module):
         self.linear_in = linear(dimensions, width)
         self.hidden = nn.ModuleList(linear(width, width) for _ in range(depth))
         self.modulation = linear(embedding, 2 * depth * width, scale=0.0)
-        self.linear_out = linear(width, dimensions * (2 if learned_range else 1), scale=0.0)
+        self.linear_out = linear(width, (outputs or dimensions) * (2 if learned_range else 1), scale=0.0)
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         if x.dim() != 2 or x.shape[1] != self.dimensions:

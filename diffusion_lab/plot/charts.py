@@ -63,6 +63,22 @@ def curves(
         figure.savefig(temporary)
 
 
+def accuracy_plot(
+    noise: Sequence[float], rates: Sequence[float], chance: float, path: str | Path, title: str = ""
+) -> None:
+    """Plot the accuracy of a classifier against the noise level sigma / alpha, and that of the most frequent class."""
+    figure, (axes,) = square_panels(1, title, side=6.0)
+    axes.plot(*zip(*sorted(zip(noise, rates, strict=True)), strict=True), color=BLUE, linewidth=2.2, marker="o")
+    axes.axhline(chance, color=INK, linewidth=1, linestyle=":", label="most frequent class")
+    axes.set(xscale="log", ylim=(0, 1.02), xlabel=r"noise level  $\sigma/\alpha$", ylabel="accuracy")
+    plain_ticks(axes.xaxis)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=11)
+    with replacing(path) as temporary:
+        figure.savefig(temporary)
+
+
 def plain_ticks(*axes: Axis) -> None:
     """Label logarithmic axes with plain numbers (6, 0.02, 3,000), and fewer of them for many decades."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter

@@ -81,10 +81,10 @@ def moved(settings: Mapping[str, Any], started: Mapping[str, Any] | None, keys: 
 
 
 def add_labels(settings: dict[str, Any], data: DataModule) -> None:
-    """Write the classes of the data into the settings of a conditional model and of its network.
+    """Write the classes of the data into the settings of a conditional model or a classifier, and of its network.
 
-    The network gets `classes` wherever a class in it has a parameter of that name.  A checkpoint thus holds the number
-    of classes, their names and frequencies.
+    The network gets `classes`, or `outputs` if it is a classifier, wherever a class in it has this parameter.  A
+    checkpoint thus holds the number of classes, their names and frequencies.
 
     Raises:
         ConfigError: for a network that takes no label.
@@ -92,22 +92,23 @@ def add_labels(settings: dict[str, Any], data: DataModule) -> None:
     """
     if not data.conditional:
         return
-    dropout = settings.get("label_dropout")
-    model, counts = settings["model"], data.class_counts()
+    model, dropout, counts = settings["model"], settings.get("label_dropout"), data.class_counts()
+    predicted = getattr(resolve(model["_target_"], "model"), "PREDICTS_LABELS", False)
     model["labels"] = {
         "_target_": "diffusion_lab.model.Labels",
         "counts": counts,
         "names": None if data.class_names is None else list(data.class_names),
-        "dropout": DROPOUT if dropout is None else dropout,
+        "dropout": 0 if predicted else DROPOUT if dropout is None else dropout,
     }
+    key = "outputs" if predicted else "classes"
     for _, node in nodes(model["network"]):
         if "_target_" not in node:
             continue
-        if "classes" in inspect.signature(resolve(node["_target_"], "model.network")).parameters:
-            node["classes"] = len(counts)
+        if key in inspect.signature(resolve(node["_target_"], "model.network")).parameters:
+            node[key] = len(counts)
     network = resolve(model["network"]["_target_"], "model.network")
     taken = inspect.signature(network.forward).parameters
-    if "label" not in taken and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+    if not predicted and "label" not in taken and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
         raise ConfigError(
             f"data.conditional=true: {network.__name__}.forward takes no label; define forward(self, x, t, label), "
             f"with label (B,) from 0 to {len(counts)}, where {len(counts)} means no label"

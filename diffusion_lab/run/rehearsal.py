@@ -36,12 +36,13 @@ def rehearse_training(
         return
     planned = evaluation and [(evaluation.at_end, evaluation.evaluator), (evaluation.every_n_steps, evaluation.during)]
     evaluators = [evaluator for wanted, evaluator in planned or () if wanted]
+    scored = any(evaluator.likelihood_samples != 0 for evaluator in evaluators)
     sharded = isinstance(trainer.strategy, ModelParallelStrategy)
     notes = rehearse(
         model,
         data.images("train", 2),
         device="cpu" if sharded else trainer.strategy.root_device,
-        likelihoods=list(model.likelihood) if any(e.likelihood_samples != 0 for e in evaluators) else (),
+        likelihoods=list(model.likelihood) if scored else (),
         context=trainer.precision_plugin.forward_context,
         convert=trainer.precision_plugin.convert_module,
     )

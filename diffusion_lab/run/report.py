@@ -9,11 +9,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from diffusion_lab.callback import Evaluation
+from diffusion_lab.callback import Accuracy, Evaluation
 from diffusion_lab.config import origin
 from diffusion_lab.data import DataModule
 from diffusion_lab.evaluation.results import RESULTS, read_results
-from diffusion_lab.model import Model
+from diffusion_lab.model import Classifier, Model, Training
 from diffusion_lab.output import listed, print_table, say, shown
 from diffusion_lab.plot import charts
 from diffusion_lab.storage.revision import revision
@@ -38,6 +38,7 @@ FILES = (
     ("samples", "samples of the same noise, during training"),
     ("trajectory.png", "from noise to samples"),
     ("trajectory.gif", "the same as a film"),
+    ("accuracy.png", "accuracy at each noise level"),
     ("score_error.png", "learned and true score"),
     ("mode_weights.png", "the weights of the modes, by sampler"),
     (RESULTS, ""),
@@ -86,28 +87,38 @@ def describe_sampler(name: str, sampler: dict[str, Any]) -> str:
 
 
 def facts(
-    choices: Mapping[str, Any], model: Model, sampler: str, settings: dict[str, Any], seed: int | None
+    choices: Mapping[str, Any],
+    model: Training,
+    seed: int | None,
+    sampler: str | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the fields of a results record that identify model, data, sampler and code."""
-    classes = model.sampled_labels()
-    labels = {} if classes is None else {"labels": classes.describe(model.label)}
     return {
         **{group: choices.get(group) for group in ("model", "sde", "data", "schedule", "network")},
         "parameters": sum(p.numel() for p in model.network.parameters()),
-        "sampler": describe_sampler(sampler, settings),
-        **labels,
-        **({} if model.guidance is None else {"guidance": str(model.guidance)}),
-        **({} if model.control is None else {"control": str(model.control)}),
+        **({} if sampler is None else {"sampler": describe_sampler(sampler, settings), **how_sampled(model)}),
         "seed": seed,
         "revision": revision(),
     }
 
 
+def how_sampled(model: Model) -> dict[str, str]:
+    """The labels of a model's samples, its guidance and its control, if there are any."""
+    classes = model.sampled_labels()
+    return {
+        **({} if classes is None else {"labels": classes.describe(model.label)}),
+        **({} if model.guidance is None else {"guidance": str(model.guidance)}),
+        **({} if model.control is None else {"control": str(model.control)}),
+    }
+
+
 def announce(
-    settings: dict[str, Any], data: DataModule, model: Model, trainer: pl.Trainer, run_dir: Path, step: int
+    settings: dict[str, Any], data: DataModule, model: Training, trainer: pl.Trainer, run_dir: Path, step: int
 ) -> None:
     """Print what is trained from `step` on, and plot the noise schedule."""
-    if hasattr(model.sampler, "caution") and (said := model.sampler.caution(model.denoiser)):
+    sampler = getattr(model, "sampler", None)
+    if hasattr(sampler, "caution") and (said := sampler.caution(model.denoiser)):
         say(said)
     process = model.denoiser.process
     times = process.timesteps(None).flip(0)
@@ -120,7 +131,8 @@ def announce(
         say(f"data     {data.describe()}")
         say(f"model    {type(model).__name__}, {type(model.network).__name__} with {count:,} parameters, {title}")
         if model.labels is not None:
-            say(f"labels   conditional, {model.labels.classes} classes: {listed(model.labels.names)}")
+            what = "predicted" if isinstance(model, Classifier) else "conditional"
+            say(f"labels   {what}, {model.labels.classes} classes: {listed(model.labels.names)}")
         if loss := [word for word in settings.get("overrides", ()) if word.lstrip("+").startswith(("loss=", "loss."))]:
             say(f"loss     {', '.join(loss)}")
     ranks = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
@@ -145,12 +157,12 @@ def conclude(trainer: pl.Trainer, run_dir: Path) -> None:
     """Print the table of results, the files of the run, and the command that samples from it."""
     if trainer.global_step < trainer.max_steps:
         say(f"trainer.max_time has ended it at step {trainer.global_step:,} of {trainer.max_steps:,}")
-    evaluation = next((c for c in trainer.callbacks if isinstance(c, Evaluation)), None)
+    evaluation = next((c for c in trainer.callbacks if isinstance(c, (Accuracy, Evaluation))), None)
     results = (evaluation and evaluation.results) or read_results(run_dir / RESULTS)
     current = results is not None and results.get("step") == trainer.global_step
     if current and not in_sweep():
         table(results)
-    elif not current and evaluation is not None and evaluation.at_end:
+    elif not current and getattr(evaluation, "at_end", False):
         say(f"it was not evaluated; do so by:  {origin.command('sample', run_dir, 'evaluate=true')}")
     if in_sweep():
         return
@@ -163,6 +175,10 @@ def conclude(trainer: pl.Trainer, run_dir: Path) -> None:
     for name, what in FILES:
         if (run_dir / name).exists():
             say(f"  {name + '/' * (run_dir / name).is_dir():<16} {what or f'{numbers}, with their protocol'}")
+    if isinstance(trainer.lightning_module, Classifier):
+        place = origin.quoted(str(run_dir.absolute()))
+        say(f"guide a model of the same data and noise by it:  guidance=classifier guidance.ckpt_path={place}")
+        return
     other = [] if trainer.lightning_module.denoiser.process.levels == 1 else ["sampler=ddim"]
     say(f"sample from it:  {origin.command('sample', run_dir, *other)}")
 
@@ -184,7 +200,8 @@ def table(results: dict[str, Any]) -> None:
         rows += [(f"  {labels.get(term, term)}", f"{part:.4g}", "") for term, part in record.get("terms", {}).items()]
         for row in rows:
             grid.add_row(*(Text(shown(word)) for word in row))
-    say(f"step {results['step']}, {results['weights']} weights, sampler {results['sampler']}")
+    sampler = f", sampler {results['sampler']}" if "sampler" in results else ""
+    say(f"step {results['step']}, {results['weights']} weights{sampler}")
     if not results["metrics"]:
         say("nothing was measured: there is no metric and no likelihood")
         return

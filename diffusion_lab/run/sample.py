@@ -173,7 +173,7 @@ def record(config: DictConfig, subject: Subject) -> dict[str, Any]:
         "checkpoint": str(subject.path),
         "step": subject.step,
         "weights": config.weights,
-        **facts(trained["choices"], subject.model, subject.sampler, subject.settings, config.seed),
+        **facts(trained["choices"], subject.model, config.seed, subject.sampler, subject.settings),
     }
 
 

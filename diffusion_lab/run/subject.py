@@ -42,6 +42,11 @@ def load(config: DictConfig) -> Subject:
     path = run_directory.find(config.ckpt_path, config.paths.log_dir)
     contents = checkpoint_file.read(path)
     model = checkpoint.build(contents, config.weights)
+    if not isinstance(model, Model):
+        raise ConfigError(
+            f"{os.path.relpath(path)} holds a classifier, which has no samples: sample from a model, and guide it by "
+            f"guidance=classifier guidance.ckpt_path={path}"
+        )
     name, settings = choose_sampler(config, contents["config"])
     with as_config_error(ValueError, message=f"{{}} ({os.path.relpath(path)})"):
         model.sampler, model.label = instantiate(settings, "sampler"), plain(config)["label"]
@@ -110,7 +115,7 @@ def choose_guidance(chosen: dict[str, Any] | None, trained: dict[str, Any]) -> G
         if given and not of_checkpoint:
             key, value = next(iter(given.items()))
             raise ConfigError(
-                f"guidance.{key}={value} needs a guidance: choose guidance=classifier_free or autoguidance"
+                f"guidance.{key}={value} needs a guidance: choose guidance=classifier_free, classifier or autoguidance"
             )
         given = {**of_checkpoint, **given}
     return instantiate(given, "guidance") or None

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from diffusion_lab import first_edition
-from diffusion_lab.callback import Conclusion, Evaluation
+from diffusion_lab.callback import Accuracy, Conclusion, Evaluation
 from diffusion_lab.callback.interrupt import Stopped
 from diffusion_lab.callback.media import log_pictures
 from diffusion_lab.config import origin, packages
@@ -26,7 +26,7 @@ from diffusion_lab.config.trainer_keys import check_devices, count_in_steps
 from diffusion_lab.data import DataModule
 from diffusion_lab.errors import ConfigError, as_config_error
 from diffusion_lab.logger.loggers import build_loggers, finish_loggers
-from diffusion_lab.model import Model
+from diffusion_lab.model import Model, Training
 from diffusion_lab.monkeypatches import set_timeout
 from diffusion_lab.output import say
 from diffusion_lab.run.changes import changes, refuse_changes, refuse_shapes
@@ -81,7 +81,7 @@ def train(config: DictConfig) -> None:
 
 def fit(
     trainer: pl.Trainer,
-    model: Model,
+    model: Training,
     data: DataModule,
     settings: dict[str, Any],
     run_dir: Path,
@@ -112,7 +112,7 @@ def fit(
         finish_loggers(loggers, failed=not done)
 
 
-def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, pl.Trainer]:
+def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Training, pl.Trainer]:
     """Build everything; refuse whatever is wrong with data, devices or options before the first step."""
     with as_config_error(OSError, ValueError, RuntimeError, MisconfigurationException):
         check_devices(settings["trainer"])
@@ -121,7 +121,8 @@ def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, 
         count_in_steps(settings["trainer"], data.size("train"), data.batch_size * parts)
         add_labels(settings, data)
         model = instantiate(settings["model"], "model")
-        model.check_sampling()
+        if isinstance(model, Model):
+            model.check_sampling()
         model.config = settings
         if settings.get("init_from") and not settings["ckpt_path"]:
             initialise(model, settings)
@@ -148,6 +149,8 @@ def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Model, 
         rehearse_training(settings, data, model, trainer, evaluation)
         if settings.get("compile"):
             compile_network(model.network, trainer.strategy.root_device)
+        for callback in (c for c in callbacks if isinstance(c, Accuracy)):
+            callback.facts = facts(settings["choices"], model, settings.get("seed"))
         if evaluation is not None:
             prepare_evaluation(evaluation, settings, data, model, trainer)
     return data, model, trainer
@@ -158,7 +161,7 @@ def prepare_evaluation(
 ) -> None:
     """Fit or load the feature extractor now, so that missing weights are found before a long training."""
     choices = settings["choices"]
-    evaluation.facts = facts(choices, model, choices["sampler"], settings["sampler"], settings.get("seed"))
+    evaluation.facts = facts(choices, model, settings.get("seed"), choices["sampler"], settings["sampler"])
     prepare_features(settings, evaluation, data, model, trainer)
     evaluator, place = evaluation.evaluator, Path(evaluation.run_dir)
     samples = evaluator.samples * evaluator.repeats * evaluator.scores_samples(data)

@@ -51,6 +51,10 @@ class ClassPosterior(Denoiser):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return self.logits(x, t)
 
+    def output_shape(self, x: Tensor) -> list[int]:
+        """That of the logits for x (B, ...)."""
+        return [len(x), self.classes]
+
     def log_prob(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
         """log p(label | x_t), (B,), at x (B, ...) and t, (B,) or scalar, for labels (B,) or scalar."""
         return log_softmax_of(self.logits(x, t), label)
