@@ -78,6 +78,11 @@ def test_every_model_composes_with_every_data_set(model, data):
     check("train", [f"model={model}", f"data={data}", *labels])
 
 
+@pytest.mark.parametrize("sde", options("sde"))
+def test_a_classifier_composes_with_every_process(sde):
+    check("train", ["model=classifier", f"sde={sde}"])
+
+
 def test_every_data_set_gets_a_network_that_fits():
     for name in DATA:
         c = composed(f"data={name}")
