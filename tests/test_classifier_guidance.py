@@ -249,7 +249,10 @@ def test_a_model_takes_labels_from_itself_or_from_the_classifier(labels):
 @pytest.mark.parametrize(
     "classifier, what",
     [
-        (network_classifier(model_of(levels=999)), "its noise process"),
+        (
+            network_classifier(model_of(levels=999)),
+            r"its noise process, DiscreteProcess \(999 levels, sigma/alpha .*\) instead of DiscreteProcess \(.*\)",
+        ),
         (network_classifier(classes=4), "its classes, 4 instead of 3"),
         (network_classifier(shape=(3,)), r"the shape of its data, \(3,\) instead of \(2,\)"),
     ],

@@ -148,11 +148,20 @@ def check_classifier_of(denoiser: Denoiser, posterior: ClassPosterior) -> None:
     ours, theirs = ((one.parameterization.bounded, one.parameterization.low, one.parameterization.high)
                     for one in (denoiser, posterior))  # fmt: skip
     if not same_noise(denoiser, posterior):
-        raise ValueError(differs("its noise process"))
+        raise ValueError(differs(f"its noise process, {noise_of(posterior)} instead of {noise_of(denoiser)}"))
     if ours != theirs:
         raise ValueError(differs("the range of its images"))
     if denoiser.classes not in (None, posterior.classes):
         raise ValueError(differs(f"its classes, {posterior.classes} instead of {denoiser.classes}"))
+
+
+def noise_of(denoiser: Denoiser) -> str:
+    """A noise process in words: its levels, and its smallest and largest sigma / alpha."""
+    process = denoiser.process
+    alpha, sigma = process.alpha_sigma(torch.tensor([process.t_min, 1.0], dtype=torch.float64))
+    low, high = (sigma / alpha).tolist()
+    levels = f"{process.levels:,} levels, " if process.levels else ""
+    return f"{type(process).__name__} ({levels}sigma/alpha {low:.3g} to {high:.3g})"
 
 
 def differs(what: str) -> str:
