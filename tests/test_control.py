@@ -249,9 +249,11 @@ def test_sdedit_with_a_mask_keeps_the_guide_elsewhere():
     ("make", "message"),
     [
         (lambda: Mask(torch.tensor([0.5])), "0 .unknown. and 1"),
+        (lambda: sampled(Replacement(Grey(), torch.zeros(1, 1, 2, 2)), DENOISER, shape=(1, 2, 2)), "needs images of several"),
+        (lambda: sampled(DPS(Grey(3), torch.zeros(1, 1, 2, 2)), DENOISER), "images of 3 channels, and these have 2"),
         (lambda: BlockAverage(1), "factor=1 must be at least 2"),
         (lambda: Blur(torch.ones(2, 2)), "odd number"),
-        (lambda: Replacement(OPERATORS["blur"], torch.zeros(1, *SHAPE)), "use control=pigdm or dps"),
+        (lambda: sampled(Replacement(OPERATORS["blur"], torch.zeros(1, 2, 4, 4)), DENOISER, shape=(2, 4, 4)), "use control=pigdm or dps"),
         (lambda: Replacement(OPERATORS["grey"], torch.zeros(1, *SHAPE), noise=0.1), "takes the measurement as exact"),
         (lambda: SDEdit(torch.zeros(1, *SHAPE), 0.0), "t0=0.0 must be in"),
         (lambda: SDEdit(torch.zeros(1, *SHAPE), repeats=0), "repeats=0 must be at least 1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import lzma
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 import zygote
 from PIL import Image
 from sklearn.datasets import load_digits
+
+from diffusion_lab.config.instantiate import resolve
+from diffusion_lab.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 OLD = Path(__file__).parent / "reference" / "first_edition" / "ddpm.ckpt.xz"
@@ -50,7 +54,7 @@ def test_inpainted_samples_keep_the_known_half_of_their_guides(place):
         assert np.abs(image[:, :4, 0] - GUIDES[i % 3][:, :4]).max() < 0.04  # of 16 grey levels
     assert np.abs(images[0, :, 4:] - images[3, :, 4:]).max() > 0.1  # the same guide, another sample
     with Image.open(place / "inpaint" / "control.png") as picture:
-        assert picture.size == (6 * 64 + 7 * 2, 3 * 64 + 4 * 2)
+        assert picture.size == (6 * 64 + 7 * 2, 3 * 64 + 4 * 2 + 18)  # guide, measured, 3 samples, spread
     spec = json.loads((place / "inpaint" / "request.json").read_text())
     assert spec["control"]["name"] == "replacement" and spec["control"]["operator"]["kind"] == "Mask"
 
@@ -115,3 +119,27 @@ def test_wrong_input_is_one_line(place, words):
 def test_a_guide_of_another_size_is_resized_where_that_is_asked_for(place):
     done = sample(place, "control=sdedit", "guide=mixed", "guide_resize=true", out="resized")
     assert done.returncode == 0, done.stderr
+
+
+def test_an_operator_of_deepinv_is_a_yaml_of_the_users_own(place):
+    pytest.importorskip("deepinv")
+    (place / "conf" / "control" / "operator").mkdir(parents=True, exist_ok=True)
+    (place / "conf" / "control" / "operator" / "few.yaml").write_text(
+        "_target_: deepinv.physics.Inpainting\nimg_size: [1, 8, 8]\nmask: 0.5\n"  # random pixels
+    )
+    words = ("control=pigdm", "control/operator=few", "guide=guides", "--config-dir", "conf")
+    assert sample(place, *words, out="few").returncode == 0
+    more = sample(place, *words, "num_samples=9", out="few")  # the same random pixels: samples join the first
+    assert more.returncode == 0, more.stderr
+    spec = json.loads((place / "few" / "request.json").read_text())
+    assert spec["control"]["operator"]["physics"]["kind"] == "Inpainting"
+
+
+def test_a_missing_deepinv_is_named_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr(importlib, "import_module", absent)
+    with pytest.raises(ConfigError, match=r'pip install -e "\.\[inverse\]"'):
+        resolve("deepinv.physics.Blur", "control.operator")
+
+
+def absent(name):
+    raise ModuleNotFoundError(f"No module named {name!r}", name="deepinv")

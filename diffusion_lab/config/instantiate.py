@@ -16,8 +16,19 @@ from diffusion_lab.errors import ConfigError
 OURS = ("diffusion_lab.", "torch.", "pytorch_lightning.")
 """Packages that need no more of torchmetrics than `quick_imports` loads."""
 
-ALLOWED = ("diffusion_lab", "torch.optim", "torch.nn", "torchvision.transforms", "pytorch_lightning", "torchmetrics")
+ALLOWED = (
+    "diffusion_lab",
+    "torch.optim",
+    "torch.nn",
+    "torchvision.transforms",
+    "pytorch_lightning",
+    "torchmetrics",
+    "deepinv.physics",
+)
 """Packages whose classes a configuration may build."""
+
+EXTRAS = {"deepinv": "inverse"}
+"""Optional dependencies of a configuration, and the extra that installs each."""
 
 FURTHER = "DIFFUSION_LAB_PACKAGES"
 """Environment variable that names additional packages, separated by commas: `my_package,other.models`.
@@ -77,6 +88,8 @@ def resolve(target: str, path: str = "") -> type:
         top = target.partition(".")[0]
         missing = isinstance(error, ModuleNotFoundError) and error.name == top
         advice = f": run in the directory that contains {top}, or add that to PYTHONPATH" if missing else ""
+        if missing and top in EXTRAS:
+            advice = f': pip install -e ".[{EXTRAS[top]}]" (or pip install {top})'
         raise ConfigError(f"{path}._target_={target} does not exist ({error}){advice}") from error
     if not (inspect.isclass(found) and allowed(f"{found.__module__}.{found.__qualname__}")):
         raise refusal

@@ -39,6 +39,9 @@ class LinearOperator(ABC):
             return y / (a * self.scale + b)
         return conjugate_gradients(lambda v: a * self(self.transpose(v)) + b * v, y)
 
+    def __str__(self) -> str:
+        return type(self).__name__
+
     def of(self, images: Sequence[int], like: Tensor) -> LinearOperator:
         """This operator for the images of a series with these indices, with tensors like `like` (B, ...)."""
         return self
@@ -91,11 +94,21 @@ class Grey(LinearOperator):
 
     Its row is 1/sqrt(C) times the first axis, (1, 1, 1)/sqrt(3), of ScoreSDE's orthonormal colour basis (Song et al.
     2021, Appendix I.3), so that replacing the measured part is the same.
+
+    Args:
+        channels: of the images; None: bound with their shape.
     """
 
     @checked
-    def __init__(self, channels: Count = 3) -> None:
-        self.channels, self.scale = channels, 1 / channels
+    def __init__(self, channels: Count | None = None) -> None:
+        self.channels, self.scale = channels, 1 / channels if channels else None
+
+    def of(self, images: Sequence[int], like: Tensor) -> Grey:
+        channels = like.shape[1]
+        if self.channels not in (None, channels) or channels == 1:
+            wanted = self.channels if channels > 1 else "several"
+            raise ValueError(f"a grey measurement needs images of {wanted} channels, and these have {channels}")
+        return Grey(channels)
 
     def __call__(self, x: Tensor) -> Tensor:
         return x.mean(1, keepdim=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion_lab.control.measurement import Measured
 from diffusion_lab.control.operator import LinearOperator
@@ -28,7 +28,7 @@ class DPS(Measured):
     name = "dps"
 
     @checked
-    def __init__(self, operator: LinearOperator, guide: Tensor, scale: Positive = 0.5) -> None:
+    def __init__(self, operator: LinearOperator | nn.Module, guide: Tensor, scale: Positive = 0.5) -> None:
         super().__init__(operator, guide)
         self.scale = scale
 
@@ -67,7 +67,7 @@ class PiGDM(Measured):
 
     @checked
     def __init__(
-        self, operator: LinearOperator, guide: Tensor, noise: NonNegative = 0.0, data_std: Positive = 1.0
+        self, operator: LinearOperator | nn.Module, guide: Tensor, noise: NonNegative = 0.0, data_std: Positive = 1.0
     ) -> None:
         super().__init__(operator, guide, noise)
         self.data_std = data_std

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import Self  # in typing from Python 3.11 on
 
 from diffusion_lab.control.measurement import Measured
 from diffusion_lab.control.operator import LinearOperator
@@ -27,12 +28,16 @@ class Replacement(Measured):
 
     name = "replacement"
 
-    def __init__(self, operator: LinearOperator, guide: Tensor, noise: NonNegative = 0.0) -> None:
+    def __init__(self, operator: LinearOperator | nn.Module, guide: Tensor, noise: NonNegative = 0.0) -> None:
         super().__init__(operator, guide, noise)
-        if operator.scale is None:
-            raise ValueError(f"{type(operator).__name__} cannot be replaced pixel by pixel: use control=pigdm or dps")
         if noise:
             raise ValueError(f"noise={noise}: replacement takes the measurement as exact: use control=pigdm or dps")
+
+    def of(self, images: Sequence[int], encode: Callable[[Tensor], Tensor], like: Tensor) -> Self:
+        bound = super().of(images, encode, like)
+        if bound.operator.scale is None:
+            raise ValueError(f"{bound.operator} cannot be replaced pixel by pixel: use control=pigdm or dps")
+        return bound
 
     def replaced(self, x: Tensor, measurement: Tensor) -> Tensor:
         """x with this measured part."""
@@ -61,7 +66,7 @@ class RePaint(Replacement):
     @checked
     def __init__(
         self,
-        operator: LinearOperator,
+        operator: LinearOperator | nn.Module,
         guide: Tensor,
         noise: NonNegative = 0.0,
         jump_length: Count = 10,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from diffusion_lab.config.compose import plain
@@ -20,7 +21,7 @@ from diffusion_lab.model import Model
 from diffusion_lab.plot.picture import grid, save_png
 
 SHOWN, COLUMNS = 8, 4
-"""Guides in the picture, and results of each."""
+"""Guides in the picture, and samples of each."""
 
 
 def choose_control(config: DictConfig, model: Model) -> Control | None:
@@ -39,7 +40,9 @@ def choose_control(config: DictConfig, model: Model) -> Control | None:
         raise ConfigError("this model has no images with grey levels: use the Python API, model.sample(control=...)")
     if config.guide is None:
         raise ConfigError("control=... needs a guide: guide=FILE or guide=FOLDER of images")
-    made = instantiate(settings, "control")
+    with torch.random.fork_rng(devices=[]):  # a random operator is the same on every rank, and after a stop
+        torch.manual_seed(config.seed)
+        made = instantiate(settings, "control")
     size = model.shape[1:] if config.guide_resize else None
     arguments: dict[str, Any] = {"guide": read_images("guide", config.guide, model.shape[0], size)}
     generated = None if config.mask is None else read_mask(config.mask, model.shape[1:])
@@ -104,29 +107,51 @@ def read_mask(place: str, size: tuple[int, int]) -> Tensor:
 
 
 def write_picture(samples: Tensor, control: Control, path: Path) -> None:
-    """Draw a row for each of the first guides: the guide as it was measured, its samples, and their spread.
+    """Draw a row for each of the first guides: the guide, its measurement, samples, and their spread.
 
     Sample i of `samples` (N, C, H, W) belongs to guide i modulo their number; the spread is the standard deviation over
     all samples of a guide, scaled to white at its largest value.
     """
-    guides, rows = len(control.guide), []
-    for guide in range(min(guides, SHOWN, len(samples))):
-        results = samples[guide::guides]
-        spread = results.std(0) if len(results) > 1 else torch.zeros_like(results[0])
-        empty = torch.ones(max(COLUMNS - len(results), 0), *results.shape[1:])
-        rows += [
-            measured(control, guide, results[:1]),
-            *results[:COLUMNS],
-            *empty,
-            spread / spread.max().clamp(min=1e-3),
-        ]
-    save_png(grid(torch.stack(rows), columns=COLUMNS + 2), path)
+    guides, like = len(control.guide), samples[:1]
+    shown = min(COLUMNS, len(samples[::guides]))
+    rows, titles = [], []
+    for index in range(min(guides, SHOWN, len(samples))):
+        results = samples[index::guides]
+        known = known_images(control, index, like)
+        empty = torch.ones(max(shown - len(results), 0), *like.shape[1:])
+        spread = [results.std(0)] if len(results) > 1 else [torch.zeros_like(like[0])] * (len(samples) > guides)
+        rows += [*known.values(), *results[:shown], *empty, *(s / s.max().clamp(min=1e-3) for s in spread)]
+        titles = [*known, *(f"sample {i + 1}" for i in range(shown)), *["spread"] * len(spread)]
+    save_png(titled(grid(torch.stack(rows), columns=len(titles)), titles), path)
 
 
-def measured(control: Control, index: int, like: Tensor) -> Tensor:
-    """What a control knows of its guide, as an image (C, H, W) like `like` (1, C, H, W): unknown pixels are grey."""
-    bound = control.of([index], lambda data: data, like)
-    operator = bound.operator if isinstance(bound, Measured) else None
-    guide = bound.guide + 0.5 * (1 - operator.mask) if isinstance(operator, Mask) else bound.guide
-    larger = torch.nn.functional.interpolate(guide, size=like.shape[2:], mode="nearest")
-    return larger.expand_as(like)[0].clamp(0, 1)
+def titled(image: Tensor, titles: list[str], height: int = 18) -> Tensor:
+    """A grid (C, H, W) of bytes below a white line with the title of each of its columns."""
+    band = Image.new("L", (image.shape[2], height), 255)
+    write, width = ImageDraw.Draw(band), image.shape[2] / len(titles)
+    for column, title in enumerate(titles):
+        write.text(((column + 0.5) * width - write.textlength(title) / 2, 3), title, fill=40)
+    return torch.cat([torch.from_numpy(np.array(band)).expand(len(image), -1, -1), image], dim=1)
+
+
+def known_images(control: Control, index: int, like: Tensor) -> dict[str, Tensor]:
+    """A guide and what a control knows of it, by title, as images (C, H, W) like `like` (1, C, H, W).
+
+    Unknown pixels are grey.  Of a measurement that is not an image, A^+ y is shown.
+    """
+    bound, guide = control.of([index], lambda data: data, like), control.guide[index]
+    images = {"guide": guide} if guide.shape == like.shape[1:] else {}
+    mask = getattr(bound, "mask", None)
+    if isinstance(bound, Measured):
+        operator, known = bound.operator, bound.guide
+        if isinstance(operator, Mask):
+            known = known + 0.5 * (1 - operator.mask)
+        elif known.dim() != 4 or known.shape[1] not in (1, like.shape[1]):
+            known = operator.transpose(operator.solve(known, 1.0, 1e-3))
+        known = torch.nn.functional.interpolate(known, size=like.shape[2:], mode="nearest").expand_as(like)[0]
+        if images and torch.allclose(known, guide, atol=1e-4):
+            images = {}
+        images["measured"] = known
+    elif mask is not None:
+        images["kept"] = torch.where(mask.bool(), 0.5, bound.guide)[0]
+    return {title: image.clamp(0, 1) for title, image in images.items()}

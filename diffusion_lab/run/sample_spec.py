@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -63,14 +65,24 @@ def conditioning_spec(model: Model) -> dict[str, Any]:
 
 
 def described(value: Any) -> Any:
-    """A setting: a number or name itself, a network or a tensor by its digest, another object by its settings."""
+    """A setting: a number or name itself, a network or an array by its digest, another object by its settings."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
     if isinstance(value, Denoiser):
         return digest_of(value)
-    if isinstance(value, torch.Tensor):
-        return hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
-    if not hasattr(value, "__dict__"):
-        return value
-    return {"kind": type(value).__name__} | {key: described(one) for key, one in vars(value).items()}
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return hashlib.sha256(
+            torch.as_tensor(value).detach().cpu().resolve_conj().contiguous().numpy().tobytes()
+        ).hexdigest()
+    if isinstance(value, Mapping):
+        return {str(key): described(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [described(one) for one in value]
+    settings = dict(getattr(value, "__dict__", {}))
+    if isinstance(value, nn.Module):  # without torch's own attributes
+        settings = {key: one for key, one in settings.items() if not key.startswith("_")}
+        settings |= dict(value.named_parameters()) | dict(value.named_buffers())
+    return {"kind": type(value).__name__} | {key: described(one) for key, one in settings.items()}
 
 
 def digest_of(model: nn.Module) -> str:
