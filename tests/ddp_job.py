@@ -19,11 +19,11 @@ import torch.multiprocessing as mp
 from diffusion_lab.callback import EMA, Checkpoint, Interrupt, RankSeed
 from diffusion_lab.callback.interrupt import Stopped
 from diffusion_lab.data import Digits
-from diffusion_lab.loss import DenoisingLoss
-from diffusion_lab.model import DDPM
-from diffusion_lab.network import UNet
+from diffusion_lab.loss import ContrastiveLoss, DenoisingLoss
+from diffusion_lab.model import DDPM, Model, ScoreMatching
+from diffusion_lab.network import Energy, UNet
 from diffusion_lab.process import Linear
-from diffusion_lab.sampler import DDIM, Sampler
+from diffusion_lab.sampler import DDIM, AnnealedLangevin, Sampler
 from diffusion_lab.storage.checkpoint_file import AtomicCheckpointIO
 
 STEPS, TOLD, STOPPED = 10, 3, 5
@@ -96,6 +96,18 @@ def build(loss: DenoisingLoss, dropout: float = 0.0) -> DDPM:
     return model
 
 
+def build_energy() -> ScoreMatching:
+    """A model whose loss keeps samples, as many as it has room for after two steps."""
+    torch.manual_seed(0)
+    sampler = Sampler(corrector=AnnealedLangevin(snr=0.2, steps=1), steps=1)
+    adam = lambda parameters: torch.optim.Adam(parameters, lr=1e-3)  # noqa: E731
+    model = ScoreMatching(
+        Energy(Buffered(0.0)), ContrastiveLoss(2, replay_size=150), sampler, None, adam, (1, 8, 8), 17
+    )
+    model.config = {}
+    return model
+
+
 def trainer(folder: Path, world: int, steps: int, *callbacks: pl.Callback, **changes) -> pl.Trainer:
     options = dict(limit_val_batches=0, logger=False, plugins=[AtomicCheckpointIO()]) | changes
     return pl.Trainer(
@@ -124,10 +136,12 @@ def validations(folder: Path, world: int, batch_size: int) -> list[float]:
     return watch.validations
 
 
-def trained(folder: Path, world: int, *more: pl.Callback, resume: Path | None = None) -> dict:
+def trained(
+    folder: Path, world: int, *more: pl.Callback, resume: Path | None = None, model: Model | None = None
+) -> dict:
     """What this rank has after a training that ends with `folder/checkpoints/step_<STEPS>.ckpt`, unless it is stopped."""
     folder.mkdir(parents=True, exist_ok=True)
-    model, data = build(Noted(), dropout=0.2), Digits(batch_size=200)
+    model, data = model or build(Noted(), dropout=0.2), Digits(batch_size=200)
     saving = [Interrupt(str(folder)), Checkpoint(str(folder), every_n_steps=1000, keep=None)]
     run = trainer(folder, world, STEPS, *saving, *more)
     try:
@@ -136,7 +150,8 @@ def trained(folder: Path, world: int, *more: pl.Callback, resume: Path | None = 
     except Stopped as message:
         stopped = str(message)
     ema = next(c for c in run.callbacks if isinstance(c, EMA)).weights
-    return {"weights": model.network.state_dict(), "ema": ema, "noise": model.loss.seen, "stopped": stopped}
+    kept = {name: getattr(model.loss, name, None) for name in ("seen", "replay")}
+    return {"weights": model.network.state_dict(), "ema": ema, "stopped": stopped, **kept}
 
 
 def rank(number: int, world: int, folder: Path, port: int) -> None:
@@ -150,6 +165,10 @@ def rank(number: int, world: int, folder: Path, port: int) -> None:
     seen["broken"] = trained(folder / "broken", world, Signalled())
     torch.manual_seed(99 + number)  # as a new process would
     seen["resumed"] = trained(folder / "resumed", world, resume=folder / f"broken/checkpoints/step_{STOPPED:08d}.ckpt")
+    for name, more, path in (("whole", [], None), ("broken", [Signalled()], None), ("resumed", [], "broken")):
+        last = path and folder / f"energy_{path}/checkpoints/step_{STOPPED:08d}.ckpt"
+        seen[f"energy_{name}"] = trained(folder / f"energy_{name}", world, *more, resume=last, model=build_energy())
+        torch.manual_seed(99 + number)
     torch.save(seen, folder / f"rank{number}.pt")
 
 

@@ -45,7 +45,7 @@ def test_validation_is_the_mean_over_all_held_out_items(job, tmp_path, batch_siz
 
 
 def test_every_rank_draws_its_own_times_and_noise(job):
-    first, second = (rank["whole"]["noise"] for rank in job[1])
+    first, second = (rank["whole"]["seen"] for rank in job[1])
     assert len(first) == len(second) == STEPS
     times = torch.stack([t for t, _ in first + second])
     assert len(times.unique(dim=0)) == 2 * STEPS, "no step of any rank has the times of another"
@@ -61,11 +61,22 @@ def test_weights_and_averages_are_bit_equal_on_both_ranks(job):
     assert not torch.equal(first["weights"]["conv_in.weight"], first["ema"]["conv_in.weight"])
 
 
+def test_each_rank_keeps_samples_of_its_own_and_a_checkpoint_those_of_all(job):
+    folder, ranks = job
+    whole, resumed = ([rank[f"energy_{name}"] for rank in ranks] for name in ("whole", "resumed"))
+    assert_bit_equal(whole, resumed)
+    assert_bit_equal(whole[0]["weights"], whole[1]["weights"])
+    first, second = (rank["replay"] for rank in whole)
+    assert first.shape == second.shape == (150, 1, 8, 8) and len(torch.cat([first, second]).unique(dim=0)) == 300
+    saved = torch.load(folder / f"energy_whole/checkpoints/step_{STEPS:08d}.ckpt", weights_only=True)["replay"]
+    assert torch.equal(saved[0::2], first) and torch.equal(saved[1::2], second)
+
+
 def test_stopped_by_a_signal_to_the_first_rank_and_resumed_is_bit_equal_to_unbroken(job):
     folder, ranks = job
     for rank in ranks:
         assert rank["broken"]["stopped"] == f"stopped by SIGTERM at step {STOPPED}" and STOPPED == TOLD + 2
-        assert len(rank["broken"]["noise"]) == STOPPED and len(rank["resumed"]["noise"]) == STEPS - STOPPED
+        assert len(rank["broken"]["seen"]) == STOPPED and len(rank["resumed"]["seen"]) == STEPS - STOPPED
     assert [p.name for p in (folder / "broken/checkpoints").iterdir()] == [f"step_{STOPPED:08d}.ckpt"]
     whole, resumed = (
         torch.load(folder / name / f"checkpoints/step_{STEPS:08d}.ckpt", weights_only=True)

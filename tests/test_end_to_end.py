@@ -215,7 +215,12 @@ def test_pitfalls_are_drawn(tmp_path, pitfall, picture):
 
 @pytest.mark.parametrize(
     "model",
-    [["model=score_sde", "sde=subvp"], ["model=ncsnv2"], ["model=score", "loss=implicit", "sampler.corrector.steps=2"]],
+    [
+        ["model=score_sde", "sde=subvp"],
+        ["model=ncsnv2"],
+        ["model=score", "loss=implicit", "sampler.corrector.steps=2"],
+        ["model=score", "loss=contrastive", "network=energy", "loss.steps=2", "sampler.corrector.steps=2"],
+    ],
 )
 def test_methods_run_on_points_from_training_to_comparison(tmp_path, model):
     run("train.py", *model, "data=toy2d", "debug=fast", "trainer.accelerator=cpu", "logger=csv", cwd=tmp_path)

@@ -171,6 +171,11 @@ class Net:
 
 class Single(ScoreMatching):
     pass
+
+class Potential(Net):
+    def energy(self, x, t): ...
+
+def build(**sizes): ...
 """
 
 
@@ -184,14 +189,16 @@ def project(tmp_path, monkeypatch):
         "from typing import Annotated\nfrom annotated_types import Ge\nSize = Annotated[int, Ge(1)]\n"
     )
     values = "width: 4\ndimensions: 2\ndepth: 1\nkind: a\nsizes: [1]\nlow: 0.0\nhigh: 1.0\n"
-    (tmp_path / "conf/network/ranged.yaml").write_text(f"_target_: ranged_nets.Net\n{values}")
+    for name, target in (("ranged", "Net"), ("potential", "Potential"), ("built", "build")):
+        (tmp_path / f"conf/network/{name}.yaml").write_text(f"_target_: ranged_nets.{target}\n{values}")
     ours = (ROOT / "conf/model/score.yaml").read_text()
     (tmp_path / "conf/model/single.yaml").write_text(
         ours.replace("diffusion_lab.model.ScoreMatching", "ranged_nets.Single")
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(FURTHER, "ranged_nets")
-    for cached in (schema.parameters, schema.constants, importlib.import_module("diffusion_lab.config.source")._root):
+    source = importlib.import_module("diffusion_lab.config.source")
+    for cached in (schema.parameters, schema.constants, schema.has_method, source._root):
         cached.cache_clear()
 
 
@@ -209,10 +216,15 @@ def project(tmp_path, monkeypatch):
         ("model=single sampler=ddim", "DDIM makes steps between noise levels"),
         ("model=single loss.vlb_weight=1", "Single has only one noise level and no variational bound"),
         ("+network.unreadable=1", None),
+        ("model=single loss=contrastive", "ContrastiveLoss needs a network with an energy: use network=energy"),
+        ("model=single loss=contrastive network=potential", None),
+        ("model=single loss=contrastive network=built", None),
     ],
 )
 def test_a_class_of_a_user_is_checked_before_it_is_imported(project, words, message):
-    command = with_absolute_directories(tidy(["--config-dir=conf", "network=ranged", "data=toy2d", *words.split()]))
+    command = with_absolute_directories(
+        tidy(["--config-dir=conf", "data=toy2d", *(["network=ranged"] * ("network=" not in words)), *words.split()])
+    )
     if message is None:
         return check("train", command)
     with pytest.raises(ConfigError) as error:

@@ -14,11 +14,11 @@ import torch
 from diffusion_lab.callback import EMA, Checkpoint, Interrupt, RankSeed
 from diffusion_lab.callback.interrupt import Stopped
 from diffusion_lab.data import Toy2D
-from diffusion_lab.loss import DenoisingLoss
-from diffusion_lab.model import DDPM
-from diffusion_lab.network import MLP
+from diffusion_lab.loss import ContrastiveLoss, DenoisingLoss
+from diffusion_lab.model import DDPM, ScoreMatching
+from diffusion_lab.network import MLP, Energy
 from diffusion_lab.process import Linear
-from diffusion_lab.sampler import DDIM, Sampler
+from diffusion_lab.sampler import DDIM, AnnealedLangevin, Sampler
 
 
 class Noisy(torch.nn.Module):
@@ -43,15 +43,25 @@ class Meanwhile(pl.Callback):
             model.sample(3)
 
 
-def train(folder, steps: int, ckpt: str | None = None, meanwhile: int = 2, save: int = 1, validate: int | None = None,
-          accumulate: int = 1, more: tuple = (), first: tuple = (), overfit: int = 0):  # fmt: skip
-    """The last checkpoint of a run of `steps` steps on a set of 50 points in batches of 8: an epoch ends within."""
-    torch.manual_seed(1 if ckpt is None else 99)  # what a new process draws before it loads
-    network = Noisy()
-    model = DDPM(
-        network, Linear(), DenoisingLoss(), Sampler(DDIM(), steps=2), None,
+def points_model() -> DDPM:
+    return DDPM(
+        Noisy(), Linear(), DenoisingLoss(), Sampler(DDIM(), steps=2), None,
         lambda p: torch.optim.Adam(p, lr=0.01), (2,), grey_levels=None, warmup_steps=3,
     )  # fmt: skip
+
+
+def energy_model() -> ScoreMatching:
+    """A model whose loss keeps samples of earlier steps, two batches and one sample."""
+    network, sampler = Energy(MLP(width=16, depth=1)), Sampler(corrector=AnnealedLangevin(snr=0.2, steps=2), steps=1)
+    loss, adam = ContrastiveLoss(2, replay_size=17, reinit=0.3), lambda p: torch.optim.Adam(p, lr=0.01)
+    return ScoreMatching(network, loss, sampler, optimizer=adam)
+
+
+def train(folder, steps: int, ckpt: str | None = None, meanwhile: int = 2, save: int = 1, validate: int | None = None,
+          accumulate: int = 1, more: tuple = (), first: tuple = (), overfit: int = 0, build=points_model):  # fmt: skip
+    """The last checkpoint of a run of `steps` steps on a set of 50 points in batches of 8: an epoch ends within."""
+    torch.manual_seed(1 if ckpt is None else 99)  # what a new process draws before it loads
+    model = build()
     model.config = {"trainer": {"accumulate_grad_batches": accumulate}}
     data = Toy2D(train_size=50, held_out_size=20, batch_size=8, eval_batch_size=5)
     trainer = pl.Trainer(
@@ -108,6 +118,16 @@ def test_stopped_and_resumed_is_bit_equal_to_unbroken(tmp_path, stop, accumulate
     train(tmp_path / "part", stop, accumulate=accumulate)
     resumed = train(tmp_path / "rest", 11, tmp_path / f"part/checkpoints/step_{stop:08d}.ckpt", accumulate=accumulate)
     assert_bit_equal({k: whole[k] for k in STATE}, {k: resumed[k] for k in STATE})
+
+
+@pytest.mark.parametrize("stop", [1, 7])
+def test_a_loss_that_keeps_samples_resumes_with_them(tmp_path, stop):
+    whole = train(tmp_path / "whole", 11, build=energy_model, accumulate=2, validate=3)
+    train(tmp_path / "part", stop, build=energy_model, accumulate=2, meanwhile=1, validate=2)
+    path = tmp_path / f"part/checkpoints/step_{stop:08d}.ckpt"
+    resumed = train(tmp_path / "rest", 11, path, build=energy_model, accumulate=2)
+    assert_bit_equal({k: whole[k] for k in (*STATE, "replay")}, {k: resumed[k] for k in (*STATE, "replay")})
+    assert whole["replay"].shape == (17, 2) and whole["replay"].unique(dim=0).shape == (17, 2)
 
 
 def test_what_happens_beside_training_does_not_change_it(tmp_path):

@@ -19,11 +19,17 @@ def nodes(node: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def get(config: Any, path: str) -> Any:
-    """The value of a dotted key, or None; a last part in capitals is a constant of the class at that key."""
+    """The value of a dotted key, or None.
+
+    A last part in capitals is a constant of the class at that key; NAME() is whether this class has such a method.
+    """
     for key in path.split("."):
         if not isinstance(config, Mapping):
             return None
-        config = next(iter(_constants(config, key)), None) if key.isupper() else config.get(key)
+        if key.endswith("()"):
+            config = schema.has_method(str(config.get("_target_") or ""), key.removesuffix("()"))
+        else:
+            config = next(iter(_constants(config, key)), None) if key.isupper() else config.get(key)
     return config
 
 

@@ -53,6 +53,19 @@ def _constants(found: Definition, name: str) -> Iterator[Any]:
             yield from _constants(base, name)
 
 
+@functools.cache
+def has_method(target: str, name: str) -> bool | None:
+    """Whether a class or one of its bases defines a method; None if the class cannot be found."""
+    found = find(target)
+    return _has_method(found, name) if found is not None and isinstance(found[1], ast.ClassDef) else None
+
+
+def _has_method(found: Definition, name: str) -> bool:
+    path, node = found
+    methods = (n.name for n in getattr(node, "body", ()) if isinstance(n, ast.FunctionDef))
+    return name in methods or any(_has_method(base, name) for base in _bases(path, node))
+
+
 def _of_class(path: Path, node: ast.stmt) -> dict[str, Parameter] | None:
     if not isinstance(node, ast.ClassDef):
         return None

@@ -1,5 +1,6 @@
-"""Training losses: denoising, implicit and sliced score matching, and the cross entropy of classifiers."""
+"""Training losses: denoising, implicit and sliced score matching, maximum likelihood of an energy, cross entropy."""
 
+from diffusion_lab.loss.contrastive import ContrastiveLoss, energy
 from diffusion_lab.loss.cross_entropy import CrossEntropy
 from diffusion_lab.loss.denoising import WEIGHTS, DenoisingLoss, Reduction, Weighting
 from diffusion_lab.loss.hybrid import HybridLoss
@@ -8,6 +9,7 @@ from diffusion_lab.loss.time_law import Importance, LossSecondMoment, TimeLaw
 
 __all__ = [
     "WEIGHTS",
+    "ContrastiveLoss",
     "CrossEntropy",
     "DenoisingLoss",
     "HybridLoss",
@@ -19,4 +21,5 @@ __all__ = [
     "SlicedScoreMatching",
     "TimeLaw",
     "Weighting",
+    "energy",
 ]

@@ -164,7 +164,11 @@ class Training(Optimization, pl.LightningModule):
         """The Evaluation callback computes the test metrics."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the configuration, and the samples that the loss of each rank keeps: rank r of W has r, r + W, ..."""
         checkpoint["config"] = self.config
+        if getattr(self.loss, "replay", None) is not None:
+            shards = ranks.gather(self.loss.replay.cpu())
+            checkpoint["replay"] = torch.stack(shards, 1).flatten(0, 1)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Rename weights of the first edition, and convert batch counts to the current gradient accumulation.
@@ -172,6 +176,8 @@ class Training(Optimization, pl.LightningModule):
         Checkpoints are saved between optimiser steps only.
         """
         checkpoint["state_dict"] = first_edition.rename(checkpoint["state_dict"], self.state_dict())
+        if "replay" in checkpoint:
+            self.loss.replay = ranks.shard(checkpoint["replay"])
         if ema := checkpoint.get("ema"):
             ema["weights"] = first_edition.rename(ema["weights"], self.network.state_dict())
         sharding.distribute_states(checkpoint.get("optimizer_states", ()), list(self.network.parameters()))
