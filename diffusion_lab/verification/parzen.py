@@ -35,11 +35,10 @@ class Parzen:
         """The optimal denoiser, eps = (x - alpha E[x_0 | x]) / sigma."""
 
         def x0(x: Tensor, c_noise: Tensor) -> Tensor:
-            t = c_noise[0].double()
-            alpha, sigma = process.alpha_sigma((t + 1) / process.levels if process.levels else t / 999)
+            alpha, sigma = process.alpha_sigma(c_noise[:1].double() / 999)
             return self.x0(x, alpha.to(x), sigma.to(x))
 
-        return Denoiser(x0, process, Parameterization("x0", "level" if process.levels else "time_999", bounded=False))
+        return Denoiser(x0, process, Parameterization("x0", "time_999", bounded=False))
 
     def _log_parts(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
         """log N(x; alpha x_i, sigma^2 I), (B, n)."""
