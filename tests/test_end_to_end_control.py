@@ -37,6 +37,11 @@ def place(tmp_path_factory):
     (folder / "mixed").mkdir()
     Image.fromarray(half).save(folder / "mixed" / "a.png")
     Image.fromarray(half[:4]).save(folder / "mixed" / "b.png")
+    Image.fromarray(0 * half).save(folder / "black.png")
+    (folder / "empty").mkdir()
+    (folder / "two").mkdir()
+    for name in "ab":
+        Image.fromarray(half).save(folder / "two" / f"{name}.png")
     (folder / "broken.png").write_bytes(b"not an image")
     return folder
 
@@ -93,26 +98,36 @@ def test_samples_of_another_guide_do_not_join_those_of_the_first(place):
 
 
 REFUSED = {
-    "guide=guides": "guide=guides needs a control",
+    "guide=guides": "guide=guides has no effect without a control: choose control=sdedit",
+    "t0=0.3 control=inpaint guide=guides mask=mask.png": "t0=0.3 has no effect without control=sdedit",
     "control=sdedit": "needs a guide",
+    "control=sdedit guide=": "needs a guide",
     "control=inpaint guide=guides": "needs mask=FILE: white where pixels are generated",
+    "control=sdedit guide=nowhere": "guide=nowhere does not exist: an image file or a folder is needed",
+    "control=dps control/operator=blur guide=guides mask=mask.png": "this control takes no mask: leave it out, or choose",
+    "control=sdedit guide=guides t0=0": "t0=0 must be in (0, 1]",
+    "control=sdedt guide=guides": "did you mean sdedit?",
+}
+"""Refused before torch is imported."""
+
+MISFITS = {
     "control=inpaint guide=guides mask=short.png": "mask=short.png has 8x4 pixels, and the model's images 8x8",
     "control=inpaint guide=guides mask=grey.png": "mask=grey.png has grey pixels",
+    "control=inpaint guide=guides mask=black.png": "mask=black.png has one colour only",
+    "control=inpaint guide=guides mask=two": "mask=two holds 2 masks for 3 guides: give one, or one for each guide",
     "control=sdedit guide=short.png": "guide of shape (1, 4, 8) does not fit images of shape (1, 8, 8)",
     "control=sdedit guide=mixed": "images of one size are needed, found 8x4, 8x8: guide_resize=true",
-    "control=sdedit guide=nowhere": "guide=nowhere is neither an image file nor a folder of images",
-    "control=sdedit guide=broken.png": "cannot be read as an image",
-    "control=sdedit guide=guides t0=0": "t0=0 must be in (0, 1]",
-    "control=dps control/operator=blur guide=guides mask=mask.png": "this control takes no mask",
+    "control=sdedit guide=empty": "guide=empty is neither an image file nor a folder of images",
+    "control=sdedit guide=broken.png": "broken.png is not an image file that Pillow reads",
+    "control=colorize guide=guides": "a grey measurement needs images of several channels, and these have 1",
     "control=sdedit guide=guides likelihood=bound evaluate=true": "a controlled model has no likelihood",
-    "control=sdedt guide=guides": "did you mean sdedit?",
 }
 
 
-@pytest.mark.parametrize("words", REFUSED)
+@pytest.mark.parametrize("words", [*REFUSED, *MISFITS])
 def test_wrong_input_is_one_line(place, words):
     refused = sample(place, *words.split(), out="refused")
-    assert refused.returncode == 2 and REFUSED[words] in refused.stderr and refused.stderr.count("\n") == 1
+    assert refused.returncode == 2 and (REFUSED | MISFITS)[words] in refused.stderr and refused.stderr.count("\n") == 1
     assert not (place / "refused").exists()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from diffusion_lab import first_edition
-from diffusion_lab.config import class_rules, declared, schema, trainer_keys
+from diffusion_lab.config import class_rules, declared, guide, schema, trainer_keys
 from diffusion_lab.config.batch_size import batch_divides, batch_fits_memory
 from diffusion_lab.config.class_rules import get, nodes
 from diffusion_lab.config.environment import disagreement
@@ -128,5 +128,6 @@ RULES: tuple[Callable[[Mapping[str, Any]], str | None], ...] = (
     network_takes_size,
     trainer_keys.complaint,
     labels_exist,
+    guide.complaint,
 )
 """Rules between keys; each returns what is wrong, or None."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, UnidentifiedImageError
 from torch import Tensor
 
 from diffusion_lab.config.compose import plain
@@ -18,6 +18,7 @@ from diffusion_lab.control import Control, Mask, Measured
 from diffusion_lab.data.image_file import read_image, suffixes
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.model import Model
+from diffusion_lab.output import say
 from diffusion_lab.plot.picture import grid, save_png
 
 SHOWN, COLUMNS = 8, 4
@@ -28,39 +29,30 @@ def choose_control(config: DictConfig, model: Model) -> Control | None:
     """The control of `control=...` with the images of `guide` and `mask`; None without one.
 
     Raises:
-        ConfigError: for a control without a guide, a guide without a control, or files that do not fit the model.
+        ConfigError: for files that cannot be read, or do not fit the model or the control.
     """
     settings = plain(config)["control"]
     if not settings:
-        for key in ("guide", "mask"):
-            if config[key] is not None:
-                raise ConfigError(f"{key}={config[key]} needs a control: choose control=sdedit, inpaint, colorize, ...")
         return None
     if not model.has_grey_levels:
         raise ConfigError("this model has no images with grey levels: use the Python API, model.sample(control=...)")
-    if config.guide is None:
-        raise ConfigError("control=... needs a guide: guide=FILE or guide=FOLDER of images")
     with torch.random.fork_rng(devices=[]):  # a random operator is the same on every rank, and after a stop
         torch.manual_seed(config.seed)
-        made = instantiate(settings, "control")
+        made = instantiate(settings | {"_partial_": True}, "control")
     size = model.shape[1:] if config.guide_resize else None
-    arguments: dict[str, Any] = {"guide": read_images("guide", config.guide, model.shape[0], size)}
-    generated = None if config.mask is None else read_mask(config.mask, model.shape[1:])
+    guide = read_images("guide", config.guide, model.shape[0], size)
+    arguments: dict[str, Any] = {"guide": guide}
     operator = made.keywords.get("operator")
-    if isinstance(operator, functools.partial) and issubclass(operator.func, Mask):
-        if generated is None:
-            raise ConfigError(
-                "this control needs mask=FILE: white where pixels are generated, black where they are kept"
-            )
-        arguments["operator"] = operator(mask=1 - generated)
-    elif "operator" not in made.keywords:
-        arguments["mask"] = generated
-    elif generated is not None:
-        raise ConfigError(f"mask={config.mask}: this control takes no mask; control.operator=mask does")
+    if config.mask is not None:
+        generated = read_mask(config.mask, model.shape[1:], len(guide))
+        masked = isinstance(operator, functools.partial)
+        arguments |= {"operator": operator(mask=1 - generated)} if masked else {"mask": generated}
+    if config.num_samples < len(guide):
+        say(f"guide={config.guide} holds {len(guide)} images; {config.num_samples} samples use the first of them")
     try:
         control = made(**arguments)
         control.of([0], model.encode, torch.empty(1, *model.shape))
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"control: {error}") from error
     return control
 
@@ -80,6 +72,8 @@ def read_images(key: str, place: str, channels: int, size: tuple[int, int] | Non
         try:
             with file.open("rb") as opened:
                 image, _ = read_image(opened, channels)
+        except UnidentifiedImageError:
+            raise ConfigError(f"{key}: {file} is not an image file that Pillow reads, such as a PNG or JPEG") from None
         except (OSError, ValueError, SyntaxError) as error:
             raise ConfigError(f"{key}: {file} cannot be read as an image of 8 bits per channel: {error}") from None
         if size is not None:
@@ -91,18 +85,22 @@ def read_images(key: str, place: str, channels: int, size: tuple[int, int] | Non
     return torch.stack(images) / 255
 
 
-def read_mask(place: str, size: tuple[int, int]) -> Tensor:
-    """A mask (N, 1, H, W): 1 where pixels are generated (white), 0 where the guide is kept (black).
+def read_mask(place: str, size: tuple[int, int], guides: int) -> Tensor:
+    """A mask, or one for each guide, (N, 1, H, W): 1 where pixels are generated (white), 0 where they are kept (black).
 
     Raises:
-        ConfigError: for another size, or grey pixels.
+        ConfigError: for another size or number, grey pixels, or a single colour.
     """
     mask = read_images("mask", place, 1)
     if tuple(mask.shape[2:]) != tuple(size):
         height, width = mask.shape[2:]
         raise ConfigError(f"mask={place} has {width}x{height} pixels, and the model's images {size[1]}x{size[0]}")
+    if len(mask) not in (1, guides):
+        raise ConfigError(f"mask={place} holds {len(mask)} masks for {guides} guides: give one, or one for each guide")
     if not ((mask == 0) | (mask == 1)).all():
         raise ConfigError(f"mask={place} has grey pixels: only black (kept) and white (generated) are allowed")
+    if (mask.amax((1, 2, 3)) == mask.amin((1, 2, 3))).any():
+        raise ConfigError(f"mask={place} has one colour only: pixels to keep are black, and pixels to generate white")
     return mask
 
 
