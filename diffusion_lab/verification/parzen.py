@@ -23,7 +23,7 @@ class Parzen:
     points: Tensor
 
     def log_density(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
-        """log q_t(x) of x (B, ...), (B,), in nats."""
+        """log q_t(x) of x (B, ...), (B,), in nats; alpha and sigma are numbers or (B,)."""
         return self._log_parts(x, alpha, sigma).logsumexp(1) - math.log(len(self.points))
 
     def x0(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
@@ -35,13 +35,14 @@ class Parzen:
         """The optimal denoiser, eps = (x - alpha E[x_0 | x]) / sigma."""
 
         def x0(x: Tensor, c_noise: Tensor) -> Tensor:
-            alpha, sigma = process.alpha_sigma(c_noise[:1].double() / 999)
+            alpha, sigma = process.alpha_sigma(c_noise.double() / 999)
             return self.x0(x, alpha.to(x), sigma.to(x))
 
         return Denoiser(x0, process, Parameterization("x0", "time_999", bounded=False))
 
     def _log_parts(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
         """log N(x; alpha x_i, sigma^2 I), (B, n)."""
-        variance = torch.as_tensor(sigma, dtype=x.dtype, device=x.device) ** 2
-        distance = (x.flatten(1)[:, None] - alpha * self.points.to(x).flatten(1)).square().sum(2)
+        alpha, sigma = (torch.as_tensor(one, dtype=x.dtype, device=x.device).reshape(-1, 1) for one in (alpha, sigma))
+        variance, means = sigma**2, alpha[..., None] * self.points.to(x).flatten(1)
+        distance = (x.flatten(1)[:, None] - means).square().sum(2)
         return -distance / (2 * variance) - x[0].numel() / 2 * torch.log(2 * math.pi * variance)
