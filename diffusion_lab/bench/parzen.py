@@ -110,7 +110,7 @@ def plot(parzen: Parzen, panels: dict[float, tuple[Denoiser, Denoiser]], samples
         axes[0, column].set_title(f"Parzen density and score, sigma = {sigma}", fontsize=10)
         axes[1, column].set_title(f"trained energy, sigma = {sigma}", fontsize=10)
     for axis, name, x in zip(axes[:, -1], ("exact optimum", "trained network"), samples, strict=True):
-        axis.plot(*x.T, ".", color="tab:orange", markersize=4, label=f"{SAMPLES} samples")
+        axis.plot(*x.T, ".", color="tab:orange", markersize=12, label=f"{SAMPLES} samples")
         axis.set_title(f"samples of the {name}", fontsize=10)
     for axis in axes.flat:
         axis.plot(*POINTS.T, "x", color="black", label="training points")
