@@ -199,6 +199,7 @@ def test_every_key_and_value_that_a_message_advises_exists(word):
     key = word.partition("=")[0]
     context = {"callback.score_error": [], "data.name": ["data=toy2d"], "metric.features": ["metric=digits"]}
     context |= {"data.on_corrupt": ["data=image_folder", "data.root=."], "data.download": ["data=cifar10"]}
+    context |= {"callback.accuracy": ["model=classifier"], "control/operator": ["control=dps"]}
     context |= {"sampler.predictor.predicts": ["sampler=dpm_solver"]}
     context |= {"metric.features.download": ["metric=inception"], "data.flip": ["data=cifar10"]}
     refusals = []
