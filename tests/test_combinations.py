@@ -16,7 +16,8 @@ from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.sampler.scalar_process import ScalarProcess
 
-MODELS = [*(m for m in options("model") if m != "score_sde"), *(f"score_sde sde={sde}" for sde in options("sde"))]
+SAMPLED = [m for m in options("model") if m not in ("score_sde", "classifier")]
+MODELS = [*SAMPLED, *(f"score_sde sde={sde}" for sde in options("sde"))]
 SAMPLERS = [name for name in options("sampler") if name not in ("trained", "custom")]
 
 
