@@ -103,7 +103,10 @@ def _steps_within_levels(config: Mapping[str, Any]) -> str | None:
 def _sde_belongs(config: Mapping[str, Any]) -> str | None:
     known = schema.parameters(str(get(config, "model._target_") or ""))
     if config.get("sde") and known is not None and "process" not in known:
-        return "sde=... chooses the process of model=score_sde or classifier: add model=score_sde or model=classifier, or leave it out"
+        return (
+            "sde=... chooses the process of model=score_sde or classifier: add model=score_sde or model=classifier, or "
+            "leave it out"
+        )
     return None
 
 
