@@ -150,6 +150,64 @@ def test_an_operator_of_deepinv_is_a_yaml_of_the_users_own(place):
     assert spec["control"]["operator"]["physics"]["kind"] == "Inpainting"
 
 
+OWN = """
+from diffusion_lab.control import Control, LinearOperator, SDEdit
+
+
+class TopRows(LinearOperator):
+    scale = 1.0
+
+    def __call__(self, x):
+        return x[..., :4, :]
+
+    def transpose(self, y):
+        return y.new_zeros(*y.shape[:-2], 8, 8).index_copy(-2, y.new_tensor(range(4)).long(), y)
+
+
+class Shifted(SDEdit):
+    def begin(self, x, z, alpha, sigma):
+        return super().begin(x, z, alpha, sigma) + 0.1
+
+
+class Foreign:
+    def __init__(self, guide):
+        pass
+"""
+
+
+@pytest.fixture(scope="module")
+def own(place):
+    """The folder with a control, an operator, and a class that is neither, in a package of the user's own."""
+    (place / "my_controls.py").write_text(OWN)
+    (place / "own" / "control" / "operator").mkdir(parents=True)
+    (place / "own" / "control" / "operator" / "top.yaml").write_text("_target_: my_controls.TopRows\n")
+    (place / "own" / "control" / "shifted.yaml").write_text("_target_: my_controls.Shifted\nt0: ${t0}\n")
+    (place / "own" / "control" / "foreign.yaml").write_text("_target_: my_controls.Foreign\n")
+    return place
+
+
+@pytest.mark.parametrize(
+    "words", [("control=shifted", "t0=0.3"), ("control=inpaint", "control/operator=top")], ids="ab"
+)
+def test_controls_and_operators_of_the_users_own_give_the_same_images_on_two_ranks(own, words, monkeypatch):
+    monkeypatch.setenv("DIFFUSION_LAB_PACKAGES", "my_controls")
+    images = []
+    for ranks in (1, 2):
+        out = f"{words[0][8:]}{ranks}"
+        done = sample(own, *words, "guide=guides", "--config-dir", "own", f"trainer.devices={ranks}", out=out)
+        assert done.returncode == 0, done.stderr
+        images.append(np.load(own / out / "samples.npz")["arr_0"])
+    assert len(images[0]) == 7 and (images[0] == images[1]).all()
+    if "control/operator=top" in words:
+        assert np.abs(images[0][0, :4, :, 0] / 255 - GUIDES[0][:4]).max() < 0.04
+
+
+def test_a_class_of_the_users_own_that_is_no_control_is_refused(own, monkeypatch):
+    monkeypatch.setenv("DIFFUSION_LAB_PACKAGES", "my_controls")
+    refused = sample(own, "control=foreign", "guide=guides", "--config-dir", "own")
+    assert refused.returncode == 2 and "Foreign must be a subclass of diffusion_lab.control.Control" in refused.stderr
+
+
 def test_a_missing_deepinv_is_named_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr(importlib, "import_module", absent)
     with pytest.raises(ConfigError, match=r'pip install -e "\.\[inverse\]"'):

@@ -51,6 +51,8 @@ def choose_control(config: DictConfig, model: Model) -> Control | None:
         say(f"guide={config.guide} holds {len(guide)} images; {config.num_samples} samples use the first of them")
     try:
         control = made(**arguments)
+        if not isinstance(control, Control):
+            raise TypeError(f"{made.func.__name__} must be a subclass of diffusion_lab.control.Control")
         control.of([0], model.encode, torch.empty(1, *model.shape))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"control: {error}") from error
@@ -135,7 +137,7 @@ def titled(image: Tensor, titles: list[str], height: int = 18) -> Tensor:
 def known_images(control: Control, index: int, like: Tensor) -> dict[str, Tensor]:
     """A guide and what a control knows of it, by title, as images (C, H, W) like `like` (1, C, H, W).
 
-    Unknown pixels are grey.  Of a measurement that is not an image, A^+ y is shown.
+    Unknown pixels are grey.  Of a measurement of another shape, A^+ y is shown.
     """
     bound, guide = control.of([index], lambda data: data, like), control.guide[index]
     images = {"guide": guide} if guide.shape == like.shape[1:] else {}
@@ -144,12 +146,11 @@ def known_images(control: Control, index: int, like: Tensor) -> dict[str, Tensor
         operator, known = bound.operator, bound.guide
         if isinstance(operator, Mask):
             known = known + 0.5 * (1 - operator.mask)
-        elif known.dim() != 4 or known.shape[1] not in (1, like.shape[1]):
-            known = operator.transpose(operator.solve(known, 1.0, 1e-3))
-        known = torch.nn.functional.interpolate(known, size=like.shape[2:], mode="nearest").expand_as(like)[0]
-        if images and torch.allclose(known, guide, atol=1e-4):
+        elif known.shape != like.shape:
+            known = operator.transpose(operator.solve(known, 1.0, 0.0 if operator.scale else 1e-3))
+        if images and torch.allclose(known[0], guide, atol=1e-4):
             images = {}
-        images["measured"] = known
+        images["measured"] = known[0]
     elif mask is not None:
         images["kept"] = torch.where(mask.bool(), 0.5, bound.guide)[0]
     return {title: image.clamp(0, 1) for title, image in images.items()}
