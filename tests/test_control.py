@@ -286,3 +286,11 @@ def test_jumps_are_checked_against_times_of_the_users_own():
     times = Sampler(DDIM(), spacing="explicit", times=[1.0, 0.5])
     with pytest.raises(ValueError, match="repaint jumps back by 10 steps, and the sampler has 2"):
         sampled(RePaint(OPERATORS["mask"], torch.zeros(1, *SHAPE)), DENOISER, times)
+
+
+def test_a_measurement_is_encoded_as_the_measurement_of_the_encoded_image():
+    x, like = torch.rand(1, *SHAPE), torch.zeros(1, *SHAPE)
+    encode = lambda data: 2 * data - 1  # noqa: E731
+    for operator in (Blur([[0.3]]), OPERATORS["mask"], OPERATORS["blocks"]):
+        bound = DPS(operator, operator(x)).of([0], encode, like)
+        torch.testing.assert_close(bound.guide, operator(encode(x)))

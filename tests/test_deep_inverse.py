@@ -66,6 +66,13 @@ def test_samples_under_an_operator_of_deepinv_equal_those_under_ours(name, metho
     assert described(DeepInverse(make()))["physics"]["kind"] == type(make()).__name__
 
 
+def test_operators_of_other_tensors_have_another_sample_spec():
+    known, unknown = (
+        described(DeepInverse(physics.Inpainting(SHAPE, mask=m.expand(1, *SHAPE)))) for m in (MASK, 1 - MASK)
+    )
+    assert known != unknown and known["physics"]["kind"] == "Inpainting"
+
+
 def test_a_measurement_that_is_no_image_is_followed():
     """The measurement of A^+ y is y, for 60 random projections of an image."""
     sensing = physics.CompressedSensing(m=60, img_size=SHAPE, rng=torch.Generator().manual_seed(0))

@@ -146,6 +146,8 @@ def test_an_operator_of_deepinv_is_a_yaml_of_the_users_own(place):
     assert sample(place, *words, out="few").returncode == 0
     more = sample(place, *words, "num_samples=9", out="few")  # the same random pixels: samples join the first
     assert more.returncode == 0, more.stderr
+    refused = sample(place, *words, "+control.operator.pixelwise=[]", "control.operator.img_size=8", out="few2")
+    assert refused.returncode == 2 and "control.operator: " in refused.stderr and refused.stderr.count("\n") == 1
     spec = json.loads((place / "few" / "request.json").read_text())
     assert spec["control"]["operator"]["physics"]["kind"] == "Inpainting"
 

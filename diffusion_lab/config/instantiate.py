@@ -63,8 +63,9 @@ def _build(node: Mapping[str, Any], arguments: dict[str, Any], path: str) -> Any
     try:
         inspect.signature(cls).bind_partial(**arguments)
         return functools.partial(cls, **arguments) if node.get("_partial_") else cls(**arguments)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, ConfigError):
+    except Exception as error:
+        expected = isinstance(error, TypeError | ValueError) or node["_target_"].partition(".")[0] in EXTRAS
+        if isinstance(error, ConfigError) or not expected:
             raise
         raise ConfigError(f"{path}: {error}") from error
 

@@ -36,9 +36,7 @@ def choose_control(config: DictConfig, model: Model) -> Control | None:
         return None
     if not model.has_grey_levels:
         raise ConfigError("this model has no images with grey levels: use the Python API, model.sample(control=...)")
-    with torch.random.fork_rng(devices=[]):  # a random operator is the same on every rank, and after a stop
-        torch.manual_seed(config.seed)
-        made = instantiate(settings | {"_partial_": True}, "control")
+    made = instantiate(settings | {"_partial_": True}, "control")
     size = model.shape[1:] if config.guide_resize else None
     guide = read_images("guide", config.guide, model.shape[0], size)
     arguments: dict[str, Any] = {"guide": guide}
