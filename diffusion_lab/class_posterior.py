@@ -74,7 +74,7 @@ class ClassPosterior(Denoiser):
 
     def checked(self, logits: Tensor, x: Tensor) -> Tensor:
         """The logits, after checking their shape."""
-        if logits.shape != (len(x), self.classes):
+        if list(logits.shape) != self.output_shape(x):
             raise ValueError(f"the classifier returns {tuple(logits.shape)}, expected logits (B, {self.classes})")
         return logits
 

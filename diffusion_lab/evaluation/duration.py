@@ -76,7 +76,7 @@ def network_calls(sampler: Sampler, denoiser: Denoiser, shape: tuple[int, ...]) 
     """
 
     def zero(x: Tensor, _: Tensor) -> Tensor:
-        return torch.zeros_like(torch.cat([x, x], 1) if denoiser.parameterization.learned_range else x)
+        return x.new_zeros(denoiser.output_shape(x))
 
     dry_run = denoiser.with_network(zero)
     small = tuple(1 if i else n for i, n in enumerate(shape)) if denoiser.control is None else shape
