@@ -16,12 +16,15 @@ from diffusion_lab.errors import ConfigError
 from diffusion_lab.guidance import Autoguidance, ClassifierGuidance
 from diffusion_lab.guidance.classifier import Form
 from diffusion_lab.guidance.guided import NoiseInterval
+from diffusion_lab.loss import FrozenDenoiser
 from diffusion_lab.model import Classifier, Model, Training
 from diffusion_lab.ranges import NonNegative
 from diffusion_lab.storage.checkpoint_file import read
 from diffusion_lab.storage.run_directory import CheckpointError, find
 
 Weights = Literal["ema", "raw"]
+
+SAMPLED = "a model that can be sampled from"
 
 
 def build(contents: dict[str, Any], weights: Weights = "ema") -> Training:
@@ -111,9 +114,7 @@ class AutoguidanceOf(Autoguidance):
         interval: NoiseInterval | None = None,
         weights: Weights = "ema",
     ) -> None:
-        super().__init__(
-            functools.partial(_denoiser, ckpt_path, weights, Model, "a model that can be sampled from"), scale, interval
-        )
+        super().__init__(functools.partial(_denoiser, ckpt_path, weights, Model, SAMPLED), scale, interval)
 
 
 class ClassifierGuidanceOf(ClassifierGuidance):
@@ -142,12 +143,29 @@ class ClassifierGuidanceOf(ClassifierGuidance):
         )
 
 
+class Teacher(FrozenDenoiser):
+    """The denoiser of a checkpoint from which a student learns, loaded on first use.
+
+    Args:
+        ckpt_path: a run directory or a checkpoint file.
+        weights: the EMA or the raw weights of the checkpoint.
+    """
+
+    def __init__(self, ckpt_path: str, weights: Weights = "ema") -> None:
+        super().__init__(functools.partial(_model, "loss.teacher", ckpt_path, weights, Model, SAMPLED))
+
+
 def _denoiser(path: str, weights: Weights, wanted: type[Training], what: str) -> Denoiser:
-    """The denoiser of a checkpoint of the wanted class of models; errors name `guidance.ckpt_path`."""
+    """The denoiser of a checkpoint that guides."""
+    return _model("guidance", path, weights, wanted, what).denoiser.requires_grad_(False)
+
+
+def _model(key: str, path: str, weights: Weights, wanted: type[Training], what: str) -> Training:
+    """The model of a checkpoint, of the wanted class; errors name `<key>.ckpt_path`."""
     try:
         model = load(path, weights=weights)
     except CheckpointError as error:
-        raise CheckpointError(f"guidance.{error}" if str(error).startswith("ckpt_path=") else str(error)) from error
+        raise CheckpointError(f"{key}.{error}" if str(error).startswith("ckpt_path=") else str(error)) from error
     if not isinstance(model, wanted):
-        raise CheckpointError(f"guidance.ckpt_path={path} holds a {type(model).__name__}: give a run of {what}")
-    return model.denoiser.requires_grad_(False)
+        raise CheckpointError(f"{key}.ckpt_path={path} holds a {type(model).__name__}: give a run of {what}")
+    return model

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "class_posterior": {"denoiser", "parameterization", "process"},
     "guidance": {"class_posterior", "denoiser", "parameterization", "process"},
     "control": {"denoiser", "guidance"},
-    "loss": {"class_posterior", "denoiser", "likelihood", "process", "noise"},
+    "loss": {"class_posterior", "denoiser", "guidance", "likelihood", "process", "noise"},
     "flow": {"runge_kutta", "denoiser", "process", "noise"},
     "sampler": {"flow", "denoiser", "process", "noise"},
     "verification": {"control", "denoiser", "noise", "parameterization", "process", "sampler"},
@@ -62,7 +62,7 @@ MAY_IMPORT = {
     "comparison": {"errors", "output", "cli", "plot", "storage"},
     "config": {"errors", "output", "memory", "first_edition", "monkeypatches", "storage"},
     "logger": {"errors", "output", "config", "storage"},
-    "checkpoint": {"errors", "first_edition", "storage", "config", "denoiser", "guidance", "model"},
+    "checkpoint": {"errors", "first_edition", "storage", "config", "denoiser", "guidance", "loss", "model"},
     "run": {
         *("errors", "output", "cli", "finite", "first_edition", "monkeypatches", "ranks", "storage"),
         *("config", "logger", "checkpoint"),

@@ -1,4 +1,4 @@
-"""Values of `init_from`: weights on this machine, or a file on the Hugging Face hub."""
+"""Checkpoints that a configuration names, and `init_from`: weights on this machine or on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffusion_lab.config.class_rules import nodes
 from diffusion_lab.errors import ConfigError
 
 HUB = "hf://"
@@ -26,6 +27,16 @@ def missing_source(config: Mapping[str, Any]) -> str | None:
     if Path(str(source)).expanduser().exists():
         return None
     return f"init_from={source} does not exist: give a run, a file of weights, last, or {HUB}user/repository/file"
+
+
+def missing_checkpoint(config: Mapping[str, Any]) -> str | None:
+    """Why the checkpoint of a component, such as a teacher, cannot be loaded, without opening it; None if it can."""
+    for path, node in nodes(config):
+        source = node.get("ckpt_path") if path and "_target_" in node else None
+        if source not in (None, "last") and not Path(str(source)).expanduser().exists():
+            name = f"{path.removeprefix('model.')}.ckpt_path"
+            return f"{name}={source} does not exist: give a run directory, a .ckpt file, or last"
+    return None
 
 
 def fetched(source: str) -> Path:

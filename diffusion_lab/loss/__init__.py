@@ -5,6 +5,7 @@ from diffusion_lab.loss.cross_entropy import CrossEntropy
 from diffusion_lab.loss.denoising import WEIGHTS, DenoisingLoss, Reduction, Weighting
 from diffusion_lab.loss.hybrid import HybridLoss
 from diffusion_lab.loss.score_matching import ImplicitScoreMatching, Probe, SlicedScoreMatching
+from diffusion_lab.loss.teacher import FrozenDenoiser
 from diffusion_lab.loss.time_law import Importance, LossSecondMoment, TimeLaw
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "ContrastiveLoss",
     "CrossEntropy",
     "DenoisingLoss",
+    "FrozenDenoiser",
     "HybridLoss",
     "Importance",
     "ImplicitScoreMatching",

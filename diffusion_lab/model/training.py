@@ -113,6 +113,11 @@ class Training(Optimization, pl.LightningModule):
         labels = self.labels.with_dropout(labels) if training else labels
         return self.denoiser.given(label=labels.to(self.device))
 
+    def check_training(self) -> None:
+        """Raise ValueError if the loss does not suit the denoiser and its data, such as a teacher of other data."""
+        if hasattr(self.loss, "check"):
+            self.loss.check(self.denoiser, self.shape)
+
     def configure_model(self) -> None:
         """Shard the network across ranks if the strategy requires it (trainer=fsdp)."""
         if self.device_mesh is not None:

@@ -121,6 +121,7 @@ def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Trainin
         count_in_steps(settings["trainer"], data.size("train"), data.batch_size * parts)
         add_labels(settings, data)
         model = instantiate(settings["model"], "model")
+        model.check_training()
         if isinstance(model, Model):
             model.check_sampling()
         model.config = settings
