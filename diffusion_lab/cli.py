@@ -31,6 +31,9 @@ COMMANDS = {
     "train": Command("train", "train a model, or resume a run", "train"),
     "sample": Command("sample", "sample from a checkpoint, and score the samples", "sample"),
     "compare": Command("compare", "compare runs in one table", None, ("by=", "out=")),
+    "ema": Command(
+        "ema", "make post-hoc EMA weights of any profile, and score them", "sample", ("std=", "out=", "evaluate="),
+    ),
     "stats": Command("stats", "measure reference statistics of a data set", "train", ("split=", "out=", "count=")),
     "verify": Command("verify", "check a sampler against exact solutions", "train"),
     "referee": Command(

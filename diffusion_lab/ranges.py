@@ -40,6 +40,8 @@ Fraction = Annotated[float, Interval(gt=0, lt=1)]
 Probability = Annotated[float, Interval(ge=0, lt=1)]
 """Of dropout, or the decay of an average: 1 is excluded."""
 UnitInterval = Annotated[float, Interval(ge=0, le=1)]
+RelativeStd = Annotated[float, Interval(gt=0, le=0.2887)]
+"""Of the profile of a power-function average, divided by its time; the uniform average has 1 / sqrt(12)."""
 Time = Annotated[float, Interval(gt=0, le=1)]
 """A time of the noise process after t = 0."""
 

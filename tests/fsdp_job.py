@@ -18,7 +18,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from diffusion_lab.callback import EMA, Checkpoint, RankSeed
+from diffusion_lab.callback import EMA, Checkpoint, PostHocEMA, RankSeed
 from diffusion_lab.callback.ema import averaged
 from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.data import Digits
@@ -139,7 +139,9 @@ def train(folder: Path, steps: int, ckpt: Path | None = None, strategy: Any = "a
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
         num_sanity_val_steps=0, val_check_interval=STOP, check_val_every_n_epoch=None, inference_mode=False,
         gradient_clip_val=0.5, default_root_dir=folder, plugins=[io],
-        callbacks=[RankSeed(3), ema, Checkpoint(str(folder), every_n_steps=STOP, keep=None), watch],
+        callbacks=[
+            RankSeed(3), ema, PostHocEMA(str(folder), 1), Checkpoint(str(folder), every_n_steps=STOP, keep=None), watch
+        ],
     )  # fmt: skip
     data = Digits(batch_size=8, eval_batch_size=198)  # 397 held out: the first of two ranks has one batch more
     trainer.fit(network, datamodule=data, ckpt_path=ckpt, weights_only=True)

@@ -1,14 +1,21 @@
-"""EMA against recorded official values, and its behaviour in the trainer where the ready-made one fails."""
+"""EMA against recorded official values, and its behaviour in the trainer where the ready-made one fails; post-hoc EMA."""
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+import zygote
 
+import diffusion_lab
 from diffusion_lab.callback import EMA, Checkpoint
+from diffusion_lab.callback.posthoc_ema import PowerFunctionAverage
 from diffusion_lab.loss import DenoisingLoss
 from diffusion_lab.model import DDPM
+from diffusion_lab.power_function import Profile, coefficients, gamma_of, inner_products, std_of
 from diffusion_lab.process import Linear
 from diffusion_lab.sampler import DDIM, Sampler
 from diffusion_lab.storage.checkpoint_file import AtomicCheckpointIO
@@ -183,3 +190,158 @@ def test_average_is_float32_beside_half_precision_parameters():
 def test_decay_out_of_range_is_refused():
     with pytest.raises(ValueError, match=r"in \[0, 1\)"):
         EMA(1.0)
+
+
+def density(profile: Profile, tau: np.ndarray) -> np.ndarray:
+    """The profile at times tau."""
+    return np.where(tau <= profile.step, (profile.gamma + 1) * (tau / profile.step) ** profile.gamma / profile.step, 0)
+
+
+def direct(profile: Profile, sequence: torch.Tensor) -> torch.Tensor:
+    """The average of a sequence (T, ...) by the integral of the profile over each step."""
+    cumulated = (torch.arange(len(sequence) + 1).double().clamp(max=profile.step) / profile.step) ** (profile.gamma + 1)
+    return torch.einsum("t,t...->...", cumulated.diff(), sequence)
+
+
+@pytest.mark.parametrize("std", [0.005, 0.05, 0.1, 0.2, 0.2886])
+def test_the_std_is_that_of_the_profile(std):
+    gamma, tau = gamma_of(std), (np.arange(1_000_000) + 0.5) / 1e4
+    p = density(Profile(gamma, 100), tau) * 1e-4
+    mean = (p * tau).sum()
+    assert ((p * (tau - mean) ** 2).sum() ** 0.5 / 100, p.sum()) == pytest.approx((std, 1), rel=1e-6)
+    assert std_of(gamma) == pytest.approx(std, rel=1e-12)
+
+
+def test_the_papers_exponents_and_what_is_refused():
+    assert (gamma_of(0.05), gamma_of(0.1)) == pytest.approx((16.97, 6.94), abs=5e-3)  # Section 3.1
+    for std in (0.0, -0.1, 0.29):
+        with pytest.raises(ValueError, match=r"in \(0, 0.2887\], which is that of the uniform average"):
+            gamma_of(std)
+
+
+def test_a_running_average_is_the_integral_over_the_profile():
+    network, average = Scalar(0.0).double(), PowerFunctionAverage(0.1)
+    average.start(network)
+    sequence = torch.randn(50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for value in sequence:
+        network.p.data.fill_(value)
+        average.update()
+    assert average.weights["p"].item() == pytest.approx(direct(Profile(average.gamma, 50), sequence).item(), abs=1e-12)
+
+
+def test_inner_products_are_integrals():
+    rows, columns = [Profile(1.5, 10), Profile(7.0, 40)], [Profile(16.0, 25), Profile(0.0, 40), Profile(7.0, 40)]
+    tau = (np.arange(400_000) + 0.5) * 1e-4
+    integrals = [[(density(a, tau) * density(b, tau)).sum() * 1e-4 for b in columns] for a in rows]
+    np.testing.assert_allclose(inner_products(rows, columns), integrals, rtol=1e-3)
+
+
+@pytest.mark.parametrize("std", [0.05, 0.1, 0.02, 0.03, 0.15, 0.25])
+def test_reconstruction_has_the_error_that_is_reported(std):
+    steps, every = 200, 10
+    stored = [Profile(gamma_of(s), step) for step in range(every, steps + 1, every) for s in (0.05, 0.1)]
+    wanted = Profile(gamma_of(std), steps)
+    c, error = coefficients(stored, wanted)
+    tau = (np.arange(2_000_000) + 0.5) * 1e-4
+    difference = sum(k * density(one, tau) for k, one in zip(c.tolist(), stored, strict=True)) - density(wanted, tau)
+    norm = ((density(wanted, tau) ** 2).sum() * 1e-4) ** 0.5
+    assert c.sum().item() == pytest.approx(1, abs=1e-12)
+    assert error == pytest.approx(((difference**2).sum() * 1e-4) ** 0.5 / norm, abs=2e-4)
+    for change in torch.eye(len(c), dtype=torch.float64) - 1 / len(c):  # no other sum of 1 is nearer
+        matrix, target = inner_products(stored, stored), inner_products(stored, [wanted])[:, 0]
+        assert abs(change @ (matrix @ c - target)) < 1e-9
+    # A sequence of weights: constant, linear, and any; the last deviates by no more than the error allows.
+    noise = torch.randn(steps, 500, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    sequence = torch.cat([torch.full((steps, 1), 7.0, dtype=torch.float64), noise], 1)
+    made = sum(k * direct(one, sequence) for k, one in zip(c, stored, strict=True)) - direct(wanted, sequence)
+    assert abs(made[0]) < 1e-10 and made[1:].square().mean().sqrt() <= 1.1 * error * norm + 1e-10
+    if std in (0.05, 0.1):
+        assert error < 1e-6 and torch.allclose(c, torch.tensor([one == wanted for one in stored]).double(), atol=1e-9)
+
+
+TOY = (
+    "data=toy2d", "network.width=16", "callback.samples.count=10", "callback.evaluation.at_end=false", "rehearsal=false",
+    "trainer.accelerator=cpu",
+)  # fmt: skip
+
+
+def command(*words: object, code: int = 0) -> str:
+    """What a command prints."""
+    done = zygote.run(*words)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The directory of a run of 30 steps with snapshots, stopped after 20 and resumed, and that of an unbroken one."""
+    one, two = (tmp_path_factory.mktemp("posthoc") / name for name in ("broken", "whole"))
+    every = ("callback.posthoc_ema.every_n_steps=4", f"paths.log_dir={one.parent}")
+    command("train.py", *TOY, *every, "trainer.max_steps=20", "decay_steps=30", f"hydra.run.dir={one}")
+    (one / "ema" / "step_00000024.pt").write_bytes(b"of another continuation")
+    command("train.py", f"ckpt_path={one}", "trainer.max_steps=22")
+    assert [path.name for path in sorted((one / "ema").iterdir())][-1] == "step_00000020.pt"
+    command("train.py", f"ckpt_path={one}", "trainer.max_steps=30")
+    command("train.py", *TOY, *every, "trainer.max_steps=30", f"hydra.run.dir={two}")
+    return one, two
+
+
+def test_snapshots_of_a_resumed_run_are_those_of_an_unbroken_one(run):
+    one, two = (sorted((folder / "ema").glob("step_*.pt")) for folder in run)
+    assert [path.stem[-2:] for path in one] == ["04", "08", "12", "16", "20", "24", "28"] == [p.stem[-2:] for p in two]
+    for a, b in zip(one, two, strict=True):
+        for left, right in zip(*(torch.load(path, weights_only=True) for path in (a, b)), strict=True):
+            assert left["std"] == right["std"] and left["updates"] == int(a.stem[5:]) == right["updates"]
+            assert all(torch.equal(left["weights"][name], right["weights"][name]) for name in left["weights"])
+
+
+def test_the_command_makes_checkpoints_that_sample(run, tmp_path):
+    said = command("-m", "diffusion_lab.ema", run[0], "std=0.1,0.07", f"out={tmp_path}")
+    assert "std 0.07: gamma 11.24, from 16 averages, relative error" in said
+    stored = torch.load(run[0] / "checkpoints/step_00000030.ckpt", weights_only=True)["posthoc_averages"]
+    weights = dict(diffusion_lab.load(tmp_path / "std_0.1_step_00000030.ckpt").network.named_parameters())
+    for name, value in stored[1]["weights"].items():
+        torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-6)
+    other = dict(diffusion_lab.load(tmp_path / "std_0.07_step_00000030.ckpt").network.named_parameters())
+    between = [
+        (stored[0]["weights"][k] - other[k]).norm() < (stored[0]["weights"][k] - v).norm() for k, v in weights.items()
+    ]
+    assert all(between)
+    command(
+        "sample.py", f"ckpt_path={tmp_path}/std_0.07_step_00000030.ckpt", "num_samples=3", f"out={tmp_path}/samples"
+    )
+    refused = command("train.py", f"ckpt_path={tmp_path}/std_0.07_step_00000030.ckpt", *TOY, code=2)
+    assert "holds no training state to resume" in refused
+
+
+def test_profiles_are_scored_and_drawn(run):
+    words = ("evaluate=true", "num_samples=20", "likelihood=none", "sampler=ddim", "sampler.steps=3", "rehearsal=false")
+    said = command("-m", "diffusion_lab.ema", run[0], "std=0.05,0.2", *words, f"paths.log_dir={run[0].parent}")
+    (place,) = (run[0] / "ema").glob("evaluation_*")
+    assert "lowest sliced_wasserstein_20" in said and (place / "distance_by_std.png").is_file()
+    found = [json.loads(path.read_text())["checkpoint"] for path in place.glob("*/results.json")]
+    assert sorted(found) == [str(run[0] / "ema" / f"std_{std}_step_00000030.ckpt") for std in ("0.05", "0.2")]
+
+
+@pytest.mark.parametrize("words, message", [
+    (["std=0.3"], "std=0.3 must be in (0, 0.2887], which is that of the uniform average"),
+    (["std=wide"], "std=wide must be a number, or several as std=0.02,0.05,0.1"),
+    ([], "std= must be a number"),
+    (["std=0.1", "num_samples=3"], "num_samples=3 has an effect only with evaluate=true"),
+    (["std=0.1", "evaluate=true", "num_sampels=3"], "did you mean num_samples?"),
+])  # fmt: skip
+def test_the_command_refuses_in_one_line(run, words, message):
+    said = command("-m", "diffusion_lab.ema", run[0], *words, code=2)
+    assert message in said and len(said.strip().splitlines()) == 1
+
+
+def test_runs_without_averages_are_refused(run, tmp_path):
+    fixed = ("trainer.max_steps=1", "decay_steps=9", f"hydra.run.dir={tmp_path}/run", f"paths.log_dir={tmp_path}")
+    command("train.py", *TOY, *fixed)
+    said = command("-m", "diffusion_lab.ema", tmp_path / "run", "std=0.1", code=2)
+    assert "train with callback.posthoc_ema.every_n_steps=N" in said
+    resumed = ("train.py", f"ckpt_path={tmp_path}/run", "trainer.max_steps=2")
+    said = command(*resumed, "callback.posthoc_ema.every_n_steps=1", code=2)
+    assert "no power-function average of std 0.05, 0.1" in said and "every_n_steps=null" in said
+    said = command("train.py", f"ckpt_path={run[1]}", "callback.posthoc_ema.stds=[0.05,0.2]", code=2)
+    assert "no power-function average of std 0.2" in said and "callback.posthoc_ema.stds=[0.05,0.1]" in said

@@ -22,7 +22,7 @@ from diffusion_lab.errors import ConfigError
 from diffusion_lab.model.sharding import Sharded, blocks
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-STATE = ("state_dict", "ema", "optimizer_states", "lr_schedulers", "global_step", "Digits")
+STATE = ("state_dict", "ema", "posthoc_averages", "optimizer_states", "lr_schedulers", "global_step", "Digits")
 
 
 def read(path: Path) -> dict:
@@ -109,6 +109,8 @@ def test_a_resumed_run_is_bit_equal_to_an_unbroken_one(runs):
     unbroken, resumed = (read(file(runs[0] / name, STEPS)) for name in ("unbroken", "resumed"))
     assert_bit_equal({k: unbroken[k] for k in (*STATE, "random")}, {k: resumed[k] for k in (*STATE, "random")})
     assert len(unbroken["random"]) == 2
+    names = [f"ema/step_{step:08d}.pt" for step in range(STOP + 1, STEPS + 1)]
+    assert_bit_equal(*([read(runs[0] / run / name) for name in names] for run in ("unbroken", "resumed")))
 
 
 def test_sharded_and_unsharded_runs_resume_each_other(runs, tmp_path):

@@ -243,7 +243,7 @@ TINY = [
     "data=toy2d", "data.train_size=500", "data.held_out_size=20", "network.width=16", "network.depth=1", "logger=csv", "sampler_steps=3",
     "trainer.accelerator=cpu", "trainer.max_steps=400", "trainer.log_every_n_steps=8", "trainer.val_check_interval=30",
     "callback.checkpoint.every_n_steps=50", "callback.checkpoint.keep=null", "callback.samples.every_n_steps=null",
-    "callback.evaluation.at_end=false",
+    "callback.evaluation.at_end=false", "callback.posthoc_ema.every_n_steps=30",
 ]  # fmt: skip
 
 
@@ -288,7 +288,7 @@ def test_a_killed_run_ends_as_an_unbroken_one_did_numbers_and_all():
     assert "callback.samples.count=9 (was" in said and said.count("00150.ckpt is truncated") == 1, said
     assert [p.name for p in part.parent.iterdir()] == ["part"]
     ends = [torch.load(run / "checkpoints/step_00000400.ckpt", weights_only=True) for run in (Path("whole"), part)]
-    assert_bit_equal(*({key: end[key] for key in STATE} for end in ends))
+    assert_bit_equal(*({key: end[key] for key in (*STATE, "posthoc_averages")} for end in ends))
     assert numbers(part) == numbers(Path("whole"))
     assert [int(row["step"]) for row in numbers(part)] == sorted({*range(8, 401, 8), *range(30, 401, 30)})
     assert (part / "config_until_step_00000100.yaml").is_file()

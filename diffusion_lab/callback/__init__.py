@@ -9,6 +9,7 @@ from diffusion_lab.callback.interrupt import Interrupt
 from diffusion_lab.callback.monitor import Monitor
 from diffusion_lab.callback.non_finite_guard import NonFiniteGuard
 from diffusion_lab.callback.pitfall import ModeWeights, ScoreError
+from diffusion_lab.callback.posthoc_ema import PostHocEMA
 from diffusion_lab.callback.progress import Progress
 from diffusion_lab.callback.samples import Samples
 from diffusion_lab.callback.seed import RankSeed
@@ -23,6 +24,7 @@ __all__ = [
     "Interrupt",
     "ModeWeights",
     "Monitor",
+    "PostHocEMA",
     "Progress",
     "RankSeed",
     "Samples",

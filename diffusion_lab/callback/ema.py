@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -16,14 +16,78 @@ from diffusion_lab.model.sharding import distribute, gathered
 from diffusion_lab.ranges import Probability, checked
 
 
-class EMA(OptionalHooks):
+class Average:
+    """Average of a network's parameters: average <- d(n) average + (1 - d(n)) parameters after update n = 1, 2, ...
+
+    Subclasses define d(n), `decay_at`.  The average is float32 (or the parameters' precision if that is higher), by
+    parameter name, on the device of the parameters and sharded as they are; buffers are not averaged.
+    """
+
+    def __init__(self) -> None:
+        self.updates = 0
+        self.weights: dict[str, Tensor] = {}
+        self._parameters: list[Tensor] = []  # in the order of `weights`
+
+    def decay_at(self, n: int) -> float:
+        """The decay d(n) of update n = 1, 2, ..."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Update the average with the current parameters of the network passed to `start`."""
+        self.updates += 1
+        pairs = zip(self._parameters, self.weights.values(), strict=True)
+        parameters = [p if p.dtype is a.dtype else p.to(a.dtype) for p, a in pairs]
+        torch._foreach_lerp_(list(self.weights.values()), parameters, 1 - self.decay_at(self.updates))
+
+    def start(self, network: torch.nn.Module) -> None:
+        """Initialise the average from the network's parameters, unless it was loaded from a checkpoint."""
+        named = network.named_parameters()
+        parameters = {name: p.detach().to(torch.promote_types(p.dtype, torch.float32)) for name, p in named}
+        initial = self.weights or {name: value.clone() for name, value in parameters.items()}
+        self.weights = {name: distribute(initial[name], parameters[name]) for name in parameters}
+        self._parameters = list(network.parameters())
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of the average; of sharded weights, only on rank 0."""
+        return {"updates": self.updates, "weights": gathered(self.weights)}
+
+    def load(self, state: dict[str, Any], network: torch.nn.Module) -> None:
+        """Continue the average of a checkpoint."""
+        self.updates, self.weights = state["updates"], dict(state["weights"])
+        self.start(network)
+
+
+class Averaging(OptionalHooks):
+    """Callback that updates `averages` after every optimiser step that changed the parameters."""
+
+    averages: Sequence[Average] = ()
+    _step = -1
+
+    def on_train_start(self, trainer: pl.Trainer, model: Model) -> None:
+        self._step = trainer.global_step
+        for average in self.averages:
+            average.start(model.network)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, model: Model, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step != self._step:  # not while gradients accumulate
+            self._step = trainer.global_step
+            if model.updated:
+                self.update_averages()
+
+    def update_averages(self) -> None:
+        """Update every average with the current parameters."""
+        for average in self.averages:
+            average.update()
+
+
+class EMA(Average, Averaging):
     """ema <- decay_n ema + (1 - decay_n) parameters after the n-th optimiser step, n = 1, 2, ...
 
     By default decay_n = decay (Ho et al. 2020).  With `warmup` (Song et al. 2021, models/ema.py) decay_n = min(decay,
-    (1 + n) / (10 + n)), which gives the initial weights less weight.  The EMA is float32, by parameter name, on the
-    device of the parameters; buffers are not averaged.  It replaces the parameters during validation, test and
-    prediction; the training weights are restored, also after an exception.  A checkpoint always holds both: training
-    weights in `state_dict`, the EMA in `ema`.
+    (1 + n) / (10 + n)), which gives the initial weights less weight.  The EMA replaces the parameters during
+    validation, test and prediction; the training weights are restored, also after an exception.  A checkpoint always
+    holds both: training weights in `state_dict`, the EMA in `ema`.
 
     Raises:
         ValueError: unless 0 <= decay < 1.
@@ -31,37 +95,23 @@ class EMA(OptionalHooks):
 
     @checked
     def __init__(self, decay: Probability = 0.9999, warmup: bool = False) -> None:
-        self.decay, self.warmup, self.updates = decay, warmup, 0
-        self.weights: dict[str, Tensor] = {}
-        self._parameters: list[Tensor] = []  # in the order of `weights`
+        super().__init__()
+        self.decay, self.warmup = decay, warmup
+        self.averages = [self]
         self._training_weights: list[tuple[Tensor, Tensor]] | None = None  # (parameter, value) while swapped
-        self._step = -1
 
     @property
     def swapped(self) -> bool:
         """Whether the EMA currently replaces the parameters."""
         return self._training_weights is not None
 
+    def decay_at(self, n: int) -> float:
+        return min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
+
     @property
     def current_decay(self) -> float:
         """Decay of the latest update."""
-        return min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Update the EMA with the current parameters of the network passed to `start`."""
-        self.updates += 1
-        pairs = zip(self._parameters, self.weights.values(), strict=True)
-        parameters = [p if p.dtype is a.dtype else p.to(a.dtype) for p, a in pairs]
-        torch._foreach_lerp_(list(self.weights.values()), parameters, 1 - self.current_decay)
-
-    def start(self, network: torch.nn.Module) -> None:
-        """Initialise the EMA from the network's parameters, unless it was loaded from a checkpoint."""
-        named = network.named_parameters()
-        parameters = {name: p.detach().to(torch.promote_types(p.dtype, torch.float32)) for name, p in named}
-        initial = self.weights or {name: value.clone() for name, value in parameters.items()}
-        self.weights = {name: distribute(initial[name], parameters[name]) for name in parameters}
-        self._parameters = list(network.parameters())
+        return self.decay_at(self.updates)
 
     @torch.no_grad()
     def swap_in(self, network: torch.nn.Module) -> None:
@@ -90,16 +140,6 @@ class EMA(OptionalHooks):
             if outermost:
                 self.swap_out()
 
-    def on_train_start(self, trainer: pl.Trainer, model: Model) -> None:
-        self._step = trainer.global_step
-        self.start(model.network)
-
-    def on_train_batch_end(self, trainer: pl.Trainer, model: Model, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step != self._step:  # not while gradients accumulate
-            self._step = trainer.global_step
-            if model.updated:
-                self.update()
-
     def on_validation_start(self, trainer: pl.Trainer, model: Model) -> None:
         self.swap_in(model.network)
 
@@ -117,18 +157,11 @@ class EMA(OptionalHooks):
             names = [f"denoiser.network.{name}" for name in self.weights]
             trained = dict(zip(names, gathered([value for _, value in self._training_weights]), strict=True))
             checkpoint["state_dict"] = {k: trained.get(k, v) for k, v in checkpoint["state_dict"].items()}
-        checkpoint["ema"] = {
-            "decay": self.decay,
-            "warmup": self.warmup,
-            "updates": self.updates,
-            "weights": gathered(self.weights),
-        }
+        checkpoint["ema"] = {"decay": self.decay, "warmup": self.warmup, **self.state()}
 
     def on_load_checkpoint(self, trainer: pl.Trainer, model: Model, checkpoint: dict[str, Any]) -> None:
         if "ema" in checkpoint:
-            self.updates = checkpoint["ema"]["updates"]
-            self.weights = dict(checkpoint["ema"]["weights"])
-            self.start(model.network)
+            self.load(checkpoint["ema"], model.network)
 
 
 @contextmanager

@@ -60,7 +60,7 @@ def train(config: DictConfig) -> None:
     before = checkpoint_file.read(resume) if resume else None
     if before and "optimizer_states" not in before:
         advice = f"sample from it, or initialise a training with it: init_from={settings['ckpt_path']}"
-        raise ConfigError(f"{resume} was imported and holds no training state to resume: {advice}")
+        raise ConfigError(f"{resume} holds no training state to resume: {advice}")
     settings["init_from"] = before["config"].get("init_from") if before else settings["init_from"]
     started, where = before and before["config"].get(packages.RECORD), places(settings["data"])
     settings[packages.RECORD] = origin.origin(started)
@@ -72,6 +72,9 @@ def train(config: DictConfig) -> None:
         ignored = [f"data.{key}" for key in where if Path(str(settings["data"][key])).expanduser().exists()]
         changed = refuse_changes(before["config"], settings, ranks, trainer.world_size, ignored)
         refuse_shapes(first_edition.rename(before["state_dict"], ours := model.state_dict()), ours)
+        with as_config_error(ValueError):
+            for callback in (c for c in trainer.callbacks if hasattr(c, "check_resumed")):
+                callback.check_resumed(before)
         say(f"resumes from step {before['global_step']:,}, {os.path.relpath(resume)}{changed}")
     step = before["global_step"] if before else 0
     del before
