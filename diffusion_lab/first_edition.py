@@ -1,4 +1,4 @@
-"""Old and new names, so that checkpoints and runs of the first edition stay usable."""
+"""Old and new names, so that checkpoints and runs of earlier versions stay usable."""
 
 from __future__ import annotations
 
@@ -17,6 +17,15 @@ CLASSES = {
 }
 """Renamed classes and modules in configurations."""
 
+TIME_LAWS = {"uniform": "Uniform", "importance": "Importance", "loss_second_moment": "LossSecondMoment"}
+"""Classes of the time laws of earlier versions, in which loss.times chose one of the first two."""
+
+LOSSES = ("DenoisingLoss", "HybridLoss", "ImplicitScoreMatching", "SlicedScoreMatching", "CrossEntropy")
+"""Losses that have a time law."""
+
+PREFIXES = {"loss.times": "time_law", "loss.time_law": "time_law"}
+"""Keys that moved."""
+
 WEIGHTS = (
     (r"enter\.0\.(0\.)?(weight|bias)$", lambda m, last: f"conv_in.{m[2]}"),
     (r"enter\.(\d+)\.", lambda m, last: f"downsample.{int(m[1]) - 1}."),
@@ -34,10 +43,22 @@ WEIGHTS = (
 def settings(node: Any) -> Any:
     """Return a plain configuration with the new names."""
     if isinstance(node, Mapping):
-        return {KEYS.get(key, key): settings(value) for key, value in node.items()}
+        return with_time_law({KEYS.get(key, key): settings(value) for key, value in node.items()})
     if isinstance(node, list):
         return [settings(value) for value in node]
     return replaced(node) if isinstance(node, str) else node
+
+
+def with_time_law(node: dict[str, Any]) -> dict[str, Any]:
+    """Return a node of a configuration, with the time law of a loss, or of the run, as a node of its own."""
+    if node.get("_target_") in [f"diffusion_lab.loss.{name}" for name in LOSSES] and not node.get("time_law"):
+        chosen = TIME_LAWS[node.pop("times", "uniform")]
+        node["time_law"] = {"_target_": f"diffusion_lab.loss.{chosen}"}
+    law = node["loss"].get("time_law") if isinstance(node.get("loss"), dict) else None
+    if law and "choices" in node and "time_law" not in node:
+        names = {f"diffusion_lab.loss.{target}": name for name, target in TIME_LAWS.items()}
+        node["time_law"], node["choices"]["time_law"] = law, names.get(law["_target_"])
+    return node
 
 
 def override(line: str) -> str:
@@ -45,6 +66,8 @@ def override(line: str) -> str:
     key, equals, value = line.partition("=")
     for old, new in KEYS.items():
         key = re.sub(rf"(^|[.+~]){old}$", rf"\g<1>{new}", key)
+    for old, new in PREFIXES.items():
+        key = re.sub(rf"^{re.escape(old)}(?=$|[.])", new, key)
     return key + equals + replaced(value)
 
 

@@ -14,16 +14,24 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.process import NoiseProcess
-from diffusion_lab.ranges import Finite, check_fields
+from diffusion_lab.ranges import Finite, Positive, check_fields
 
-Output = Literal["eps", "x0", "v", "score", "scaled_score"]
-NoiseConditioning = Literal["level", "level_of_1000", "level_from_top", "time_999", "log_sigma", "nothing"]
+Output = Literal["eps", "x0", "v", "u", "edm", "score", "scaled_score"]
+NoiseConditioning = Literal[
+    "level", "level_of_1000", "level_from_top", "time", "time_999", "log_sigma", "quarter_log_sigma", "nothing"
+]
 
 TO_EPS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "eps": lambda out, x, alpha, sigma: out,
     "x0": lambda out, x, alpha, sigma: (x - alpha * out) / sigma,
     # v = alpha eps - sigma x_0 (Salimans & Ho 2022, Appendix D), solved together with x = alpha x_0 + sigma eps.
     "v": lambda out, x, alpha, sigma: (sigma * x + alpha * out) / (alpha**2 + sigma**2),
+    # u = eps - x_0, the velocity of x = (1 - t) x_0 + t eps (Lipman et al. 2023, Liu et al. 2023).
+    "u": lambda out, x, alpha, sigma: (x + alpha * out) / (alpha + sigma),
+    # F of Karras et al. 2022, Eq. 7: -v of x / sqrt(alpha^2 + sigma^2), for data of unit variance.
+    "edm": lambda out, x, alpha, sigma: (
+        (sigma * x - alpha * (alpha**2 + sigma**2) ** 0.5 * out) / (alpha**2 + sigma**2)
+    ),
     "score": lambda out, x, alpha, sigma: -sigma * out,
     "scaled_score": lambda out, x, alpha, sigma: -out,
 }
@@ -33,13 +41,15 @@ CONDITIONING: dict[str, Callable[[NoiseProcess, Tensor], Tensor]] = {
     "level": lambda process, t: (process.level(t) - 1).clamp(min=0),
     "level_of_1000": lambda process, t: (process.level(t) - 1).clamp(min=0) * (1000 / process.levels),
     "level_from_top": lambda process, t: process.levels - process.level(t).clamp(min=1),
+    "time": lambda process, t: t,
     "time_999": lambda process, t: 999 * t,
     "log_sigma": lambda process, t: process.sigma(t).log(),
+    "quarter_log_sigma": lambda process, t: process.log_snr(t) / -8,
     "nothing": lambda process, t: torch.zeros_like(t),
 }
 """(process, t) -> c_noise, the network's noise conditioning: DDPM's zero-based level, IDDPM's in units of T/1000,
-NCSN's level counted from the largest sigma (all real-valued between two levels), ScoreSDE's 999 t, NCSN++'s log sigma,
-or nothing (NCSNv2)."""
+NCSN's level counted from the largest sigma (all real-valued between two levels), flow matching's t, ScoreSDE's 999 t,
+NCSN++'s log sigma, EDM's log(sigma / alpha) / 4, or nothing (NCSNv2)."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,7 @@ class Parameterization:
     """One row of the parameterization table.
 
     Args:
-        output: meaning of the network's output; "scaled_score" is sigma * score = -eps.
+        output: meaning of the network's output, a key of `TO_EPS`; "scaled_score" is sigma * score = -eps.
         c_noise: the network's noise conditioning, a key of `CONDITIONING`.
         low, high: image range inside the model ([-1, 1] for DDPM, [0, 1] for NCSN); the network's input is rescaled
             from this range to [-1, 1], as in every published network.
@@ -55,8 +65,11 @@ class Parameterization:
             scaled nor clipped.
         learned_range: the network has twice as many output channels; the second half is the variance of reverse steps
             between its two fixed choices (`Estimate.fraction`).
-        unit_input: divide the network's input by sqrt(alpha^2 + sigma^2), its scale for data of unit variance (sigma on
-            the network's scale).  This is 1 for DDPM; a network needs it when sigma grows to 50.
+        unit_input: divide the network's input by sqrt(alpha^2 sigma_data^2 + sigma^2), its standard deviation.  This is
+            1 for DDPM; a network needs it when sigma grows to 50.
+        sigma_data: standard deviation of the data inside the model; the network predicts data divided by it (EDM: 0.5).
+            None: data are predicted as they are, and `unit_input` takes them to have unit variance in the network's
+            input.
 
     Raises:
         ValueError: if an option is unknown or low >= high.
@@ -71,6 +84,7 @@ class Parameterization:
     unit_input: bool = False
     bounded: bool = True
     learned_range: bool = False
+    sigma_data: Positive | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -85,7 +99,10 @@ class Parameterization:
         scale, shift = 2 / (high - low), (low + high) / (high - low)
         if (scale, shift) != (1.0, 0.0):
             x = scale * x - shift
-        return x / (alpha**2 + (scale * sigma) ** 2).sqrt() if self.unit_input else x
+        if not self.unit_input:
+            return x
+        sigma_data = 1.0 if self.sigma_data is None else scale * self.sigma_data
+        return x / ((alpha * sigma_data) ** 2 + (scale * sigma) ** 2).sqrt()
 
     def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
         """The output that determines eps, and the fraction v of a learned range of variances (None: not learned).
@@ -99,6 +116,8 @@ class Parameterization:
 
     def eps(self, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Convert the network's output into an estimate of eps, of the shape of x."""
+        if self.sigma_data is not None:
+            x, sigma = x / self.sigma_data, sigma / self.sigma_data
         return TO_EPS[self.output](output, x, alpha, sigma)
 
     def conditioning(self, process: NoiseProcess, t: Tensor) -> Tensor:

@@ -19,6 +19,10 @@ X0 = {
     "eps": lambda x, out, alpha, sigma: (x - sigma * out) / alpha,
     "x0": lambda x, out, alpha, sigma: out,
     "v": lambda x, out, alpha, sigma: (alpha * x - sigma * out) / (alpha**2 + sigma**2),
+    "u": lambda x, out, alpha, sigma: (x - sigma * out) / (alpha + sigma),
+    "edm": lambda x, out, alpha, sigma: (
+        (alpha * x + sigma * (alpha**2 + sigma**2) ** 0.5 * out) / (alpha**2 + sigma**2)
+    ),
     "score": lambda x, out, alpha, sigma: (x + sigma**2 * out) / alpha,
     "scaled_score": lambda x, out, alpha, sigma: (x + sigma * out) / alpha,
 }

@@ -137,3 +137,17 @@ def test_schedules_and_processes_written_for_the_first_edition_work():
 def test_an_old_key_is_answered_with_its_new_name(line):
     done = run("train.py", "data=toy2d", line)
     assert done.returncode == 2 and "(told is called c_noise now)" in done.stderr
+
+
+def test_the_time_laws_of_earlier_runs_are_those_of_now():
+    old = {
+        "loss": {"_target_": "diffusion_lab.loss.DenoisingLoss", "times": "importance"},
+        "model": {"loss": {"_target_": "diffusion_lab.loss.HybridLoss", "time_law": None}},
+        "choices": {"loss": "simple"},
+    }
+    new = first_edition.settings(old)
+    assert new["loss"]["time_law"] == new["time_law"] == {"_target_": "diffusion_lab.loss.Importance"}
+    assert new["model"]["loss"]["time_law"] == {"_target_": "diffusion_lab.loss.Uniform"}
+    assert new["choices"]["time_law"] == "importance" and "times" not in new["loss"]
+    assert first_edition.override("loss.times=importance") == "time_law=importance"
+    assert first_edition.override("loss.time_law.history=5") == "time_law.history=5"

@@ -8,9 +8,9 @@ import torch
 from exact import exact_denoiser
 
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.loss import WEIGHTS, DenoisingLoss
+from diffusion_lab.loss import WEIGHTS, DenoisingLoss, Importance, LogitNormal, LogNormal
 from diffusion_lab.parameterization import Parameterization
-from diffusion_lab.process import VE, VP, Cosine, DiscreteProcess, Geometric, Linear, SubVP
+from diffusion_lab.process import VE, VP, Cosine, DiscreteProcess, Geometric, Linear, ProbabilityPath, Rectified, SubVP
 
 OFFICIAL = {  # process, parameterization, what the official program calls its network with
     "ddpm": (lambda: DiscreteProcess(Linear()), Parameterization("eps", "level"), lambda c: c),
@@ -55,7 +55,11 @@ def test_losses_and_gradients_match_the_official_ones(recorded, name, rm, reduct
     assert (gradient - want).abs().max() / want.abs().max() < 5 * tolerance
 
 
-@pytest.mark.parametrize("output", ["eps", "x0", "v", "score", "scaled_score"])
+def denoiser_of(process):
+    return Denoiser(lambda x, c: torch.zeros_like(x), process, Parameterization("eps", "nothing"))
+
+
+@pytest.mark.parametrize("output", ["eps", "x0", "v", "u", "edm", "score", "scaled_score"])
 @pytest.mark.parametrize("process", [DiscreteProcess(Linear()), DiscreteProcess(Geometric()), VP(Cosine())])
 def test_every_parameterization_gives_the_same_estimate(output, process):
     """Equivalent networks of every output type give the same x_0, eps, score and v."""
@@ -64,9 +68,11 @@ def test_every_parameterization_gives_the_same_estimate(output, process):
     t = torch.tensor([0.002, 0.1, 0.5, 0.9, 0.999], dtype=torch.float64)
     alpha, sigma = process.marginal(t, x0)
     x = alpha * x0 + sigma * eps
-    prediction = {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0, "score": -eps / sigma, "scaled_score": -eps}[
-        output
-    ]
+    v = alpha * eps - sigma * x0
+    f = -v / (alpha**2 + sigma**2).sqrt()
+    prediction = {
+        **{"eps": eps, "x0": x0, "v": v, "u": eps - x0, "edm": f, "score": -eps / sigma, "scaled_score": -eps}
+    }[output]
     estimate = Denoiser(lambda x, c: prediction, process, Parameterization(output, "log_sigma"))(x, t)
     torch.testing.assert_close(estimate.eps, eps, rtol=1e-7, atol=1e-7)
     torch.testing.assert_close(estimate.x0, x0, rtol=1e-6, atol=1e-4 if isinstance(process, DiscreteProcess) else 1e-6)
@@ -74,14 +80,17 @@ def test_every_parameterization_gives_the_same_estimate(output, process):
     torch.testing.assert_close(estimate.score, -eps / sigma)
 
 
-@pytest.mark.parametrize("weighting, output", [("x0", "x0"), ("v", "v"), ("simple", "eps")])
+@pytest.mark.parametrize(
+    "weighting, output",
+    [("x0", "x0"), ("v", "v"), ("simple", "eps"), *(("output", name) for name in ("x0", "v", "u", "eps"))],
+)
 @pytest.mark.parametrize("process", [DiscreteProcess(Linear()), SubVP(Linear()), DiscreteProcess(Geometric(0.01, 5.0))])
 def test_weightings_give_a_uniformly_weighted_residual_of_their_name(weighting, output, process):
     """With weighting=x0 the loss is the plain mean squared error of x_0, and so on."""
     x0, eps, prediction = (torch.randn(6, 3, 2, 2, dtype=torch.float64) for _ in range(3))
     t = torch.tensor([0.01, 0.1, 0.3, 0.6, 0.8, 0.9], dtype=torch.float64)
     alpha, sigma = process.marginal(t, x0)
-    true = {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0}[output]
+    true = {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0, "u": eps - x0}[output]
     denoiser = Denoiser(lambda x, c: prediction, process, Parameterization(output, "log_sigma"))
     loss = DenoisingLoss(weighting=weighting).at(denoiser, x0, t, eps)
     torch.testing.assert_close(loss, (prediction - true).square().flatten(1).mean(1))
@@ -91,7 +100,9 @@ def test_min_snr_is_the_published_clamp():
     process = DiscreteProcess(Linear())
     t = torch.arange(1, 1001, dtype=torch.float64) / 1000
     snr = process.log_snr(t).exp()
-    torch.testing.assert_close(WEIGHTS["min_snr"](process, t, 5.0), torch.minimum(snr, torch.tensor(5.0)) / snr)
+    torch.testing.assert_close(
+        WEIGHTS["min_snr"](denoiser_of(process), t, 5.0), torch.minimum(snr, torch.tensor(5.0)) / snr
+    )
 
 
 def test_variational_weight_is_ho_equation_12():
@@ -113,15 +124,15 @@ def test_variational_weight_is_ho_equation_12():
 @pytest.mark.parametrize("process", [VP(Linear()), SubVP(Linear()), VE(Geometric())])
 def test_likelihood_weighting_is_twice_the_variational_one_and_importance_keeps_its_mean(process):
     t = torch.tensor([0.2, 0.5, 0.8])
-    twice = 2 * DenoisingLoss(simple_weight=0.0, vlb_weight=1.0).weight(process, t)
-    torch.testing.assert_close(DenoisingLoss("likelihood").weight(process, t), twice)
+    twice = 2 * DenoisingLoss(simple_weight=0.0, vlb_weight=1.0).weight(denoiser_of(process), t)
+    torch.testing.assert_close(DenoisingLoss("likelihood").weight(denoiser_of(process), t), twice)
     # The network says 0, so the loss is w(t) |eps|^2 with mean E_t[w(t)] = log-SNR range, whatever the times' density.
     denoiser = Denoiser(lambda x, c: torch.zeros_like(x), process, Parameterization("eps", "nothing"))
     losses = {
-        times: DenoisingLoss("likelihood", times=times)(
+        name: DenoisingLoss("likelihood", time_law=law)(
             denoiser, torch.zeros(20_000, 4), torch.Generator().manual_seed(0)
         )
-        for times in ("uniform", "importance")
+        for name, law in {"uniform": None, "importance": Importance()}.items()
     }
     high, low = process.log_snr(torch.tensor([1e-5, 1.0], dtype=torch.float64))
     want = (high - low).item() / (1 - 1e-5)
@@ -139,9 +150,9 @@ def test_discrete_variational_weight_tends_to_the_continuous_one():
 
 def test_weights_mix():
     process, t = DiscreteProcess(Linear()), torch.tensor([0.1, 0.9])
-    both = DenoisingLoss(simple_weight=0.5, vlb_weight=0.1).weight(process, t)
+    both = DenoisingLoss(simple_weight=0.5, vlb_weight=0.1).weight(denoiser_of(process), t)
     torch.testing.assert_close(both, 0.5 + 0.1 * process.vlb_weight(t, "fixed_large").float())
-    small = DenoisingLoss(simple_weight=0.0, vlb_weight=1.0, variance="fixed_small").weight(process, t)
+    small = DenoisingLoss(simple_weight=0.0, vlb_weight=1.0, variance="fixed_small").weight(denoiser_of(process), t)
     torch.testing.assert_close(small, process.vlb_weight(t, "fixed_small").float())
     assert small[0] > 1.0005 * process.vlb_weight(t, "fixed_large")[0]
 
@@ -206,3 +217,80 @@ def test_invalid_weights_are_refused(arguments, message):
         Parameterization(low=1.0, high=0.0)
     with pytest.raises(ValueError, match="output='noise' must be one of eps, x0, v"):
         Parameterization(output="noise")
+
+
+EDM_ROW = Parameterization("edm", "quarter_log_sigma", unit_input=True, sigma_data=0.5)
+
+
+def test_edm_is_preconditioned_as_published():
+    """c_skip, c_out, c_in and c_noise of Karras et al. 2022, Table 1, and their weight lambda(sigma)."""
+    process, sd = VE(Geometric(0.002, 80.0)), 0.5
+    t = torch.tensor([0.05, 0.3, 0.6, 1.0], dtype=torch.float64)
+    s = process.sigma(t)
+    denoiser = Denoiser(lambda x, c: x, process, EDM_ROW)
+    for got, at in zip(denoiser.preconditionings(t, torch.zeros(3, 1, 2, 2, dtype=torch.float64)), s, strict=True):
+        torch.testing.assert_close(got.c_skip, sd**2 / (at**2 + sd**2), rtol=1e-11, atol=0)
+        torch.testing.assert_close(got.c_out, at * sd / (at**2 + sd**2).sqrt(), rtol=1e-11, atol=0)
+        torch.testing.assert_close(got.c_in, 1 / (at**2 + sd**2).sqrt(), rtol=1e-12, atol=0)
+        torch.testing.assert_close(got.c_noise, (at.log() / 4).expand(3), rtol=1e-12, atol=1e-12)
+    x0, eps, output = (torch.randn(4, 1, 2, 2, dtype=torch.float64) for _ in range(3))
+    denoiser = Denoiser(lambda x, c: output, process, EDM_ROW)
+    x, at = process.perturb(x0, t, eps), s[:, None, None, None]
+    denoised = sd**2 / (at**2 + sd**2) * x + at * sd / (at**2 + sd**2).sqrt() * output
+    published = (at**2 + sd**2) / (at * sd) ** 2 * (denoised - x0) ** 2
+    loss = DenoisingLoss("output").at(denoiser, x0, t, eps)
+    torch.testing.assert_close(loss, published.flatten(1).mean(1), rtol=1e-9, atol=0)
+
+
+def test_edm_is_the_v_row_of_data_of_unit_variance():
+    """F = -v in the variance-preserving process with the same sigma / alpha."""
+    sigma = torch.tensor([0.002, 0.1, 0.5, 3.0, 80.0], dtype=torch.float64)
+    output, x = torch.randn(2, 5, dtype=torch.float64)
+    alpha = (1 + (sigma / 0.5) ** 2).rsqrt()
+    v_row = Parameterization("v").eps(-output, alpha * x / 0.5, alpha, sigma / 0.5 * alpha)
+    torch.testing.assert_close(EDM_ROW.eps(output, x, torch.ones(()), sigma), v_row, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("schedule", [Rectified(), Linear(), Cosine(), Geometric(0.01, 5.0)])
+def test_flow_matching_of_any_schedule_is_the_diffusion_loss_with_its_weight(schedule):
+    """|u_hat - u|^2 with u = alpha' x_0 + sigma' eps equals (sigma g^-2 f ...)-weighted |eps_hat - eps|^2."""
+    process, t = ProbabilityPath(schedule), torch.linspace(0.02, 0.98, 6, dtype=torch.float64)
+    x0, eps, eps_hat = (torch.randn(6, 3, dtype=torch.float64) for _ in range(3))
+    denoiser = Denoiser(lambda x, c: eps_hat, process, Parameterization("eps", "nothing"))
+    (alpha, sigma), f, g = process.marginal(t, x0), process.f(t)[:, None], process.g(t)[:, None]
+    d = 1e-6
+    rates = [(at(t + d) - at(t - d))[:, None] / (2 * d) for at in (process.alpha, process.sigma)]
+    x = alpha * x0 + sigma * eps
+    u = rates[0] * x0 + rates[1] * eps
+    u_hat = f * x + g**2 / (2 * sigma) * eps_hat  # the probability flow
+    torch.testing.assert_close(f * x + g**2 / (2 * sigma) * eps, u, rtol=1e-6, atol=1e-6)
+    matched = (u_hat - (f * x + g**2 / (2 * sigma) * eps)).square().mean(1)
+    weight = (process.g(t) ** 2 / (2 * process.sigma(t))) ** 2
+    torch.testing.assert_close(weight * DenoisingLoss().at(denoiser, x0, t, eps), matched, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("process", [VE(Geometric(0.002, 80.0)), VP(Linear()), ProbabilityPath(Rectified())])
+@pytest.mark.parametrize("law", [LogNormal(-1.2, 1.2), LogitNormal(0.5, 0.8)])
+def test_time_laws_are_normal_in_their_variable(process, law):
+    t, weight = law.sample(process, 20_000, torch.device("cpu"), torch.Generator().manual_seed(0))
+    z = -process.log_snr(t.double()) / 2 if isinstance(law, LogNormal) else t.double().logit()
+    inside = (t > process.t_train_min) & (t < 1)  # times beyond the process are moved to its ends
+    assert weight.unique().tolist() == [1.0] and inside.float().mean() > 0.9
+    quantiles = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    want = law.mean + law.std * torch.special.ndtri(quantiles)
+    torch.testing.assert_close(z.quantile(quantiles), want, rtol=0, atol=0.04)
+
+
+def test_logit_normal_times_of_straight_paths_are_log_normal():
+    """log(sigma / alpha) = logit t for x = (1 - t) x_0 + t eps."""
+    process, device = ProbabilityPath(Rectified()), torch.device("cpu")
+    laws = [
+        law.sample(process, 100, device, torch.Generator().manual_seed(0))[0]
+        for law in (LogNormal(0.0, 1.0), LogitNormal())
+    ]
+    torch.testing.assert_close(*laws, rtol=1e-5, atol=1e-5)
+
+
+def test_times_of_a_discrete_process_are_its_levels():
+    t, _ = LogNormal().sample(DiscreteProcess(Linear(), 50), 100, torch.device("cpu"), None)
+    torch.testing.assert_close(t * 50, (t * 50).round(), rtol=0, atol=1e-4)

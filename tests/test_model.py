@@ -8,7 +8,7 @@ import torch
 
 from diffusion_lab.callback import RankSeed
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.loss import DenoisingLoss, ImplicitScoreMatching, SlicedScoreMatching
+from diffusion_lab.loss import DenoisingLoss, ImplicitScoreMatching, Importance, SlicedScoreMatching
 from diffusion_lab.model import DDPM, NCSN, NCSNv2, ScoreMatching, ScoreSDE
 from diffusion_lab.network import MLP, UNet
 from diffusion_lab.noise import draw, image_generators
@@ -91,7 +91,7 @@ def test_dequantised_images_fill_their_bins_and_validation_repeats_its_noise():
 
 
 @pytest.mark.parametrize("loss", [
-    DenoisingLoss(), DenoisingLoss("likelihood", times="importance"), ImplicitScoreMatching(), SlicedScoreMatching(2),
+    DenoisingLoss(), DenoisingLoss("likelihood", time_law=Importance()), ImplicitScoreMatching(), SlicedScoreMatching(2),
 ])  # fmt: skip
 @pytest.mark.parametrize("process", [VP(Linear()), DiscreteProcess(Linear(), 10)], ids=["continuous", "levels"])
 def test_a_loss_draws_the_noise_of_each_item_from_its_generator(loss, process):

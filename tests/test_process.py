@@ -15,6 +15,8 @@ from diffusion_lab.process import (
     Geometric,
     Linear,
     NoiseProcess,
+    ProbabilityPath,
+    Rectified,
     Sigmoid,
     SingleLevel,
     SubVP,
@@ -114,11 +116,12 @@ def test_cosine_and_sigmoid_closed_forms():
     torch.testing.assert_close(Sigmoid(tau=0.7).log_abar(t).exp(), jabri)
 
 
+PATHS = [ProbabilityPath(Rectified()), ProbabilityPath(Geometric()), DiscreteProcess(Rectified(), 30)]
 DISCRETE = [DiscreteProcess(Linear()), DiscreteProcess(Geometric(), 10), DiscreteProcess(Cosine(), 200)]
 
 
 @pytest.mark.parametrize(
-    "sde", [*(build() for build in SDES.values()), VP(Cosine()), SubVP(Sigmoid()), *DISCRETE, SingleLevel(0.3)]
+    "sde", [*(build() for build in SDES.values()), VP(Cosine()), SubVP(Sigmoid()), *DISCRETE, SingleLevel(0.3), *PATHS]
 )
 def test_drift_and_diffusion_follow_from_the_marginal(sde: NoiseProcess):
     """f = d log alpha / dt and g^2 = d sigma^2 / dt - 2 f sigma^2, also for discrete processes."""
@@ -228,7 +231,7 @@ def test_subsets_of_sigma_levels_start_at_the_largest_noise():
     assert DiscreteProcess(Geometric(0.01, 50), 10).timesteps(1)[0] == 0.1  # plain Langevin dynamics at the lowest
 
 
-@pytest.mark.parametrize("process", [build() for build in SDES.values()])
+@pytest.mark.parametrize("process", [*(build() for build in SDES.values()), ProbabilityPath(Rectified())])
 def test_importance_times_are_uniform_in_log_snr_with_unbiased_weights(process):
     t, factor = process.importance_times(20_000, torch.device("cpu"), torch.Generator().manual_seed(0))
     high, low = process.log_snr(torch.tensor([process.t_train_min, 1.0], dtype=torch.float64))
@@ -241,7 +244,8 @@ def test_importance_times_are_uniform_in_log_snr_with_unbiased_weights(process):
 
 
 @pytest.mark.parametrize(
-    "process", [DiscreteProcess(Linear()), DiscreteProcess(Geometric()), VP(Cosine()), SubVP(Linear()), VE(Geometric())]
+    "process",
+    [DiscreteProcess(Linear()), DiscreteProcess(Geometric()), VP(Cosine()), SubVP(Linear()), VE(Geometric()), *PATHS],
 )
 def test_transitions_compose_and_posterior_is_bayes(process):
     s, t = torch.tensor([0.3], dtype=torch.float64), torch.tensor([0.7], dtype=torch.float64)

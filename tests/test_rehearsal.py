@@ -23,7 +23,7 @@ from diffusion_lab.data import DataModule
 from diffusion_lab.data.base import Splits
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.likelihood import FlowLikelihood, VariationalBound
-from diffusion_lab.loss import DenoisingLoss, ImplicitScoreMatching, SlicedScoreMatching
+from diffusion_lab.loss import DenoisingLoss, ImplicitScoreMatching, Importance, SlicedScoreMatching
 from diffusion_lab.model import DDPM, Model, rehearse
 from diffusion_lab.network import UNet
 from diffusion_lab.noise import draw, draw_each
@@ -417,14 +417,14 @@ def test_the_rehearsal_can_be_skipped(tmp_path):
 def test_a_model_with_its_components_can_be_pickled(sampler):
     likelihood = {"bound": VariationalBound(), "flow": FlowLikelihood()}
     for weighting in ("simple", "x0", "v", "min_snr", "likelihood"):
-        loss = DenoisingLoss(weighting, times="importance", reduction="half_sum")
+        loss = DenoisingLoss(weighting, time_law=Importance(), reduction="half_sum")
         network = UNet(3, 8, channels=8, multipliers=(1, 1), blocks=1, attention=(4,), groups=2)
         model = DDPM(network, Linear(), loss, Sampler(sampler, steps=2), likelihood, shape=SHAPE, levels=10)
         drawn = model.sample(2)
         again = pickle.loads(pickle.dumps(model))
         assert torch.equal(again.sample(2), drawn)
         t, x0 = torch.tensor([0.2, 0.7]), items()
-        assert torch.equal(*(m.loss.weight(m.denoiser.process, t) for m in (model, again))) and x0.shape[1:] == SHAPE
+        assert torch.equal(*(m.loss.weight(m.denoiser, t) for m in (model, again))) and x0.shape[1:] == SHAPE
 
 
 PACKAGE = """

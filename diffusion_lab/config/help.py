@@ -36,14 +36,14 @@ INTRODUCTION = {
 
 GROUPS = {
     "train": (
-        "model", "sde", "data", "schedule", "loss", "network", "sampler", "guidance", "likelihood", "metric", "logger",
-        "debug", "trainer", "experiment",
+        "model", "sde", "data", "schedule", "loss", "time_law", "network", "sampler", "guidance", "likelihood",
+        "metric", "logger", "debug", "trainer", "experiment",
     ),
     "sample": ("sampler", "guidance", "control", "likelihood", "metric"),
 }  # fmt: skip
 """Groups in the order of the overview; the others have one option."""
 
-MANY = {"train": ("network", "sampler", "experiment"), "sample": ()}
+MANY = {"train": ("time_law", "network", "sampler", "metric", "experiment"), "sample": ()}
 """Groups of which the overview lists only the names of options, so that it fits on two screens."""
 
 KEYS = {

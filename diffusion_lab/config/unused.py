@@ -14,7 +14,7 @@ from diffusion_lab.errors import ConfigError
 
 REFERRED = (
     *("variance", "sigma_min", "sigma_max", "sampler_steps", "warmup_steps", "decay_steps"),
-    *("schedule", "loss", "network", "optimizer", "sde", "sampler", "likelihood", "guidance", "metric"),
+    *("schedule", "loss", "time_law", "network", "optimizer", "sde", "sampler", "likelihood", "guidance", "metric"),
 )
 """Keys and groups that only have an effect if another key refers to them."""
 

@@ -26,7 +26,9 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
 
 
 def renamed(key: str) -> str:
-    """The name that a key of the first edition has now; empty for any other key."""
+    """The name that a key of earlier versions has now; empty for any other key."""
+    if key in first_edition.PREFIXES:
+        return f" ({key} is called {first_edition.PREFIXES[key]} now)"
     last = key.rpartition(".")[2]
     return f" ({last} is called {first_edition.KEYS[last]} now)" if last in first_edition.KEYS else ""
 

@@ -5,23 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from diffusion_lab.class_posterior import ClassPosterior
-from diffusion_lab.loss.time_law import TimeLaw
-from diffusion_lab.noise import Generators, draw
+from diffusion_lab.loss.base import OneTimeLoss
 
 
-class CrossEntropy:
-    """-log p(y | x_t) per image, with t sampled by the process and eps ~ N(0, I); Dhariwal & Nichol 2021, Section 4.1.
+class CrossEntropy(OneTimeLoss):
+    """-log p(y | x_t) per image, with t sampled by a time law and eps ~ N(0, I); Dhariwal & Nichol 2021, Section 4.1.
 
     The labels y are those to which the classifier is bound (`given(label=y)`).
     """
-
-    def __init__(self) -> None:
-        self.time_law = TimeLaw()
-
-    def __call__(self, classifier: ClassPosterior, x0: Tensor, generator: Generators = None) -> Tensor:
-        """Loss of each image in nats, shape (B,), for x0 of shape (B, ...) and one generator, or one per image."""
-        t, _ = self.time_law.sample(classifier.process, len(x0), x0.device, generator)
-        return self.at(classifier, x0, t, draw(x0.shape, generator, x0.dtype, x0.device))
 
     def at(self, classifier: ClassPosterior, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """Loss of each image, shape (B,), for given times t (B,) and noise eps (B, ...)."""

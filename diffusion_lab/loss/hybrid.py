@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.likelihood.terms import decoder_nll, step_kl
+from diffusion_lab.loss.base import OneTimeLoss
 from diffusion_lab.loss.time_law import TimeLaw
-from diffusion_lab.noise import Generators, draw
 from diffusion_lab.process import DiscreteProcess, Variance
 from diffusion_lab.ranges import Levels, NonNegative, checked
 
 
-class HybridLoss(nn.Module):
+class HybridLoss(OneTimeLoss):
     """L_hybrid = simple_weight L_simple + vlb_weight L_vlb; Nichol & Dhariwal 2021, Eq. 16.
 
     L_simple is the mean of |eps_hat - eps|^2 over the dimensions, and L_vlb the variational bound in bits/dim,
@@ -41,19 +41,11 @@ class HybridLoss(nn.Module):
         time_law: TimeLaw | None = None,
         grey_levels: Levels | None = 256,
     ) -> None:
-        super().__init__()
+        super().__init__(time_law)
         if simple_weight + vlb_weight == 0:
             raise ValueError("simple_weight and vlb_weight must not both be 0")
         self.simple_weight, self.vlb_weight, self.detach_mean = simple_weight, vlb_weight, detach_mean
-        self.variance, self.time_law, self.grey_levels = variance, time_law or TimeLaw(), grey_levels
-
-    def forward(self, denoiser: Denoiser, x0: Tensor, generator: Generators = None) -> Tensor:
-        """Loss of each image, shape (B,), for x0 of shape (B, ...) and one generator, or one per image."""
-        t, weight = self.time_law.sample(denoiser.process, len(x0), x0.device, generator)
-        losses = self.at(denoiser, x0, t, draw(x0.shape, generator, x0.dtype, x0.device))
-        if generator is None:
-            self.time_law.update(denoiser.process, t, losses.detach())
-        return weight.to(losses) * losses
+        self.variance, self.grey_levels = variance, grey_levels
 
     def at(self, denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """Loss of each image, shape (B,), for given times t (B,) and noise eps (B, ...)."""

@@ -13,13 +13,15 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.noise import Generators, draw, draw_each
+from diffusion_lab.loss.base import OneTimeLoss
+from diffusion_lab.loss.time_law import TimeLaw
+from diffusion_lab.noise import Generators, draw
 from diffusion_lab.ranges import SECOND_DERIVATIVES, Count, Finite, checked
 
 Probe = Literal["rademacher", "gaussian"]
 
 
-class ImplicitScoreMatching:
+class ImplicitScoreMatching(OneTimeLoss):
     """sigma^power [tr(grad s(x)) + |s(x)|^2 / 2] per image (Hyvärinen 2005, Theorem 1), for x ~ p_t.
 
     Its expectation equals that of |s - grad log p_t|^2 / 2 up to a constant.  The trace is exact and costs one
@@ -28,17 +30,15 @@ class ImplicitScoreMatching:
     Args:
         sigma_power: weight of a noise level; 2 balances the levels (Song & Ermon 2019, Section 4.2), 0 is the
             unweighted loss of the paper.
+        time_law: law of the training times; None: uniform.
     """
 
     REFUSES: ClassVar = SECOND_DERIVATIVES
 
     @checked
-    def __init__(self, sigma_power: Finite = 2.0) -> None:
+    def __init__(self, sigma_power: Finite = 2.0, time_law: TimeLaw | None = None) -> None:
+        super().__init__(time_law)
         self.sigma_power = sigma_power
-
-    def __call__(self, denoiser: Denoiser, x0: Tensor, generator: Generators = None) -> Tensor:
-        """Loss of each image, shape (B,), for x0 of shape (B, ...) and one generator, or one per image."""
-        return self.at(denoiser, x0, *_time_and_noise(denoiser, x0, generator))
 
     def at(self, denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """Loss of each image, shape (B,), for given times t (B,) and noise eps (B, ...)."""
@@ -48,7 +48,7 @@ class ImplicitScoreMatching:
         return _weight(denoiser, t, self.sigma_power, score) * (curvature.sum(0) + _half_square(score))
 
 
-class SlicedScoreMatching:
+class SlicedScoreMatching(OneTimeLoss):
     """sigma^power [v^T grad s(x) v + (v^T s(x))^2 / 2] per image, averaged over random v with E[v v^T] = I.
 
     Its expectation over v is the implicit loss, at the cost of one vector-Jacobian product per v (Song et al. 2019,
@@ -58,7 +58,7 @@ class SlicedScoreMatching:
     Args:
         projections: number of vectors v per image.
         probe: distribution of v; "rademacher" (v_i = +1 or -1) has the lower variance.
-        sigma_power: as in `ImplicitScoreMatching`.
+        sigma_power, time_law: as in `ImplicitScoreMatching`.
 
     Raises:
         ValueError: for projections < 1 or an unknown probe.
@@ -73,17 +73,19 @@ class SlicedScoreMatching:
         reduce_variance: bool = True,
         probe: Probe = "rademacher",
         sigma_power: Finite = 2.0,
+        time_law: TimeLaw | None = None,
     ) -> None:
+        super().__init__(time_law)
         self.projections, self.reduce_variance = projections, reduce_variance
         self.probe, self.sigma_power = probe, sigma_power
 
-    def __call__(self, denoiser: Denoiser, x0: Tensor, generator: Generators = None) -> Tensor:
-        """Loss of each image, shape (B,), for x0 of shape (B, ...) and one generator, or one per image."""
-        t, eps = _time_and_noise(denoiser, x0, generator)
+    def draws(self, denoiser: Denoiser, x0: Tensor, generator: Generators) -> tuple[Tensor, Tensor]:
+        """The noise eps (B, ...) and the projections v (P, B, ...)."""
+        (eps,) = super().draws(denoiser, x0, generator)
         v = draw((len(x0), self.projections, *x0.shape[1:]), generator, x0.dtype, x0.device).transpose(0, 1)
         if self.probe == "rademacher":
             v = torch.where(v < 0, -1.0, 1.0).to(v.dtype)
-        return self.at(denoiser, x0, t, eps, v)
+        return eps, v
 
     def at(self, denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor, v: Tensor) -> Tensor:
         """Loss of each image, shape (B,), for given times t (B,), noise eps (B, ...) and projections v (P, B, ...)."""
@@ -93,11 +95,6 @@ class SlicedScoreMatching:
         else:
             half_square = 0.5 * (v * score).flatten(2).sum(2).square().mean(0)
         return _weight(denoiser, t, self.sigma_power, score) * (curvature.mean(0) + half_square)
-
-
-def _time_and_noise(denoiser: Denoiser, x0: Tensor, generator: Generators) -> tuple[Tensor, Tensor]:
-    t = draw_each(denoiser.process.sample_times, len(x0), x0.device, generator)
-    return t, draw(x0.shape, generator, x0.dtype, x0.device)
 
 
 def _derivatives(denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

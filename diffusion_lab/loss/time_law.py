@@ -1,7 +1,12 @@
-"""Laws of training times: which t a loss is evaluated at, and the weight that keeps its expectation."""
+"""Laws of training times: which t a loss is evaluated at, and the weight of the loss there.
+
+`Importance` and `LossSecondMoment` change the variance of the gradient and keep its expectation, that under uniform
+times.  `LogNormal` and `LogitNormal` are part of the objective: their weight is 1.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Annotated
 
 import torch
@@ -10,21 +15,83 @@ from torch import Tensor, nn
 
 from diffusion_lab.noise import Generators, draw_each
 from diffusion_lab.process import NoiseProcess
-from diffusion_lab.ranges import Count, checked
+from diffusion_lab.ranges import Count, Finite, Positive, checked
 
 
-class TimeLaw(nn.Module):
-    """Samples training times from the process's own law, uniform in t, with weight 1."""
+class TimeLaw(nn.Module, ABC):
+    """The law of training times."""
+
+    @abstractmethod
+    def sample(
+        self, process: NoiseProcess, count: int, device: torch.device, generator: Generators
+    ) -> tuple[Tensor, Tensor]:
+        """(t, weight), each (count,), float32: the times, and the factors of the losses there."""
+
+    def update(self, process: NoiseProcess, t: Tensor, losses: Tensor) -> None:
+        """Learn from the losses (B,) of a training step at times t (B,)."""
+
+
+class Uniform(TimeLaw):
+    """Uniform in t, or over the levels of a discrete process, as the process samples them; weight 1."""
 
     def sample(
         self, process: NoiseProcess, count: int, device: torch.device, generator: Generators
     ) -> tuple[Tensor, Tensor]:
-        """(t, weight), each (count,), float32; the mean of weight * loss is that under uniform times."""
         t = draw_each(process.sample_times, count, device, generator)
         return t, torch.ones_like(t)
 
-    def update(self, process: NoiseProcess, t: Tensor, losses: Tensor) -> None:
-        """Learn from the losses (B,) of a training step at times t (B,)."""
+
+class TransformedNormal(TimeLaw):
+    """Times as a function of z ~ N(mean, std^2), with weight 1."""
+
+    @checked
+    def __init__(self, mean: Finite, std: Positive) -> None:
+        super().__init__()
+        self.mean, self.std = mean, std
+
+    @abstractmethod
+    def time(self, process: NoiseProcess, z: Tensor) -> Tensor:
+        """The time of each z (B,), float64."""
+
+    def sample(
+        self, process: NoiseProcess, count: int, device: torch.device, generator: Generators
+    ) -> tuple[Tensor, Tensor]:
+        z = draw_each(_normal, count, device, generator)
+        t = self.time(process, self.mean + self.std * (z if device.type == "mps" else z.double()))
+        if process.levels is not None:
+            t = (t * process.levels).round() / process.levels
+        t = t.clamp(process.t_train_min, 1.0).float()
+        return t, torch.ones_like(t)
+
+
+class LogNormal(TransformedNormal):
+    """log(sigma / alpha) ~ N(mean, std^2); Karras et al. 2022, Table 1, with the mean -1.2 and std 1.2.
+
+    Times outside of [t_train_min, 1] are moved to its ends; those of a discrete process are rounded to levels.
+    """
+
+    def __init__(self, mean: Finite = -1.2, std: Positive = 1.2) -> None:
+        super().__init__(mean, std)
+
+    def time(self, process: NoiseProcess, z: Tensor) -> Tensor:
+        return process.time(-2 * z)
+
+
+class LogitNormal(TransformedNormal):
+    """log(t / (1 - t)) ~ N(mean, std^2); Esser et al. 2024 (arXiv:2403.03206), Section 3.1.
+
+    For x = (1 - t) x_0 + t eps this is the log-normal law of sigma / alpha.
+    """
+
+    def __init__(self, mean: Finite = 0.0, std: Positive = 1.0) -> None:
+        super().__init__(mean, std)
+
+    def time(self, process: NoiseProcess, z: Tensor) -> Tensor:
+        return z.sigmoid()
+
+
+def _normal(count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(count, device=device, dtype=torch.float32, generator=generator)
 
 
 class Importance(TimeLaw):
@@ -37,7 +104,7 @@ class Importance(TimeLaw):
         return tuple(pairs)
 
 
-class LossSecondMoment(TimeLaw):
+class LossSecondMoment(Uniform):
     """Levels in proportion to the root mean square of their last losses; Nichol & Dhariwal 2021, Section 3.3.
 
         p(t) = (1 - uniform) sqrt(E[L_t^2]) / sum + uniform / T,   weight = 1 / (T p(t))

@@ -13,7 +13,7 @@ from diffusion_lab.model.base import Model
 from diffusion_lab.model.options import Likelihood, Loss, ModelOptions
 from diffusion_lab.parameterization import NoiseConditioning, Output, Parameterization
 from diffusion_lab.process import NoiseProcess
-from diffusion_lab.ranges import Count, Finite, Levels, checked
+from diffusion_lab.ranges import Count, Finite, Levels, Positive, checked
 from diffusion_lab.sampler import Sampler
 
 
@@ -21,7 +21,8 @@ class ScoreSDE(Model):
     """Any noise process together with its row of the parameterization table (conf/sde).
 
     VE: sigma times the score, c_noise = log sigma, images in [0, 1]; VP and sub-VP: eps, c_noise = 999 t, images in
-    [-1, 1].  The discrete variants (SMLD, DDPM) are discrete processes with the same schedules.
+    [-1, 1].  The discrete variants (SMLD, DDPM) are discrete processes with the same schedules.  EDM is the VE process
+    with its preconditioning, and flow matching a `ProbabilityPath`.
     """
 
     ORDERED: ClassVar = (("low", "high"),)
@@ -42,7 +43,9 @@ class ScoreSDE(Model):
         low: Finite = -1.0,
         high: Finite = 1.0,
         unit_input: bool = False,
+        sigma_data: Positive | None = None,
         **options: Unpack[ModelOptions],
     ) -> None:
-        denoiser = Denoiser(network, process, Parameterization(output, c_noise, low, high, unit_input))
+        row = Parameterization(output, c_noise, low, high, unit_input, sigma_data=sigma_data)
+        denoiser = Denoiser(network, process, row)
         super().__init__(denoiser, loss, sampler, likelihood, optimizer, shape, grey_levels, **options)

@@ -74,6 +74,11 @@ class Training(Optimization, pl.LightningModule):
         if channels_last and self.is_image and isinstance(denoiser.network, torch.nn.Module):
             denoiser.network.to(memory_format=torch.channels_last)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "loss":  # a plain function may replace a loss that is a module
+            self.__dict__.get("_modules", {}).pop("loss", None)
+        super().__setattr__(name, value)
+
     @property
     def network(self) -> torch.nn.Module:
         """The network, which has all trained parameters."""

@@ -2,8 +2,8 @@
 
 from diffusion_lab.process.base import NoiseProcess, Spacing, Variance, broadcast, learned
 from diffusion_lab.process.discrete import DiscreteProcess
-from diffusion_lab.process.schedule import Cosine, Geometric, Linear, Schedule, Sigmoid
-from diffusion_lab.process.sde import SDE, VE, VP, SubVP
+from diffusion_lab.process.schedule import Cosine, Geometric, Linear, Rectified, Schedule, Sigmoid
+from diffusion_lab.process.sde import SDE, VE, VP, ProbabilityPath, SubVP
 from diffusion_lab.process.single import SingleLevel
 
 __all__ = [
@@ -15,6 +15,8 @@ __all__ = [
     "DiscreteProcess",
     "Linear",
     "NoiseProcess",
+    "ProbabilityPath",
+    "Rectified",
     "Schedule",
     "Sigmoid",
     "SingleLevel",

@@ -1,9 +1,9 @@
 """Noise schedules: alpha(t) and sigma(t).
 
-There are two families.  *Beta* schedules (linear, cosine, sigmoid) preserve the variance, alpha(t)^2 + sigma(t)^2 = 1,
-and are defined by abar(t) = alpha(t)^2.  *Sigma* schedules (geometric) have alpha = 1 and an increasing sigma(t).  Both
-define a continuous process (`alpha`, `sigma`) and N discrete levels (`noise_levels`).  Times are in [0, 1]; t = 0 is
-data.
+*Beta* schedules (linear, cosine, sigmoid) preserve the variance, alpha(t)^2 + sigma(t)^2 = 1, and are defined by
+abar(t) = alpha(t)^2.  *Sigma* schedules (geometric) have alpha = 1 and an increasing sigma(t).  The *rectified*
+schedule of flow matching interpolates between data and noise, alpha(t) + sigma(t) = 1.  All define a continuous process
+(`alpha`, `sigma`) and N discrete levels (`noise_levels`).  Times are in [0, 1]; t = 0 is data.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from typing import Annotated, ClassVar
 
 import torch
-from annotated_types import Gt
+from annotated_types import Gt, Lt
 from torch import Tensor
 
 from diffusion_lab.ranges import Finite, Positive, checked
@@ -231,3 +231,29 @@ class Geometric(Schedule):
     def noise_levels(self, levels: int) -> tuple[Tensor, Tensor]:
         sigma = torch.linspace(math.log(self.sigma_min), math.log(self.sigma_max), levels, dtype=torch.float64).exp()
         return torch.ones_like(sigma), sigma
+
+
+class Rectified(Schedule):
+    """alpha(t) = 1 - t, at least alpha_min, and sigma(t) = t: straight lines; Lipman et al. 2023, Liu et al. 2023."""
+
+    prior_std = 1.0
+
+    @checked
+    def __init__(self, alpha_min: Annotated[float, Gt(0), Lt(1)] = 1e-5) -> None:
+        self.alpha_min = alpha_min
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t + self.alpha_min * t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def alpha_of(self, ratio: Tensor) -> Tensor:
+        return 1 / (1 + (1 - self.alpha_min) * ratio.sqrt())
+
+    def rate_of_log_alpha(self, ratio: Tensor) -> Tensor:
+        return -(1 - self.alpha_min) * self.alpha_of(ratio) / (2 * ratio.sqrt())
+
+    def noise_levels(self, levels: int) -> tuple[Tensor, Tensor]:
+        t = torch.arange(1, levels + 1, dtype=torch.float64) / levels
+        return self.alpha(t), t

@@ -1,14 +1,16 @@
-"""The SDEs dx = f(t) x dt + g(t) dw of Song et al. 2021 (Section 3.4 and Appendix B): VP, sub-VP, VE."""
+"""SDEs dx = f(t) x dt + g(t) dw: VP, sub-VP and VE (Song et al. 2021, Section 3.4), and those of any schedule."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from diffusion_lab.process.base import EvenSpacing, NoiseProcess, Variance
-from diffusion_lab.process.schedule import BetaSchedule, Geometric
+from diffusion_lab.process.schedule import BetaSchedule, Geometric, Schedule
 
 
 class SDE(NoiseProcess):
@@ -117,6 +119,48 @@ class VE(SDE):
     def g(self, t: Tensor) -> Tensor:
         rate = torch.tensor(self.schedule.sigma_max / self.schedule.sigma_min, dtype=torch.float64).log()
         return self.schedule.sigma(t) * (2 * rate).sqrt().to(t)
+
+    def time(self, log_snr: Tensor, latest: float = 1.0) -> Tensor:
+        rate = math.log(self.schedule.sigma_max / self.schedule.sigma_min)
+        return ((-0.5 * log_snr - math.log(self.schedule.sigma_min)) / rate).clamp(0.0, latest)
+
+
+class ProbabilityPath(SDE):
+    """x = alpha(t) x_0 + sigma(t) eps of any schedule, the path of flow matching; Lipman et al. 2023, Eq. 10.
+
+        f = alpha' / alpha,   g^2 = 2 sigma (sigma' - f sigma)
+
+    The derivatives are those of automatic differentiation.
+    """
+
+    t_min, t_max = 1e-3, 1.0
+
+    def __init__(self, schedule: Schedule) -> None:
+        super().__init__()
+        _require(schedule, Schedule, "ProbabilityPath", "rectified, linear, cosine, sigmoid or geometric")
+        self.schedule, self.prior_std = schedule, schedule.prior_std
+        self.keeps_signal = schedule.alpha(torch.ones(())).item() == 1
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self.schedule.alpha(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.schedule.sigma(t)
+
+    def f(self, t: Tensor) -> Tensor:
+        return _rate(self.schedule.alpha, t) / self.schedule.alpha(t)
+
+    def g(self, t: Tensor) -> Tensor:
+        sigma = self.schedule.sigma(t)
+        return (2 * sigma * (_rate(self.schedule.sigma, t) - self.f(t) * sigma)).sqrt()
+
+
+def _rate(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """The derivative of a function of time at t, of the shape of t."""
+    with torch.inference_mode(False), torch.enable_grad():
+        at = t.detach().clone().requires_grad_()
+        value = function(at) + 0 * at  # a constant too
+        return torch.autograd.grad(value.sum(), at)[0]
 
 
 def _require(schedule: object, family: type, process: str, allowed: str) -> None:

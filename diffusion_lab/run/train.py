@@ -42,7 +42,19 @@ from diffusion_lab.storage.atomic_file import atomic_write
 from diffusion_lab.storage.run_directory import CONFIG, checkpoints, is_complete
 from diffusion_lab.storage.run_lock import locked
 
-CHOICES = ("model", "sde", "data", "schedule", "loss", "network", "sampler", "likelihood", "guidance", "metric")
+CHOICES = (
+    "model",
+    "sde",
+    "data",
+    "schedule",
+    "loss",
+    "time_law",
+    "network",
+    "sampler",
+    "likelihood",
+    "guidance",
+    "metric",
+)
 """Groups whose chosen option is recorded by name in checkpoints and results."""
 
 
