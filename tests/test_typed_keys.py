@@ -41,6 +41,7 @@ def at(config, path):
         ("train", "logger.wandb.name=7", "logger.wandb.name", "7"),
         ("train", "paths.log_dir=3", "paths.log_dir", "3"),
         ("train", "optimizer.lr=1", "optimizer.lr", 1),
+        ("train", "optimizer.betas=[0,0.9]", "optimizer.betas", [0.0, 0.9]),
         ("train", "trainer.limit_val_batches=1.0", "trainer.limit_val_batches", 1.0),
         ("sample", "num_samples=1e3", "num_samples", 1000),
         ("sample", "sampler.steps=1e1", "sampler.steps", 10),

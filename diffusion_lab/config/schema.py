@@ -123,13 +123,18 @@ def _inherited(path: Path, node: ast.ClassDef) -> dict[str, Parameter] | None:
 
 
 def converted(parameter: Parameter, given: Any) -> Any:
-    """Convert a value to a type its parameter accepts, if nothing is lost: integral floats to int, numbers to str."""
+    """Convert a value to a type its parameter accepts, if nothing is lost: integral floats to int, numbers to str.
+
+    Integers in a list of real numbers become floats: torch.optim refuses betas=[0, 0.9].
+    """
     return _converted(parameter.hint, given)
 
 
 def _converted(hint: Any, given: Any) -> Any:
     if isinstance(given, list):
-        elements = [_converted(_element(hint), one) for one in given]
+        kind = _element(hint)
+        real = kind is not Any and ranges.verdict(kind, 0.5) != ranges.OTHER_TYPE
+        elements = [float(one) if real and type(one) is int else _converted(kind, one) for one in given]
         return elements if any(a is not b for a, b in zip(elements, given, strict=True)) else given
     if type(given) not in (int, float) or ranges.verdict(hint, given) != ranges.OTHER_TYPE:
         return given
