@@ -131,6 +131,7 @@ REFUSED = [
     ("network.dropout=1", r"must be in \[0, 1\)"),
     ("model.levels=abc", "must be int"),
     ("+model.foo=1", "not a parameter of diffusion_lab.model.DDPM"),
+    ("paths.run_dir=/tmp/x", r"it is set when a run starts; choose it with hydra\.run\.dir"),
     ("loss.weighting=minsnr", r"did you mean min_snr\?"),
     ("sampler=ddim sampler.predictor.eta=2", r"must be in \[0, 1\]"),
     ("sampler.steps=2000", "more than the model's 1000 levels"),

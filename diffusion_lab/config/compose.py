@@ -218,6 +218,8 @@ def _check_names(task: str, job: Sequence[str], found: Sequence[Path]) -> tuple[
     keys = _keys(config)
     for override in overrides:
         key = override.key_or_group
+        if key == "paths.run_dir":
+            raise ConfigError(f"{override.input_line}: it is set when a run starts; choose it with hydra.run.dir=...")
         new = override.is_add() or override.is_force_add()
         if key not in (*groups, SEARCH) and not new and key not in keys:
             raise ConfigError(unknown(key, keys, groups_here, task, OmegaConf.to_container(config, resolve=False)))

@@ -119,8 +119,9 @@ def text(override: Override | None) -> str | None:
 
 
 def original_overrides(run: Path) -> list[Override]:
-    """The overrides that a run was started with."""
-    return parsed([first_edition.override(line) for line in stored_config(run).get("overrides", [])])
+    """The overrides that a run was started with; without paths.run_dir, which had no effect and is refused now."""
+    given = [first_edition.override(line) for line in stored_config(run).get("overrides", [])]
+    return parsed([line for line in given if not line.startswith("paths.run_dir=")])
 
 
 def run_directory(given: Mapping[str, Override], wanted: str | None) -> Path | None:
