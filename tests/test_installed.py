@@ -74,7 +74,7 @@ def test_every_command_starts_from_an_installed_package(installed, tmp_path):
         return run(installed / "bin" / words[0], *words[1:], home=installed, cwd=tmp_path)
 
     message = started("diffusion-lab")
-    for name in ("train", "sample", "compare", "ema", "stats", "verify", "referee", "import", "completion"):
+    for name in ("train", "sample", "compare", "distill", "ema", "stats", "verify", "referee", "import", "completion"):
         assert f"diffusion-lab {name}" in message.stdout
     shown = started("diffusion-lab", "train", "--cfg", "job", "-p", "schedule", "schedule=cosine")
     assert shown.returncode == 0 and "diffusion_lab.process.Cosine" in shown.stdout, shown.stderr

@@ -88,6 +88,7 @@ MAY_IMPORT = {
     "sample": COMMAND,
     "compare": COMMAND,
     "verify": COMMAND,
+    "distill": COMMAND,
     "ema": COMMAND,
     "stats": COMMAND,
     "referee": COMMAND,

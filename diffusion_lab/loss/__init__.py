@@ -5,6 +5,7 @@ from diffusion_lab.loss.contrastive import ContrastiveLoss, energy
 from diffusion_lab.loss.cross_entropy import CrossEntropy
 from diffusion_lab.loss.denoising import WEIGHTS, DenoisingLoss, Reduction, Weighting
 from diffusion_lab.loss.hybrid import HybridLoss
+from diffusion_lab.loss.progressive import ProgressiveLoss
 from diffusion_lab.loss.score_matching import ImplicitScoreMatching, Probe, SlicedScoreMatching
 from diffusion_lab.loss.teacher import FrozenDenoiser
 from diffusion_lab.loss.time_law import Importance, LogitNormal, LogNormal, LossSecondMoment, TimeLaw, Uniform
@@ -23,6 +24,7 @@ __all__ = [
     "LossSecondMoment",
     "OneTimeLoss",
     "Probe",
+    "ProgressiveLoss",
     "Reduction",
     "SlicedScoreMatching",
     "TimeLaw",
