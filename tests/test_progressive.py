@@ -20,13 +20,14 @@ from diffusion_lab.loss import FrozenDenoiser, ProgressiveLoss
 from diffusion_lab.loss.progressive import signal_to_noise
 from diffusion_lab.noise import image_generators
 from diffusion_lab.parameterization import Parameterization
-from diffusion_lab.process import VE, VP, Cosine, DiscreteProcess, Geometric, Linear, SubVP
+from diffusion_lab.process import VE, VP, Cosine, DiscreteProcess, Geometric, Linear, ProbabilityPath, Rectified, SubVP
 from diffusion_lab.sampler import DDIM, Sampler
 
 PROCESSES = {
     "vp": VP(Cosine()),
     "subvp": SubVP(Linear()),
     "ve": VE(Geometric(0.01, 20.0)),
+    "flow": ProbabilityPath(Rectified()),
     "ddpm": DiscreteProcess(Linear(), 1000),
     "ncsn": DiscreteProcess(Geometric(0.01, 20.0), 12),
 }
@@ -200,7 +201,15 @@ def command(*words: object, code: int = 0) -> str:
 def distilled(tmp_path_factory):
     """(run of the teacher, what the distillation to 2 steps and to 1 printed)."""
     run = tmp_path_factory.mktemp("progressive") / "teacher"
-    command("train.py", *TOY, "sampler=heun", "seed=3", f"hydra.run.dir={run}", f"paths.log_dir={run.parent}")
+    command(
+        "train.py",
+        *TOY,
+        "sampler=heun",
+        "seed=3",
+        "time_law=importance",
+        f"hydra.run.dir={run}",
+        f"paths.log_dir={run.parent}",
+    )
     return run, command("-m", "diffusion_lab.distill", run, "steps=2,1", "loss.weighting=snr_plus_one")
 
 

@@ -50,7 +50,7 @@ OF_THE_COMMAND = (
 
 OF_THE_TEACHER = (
     "allow_changes", "ckpt_path", "hydra", "init_from", "init_strict", "init_weights", "loss", "sampler",
-    "sampler_steps",
+    "sampler_steps", "time_law",
 )  # fmt: skip
 """Keys of the teacher's training, with all below them, that its students do without."""
 

@@ -86,11 +86,10 @@ class ProgressiveLoss:
         """Loss of each image, shape (B,), for given steps 0 .. N - 1 (B,), the noisiest first, and noise (B, ...)."""
         times = self.times(denoiser.process)[step.cpu()]
         k = signal_to_noise(denoiser.process, times).to(x0.device)
-        t, s = times[:, :2].to(x0.device, torch.promote_types(x0.dtype, torch.float32)).unbind(1)
-        x = denoiser.process.perturb(x0, t, eps)
+        x = denoiser.process.perturb(x0, times[:, 0].to(x0), eps)
         with torch.no_grad():
-            target = teach(self.teacher(denoiser), x, t, s, broadcast(share_of_first(k), x))
-        squared = (denoiser(x, t).x0 - target).square().flatten(1).mean(1)
+            target = teach(self.teacher(denoiser), x, times, broadcast(share_of_first(k), x))
+        squared = (denoised(denoiser, x, times[:, 0]) - target).square().flatten(1).mean(1)
         return self.weight(k[:, 0] ** 2).to(squared) * squared
 
 
@@ -105,9 +104,16 @@ def share_of_first(k: Tensor) -> Tensor:
     return (k[:, 1] - k[:, 0]) / (k[:, 2] - k[:, 0])
 
 
-def teach(teacher: Denoiser, x: Tensor, t: Tensor, s: Tensor, share: Tensor) -> Tensor:
-    """The target at x (B, ...) of the teacher's DDIM step from t to s (B,) and its step from s."""
-    first = teacher(x, t)
-    alpha, sigma = teacher.process.marginal(s, x)
-    second = teacher(alpha * first.x0 + sigma * first.eps, s)
-    return torch.lerp(second.x0, first.x0, share)
+def teach(teacher: Denoiser, x: Tensor, times: Tensor, share: Tensor) -> Tensor:
+    """The target at x (B, ...) of the teacher's DDIM steps between the first and last of three times (B, 3)."""
+    first = denoised(teacher, x, times[:, 0])
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = (teacher.process.marginal(t, x) for t in times[:, :2].unbind(1))
+    second = denoised(teacher, alpha_s * first + sigma_s / sigma_t * (x - alpha_t * first), times[:, 1])
+    return torch.lerp(second, first, share)
+
+
+def denoised(denoiser: Denoiser, x: Tensor, t: Tensor) -> Tensor:
+    """E[x_0 | x] at x (B, ...) and times t (B,), without the rounding errors of eps / alpha where alpha is near 0."""
+    output, *_ = denoiser.network_at(x, t.to(x), **denoiser.condition_of(x))
+    c_skip, c_out = (broadcast(c, x) for c in denoiser.skip_and_out(t))
+    return c_skip * x + c_out * denoiser.parameterization.split(output)[0]
