@@ -14,7 +14,19 @@ from diffusion_lab.flow import FlowTime, Velocity, divergence, probe_vectors, so
 from diffusion_lab.likelihood import FlowLikelihood, bits_per_dim, dequantize
 from diffusion_lab.noise import draw, image_generators
 from diffusion_lab.parameterization import Parameterization
-from diffusion_lab.process import VE, VP, Cosine, DiscreteProcess, Geometric, Linear, Sigmoid, SingleLevel, SubVP
+from diffusion_lab.process import (
+    VE,
+    VP,
+    Cosine,
+    DiscreteProcess,
+    Geometric,
+    Linear,
+    ProbabilityPath,
+    Rectified,
+    Sigmoid,
+    SingleLevel,
+    SubVP,
+)
 from diffusion_lab.sampler.ode import ProbabilityFlow
 
 PROCESSES = {
@@ -22,8 +34,9 @@ PROCESSES = {
     "vp": VP(Linear()),
     "subvp": SubVP(Linear()),
     "discrete": DiscreteProcess(Linear(), 1000),
+    "flow": ProbabilityPath(Rectified()),
 }
-SDES = ["ve", "vp", "subvp"]
+SDES = ["ve", "vp", "subvp", "flow"]
 FLOW_TIMES = [
     *PROCESSES.values(),
     VP(Cosine()),
@@ -71,7 +84,9 @@ def reparameterized(denoiser, row):
         t = ((c_noise.double() + 1) / process.levels if process.levels else c_noise.double() / 999)[:, None, None, None]
         alpha, sigma = process.alpha(t), process.sigma(t)
         x0 = (seen - sigma * eps) / alpha
-        return {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0, "score": -eps / sigma}[meaning.output]
+        return {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0, "u": eps - x0, "score": -eps / sigma}[
+            meaning.output
+        ]
 
     return Denoiser(network, process, meaning)
 
@@ -97,7 +112,7 @@ def slope_at(denoiser, z, t, vectors=None):
     return slope, flow.scale(torch.tensor(t, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("row", [{}, {"output": "v"}, {"output": "x0"}, {"output": "score"}], ids=str)
+@pytest.mark.parametrize("row", [{}, {"output": "v"}, {"output": "x0"}, {"output": "u"}, {"output": "score"}], ids=str)
 @pytest.mark.parametrize("name", PROCESSES)
 @pytest.mark.parametrize("t", [0.0123, 0.4, 0.97])
 def test_velocity_is_the_derivative_of_the_exact_flow(name, t, row):
@@ -206,8 +221,9 @@ def test_a_flow_that_cannot_be_solved_reports_where_and_a_remedy():
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 @pytest.mark.parametrize(
-    "name, published, close", [("ve", 122, 1e-4), ("vp", 56, 1e-4), ("subvp", 68, 1e-4), ("discrete", 56, 5e-4)]
-)
+    "name, published, close", [("ve", 122, 1e-4), ("vp", 56, 1e-4), ("subvp", 68, 1e-4), ("discrete", 56, 5e-4),
+     ("flow", 68, 1e-4)],
+)  # fmt: skip
 def test_likelihood_of_an_image_is_the_exact_one(name, published, close, precision):
     """With a diagonal covariance one random sign vector gives the trace exactly; NFE are those of SciPy's RK45.
 

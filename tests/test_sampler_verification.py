@@ -100,7 +100,7 @@ def test_a_sampler_of_ones_own_is_verified_by_its_name(tmp_path):
     )
     command = ("-m", "diffusion_lab.verify", "sampler=mine", "--config-dir", "conf")
     passed = run(*command, cwd=tmp_path, DIFFUSION_LAB_PACKAGES="my_samplers")
-    assert passed.returncode == 0 and "18 of 18 checks passed" in passed.stdout, passed.stderr
+    assert passed.returncode == 0 and "24 of 24 checks passed" in passed.stdout, passed.stderr
     assert "order of convergence" in passed.stdout
     (tmp_path / "my_samplers.py").write_text(MINE.replace("- p.sigma(s)", "+ p.sigma(s)"))
     failed = run(*command, cwd=tmp_path, DIFFUSION_LAB_PACKAGES="my_samplers")

@@ -36,6 +36,9 @@ class NoiseProcess(nn.Module, ABC):
     t_train_min: float = 1e-5
     """Training times lie in [t_train_min, 1]."""
 
+    t_first: float = 1.0
+    """The first time of a sampler, unless the user chooses it or the spacing is "trailing", which starts at 1."""
+
     t_max: float = 1.0
     """The largest time at which the functions of time are defined; EDM's churn may start a step after t = 1."""
 
@@ -106,15 +109,19 @@ class NoiseProcess(nn.Module, ABC):
             low, high = torch.where(before, middle, low), torch.where(before, high, middle)
         return high
 
-    def span(self, t_start: float | None = None, t_end: float | None = None) -> tuple[float, float]:
-        """The first and last time at which a sampler evaluates the network; None stands for 1 and for `t_min`.
+    def span(
+        self, t_start: float | None = None, t_end: float | None = None, spacing: str = "trailing"
+    ) -> tuple[float, float]:
+        """The first and last time at which a sampler evaluates the network.
 
-        For a discrete process they are rounded inwards to noise levels.
+        None stands for `t_first`, or 1 with spacing "trailing", and for `t_min`.  For a discrete process they are
+        rounded inwards to noise levels.
 
         Raises:
             ValueError: unless t_train_min <= t_end < t_start <= 1 (a single noise level has t_end = t_start = 1).
         """
-        start, end = given = 1.0 if t_start is None else t_start, self.t_min if t_end is None else t_end
+        first = 1.0 if spacing == "trailing" else self.t_first
+        start, end = given = first if t_start is None else t_start, self.t_min if t_end is None else t_end
         if self.levels is not None:
             start, end = math.floor(self.levels * start + 1e-9), math.ceil(self.levels * end - 1e-9)
             start, end = start / self.levels, end / self.levels
@@ -136,7 +143,7 @@ class NoiseProcess(nn.Module, ABC):
     ) -> Tensor:
         """The decreasing timesteps at which a sampler evaluates the network, float64 on the CPU, shape (steps,).
 
-        They lie between t_start (None: 1) and t_end (None: `t_min`):
+        They lie between t_start and t_end (None: those of `span`):
 
         - "uniform", "linspace": even in t, with both ends.  On a discrete process "linspace" rounds them to levels (as
           in diffusers), and so does "uniform" if alpha = 1; else "uniform" is DDIM's sequence, which may start below 1.
@@ -157,7 +164,7 @@ class NoiseProcess(nn.Module, ABC):
         """
         if spacing not in get_args(Spacing):
             raise ValueError(f"spacing={spacing!r} is unknown; allowed: {', '.join(get_args(Spacing))}")
-        start, end = self.span(t_start, t_end)
+        start, end = self.span(t_start, t_end, spacing)
         if spacing in get_args(EvenSpacing) or self.levels == 1:
             return self.even_timesteps(steps, spacing, start, end)
         steps = (self.levels or 1000) if steps is None else steps

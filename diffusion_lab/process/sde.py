@@ -130,16 +130,21 @@ class ProbabilityPath(SDE):
 
         f = alpha' / alpha,   g^2 = 2 sigma (sigma' - f sigma)
 
-    The derivatives are those of automatic differentiation.
+    The derivatives are those of automatic differentiation.  Where alpha(1) is almost 0, solvers of higher order and
+    steps of the SDE cannot start at t = 1: `t_first` is where sigma / alpha is that of the published VP SDE.
     """
 
-    t_min, t_max = 1e-3, 1.0
+    t_max = 1.0
+    RATIOS: ClassVar = (5e-3, 150.0)
+    """sigma / alpha at t_min, if it is smaller at t = 0, and at t_first."""
 
     def __init__(self, schedule: Schedule) -> None:
         super().__init__()
         _require(schedule, Schedule, "ProbabilityPath", "rectified, linear, cosine, sigmoid or geometric")
         self.schedule, self.prior_std = schedule, schedule.prior_std
         self.keeps_signal = schedule.alpha(torch.ones(())).item() == 1
+        t_min, t_first = self.time(-2 * torch.tensor(self.RATIOS, dtype=torch.float64).log()).tolist()
+        self.t_min, self.t_first = max(t_min, self.t_train_min), 1.0 if self.keeps_signal else t_first
 
     def alpha(self, t: Tensor) -> Tensor:
         return self.schedule.alpha(t)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.process import Variance
 from diffusion_lab.ranges import NonNegative, Positive, UnitInterval
+from diffusion_lab.sampler.scalar_process import ScalarProcess
 from diffusion_lab.sampler.step import Step
 
 
@@ -108,14 +110,33 @@ class ReverseDiffusion(Step):
 class EulerMaruyama(Step):
     """Euler-Maruyama on the reverse SDE dx = (f x - g^2 score) dt + g dw; Song et al. 2021, Eq. 6 and Appendix G.
 
-        x_s = (1 - f h) x_t + g^2 h score + g sqrt(h) z,   h = t - s
+        x_s = (1 - f h) x_t + (g^2 + w^2) / 2 h score + w sqrt(h) z,   h = t - s
 
-    With `probability_flow` Euler's step of the ODE (Eq. 13): half the score and no noise.
+    With w = g.  Every diffusion coefficient w gives the same law of x_s as h goes to 0 (Albergo, Boffi &
+    Vanden-Eijnden 2023, arXiv:2303.08797; Ma et al. 2024, arXiv:2401.08740); at w = 0 it is Euler's step of the
+    probability flow (Song et al. 2021, Eq. 13).  That of flow matching's process is infinite at t = 1, where
+    "sigma", which is g^2 alpha for straight paths, and "sine" are finite.
+
+    Args:
+        probability_flow: w = 0.
+        diffusion: w^2 / diffusion_scale: g^2 ("process"), 2 sigma(t) ("sigma"), sin^2(pi t) ("sine") or 1 ("constant").
+        diffusion_scale: factor of w^2.
     """
 
     probability_flow: bool = False
+    diffusion: Literal["process", "sigma", "sine", "constant"] = "process"
+    diffusion_scale: Positive = 1.0
 
     def __call__(self, p, x, t, s, denoise, noise, past) -> Any:
-        h, f, g = t - s, p.f(t), p.g(t)
-        drift, std = (g**2 * h / 2, 0.0) if self.probability_flow else (g**2 * h, g * math.sqrt(h))
-        return (1 - f * h) * x + drift * denoise(x, t).score + noise(std)
+        h, g = t - s, p.g(t)
+        variance = 0.0 if self.probability_flow else self.diffusion_scale * DIFFUSION[self.diffusion](p, t) * h
+        return (1 - p.f(t) * h) * x + (g**2 * h + variance) / 2 * denoise(x, t).score + noise(math.sqrt(variance))
+
+
+DIFFUSION: dict[str, Callable[[ScalarProcess, float], float]] = {
+    "process": lambda p, t: p.g(t) ** 2,
+    "sigma": lambda p, t: 2 * p.sigma(t),
+    "sine": lambda p, t: math.sin(math.pi * t) ** 2,
+    "constant": lambda p, t: 1.0,
+}
+"""(process, t) -> the variance of the noise for a unit of time, w^2."""

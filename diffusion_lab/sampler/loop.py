@@ -40,7 +40,7 @@ class Sampler:
         steps: number of timesteps; None takes every level of a discrete process, or 1000 of a continuous one.
         spacing, rho: see `NoiseProcess.timesteps`; "explicit" takes `times`, and "sections" `sections[k]` levels of
             the k-th of equal parts of all levels (`timesteps.sectioned`); both replace `steps`.
-        t_start, t_end: the first and the last timestep; None takes 1 and the process's t_min.
+        t_start, t_end: the first and the last timestep; None takes those of `NoiseProcess.span`.
         denoise: end with x_0 as predicted at the last time (Tweedie's formula): DDPM's last step, NCSNv2's denoising
             step, ScoreSDE's noise removal.
         clip: clip each prediction of x_0 to the model's image range (points, latents and fields have none).
@@ -128,7 +128,7 @@ class Sampler:
         chosen_start = getattr(denoiser.control, "t_start", None) is not None
         if self.predictor is None or self.start != "prior" or process.keeps_signal or chosen_start:
             return None
-        latest = None if self.times is not None else process.span(self.t_start, self.t_end)[0]
+        latest = None if self.times is not None else process.span(self.t_start, self.t_end, self.spacing)[0]
         return signal_left(process, times, latest)
 
     def check(self, denoiser: Denoiser) -> Tensor:
@@ -221,7 +221,7 @@ class Sampler:
         if self.times is not None:
             start = explicit(process, self.times, self.unit)[0].item()
         else:
-            start, _ = process.span(self.t_start, self.t_end)
+            start, _ = process.span(self.t_start, self.t_end, self.spacing)
         first, one = process.sigma(torch.tensor([start, 1.0], dtype=torch.float64)).tolist()
         return process.prior_std * (first / one)
 

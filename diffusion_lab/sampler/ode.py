@@ -41,6 +41,7 @@ class ProbabilityFlow(Sampler):
         "model.SINGLE_LEVEL": "makes steps between noise levels, and this model has only one: use sampler=langevin"
     }
     steps = times = None
+    spacing = "trailing"  # from t = 1
     start = "prior"
 
     @checked
