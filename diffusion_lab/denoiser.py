@@ -136,8 +136,11 @@ class Denoiser(nn.Module):
         return bound
 
     def with_network(self, network: Callable[..., Tensor]) -> Denoiser:
-        """Return a denoiser with the same process, parameterization and control, and another network."""
-        return Denoiser(network, self.process, self.parameterization).controlled(self.control)
+        """Return a denoiser with the same process, parameterization, condition and control, and another network."""
+        other = Denoiser(network, self.process, self.parameterization)
+        for name in ("classes", "null", "condition", "control"):
+            setattr(other, name, getattr(self, name))
+        return other
 
     def condition_of(self, x: Tensor) -> dict[str, Tensor]:
         """The network's arguments besides x (B, ...) and c_noise."""

@@ -61,3 +61,18 @@ def draw_each(
     if generator is None or isinstance(generator, torch.Generator):
         return sample(count, device, generator)
     return torch.cat([sample(1, device, image_generator) for image_generator in generator], -1)
+
+
+def states(device: torch.device) -> dict[str, torch.Tensor]:
+    """Return the states of torch's generators on the CPU and on the device."""
+    found = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        found["cuda"] = torch.cuda.get_rng_state(device)
+    return found
+
+
+def restore(saved: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Restore the states that `states` returned."""
+    torch.set_rng_state(saved["cpu"].cpu())
+    if device.type == "cuda" and "cuda" in saved:
+        torch.cuda.set_rng_state(saved["cuda"].cpu(), device)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from diffusion_lab.process import NoiseProcess
-from diffusion_lab.ranges import Finite, Positive, check_fields
+from diffusion_lab.ranges import Finite, NonNegative, Positive, check_fields
 
 Output = Literal["eps", "x0", "v", "u", "edm", "score", "scaled_score"]
 NoiseConditioning = Literal[
@@ -36,6 +36,16 @@ TO_EPS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "scaled_score": lambda out, x, alpha, sigma: -out,
 }
 """(output, x, alpha, sigma) -> eps for each meaning of the output."""
+
+
+def boundary_eps(output: Any, x: Any, alpha: Any, sigma: Any, boundary: float) -> Any:
+    """eps of EDM's output with x_0 = x / alpha at n = sigma / alpha = boundary; Song et al. 2023, Appendix C.
+
+    x_0 = x / alpha / (m^2 + 1) + output m / sqrt(n^2 + 1),   m = n - boundary,   for data of unit variance.
+    """
+    m = sigma - boundary * alpha  # times alpha
+    return (x * m**2 / (m**2 + alpha**2) - output * alpha * m / (alpha**2 + sigma**2) ** 0.5) / sigma
+
 
 CONDITIONING: dict[str, Callable[[NoiseProcess, Tensor], Tensor]] = {
     "level": lambda process, t: (process.level(t) - 1).clamp(min=0),
@@ -67,12 +77,14 @@ class Parameterization:
             between its two fixed choices (`Estimate.fraction`).
         unit_input: divide the network's input by sqrt(alpha^2 sigma_data^2 + sigma^2), its standard deviation.  This is
             1 for DDPM; a network needs it when sigma grows to 50.
+        boundary: for output "edm", sigma / alpha where the estimate of x_0 is x / alpha, as consistency models need
+            at their smallest noise level (`boundary_eps`); EDM has 0.
         sigma_data: standard deviation of the data inside the model; the network predicts data divided by it (EDM: 0.5).
             None: data are predicted as they are, and `unit_input` takes them to have unit variance in the network's
             input.
 
     Raises:
-        ValueError: if an option is unknown or low >= high.
+        ValueError: if an option is unknown, low >= high, or another output than "edm" has a boundary.
     """
 
     ORDERED: ClassVar = (("low", "high"),)
@@ -85,9 +97,12 @@ class Parameterization:
     bounded: bool = True
     learned_range: bool = False
     sigma_data: Positive | None = None
+    boundary: NonNegative = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.boundary and self.output != "edm":
+            raise ValueError(f"boundary={self.boundary:g} needs output=edm; with output={self.output} leave it at 0")
 
     def range_of(self, shape: Sequence[int]) -> tuple[float, float] | None:
         """[low, high] for images of shape (B, C, H, W); None for points and for unbounded data."""
@@ -116,8 +131,11 @@ class Parameterization:
 
     def eps(self, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Convert the network's output into an estimate of eps, of the shape of x."""
+        unit = 1.0 if self.sigma_data is None else self.sigma_data
         if self.sigma_data is not None:
-            x, sigma = x / self.sigma_data, sigma / self.sigma_data
+            x, sigma = x / unit, sigma / unit
+        if self.boundary:
+            return boundary_eps(output, x, alpha, sigma, self.boundary / unit)
         return TO_EPS[self.output](output, x, alpha, sigma)
 
     def conditioning(self, process: NoiseProcess, t: Tensor) -> Tensor:

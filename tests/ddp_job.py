@@ -19,10 +19,12 @@ import torch.multiprocessing as mp
 from diffusion_lab.callback import EMA, Checkpoint, Interrupt, RankSeed
 from diffusion_lab.callback.interrupt import Stopped
 from diffusion_lab.data import Digits
-from diffusion_lab.loss import ContrastiveLoss, DenoisingLoss
-from diffusion_lab.model import DDPM, Model, ScoreMatching
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.loss import ConsistencyLoss, ContrastiveLoss, DenoisingLoss, KarrasPairs
+from diffusion_lab.model import DDPM, Model, ScoreMatching, ScoreSDE
 from diffusion_lab.network import Energy, UNet
-from diffusion_lab.process import Linear
+from diffusion_lab.parameterization import Parameterization
+from diffusion_lab.process import VE, Geometric, Linear
 from diffusion_lab.sampler import DDIM, AnnealedLangevin, Sampler
 from diffusion_lab.storage.checkpoint_file import AtomicCheckpointIO
 
@@ -108,6 +110,19 @@ def build_energy() -> ScoreMatching:
     return model
 
 
+def build_consistency() -> ScoreSDE:
+    """A student with dropout, a teacher, and a target that is an average."""
+    torch.manual_seed(0)
+    process, adam = VE(Geometric(0.002, 80.0)), lambda parameters: torch.optim.Adam(parameters, lr=1e-3)
+    teacher = Denoiser(Buffered(0.2), process, Parameterization("scaled_score", "log_sigma"))
+    loss = ConsistencyLoss(KarrasPairs(2, 20, total_steps=STEPS), teacher, target_decay=0.9)
+    row = {"output": "scaled_score", "c_noise": "log_sigma", "unit_input": True}
+    sampler = Sampler(DDIM(), steps=2)
+    model = ScoreSDE(Buffered(0.2), process, loss, sampler, None, adam, (1, 8, 8), 17, **row)
+    model.config = {}
+    return model
+
+
 def trainer(folder: Path, world: int, steps: int, *callbacks: pl.Callback, **changes) -> pl.Trainer:
     options = dict(limit_val_batches=0, logger=False, plugins=[AtomicCheckpointIO()]) | changes
     return pl.Trainer(
@@ -151,6 +166,7 @@ def trained(
         stopped = str(message)
     ema = next(c for c in run.callbacks if isinstance(c, EMA)).weights
     kept = {name: getattr(model.loss, name, None) for name in ("seen", "replay")}
+    kept["target"] = model.loss.target.state_dict() if hasattr(model.loss, "target") else None
     return {"weights": model.network.state_dict(), "ema": ema, "stopped": stopped, **kept}
 
 
@@ -165,10 +181,11 @@ def rank(number: int, world: int, folder: Path, port: int) -> None:
     seen["broken"] = trained(folder / "broken", world, Signalled())
     torch.manual_seed(99 + number)  # as a new process would
     seen["resumed"] = trained(folder / "resumed", world, resume=folder / f"broken/checkpoints/step_{STOPPED:08d}.ckpt")
-    for name, more, path in (("whole", [], None), ("broken", [Signalled()], None), ("resumed", [], "broken")):
-        last = path and folder / f"energy_{path}/checkpoints/step_{STOPPED:08d}.ckpt"
-        seen[f"energy_{name}"] = trained(folder / f"energy_{name}", world, *more, resume=last, model=build_energy())
-        torch.manual_seed(99 + number)
+    for kind, made in (("energy", build_energy), ("consistency", build_consistency)):
+        for name, more, path in (("whole", [], None), ("broken", [Signalled()], None), ("resumed", [], "broken")):
+            last = path and folder / f"{kind}_{path}/checkpoints/step_{STOPPED:08d}.ckpt"
+            seen[f"{kind}_{name}"] = trained(folder / f"{kind}_{name}", world, *more, resume=last, model=made())
+            torch.manual_seed(99 + number)
     torch.save(seen, folder / f"rank{number}.pt")
 
 

@@ -85,7 +85,7 @@ def test_help_fits_two_screens_and_tells_what_the_command_takes(task):
     assert len(lines) <= 105 and max(map(len, lines)) <= 120
     assert ("schedule=" in message) == ("model=" in message.replace("--help model=NAME", "")) == (task == "train")
     about = {
-        "train": "loss=       contrastive           Max",
+        "train": "likelihood= both                  The variational bound and",
         "sample": "sampler=    ancestral             Ancestral sampling of DDPM",
     }
     for key in (*KEYS[task], "seed", about[task]):

@@ -68,8 +68,16 @@ def test_each_rank_keeps_samples_of_its_own_and_a_checkpoint_those_of_all(job):
     assert_bit_equal(whole[0]["weights"], whole[1]["weights"])
     first, second = (rank["replay"] for rank in whole)
     assert first.shape == second.shape == (150, 1, 8, 8) and len(torch.cat([first, second]).unique(dim=0)) == 300
-    saved = torch.load(folder / f"energy_whole/checkpoints/step_{STEPS:08d}.ckpt", weights_only=True)["replay"]
+    saved = torch.load(folder / f"energy_whole/checkpoints/step_{STEPS:08d}.ckpt", weights_only=True)["loss"]["replay"]
     assert torch.equal(saved[0::2], first) and torch.equal(saved[1::2], second)
+
+
+def test_a_student_and_its_target_are_the_same_on_both_ranks_and_resume(job):
+    whole, resumed = ([rank[f"consistency_{name}"] for rank in job[1]] for name in ("whole", "resumed"))
+    assert_bit_equal(whole, resumed)
+    for kind in ("weights", "target"):
+        assert_bit_equal(whole[0][kind], whole[1][kind])
+    assert not torch.equal(*(whole[0][kind]["conv_in.weight"] for kind in ("weights", "target")))
 
 
 def test_stopped_by_a_signal_to_the_first_rank_and_resumed_is_bit_equal_to_unbroken(job):

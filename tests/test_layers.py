@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "class_posterior": {"denoiser", "parameterization", "process"},
     "guidance": {"class_posterior", "denoiser", "parameterization", "process"},
     "control": {"denoiser", "guidance"},
-    "loss": {"class_posterior", "denoiser", "guidance", "likelihood", "process", "noise"},
+    "loss": {"class_posterior", "denoiser", "guidance", "likelihood", "process", "noise", "ranks"},
     "flow": {"runge_kutta", "denoiser", "process", "noise"},
     "sampler": {"flow", "denoiser", "process", "noise"},
     "verification": {"control", "denoiser", "noise", "parameterization", "process", "sampler"},
@@ -60,7 +60,7 @@ MAY_IMPORT = {
     },
     "monkeypatches": {"errors"},
     "callback": {
-        *("finite", "monkeypatches", "power_function", "ranks", "storage"),
+        *("finite", "monkeypatches", "noise", "power_function", "ranks", "storage"),
         *("data", "evaluation", "model", "plot", "sampler"),
     },
     "comparison": {"errors", "output", "cli", "plot", "storage"},

@@ -14,10 +14,12 @@ import torch
 from diffusion_lab.callback import EMA, Checkpoint, Interrupt, PostHocEMA, RankSeed
 from diffusion_lab.callback.interrupt import Stopped
 from diffusion_lab.data import Toy2D
-from diffusion_lab.loss import ContrastiveLoss, DenoisingLoss
-from diffusion_lab.model import DDPM, ScoreMatching
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.loss import ConsistencyLoss, ContrastiveLoss, DenoisingLoss, KarrasPairs
+from diffusion_lab.model import DDPM, ScoreMatching, ScoreSDE
 from diffusion_lab.network import MLP, Energy
-from diffusion_lab.process import Linear
+from diffusion_lab.parameterization import Parameterization
+from diffusion_lab.process import VE, Geometric, Linear
 from diffusion_lab.sampler import DDIM, AnnealedLangevin, Sampler
 
 
@@ -55,6 +57,18 @@ def energy_model() -> ScoreMatching:
     network, sampler = Energy(MLP(width=16, depth=1)), Sampler(corrector=AnnealedLangevin(snr=0.2, steps=2), steps=1)
     loss, adam = ContrastiveLoss(2, replay_size=17, reinit=0.3), lambda p: torch.optim.Adam(p, lr=0.01)
     return ScoreMatching(network, loss, sampler, optimizer=adam)
+
+
+def consistency_model() -> ScoreSDE:
+    """A student with a teacher and an averaged target, whose numbers of timesteps and decay change as it trains."""
+    process, row = VE(Geometric(0.002, 80.0)), {"output": "scaled_score", "c_noise": "log_sigma", "unit_input": True}
+    generator, teacher = torch.Generator().manual_seed(5), Denoiser(Noisy(), process, Parameterization(**row))
+    with torch.no_grad():
+        for p in teacher.parameters():  # the same in every process
+            p.normal_(0, 0.1, generator=generator)
+    loss = ConsistencyLoss(KarrasPairs(2, 20, total_steps=11), teacher, target_decay=0.9)
+    adam, sampler = lambda p: torch.optim.Adam(p, lr=0.01), Sampler(DDIM(), steps=2)
+    return ScoreSDE(Noisy(), process, loss, sampler, None, adam, (2,), None, **row)
 
 
 def train(folder, steps: int, ckpt: str | None = None, meanwhile: int = 2, save: int = 1, validate: int | None = None,
@@ -122,13 +136,17 @@ def test_stopped_and_resumed_is_bit_equal_to_unbroken(tmp_path, stop, accumulate
 
 
 @pytest.mark.parametrize("stop", [1, 7])
-def test_a_loss_that_keeps_samples_resumes_with_them(tmp_path, stop):
-    whole = train(tmp_path / "whole", 11, build=energy_model, accumulate=2, validate=3)
-    train(tmp_path / "part", stop, build=energy_model, accumulate=2, meanwhile=1, validate=2)
+@pytest.mark.parametrize("build", [energy_model, consistency_model], ids=["energy", "consistency"])
+def test_a_loss_with_a_state_of_its_own_resumes_with_it(tmp_path, stop, build):
+    whole = train(tmp_path / "whole", 11, build=build, accumulate=2, validate=3)
+    train(tmp_path / "part", stop, build=build, accumulate=2, meanwhile=1, validate=2)
     path = tmp_path / f"part/checkpoints/step_{stop:08d}.ckpt"
-    resumed = train(tmp_path / "rest", 11, path, build=energy_model, accumulate=2)
-    assert_bit_equal({k: whole[k] for k in (*SAVED, "replay")}, {k: resumed[k] for k in (*SAVED, "replay")})
-    assert whole["replay"].shape == (17, 2) and whole["replay"].unique(dim=0).shape == (17, 2)
+    resumed = train(tmp_path / "rest", 11, path, build=build, accumulate=2)
+    assert_bit_equal({k: whole[k] for k in (*SAVED, "loss")}, {k: resumed[k] for k in (*SAVED, "loss")})
+    if build is energy_model:
+        assert whole["loss"]["replay"].shape == (17, 2) and whole["loss"]["replay"].unique(dim=0).shape == (17, 2)
+    else:
+        assert whole["loss"]["updates"] == 11 and whole["loss"]["target"].keys() == Noisy().state_dict().keys()
 
 
 def test_what_happens_beside_training_does_not_change_it(tmp_path):

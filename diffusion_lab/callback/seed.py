@@ -8,7 +8,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from diffusion_lab import ranks
+from diffusion_lab import noise, ranks
 from diffusion_lab.callback.hooks import OptionalHooks
 from diffusion_lab.model import Model
 from diffusion_lab.ranges import Seed, checked
@@ -28,28 +28,13 @@ class RankSeed(OptionalHooks):
 
     def on_train_start(self, trainer: pl.Trainer, model: Model) -> None:
         if len(self._states) == trainer.world_size:
-            restore(self._states[trainer.global_rank], model.device)
+            noise.restore(self._states[trainer.global_rank], model.device)
         else:
             sequence = np.random.SeedSequence((self.seed, trainer.global_rank, trainer.global_step))
             torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
 
     def on_save_checkpoint(self, trainer: pl.Trainer, model: Model, checkpoint: dict[str, Any]) -> None:
-        checkpoint["random"] = ranks.gather(states(model.device))
+        checkpoint["random"] = ranks.gather(noise.states(model.device))
 
     def on_load_checkpoint(self, trainer: pl.Trainer, model: Model, checkpoint: dict[str, Any]) -> None:
         self._states = checkpoint.get("random", [])
-
-
-def states(device: torch.device) -> dict[str, torch.Tensor]:
-    """Return the states of torch's generators on the CPU and on the device."""
-    found = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        found["cuda"] = torch.cuda.get_rng_state(device)
-    return found
-
-
-def restore(saved: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Restore the states that `states` returned."""
-    torch.set_rng_state(saved["cpu"].cpu())
-    if device.type == "cuda" and "cuda" in saved:
-        torch.cuda.set_rng_state(saved["cuda"].cpu(), device)

@@ -1,10 +1,12 @@
-"""Training losses: denoising, implicit and sliced score matching, maximum likelihood of an energy, cross entropy."""
+"""Training losses: denoising, score matching, maximum likelihood of an energy, cross entropy, consistency."""
 
 from diffusion_lab.loss.base import OneTimeLoss
+from diffusion_lab.loss.consistency import ConsistencyLoss
 from diffusion_lab.loss.contrastive import ContrastiveLoss, energy
 from diffusion_lab.loss.cross_entropy import CrossEntropy
 from diffusion_lab.loss.denoising import WEIGHTS, DenoisingLoss, Reduction, Weighting
 from diffusion_lab.loss.hybrid import HybridLoss
+from diffusion_lab.loss.noise_pair import KarrasPairs, NoisePairs, TunedPairs
 from diffusion_lab.loss.progressive import ProgressiveLoss
 from diffusion_lab.loss.score_matching import ImplicitScoreMatching, Probe, SlicedScoreMatching
 from diffusion_lab.loss.teacher import FrozenDenoiser
@@ -12,22 +14,26 @@ from diffusion_lab.loss.time_law import Importance, LogitNormal, LogNormal, Loss
 
 __all__ = [
     "WEIGHTS",
+    "ConsistencyLoss",
     "ContrastiveLoss",
     "CrossEntropy",
     "DenoisingLoss",
     "FrozenDenoiser",
     "HybridLoss",
-    "Importance",
     "ImplicitScoreMatching",
+    "Importance",
+    "KarrasPairs",
     "LogNormal",
     "LogitNormal",
     "LossSecondMoment",
+    "NoisePairs",
     "OneTimeLoss",
     "Probe",
     "ProgressiveLoss",
     "Reduction",
     "SlicedScoreMatching",
     "TimeLaw",
+    "TunedPairs",
     "Uniform",
     "Weighting",
     "energy",

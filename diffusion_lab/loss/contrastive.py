@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from diffusion_lab import ranks
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.noise import Generators, stream
 from diffusion_lab.ranges import Count, NonNegative, Positive, UnitInterval, checked
@@ -109,6 +110,16 @@ class ContrastiveLoss:
         both = energy(denoiser, torch.cat([positive, negative]), torch.cat([t, t]))
         positive, negative = both.chunk(2)
         return positive - negative + self.l2 * (positive.square() + negative.square())
+
+    def training_state(self) -> dict[str, Tensor]:
+        """The samples of all ranks, for a checkpoint; all ranks must call it together: rank r of W has r, r + W, ..."""
+        if self.replay is None:
+            return {}
+        return {"replay": torch.stack(ranks.gather(self.replay.cpu()), 1).flatten(0, 1)}
+
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        """Take this rank's samples of a checkpoint."""
+        self.replay = ranks.shard(state["replay"]) if "replay" in state else None
 
     def from_noise(self, denoiser: Denoiser, z: Tensor) -> Tensor:
         """Uniform numbers in the image range (points: in that of the prior), of the shape of z ~ N(0, I)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -82,7 +83,7 @@ class FrozenDenoiser:
                     "choose another loss.teacher.ckpt_path, or give the student the settings of that run"
                 )
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """A hash of the teacher's weights, by which a resumed run knows them."""
         digest = hashlib.blake2b(digest_size=16)

@@ -55,6 +55,8 @@ class Optimization:
         """Run the optimiser step and record in `updated` whether it happened: 16-mixed skips it after an overflow."""
         self.updated = False
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.updated and hasattr(self.loss, "after_update"):
+            self.loss.after_update(self.network)
 
     def _note_update(self, *_: Any) -> None:
         self.updated = True

@@ -13,7 +13,7 @@ from diffusion_lab.model.base import Model
 from diffusion_lab.model.options import Likelihood, Loss, ModelOptions
 from diffusion_lab.parameterization import NoiseConditioning, Output, Parameterization
 from diffusion_lab.process import NoiseProcess
-from diffusion_lab.ranges import Count, Finite, Levels, Positive, checked
+from diffusion_lab.ranges import Count, Finite, Levels, NonNegative, Positive, checked
 from diffusion_lab.sampler import Sampler
 
 
@@ -22,7 +22,7 @@ class ScoreSDE(Model):
 
     VE: sigma times the score, c_noise = log sigma, images in [0, 1]; VP and sub-VP: eps, c_noise = 999 t, images in
     [-1, 1].  The discrete variants (SMLD, DDPM) are discrete processes with the same schedules.  EDM is the VE process
-    with its preconditioning, and flow matching a `ProbabilityPath`.
+    with its preconditioning (a `boundary` makes it that of consistency models), and flow matching a `ProbabilityPath`.
     """
 
     ORDERED: ClassVar = (("low", "high"),)
@@ -44,8 +44,9 @@ class ScoreSDE(Model):
         high: Finite = 1.0,
         unit_input: bool = False,
         sigma_data: Positive | None = None,
+        boundary: NonNegative = 0.0,
         **options: Unpack[ModelOptions],
     ) -> None:
-        row = Parameterization(output, c_noise, low, high, unit_input, sigma_data=sigma_data)
+        row = Parameterization(output, c_noise, low, high, unit_input, sigma_data=sigma_data, boundary=boundary)
         denoiser = Denoiser(network, process, row)
         super().__init__(denoiser, loss, sampler, likelihood, optimizer, shape, grey_levels, **options)

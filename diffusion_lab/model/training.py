@@ -123,6 +123,11 @@ class Training(Optimization, pl.LightningModule):
         if hasattr(self.loss, "check"):
             self.loss.check(self.denoiser, self.shape)
 
+    def check_resumed(self, checkpoint: dict[str, Any]) -> None:
+        """Raise ValueError if the loss cannot continue from a checkpoint, such as with another teacher."""
+        if hasattr(self.loss, "load_training_state"):
+            self.loss.load_training_state(checkpoint.get("loss", {}))
+
     def configure_model(self) -> None:
         """Shard the network across ranks if the strategy requires it (trainer=fsdp)."""
         if self.device_mesh is not None:
@@ -174,11 +179,10 @@ class Training(Optimization, pl.LightningModule):
         """The Evaluation callback computes the test metrics."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the configuration, and the samples that the loss of each rank keeps: rank r of W has r, r + W, ..."""
+        """Save the configuration, and what the loss keeps besides its buffers."""
         checkpoint["config"] = self.config
-        if getattr(self.loss, "replay", None) is not None:
-            shards = ranks.gather(self.loss.replay.cpu())
-            checkpoint["replay"] = torch.stack(shards, 1).flatten(0, 1)
+        if hasattr(self.loss, "training_state"):
+            checkpoint["loss"] = self.loss.training_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Rename weights of the first edition, and convert batch counts to the current gradient accumulation.
@@ -186,8 +190,9 @@ class Training(Optimization, pl.LightningModule):
         Checkpoints are saved between optimiser steps only.
         """
         checkpoint["state_dict"] = first_edition.rename(checkpoint["state_dict"], self.state_dict())
-        if "replay" in checkpoint:
-            self.loss.replay = ranks.shard(checkpoint["replay"])
+        if "replay" in checkpoint:  # where earlier versions kept the state of the loss
+            checkpoint["loss"] = {"replay": checkpoint.pop("replay")}
+        self.check_resumed(checkpoint)
         if ema := checkpoint.get("ema"):
             ema["weights"] = first_edition.rename(ema["weights"], self.network.state_dict())
         sharding.distribute_states(checkpoint.get("optimizer_states", ()), list(self.network.parameters()))

@@ -85,8 +85,8 @@ def train(config: DictConfig) -> None:
         changed = refuse_changes(before["config"], settings, ranks, trainer.world_size, ignored)
         refuse_shapes(first_edition.rename(before["state_dict"], ours := model.state_dict()), ours)
         with as_config_error(ValueError):
-            for callback in (c for c in trainer.callbacks if hasattr(c, "check_resumed")):
-                callback.check_resumed(before)
+            for part in (model, *(c for c in trainer.callbacks if hasattr(c, "check_resumed"))):
+                part.check_resumed(before)
         say(f"resumes from step {before['global_step']:,}, {os.path.relpath(resume)}{changed}")
     step = before["global_step"] if before else 0
     del before

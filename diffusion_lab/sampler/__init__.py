@@ -1,6 +1,7 @@
 """Samplers: one loop, with steps and correctors, each written as in its paper."""
 
 from diffusion_lab.sampler.ancestral import DDIM, Ancestral, EulerAncestral, EulerMaruyama, ReverseDiffusion
+from diffusion_lab.sampler.consistency import Consistency
 from diffusion_lab.sampler.corrector import AnnealedLangevin, Langevin
 from diffusion_lab.sampler.edm import EDM, Restart
 from diffusion_lab.sampler.loop import Sampler, State
@@ -16,6 +17,7 @@ __all__ = [
     "AdamsBashforth",
     "Ancestral",
     "AnnealedLangevin",
+    "Consistency",
     "Corrector",
     "DPMSolver",
     "DPMSolver2S",

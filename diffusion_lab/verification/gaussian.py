@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,14 +28,26 @@ class Gaussian:
         alpha, sigma = process.alpha_sigma(t)
         return alpha * self.mean, (alpha**2 * self.variance + sigma**2).sqrt()
 
-    def denoiser(self, process: NoiseProcess) -> Denoiser:
-        """Optimal denoiser: eps = sigma (x - alpha mean) / (alpha^2 variance + sigma^2), for points (B, D)."""
+    def eps_factor(self, alpha: Any, sigma: Any, consistency: bool = False) -> Tensor:
+        """a in eps = a (x - alpha mean), (D,): of the optimal denoiser, or of the consistency function.
+
+        a = sigma / (alpha^2 variance + sigma^2), where x_0 is the mean of the data given x; or
+        a = (1 - k) / sigma,  k^2 = alpha^2 variance / (alpha^2 variance + sigma^2), where x_0 is the end of the
+        probability flow through x (Song et al. 2023, Definition 1).
+        """
+        data = alpha**2 * self.variance
+        if consistency:
+            return (1 - (data / (data + sigma**2)).sqrt()) / sigma
+        return sigma / (data + sigma**2)
+
+    def denoiser(self, process: NoiseProcess, consistency: bool = False) -> Denoiser:
+        """The optimal denoiser, or the consistency function, for points (B, D)."""
 
         def eps(x: Tensor, c_noise: Tensor) -> Tensor:
             t = c_noise[:1].double()
             t = (t + 1) / process.levels if process.levels else t / 999
-            mean, std = self.moments(process, t)
-            return (x - mean.to(x)) * (process.sigma(t) / std**2).to(x)
+            alpha, sigma = process.alpha_sigma(t)
+            return (x - (alpha * self.mean).to(x)) * self.eps_factor(alpha, sigma, consistency).to(x)
 
         return Denoiser(eps, process, Parameterization("eps", "level" if process.levels else "time_999"))
 
@@ -52,12 +65,15 @@ class GaussianLaw(Written):
 
     Args:
         rows: at least one more than the number of noises that the sampler draws.
+        consistency: predict x_0 by the consistency function.
     """
 
-    def __init__(self, data: Gaussian, denoiser: Denoiser, times: Tensor, rows: int = 5_000) -> None:
+    def __init__(
+        self, data: Gaussian, denoiser: Denoiser, times: Tensor, rows: int = 5_000, consistency: bool = False
+    ) -> None:
         like = torch.zeros(rows, len(data.mean), dtype=torch.float64)
         super().__init__(denoiser, ScalarProcess(denoiser.process, times), like, None)
-        self.data, self.drawn = data, 1
+        self.data, self.drawn, self.consistency = data, 1, consistency
 
     def begin(self) -> Tensor:
         """Return the distribution of the noised data at the first time."""
@@ -77,7 +93,7 @@ class GaussianLaw(Written):
         alpha, sigma = self.p.alpha_sigma(t)
         centred = x.clone()
         centred[0] -= alpha * self.data.mean
-        eps = sigma * centred / (alpha**2 * self.data.variance + sigma**2)
+        eps = self.data.eps_factor(alpha, sigma, self.consistency) * centred
         return Prediction(t, x, eps, coefficients(alpha, sigma, self.denoiser.parameterization.eps))
 
     @staticmethod

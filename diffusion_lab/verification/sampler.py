@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.noise import image_generators
 from diffusion_lab.process import VE, VP, DiscreteProcess, Geometric, Linear, NoiseProcess, ProbabilityPath, Rectified
 from diffusion_lab.sampler import ProbabilityFlow, Sampler
@@ -66,7 +67,7 @@ def check_sampler(sampler: Sampler) -> Iterator[Check]:
         if name == "flow" and getattr(sampler, "predictor", sampler) is None:
             continue  # Langevin steps alone are too slow for a mean that moves up to t = 0
         try:
-            with_settings(sampler).check(DATA.denoiser(process))
+            with_settings(sampler).check(exact_denoiser(sampler, process))
             supported[name] = process
         except ValueError as error:
             reason = str(error)
@@ -76,6 +77,16 @@ def check_sampler(sampler: Sampler) -> Iterator[Check]:
         checks = check_flow if isinstance(sampler, ProbabilityFlow) else check_steps
         for check in checks(sampler, process):
             yield Check(f"{name}: {check.name}", check.value, check.most, check.least)
+
+
+def consistent(sampler: Sampler) -> bool:
+    """Whether the sampler is for consistency models."""
+    return getattr(getattr(sampler, "predictor", None), "CONSISTENCY", False)
+
+
+def exact_denoiser(sampler: Sampler, process: NoiseProcess, data: Gaussian = DATA) -> Denoiser:
+    """Return the exact denoiser, or the exact consistency function, that the sampler is for."""
+    return data.denoiser(process, consistent(sampler))
 
 
 def with_settings(sampler: Sampler, steps: int = FINE, **changes: object) -> Sampler:
@@ -92,7 +103,7 @@ def with_settings(sampler: Sampler, steps: int = FINE, **changes: object) -> Sam
 
 def check_steps(sampler: Sampler, process: NoiseProcess) -> Iterator[Check]:
     """Yield the checks of a sampler with discrete timesteps."""
-    denoiser, fine = DATA.denoiser(process), with_settings(sampler)
+    denoiser, fine = exact_denoiser(sampler, process), with_settings(sampler)
     times = fine.check(denoiser)
     short = with_settings(sampler, 25)
     start, _ = DATA.moments(process, times[0])
@@ -118,12 +129,12 @@ def check_law(sampler: Sampler, process: NoiseProcess, exact: bool) -> Iterator[
     For finitely many Langevin steps of finite size this holds only approximately.
     """
     data = DATA if exact else WIDE
-    denoiser = data.denoiser(process)
+    denoiser = exact_denoiser(sampler, process, data)
     times = sampler.check(denoiser)
     like = torch.zeros(SAMPLES, len(data.mean), dtype=torch.float64)
     if exact:
         draws = sum(type(one) is Draw for one in sampler.record(denoiser, like).instructions)
-        law = GaussianLaw(data, denoiser, times, 2 + draws)
+        law = GaussianLaw(data, denoiser, times, 2 + draws, consistent(sampler))
         *_, (_, end) = sampler.follow(law, law.begin())
         found = law.moments(end)
     else:
@@ -138,7 +149,7 @@ def check_law(sampler: Sampler, process: NoiseProcess, exact: bool) -> Iterator[
 
 def order(sampler: Sampler, process: NoiseProcess) -> float:
     """Return the order of convergence: log2 of the ratio of errors for 30 and 60 steps, from t = 1 to 0.3."""
-    denoiser, errors = DATA.denoiser(process), []
+    denoiser, errors = exact_denoiser(sampler, process), []
     for count in (30, 60):
         part = with_settings(sampler, count + 1, spacing="log_snr", denoise=False, t_end=0.3, times=None, sections=None)
         times = part.timesteps(denoiser)
