@@ -139,15 +139,15 @@ def test_values_of_other_options_are_no_topics_of_help():
 @pytest.mark.parametrize("words", [["--config-dir", "{}"], ["hydra.searchpath=[file://{}]"]])
 def test_help_knows_the_options_of_further_directories(tmp_path, words):
     for group, name, text in (
-        ("loss", "mine", "# my own loss\n_target_: mine.Loss\ncurve: 3  # how much"),
+        ("schedule", "mine", "# my own noise\n_target_: mine.Noise\ncurve: 3  # how much"),
         ("flavour", "sweet", "# not sour\nsugar: 1  # spoons"),
     ):
         (tmp_path / group).mkdir()
         (tmp_path / group / f"{name}.yaml").write_text(text)
     words = [word.format(tmp_path) for word in words]
-    assert "  mine                  my own loss" in help_text("train", [*words, "--help"])
-    assert help_text("train", [*words, "loss=mine"]) == "loss=mine\n  # my own loss\n  curve: 3  # how much"
-    assert "loss.curve=3" in help_text("train", [*words, "curve"]) and "how much" in help_text(
+    assert "  mine                  my own noise" in help_text("train", [*words, "--help"])
+    assert help_text("train", [*words, "schedule=mine"]) == "schedule=mine\n  # my own noise\n  curve: 3  # how much"
+    assert "schedule.curve=3" in help_text("train", [*words, "curve"]) and "how much" in help_text(
         "train", [*words, "loss.curve"]
     )
     assert help_text("train", [*words, "flavour"]).startswith("flavour=sweet")
