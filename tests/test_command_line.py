@@ -148,7 +148,7 @@ def test_help_knows_the_options_of_further_directories(tmp_path, words):
     assert "  mine                  my own noise" in help_text("train", [*words, "--help"])
     assert help_text("train", [*words, "schedule=mine"]) == "schedule=mine\n  # my own noise\n  curve: 3  # how much"
     assert "schedule.curve=3" in help_text("train", [*words, "curve"]) and "how much" in help_text(
-        "train", [*words, "loss.curve"]
+        "train", [*words, "schedule.curve"]
     )
     assert help_text("train", [*words, "flavour"]).startswith("flavour=sweet")
     assert "loss=dsm" in help_text("train", [*words, "loss"])
