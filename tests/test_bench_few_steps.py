@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from types import SimpleNamespace
@@ -11,9 +12,11 @@ import pytest
 import torch
 from exact import exact_denoiser
 from experiment import composed
+from omegaconf import OmegaConf
 
-from diffusion_lab.bench import few_steps
+from diffusion_lab.bench import few_steps, schedulers, students
 from diffusion_lab.bench.benchmark import Unavailable
+from diffusion_lab.bench.implementation import ours
 from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.noise import image_generators
@@ -34,7 +37,7 @@ def model(process=None):
     [
         ("DDPMScheduler", {}, 20, lambda: Sampler(Ancestral("fixed_small"), steps=20, clip=True)),
         # Its last move, from the lowest noise to none, is our denoising step; its times are rounded to levels.
-        ("DPMSolverMultistepScheduler", few_steps.LOG_SNR, 60, lambda: Sampler(DPMSolver(), None, 60, "log_snr")),
+        ("DPMSolverMultistepScheduler", schedulers.LOG_SNR, 60, lambda: Sampler(DPMSolver(), None, 60, "log_snr")),
     ],
 )
 def test_schedulers_of_diffusers_ask_the_same_network_with_the_same_noise(scheduler, options, steps, sampler):
@@ -42,7 +45,7 @@ def test_schedulers_of_diffusers_ask_the_same_network_with_the_same_noise(schedu
     denoiser = model().denoiser
     found, ours = (
         sample(denoiser, (5, *SHAPE), image_generators(0, range(5)), "cpu")
-        for sample in (few_steps.Scheduler(scheduler, steps, **options), sampler())
+        for sample in (schedulers.Scheduler(scheduler, steps, **options), sampler())
     )
     assert denoiser.nfe == 2 * steps
     torch.testing.assert_close(found, ours, rtol=0, atol=1e-3 if scheduler == "DDPMScheduler" else 0.05)
@@ -112,13 +115,19 @@ def test_deviation_of_a_mean():
         assert math.isnan(few_steps.deviation([{"value": 1.0}])) and math.isnan(few_steps.deviation([]))
 
 
-def test_command(tmp_path, capsys):
-    config = composed("network.channels=6", "metric.features.steps=5", f"paths.root_dir={tmp_path}")
-    config["choices"] = {"model": "ddpm", "data": "digits"}
+def save(run):
+    """A checkpoint of an untrained model of digits in a run directory, and its configuration."""
+    config = composed("network.channels=6", "metric.features.steps=5", f"paths.root_dir={run.parent}")
+    config |= {"choices": {"model": "ddpm", "data": "digits"}, "overrides": ["network.channels=6", "loss=simple"]}
     network = instantiate(config["model"], "model")
     weights = dict(network.network.named_parameters())
     contents = {"state_dict": network.state_dict(), "global_step": 1, "config": config, "ema": {"weights": weights}}
-    AtomicCheckpointIO().save_checkpoint(contents, tmp_path / "run" / "checkpoints" / "step_00000001.ckpt")
+    AtomicCheckpointIO().save_checkpoint(contents, run / "checkpoints" / "step_00000001.ckpt")
+    OmegaConf.save(OmegaConf.create(config), run / "config.yaml")
+
+
+def test_command(tmp_path, capsys):
+    save(tmp_path / "run")
     arguments = [str(tmp_path / "run"), "--samples", "70", "--seeds", "2", "--nfe", "2", "3", "--batch-size", "70"]
     arguments += ["--sampler", "ddim", "heun", "--peer", "--threads", "1", "--logs", str(tmp_path / "logs")]
     few_steps.main(arguments)
@@ -133,3 +142,53 @@ def test_command(tmp_path, capsys):
     few_steps.main(arguments)
     assert capsys.readouterr().out.splitlines() == first
     assert [path.stat().st_mtime_ns for path in drawn] == times  # kept, not drawn again
+
+
+def test_students_are_trained_with_equal_steps_and_stand_beside_the_samplers(tmp_path, capsys, monkeypatch):
+    save(tmp_path / "run")
+    calls = []
+
+    def call(name, words, run):
+        calls.append((name, words))
+        if name == "consistency_training":
+            raise Unavailable("consistency_training: it does not suit this model")
+        for place in [run / f"steps_{n:04d}" for n in (4, 2, 1)] if name == "progressive" else [run]:
+            save(place)
+
+    monkeypatch.setattr(students, "call", call)
+    monkeypatch.setattr(students, "options", lambda group: [*students.METHODS])
+    monkeypatch.setattr(few_steps, "ours", lambda words, _: ours(words.replace("consistency", "ddim spacing=trailing"), None))
+    arguments = [str(tmp_path / "run"), "--samples", "60", "--seeds", "1", "--nfe", "1", "2", "4", "20"]
+    arguments += [
+        "--sampler",
+        "ddim",
+        "--peer",
+        "--threads",
+        "1",
+        "--logs",
+        str(tmp_path / "logs"),
+        "--batch-size",
+        "60",
+    ]
+    arguments += ["--training-steps", "90", "--distil", "progressive", "consistency_tuning", "consistency_training"]
+    few_steps.main(arguments)
+    said, folder = capsys.readouterr().out, tmp_path / "logs" / "few_steps"
+    assert "skipped: consistency_training: it does not suit this model" in said
+    rows = {cells[1].strip(): cells[2:6] for line in said.splitlines() if len(cells := line.split("|")) > 6}
+    filled = {name: [bool(cell.strip()) for cell in cells] for name, cells in rows.items()}
+    assert filled["student: progressive"] == filled["student: consistency_tuning"] == [True, True, True, False]
+    assert filled["ddim"] == [False, True, True, True] and "90 training steps for each method" in said
+    commands = dict(calls)
+    assert {"steps=4,2,1", "trainer.max_steps=30"} <= set(commands["progressive"])
+    teacher = str(tmp_path / "run/checkpoints/step_00000001.ckpt")
+    assert {f"init_from='{teacher}'", "network.channels=6", "trainer.max_steps=90"} <= set(
+        commands["consistency_tuning"]
+    )
+    assert "loss=simple" not in commands["consistency_tuning"]
+    assert json.loads((folder / "few_steps.json").read_text())["student: progressive"].keys() == {"1", "2", "4"}
+    assert (folder / "few_steps.png").is_file() and (folder / "few_steps.md").read_text().strip() in said
+
+
+def test_a_failing_training_is_reported_by_its_last_line(tmp_path):
+    with pytest.raises(Unavailable, match="it: modle is not a key"):
+        students.call("it", ["-c", "print('error: modle is not a key'); exit(2)"], tmp_path / "run")

@@ -77,7 +77,7 @@ MAY_IMPORT = {
     "bench": {
         *("errors", "output", "storage", "config", "run", "checkpoint", "interop"),
         *("callback", "data", "denoiser", "evaluation", "likelihood", "loss", "metric", "model", "network", "noise"),
-        *("parameterization", "process", "sampler"),
+        *("parameterization", "plot", "process", "sampler"),
         *("control", "verification"),
     },
     # What is typed: `python -m diffusion_lab...` and the console script.

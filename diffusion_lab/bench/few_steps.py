@@ -1,15 +1,14 @@
 """The command `python -m diffusion_lab.bench.few_steps RUN`: Fréchet distance against network evaluations (NFE).
 
-Our samplers, and those of diffusers with the same network, generate the same number of images for each NFE; the table
-shows their Fréchet distances.  Samples are stored, so that an interrupted command resumes.
+Our samplers, those of diffusers with the same network, and students distilled from it, generate the same number of
+images for each NFE; a table and a figure show their Fréchet distances.  Students and samples are stored, so that an
+interrupted command resumes.
 """
 
 from __future__ import annotations
 
 import argparse
-import inspect
 import math
-from bisect import bisect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,133 +16,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from diffusion_lab import checkpoint
 from diffusion_lab.bench.benchmark import Unavailable
+from diffusion_lab.bench.implementation import OURS, Implementation, ours, steps_for, theirs
+from diffusion_lab.bench.schedulers import PEERS
+from diffusion_lab.bench.students import METHODS, default_teacher, students
 from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.data import DataModule
-from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.errors import ConfigError
 from diffusion_lab.evaluation import Evaluator
+from diffusion_lab.evaluation.results import write_results
 from diffusion_lab.model import Model
-from diffusion_lab.noise import Generators, draw
 from diffusion_lab.output import tolerant
-from diffusion_lab.run.compare import Point, sample_store, sampler_settings
+from diffusion_lab.run.compare import Point, sample_store
 from diffusion_lab.run.sample_spec import SampleSpec, sample_spec
 from diffusion_lab.storage import checkpoint_file, run_directory
 from diffusion_lab.storage.run_directory import CheckpointError
 
-OURS = (
-    "ancestral", "ancestral spacing=quadratic", "reverse_diffusion", "euler_maruyama", "ddim", "ddim spacing=quadratic",
-    "euler", "heun", "dpm_solver", "dpm_solver predictor.order=3", "unipc", "dpm_solver_sde",
-    "dpm_solver_sde spacing=quadratic",
-)  # fmt: skip
-"""Samplers as on the command line; after the name follow overrides of its keys."""
-
-LOG_SNR = {"use_lu_lambdas": True}
-PEERS: Mapping[str, tuple[str, dict[str, Any]]] = {
-    "DDPM": ("DDPMScheduler", {}),
-    "DDIM": ("DDIMScheduler", {}),
-    "DPM-Solver++": ("DPMSolverMultistepScheduler", {}),
-    "DPM-Solver++, log-SNR": ("DPMSolverMultistepScheduler", LOG_SNR),
-    "UniPC": ("UniPCMultistepScheduler", {}),
-    "UniPC, log-SNR": ("UniPCMultistepScheduler", {"use_exponential_sigmas": True, "solver_order": 3}),
-    "SDE-DPM-Solver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
-    "SDE-DPM-Solver++, log-SNR": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", **LOG_SNR}),
-}
-"""Schedulers of diffusers, with options other than the defaults."""
+Records = dict[int, dict[str, Any]]
+"""Records of the distance by NFE."""
 
 NEAR = 1.1
 """Factor of the best distance within which a distance counts as reached."""
-
-
-class Scheduler:
-    """A scheduler of diffusers with the interface of our samplers: the same noise and network, its own steps.
-
-    Raises:
-        Unavailable: on a call, for a process that is not a discrete process with betas.
-    """
-
-    def __init__(self, name: str, steps: int, **options: Any) -> None:
-        import diffusers
-
-        self.make = partial(getattr(diffusers, name), prediction_type="epsilon", **options)
-        self.steps = steps
-
-    @torch.no_grad()
-    def __call__(
-        self, denoiser: Denoiser, shape: Sequence[int], generator: Generators, device: torch.device | str
-    ) -> Tensor:
-        """Samples of `shape` (B, ...) in the model's range."""
-        levels = denoiser.process.levels
-        if levels is None or denoiser.process.keeps_signal:
-            raise Unavailable("diffusers' schedulers need the betas of a discrete model")
-        times = torch.arange(levels + 1, dtype=torch.float64) / levels
-        kept = denoiser.process.alpha(times[1:]) ** 2
-        betas = 1 - kept / torch.cat([kept.new_ones(1), kept[:-1]])
-        scheduler = self.make(num_train_timesteps=levels, trained_betas=betas.numpy())
-        scheduler.set_timesteps(self.steps)
-        draws = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
-        x = draw(shape, generator, torch.float32, device) * scheduler.init_noise_sigma
-        for step in scheduler.timesteps:
-            seen = scheduler.scale_model_input(x, step)
-            x = scheduler.step(denoiser(seen, times[int(step) + 1]).eps, step, x, **draws).prev_sample
-        return x
-
-
-@dataclass(frozen=True)
-class Implementation:
-    """A way to sample: what makes it for a number of steps, and the settings that decide what it draws."""
-
-    name: str
-    make: Callable[[int], Callable[..., Tensor]]
-    settings: Mapping[str, Any]
-
-
-def ours(arguments: str, variance: str | None) -> Implementation:
-    """A sampler of conf/sampler.
-
-    Raises:
-        ConfigError: for an unknown sampler, or an adaptive one.
-    """
-    name, *keys = arguments.split()
-    settings = sampler_settings(name, variance, keys)
-    if "steps" not in settings:
-        raise ConfigError(f"{name} is adaptive: its number of network evaluations cannot be set")
-    return Implementation(arguments, lambda steps: instantiate({**settings, "steps": steps}, "sampler"), settings)
-
-
-def theirs(name: str) -> Implementation:
-    """A scheduler of diffusers.
-
-    Raises:
-        ImportError: without diffusers.
-    """
-    import diffusers
-
-    scheduler, options = PEERS[name]
-    settings = {"program": f"diffusers {diffusers.__version__}", "scheduler": scheduler, **options}
-    return Implementation(f"diffusers {name}", lambda steps: Scheduler(scheduler, steps, **options), settings)
-
-
-def steps_for(implementation: Implementation, nfe: int, model: Model) -> int | None:
-    """Return the largest number of steps with at most `nfe` network evaluations, counted in dry runs.
-
-    None if the sampler does not support so few steps.
-    """
-    dry_run = Denoiser(lambda x, c_noise: torch.zeros_like(x), model.denoiser.process, model.denoiser.parameterization)
-
-    def calls(steps: int) -> float:
-        dry_run.nfe = 0
-        try:
-            implementation.make(steps)(dry_run, (1, *model.shape), None, "cpu")
-        except ValueError:  # more steps than timesteps, or too few
-            return math.inf if steps > 2 else 0
-        return dry_run.nfe
-
-    steps = max(bisect(range(1, nfe + 1), nfe, key=calls), 1)
-    return steps if max(nfe - 1, 1) <= calls(steps) <= nfe else None  # Heun's calls are odd
 
 
 @dataclass(frozen=True)
@@ -209,47 +103,112 @@ def deviation(records: Sequence[Mapping[str, Any]]) -> float:
     return ((runs / runs.mean(1, keepdim=True)).var(1).mean() / runs.shape[1]).sqrt().item()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the Fréchet distance of samplers against network evaluations, for one trained model."""
-    parser = argparse.ArgumentParser(prog="python -m diffusion_lab.bench.few_steps", description=main.__doc__)
-    parser.add_argument("run", help="directory of a run, a .ckpt file, or last")
-    parser.add_argument("--samples", type=int, default=1000, help="images per distance")
-    parser.add_argument("--seeds", type=int, default=3, help="distances averaged per cell, each of other images")
-    parser.add_argument("--nfe", type=int, nargs="+", default=[5, 8, 10, 12, 15, 20, 30, 50, 100], help="evaluations")
-    parser.add_argument("--sampler", nargs="+", default=OURS, help="of ours: 'dpm_solver spacing=karras' ...")
-    parser.add_argument("--peer", nargs="*", choices=[*PEERS, []], default=list(PEERS), help="of diffusers, or none")
-    parser.add_argument("--batch-size", type=int, default=1000, help="images generated at once")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of the CPU")
-    parser.add_argument("--logs", type=Path, default=Path("logs"), help="where images are stored")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    try:
-        scorer = Scorer.of(options.run, options.samples, options.seeds, options.batch_size, options.logs)
-    except CheckpointError as error:
-        parser.error(str(error))
-    variance = (scorer.model.config or {}).get("variance")
-    makers = [partial(ours, sampler, variance) for sampler in options.sampler]
-    makers += [partial(theirs, name) for name in options.peer]
-    records: dict[str, dict[int, dict[str, Any]]] = {}
+def sampler_row(scorer: Scorer, make: Callable[[], Implementation], counts: Sequence[int]) -> tuple[str, Records]:
+    """The name of a sampler, and its records by NFE."""
+    implementation = make()
+    return implementation.name, {nfe: record for nfe in counts if (record := scorer(implementation, nfe))}
+
+
+def student_row(
+    method: str, teacher: Path, options: argparse.Namespace, scorer_of: Callable[..., Scorer]
+) -> tuple[str, Records]:
+    """The name of a method of distillation, and the records of its students by NFE."""
+    found = {}
+    for student in students(method, teacher, options.training_steps, options.nfe, options.logs / "few_steps"):
+        scorer = scorer_of(str(student.run))
+        found |= sampler_row(scorer, partial(ours, student.sampler, None), student.counts)[1]
+    return f"student: {method}", found
+
+
+def collect(rows: Sequence[Callable[[], tuple[str, Records]]]) -> dict[str, Records]:
+    """The records of every row; what is not available is reported, once."""
+    records: dict[str, Records] = {}
     skipped: set[str] = set()
-    for make in makers:
+    for make in rows:
         try:
-            implementation = make()
-            row = {nfe: record for nfe in options.nfe if (record := scorer(implementation, nfe))}
+            name, row = make()
         except (ImportError, Unavailable) as error:
             if str(error) not in skipped:
                 print(f"skipped: {error}", flush=True)
             skipped.add(str(error))
             continue
         if row:
-            records[implementation.name] = row
-            message = (f"{nfe}: {record['value']:.3f}" for nfe, record in row.items())
-            print(implementation.name, *message, sep="  ", flush=True)
+            records[name] = row
+            print(name, *(f"{nfe}: {record['value']:.3f}" for nfe, record in row.items()), sep="  ", flush=True)
+    return records
+
+
+def protocol(records: Mapping[str, Records], options: argparse.Namespace, teacher: Path) -> str:
+    """What was measured, and how the students were trained."""
     every = [record for row in records.values() for record in row.values()]
-    print(f"\n{table({name: {n: r['value'] for n, r in row.items()} for name, row in records.items()}, options.nfe)}\n")
+    lines = []
+    if options.distil:
+        costs = ", ".join(f"{name} {METHODS[name].evaluations}" for name in options.distil)
+        lines = [
+            f"Teacher: {teacher}.  Students: {options.training_steps:,} training steps for each method, with the batch "
+            f"size of the teacher; network evaluations per image of a step: {costs}."
+        ]
     several = f", each cell a mean over {options.seeds} sets with standard error {deviation(every):.1%}"
     real = f"; real images: {every[0]['real']:.2f}" if every and "real" in every[0] else ""
-    print(f"Fréchet distances of {options.samples} images{several * (options.seeds > 1)}{real}")
+    return "\n".join([*lines, f"Fréchet distances of {options.samples} images{several * (options.seeds > 1)}{real}"])
+
+
+def write(records: Mapping[str, Records], report: str, folder: Path) -> None:
+    """Write the report, all records with their protocols, and the figure."""
+    from diffusion_lab.plot.charts import curves
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "few_steps.md").write_text(f"{report}\n", encoding="utf-8")
+    write_results(folder / "few_steps.json", dict(records))
+    lines = {name: [(nfe, record["value"]) for nfe, record in row.items()] for name, row in records.items()}
+    real = next((record.get("real") for row in records.values() for record in row.values()), None)
+    curves(lines, folder / "few_steps.png", "network evaluations", "Fréchet distance", real)
+    print(f"written to {folder}: few_steps.md, few_steps.json, few_steps.png", flush=True)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of the command."""
+    found = argparse.ArgumentParser(prog="python -m diffusion_lab.bench.few_steps", description=main.__doc__)
+    found.add_argument(
+        "run", nargs="?", help="directory of a run, a .ckpt file, or last; default: EDM trained on digits"
+    )
+    found.add_argument("--samples", type=int, default=1000, help="images per distance")
+    found.add_argument("--seeds", type=int, default=3, help="distances averaged per cell, each of other images")
+    found.add_argument("--nfe", type=int, nargs="+", default=[5, 8, 10, 12, 15, 20, 30, 50, 100], help="evaluations")
+    found.add_argument("--sampler", nargs="+", default=OURS, help="of ours: 'dpm_solver spacing=karras' ...")
+    found.add_argument("--peer", nargs="*", choices=[*PEERS, []], default=list(PEERS), help="of diffusers, or none")
+    found.add_argument("--distil", nargs="*", choices=[*METHODS, []], default=[], help="methods that train students")
+    found.add_argument("--training-steps", type=int, default=4000, help="of each method altogether")
+    found.add_argument("--batch-size", type=int, default=1000, help="images generated at once")
+    found.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of the CPU")
+    found.add_argument("--logs", type=Path, default=Path("logs"), help="where students, images and results are stored")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Distance of samplers of a model, and of students distilled from it, against network evaluations (NFE)."""
+    options = parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    scorer_of = partial(
+        Scorer.of, samples=options.samples, seeds=options.seeds, batch_size=options.batch_size, log_dir=options.logs
+    )
+    try:
+        teacher = Path(options.run or default_teacher(options.logs))
+        scorer = scorer_of(str(teacher))
+    except (CheckpointError, Unavailable) as error:
+        parser().error(str(error))
+    variance = (scorer.model.config or {}).get("variance")
+    makers = [partial(ours, sampler, variance) for sampler in options.sampler]
+    makers += [partial(theirs, name) for name in options.peer]
+    rows = [partial(sampler_row, scorer, make, options.nfe) for make in makers]
+    rows += [partial(student_row, name, teacher, options, scorer_of) for name in options.distil]
+    records = collect(rows)
+    if not records:
+        parser().error("nothing could be scored")
+    values = {name: {nfe: record["value"] for nfe, record in row.items()} for name, row in records.items()}
+    report = f"{table(values, options.nfe)}\n\n{protocol(records, options, teacher)}"
+    write(records, report, options.logs / "few_steps")
+    print(f"\n{report}")
 
 
 if __name__ == "__main__":

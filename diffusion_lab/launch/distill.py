@@ -5,17 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_lab.cli import command
-from diffusion_lab.config import resume
 from diffusion_lab.config.command_line import override, split, tidy, with_absolute_directories
 from diffusion_lab.config.compose import parsed
 from diffusion_lab.config.environment import cluster_ranks
 from diffusion_lab.config.origin import program
+from diffusion_lab.config.student import of_teacher
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.launch import process
 from diffusion_lab.output import say
@@ -48,12 +47,6 @@ OF_THE_COMMAND = (
 )  # fmt: skip
 """Keys of train.py that the command sets itself."""
 
-OF_THE_TEACHER = (
-    "allow_changes", "ckpt_path", "hydra", "init_from", "init_strict", "init_weights", "loss", "sampler",
-    "sampler_steps", "time_law",
-)  # fmt: skip
-"""Keys of the teacher's training, with all below them, that its students do without."""
-
 
 @command(HELP)
 def main(arguments: Sequence[str]) -> None:
@@ -61,9 +54,9 @@ def main(arguments: Sequence[str]) -> None:
     run, *rest = arguments
     if "=" in run and not Path(run).exists():
         raise ConfigError(f"{run} is not a run: give the run first, then steps=...")
-    given = {word.split("=", 1)[0]: word.split("=", 1)[1] for word in rest if word.startswith(("steps=", "out="))}
-    flags, overrides = split(with_absolute_directories(tidy([w for w in rest if w.split("=", 1)[0] not in given])))
-    steps, teacher = halvings(given.get("steps", "")), find(run).resolve()
+    ours = {word.split("=", 1)[0]: word.split("=", 1)[1] for word in rest if word.startswith(("steps=", "out="))}
+    flags, overrides = split(with_absolute_directories(tidy([w for w in rest if w.split("=", 1)[0] not in ours])))
+    steps, teacher = halvings(ours.get("steps", "")), find(run).resolve()
     if cluster_ranks()[2] > 1:
         raise ConfigError(
             "start distill without torchrun or srun: each training starts its own ranks (trainer.devices=2)"
@@ -73,8 +66,11 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError(
             f"{folder} holds no {CONFIG}, from which the students take their settings: give a run of train.py"
         )
-    flags, words = settings(folder, flags, overrides)
-    distil(teacher, steps, Path(given.get("out") or folder / "progressive").resolve(), flags, words)
+    given = {one.get_key_element(): one for one in parsed(overrides)}
+    if taken := next((one for key, one in given.items() if key.lstrip("+~") in OF_THE_COMMAND), None):
+        raise ConfigError(f"{taken.input_line}: distill sets this itself, leave it out")
+    flags, words = of_teacher(folder, flags, overrides)
+    distil(teacher, steps, Path(ours.get("out") or folder / "progressive").resolve(), flags, words)
 
 
 def halvings(text: str) -> list[int]:
@@ -91,22 +87,6 @@ def halvings(text: str) -> list[int]:
         if before != 2 * after:
             raise ConfigError(f"steps={text}: {after} must be half of {before}, the number before it")
     return steps
-
-
-def settings(run: Path, flags: list[str], overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return (flags, overrides) of the students' trainings: those of the run, and those of this command.
-
-    Raises:
-        ConfigError: for a key that the command sets itself.
-    """
-    given = {one.get_key_element(): one for one in parsed(overrides)}
-    if taken := next((one for key, one in given.items() if key.lstrip("+~") in OF_THE_COMMAND), None):
-        raise ConfigError(f"{taken.input_line}: distill sets this itself, leave it out")
-    part = re.compile(r"[+~]*(\w+)")
-    kept = [o for o in resume.original_overrides(run) if part.match(o.get_key_element())[1] not in OF_THE_TEACHER]
-    flags, given = resume.with_origin(run, flags, given)
-    words = {one.get_key_element(): one.input_line for one in (*kept, *given.values())}
-    return flags, list(words.values())
 
 
 def distil(teacher: Path, steps: Sequence[int], out: Path, flags: Sequence[str], words: Sequence[str]) -> None:
