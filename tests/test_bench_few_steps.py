@@ -157,7 +157,9 @@ def test_students_are_trained_with_equal_steps_and_stand_beside_the_samplers(tmp
 
     monkeypatch.setattr(students, "call", call)
     monkeypatch.setattr(students, "options", lambda group: [*students.METHODS])
-    monkeypatch.setattr(few_steps, "ours", lambda words, _: ours(words.replace("consistency", "ddim spacing=trailing"), None))
+    monkeypatch.setattr(
+        few_steps, "ours", lambda words, _: ours(words.replace("consistency", "ddim spacing=trailing"), None)
+    )
     arguments = [str(tmp_path / "run"), "--samples", "60", "--seeds", "1", "--nfe", "1", "2", "4", "20"]
     arguments += [
         "--sampler",
@@ -179,7 +181,9 @@ def test_students_are_trained_with_equal_steps_and_stand_beside_the_samplers(tmp
     assert filled["student: progressive"] == filled["student: consistency_tuning"] == [True, True, True, False]
     assert filled["ddim"] == [False, True, True, True] and "90 training steps for each method" in said
     commands = dict(calls)
-    assert {"steps=4,2,1", "trainer.max_steps=30"} <= set(commands["progressive"])
+    assert {"steps=4,2,1", "trainer.max_steps=30", "warmup_steps=3", "data.batch_size=64"} <= set(
+        commands["progressive"]
+    )
     teacher = str(tmp_path / "run/checkpoints/step_00000001.ckpt")
     assert {f"init_from='{teacher}'", "network.channels=6", "trainer.max_steps=90"} <= set(
         commands["consistency_tuning"]

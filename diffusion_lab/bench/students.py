@@ -13,6 +13,7 @@ from diffusion_lab.bench.benchmark import Unavailable
 from diffusion_lab.config.command_line import override
 from diffusion_lab.config.compose import options
 from diffusion_lab.config.origin import program
+from diffusion_lab.config.resume import stored_config
 from diffusion_lab.config.student import of_teacher
 from diffusion_lab.output import say
 from diffusion_lab.storage.run_directory import find
@@ -74,15 +75,20 @@ def students(name: str, teacher: Path, steps: int, counts: Sequence[int], place:
     method, counts = METHODS[name], [count for count in counts if count <= MOST]
     if name not in options("loss"):
         raise Unavailable(f"there is no loss={name}")
-    place = place / f"{name}_{steps}"
+    place, file = place / f"{name}_{steps}", find(teacher).resolve()
     if not method.overrides:
-        yield from progressive(teacher, steps, counts, place, method.sampler)
+        yield from progressive(file, steps, counts, place, method.sampler)
         return
-    file = find(teacher).resolve()
     ours = [word.replace("{teacher}", override("", str(file))[1:]) for word in method.overrides]
-    flags, words = of_teacher(file.parents[1], [], [*ours, f"trainer.max_steps={steps}", *QUICK])
+    flags, words = of_teacher(file.parents[1], [], [*ours, *budget(file, steps)])
     train(name, [*flags, *words], place)
     yield Student(place, counts, method.sampler)
+
+
+def budget(teacher: Path, steps: int) -> list[str]:
+    """Overrides of a training of `steps` steps with the teacher's batch size."""
+    batch = stored_config(teacher.parents[1])["data"]["batch_size"]
+    return [f"trainer.max_steps={steps}", f"warmup_steps={steps // 10}", f"data.batch_size={batch}", *QUICK]
 
 
 def progressive(teacher: Path, steps: int, counts: Sequence[int], place: Path, sampler: str) -> Iterator[Student]:
@@ -91,8 +97,8 @@ def progressive(teacher: Path, steps: int, counts: Sequence[int], place: Path, s
     if not wanted:
         raise Unavailable("progressive distillation needs an NFE that is a power of 2")
     halvings = [2**k for k in range(max(wanted).bit_length() - 1, -1, -1) if 2**k >= min(wanted)]
-    words = [f"steps={','.join(map(str, halvings))}", f"out={place}", f"trainer.max_steps={steps // len(halvings)}"]
-    call("progressive", ["-m", "diffusion_lab.distill", str(teacher), *words, *QUICK], place)
+    words = [f"steps={','.join(map(str, halvings))}", f"out={place}", *budget(teacher, steps // len(halvings))]
+    call("progressive", ["-m", "diffusion_lab.distill", str(teacher), *words], place)
     for count in wanted:
         yield Student(place / f"steps_{count:04d}", [count], sampler)
 
