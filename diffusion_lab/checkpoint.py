@@ -43,6 +43,8 @@ def build(contents: dict[str, Any], weights: Weights = "ema") -> Training:
         raise CheckpointError(f"{error}{packages.lacking(recorded)}") from error
     expected = model.state_dict()
     state = first_edition.rename(contents["state_dict"], expected)
+    # The networks of a loss, such as a discriminator, are made when a training starts.
+    state = {name: value for name, value in state.items() if name in expected or not name.startswith("loss.")}
     if weights == "ema":
         ema = contents.get("ema", {}).get("weights")
         if not ema:

@@ -5,6 +5,7 @@ from diffusion_lab.loss.consistency import ConsistencyLoss
 from diffusion_lab.loss.contrastive import ContrastiveLoss, energy
 from diffusion_lab.loss.cross_entropy import CrossEntropy
 from diffusion_lab.loss.denoising import WEIGHTS, DenoisingLoss, Reduction, Weighting
+from diffusion_lab.loss.flash import FlashLoss
 from diffusion_lab.loss.hybrid import HybridLoss
 from diffusion_lab.loss.noise_pair import KarrasPairs, NoisePairs, TunedPairs
 from diffusion_lab.loss.progressive import ProgressiveLoss
@@ -18,6 +19,7 @@ __all__ = [
     "ContrastiveLoss",
     "CrossEntropy",
     "DenoisingLoss",
+    "FlashLoss",
     "FrozenDenoiser",
     "HybridLoss",
     "ImplicitScoreMatching",

@@ -29,12 +29,17 @@ class Optimization:
     def configure_optimizers(self) -> dict[str, Any]:
         if self.optimizer is None:
             raise ComponentError("the model has no optimizer and cannot be trained: set model.optimizer")
-        optimizer = self.optimizer(self.network.parameters())
+        optimizer = self.optimizer([*self.network.parameters(), *self.parameters_of_the_loss()])
         optimizer.register_step_post_hook(self._note_update)
         # Otherwise a fused optimiser would unscale the gradients of 16-mixed itself, after clipping and logging.
         optimizer._step_supports_amp_scaling = False
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def parameters_of_the_loss(self) -> list[torch.nn.Parameter]:
+        """The trained parameters of the loss, such as a discriminator's: Adam updates each parameter on its own."""
+        module = self.loss if isinstance(self.loss, torch.nn.Module) else torch.nn.Module()
+        return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
     def on_train_start(self) -> None:
         """Use the optimiser settings of the configuration instead of those of a checkpoint."""

@@ -129,7 +129,9 @@ class Training(Optimization, pl.LightningModule):
             self.loss.load_training_state(checkpoint.get("loss", {}))
 
     def configure_model(self) -> None:
-        """Shard the network across ranks if the strategy requires it (trainer=fsdp)."""
+        """Make the networks of the loss; shard the network across ranks if the strategy requires it (trainer=fsdp)."""
+        if hasattr(self.loss, "build"):
+            self.loss.build(self.denoiser, self.shape)
         if self.device_mesh is not None:
             sharding.shard(self.network, self.device_mesh["data_parallel"])
 

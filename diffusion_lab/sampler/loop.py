@@ -212,6 +212,14 @@ class Sampler:
         written.start(stream(x.shape, generator, x.dtype, x.device))
         return deque(self.follow(written, x), maxlen=1).pop()[1]
 
+    @torch.no_grad()
+    def solve(self, denoiser: Denoiser, x: Tensor, times: Tensor, generator: Generators = None) -> Tensor:
+        """The sample (B, ...) from the state x at times[0], through these of the `timesteps` (S,)."""
+        x = x.to(self.dtype)
+        written = self.written(denoiser, times, x)
+        plan = Plan(self.instructions(denoiser, written.p, written.thresholded), written)
+        return deque(plan(x, generator), maxlen=1).pop()[1]
+
     def invert(self, denoiser: Denoiser, x0: Tensor) -> Tensor:
         """The noise x_1 from which this sampler leads to x_0 (B, ...); raises ValueError as `inversion.inverted`."""
         return inverted(self, denoiser, x0)
