@@ -6,7 +6,9 @@ import math
 
 import pytest
 import torch
+from zygote import run
 
+import diffusion_lab
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.loss import FlashLoss, FrozenDenoiser
 from diffusion_lab.network import MLP, Discriminator, UNet
@@ -109,7 +111,7 @@ def test_student_and_discriminator_share_no_gradient(network, shape):
         teacher, solver(8), matching_weights=[0.0], adversarial_weights=[0.5], modes=[[1.0]],
         discriminator=lambda channels: Discriminator(channels, 8),
     )  # fmt: skip
-    loss.build(teacher, shape)
+    loss.check(teacher, shape)
     student, x0 = torch.randn(6, *shape, requires_grad=True), torch.randn(6, *shape)
     of_d = list(loss.discriminator.parameters())
 
@@ -147,7 +149,7 @@ def test_every_process_and_a_discriminator_train(process):
     loss = FlashLoss(
         teacher, Sampler(DPMSolver(), steps=8, spacing="log_snr"), stage_steps=1, discriminator=Discriminator
     )
-    loss.build(teacher, (2,))
+    loss.check(teacher, (2,))
     loss.updates = 3
     losses = loss(teacher, torch.randn(4, 2))
     losses.mean().backward()
@@ -164,3 +166,41 @@ def test_what_does_not_fit_is_refused():
     loss = flash(features="nothing")
     with pytest.raises(ValueError, match=r"loss\.features=nothing: Exact has no such module; name one of hidden"):
         loss.feature_module(Exact())
+
+
+TINY = ("data=toy2d", "network.width=16", "network.depth=1", "trainer.accelerator=cpu", "logger=csv", "likelihood=none")
+QUIET = ("callback.evaluation.at_end=false", "callback.samples=null", "metric=none", "data.batch_size=32")
+
+
+def test_a_student_resumes_with_its_discriminator_and_needs_no_teacher_to_sample(tmp_path):
+    def train(name, *words):
+        done = run(
+            "train.py",
+            "model=edm",
+            *TINY,
+            *QUIET,
+            f"hydra.run.dir={tmp_path}/{name}",
+            f"paths.log_dir={tmp_path}",
+            *words,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def weights(name):
+        contents = torch.load(tmp_path / name / "checkpoints" / "step_00000005.ckpt", weights_only=True)
+        return contents["state_dict"] | {
+            f"{i}.{key}": value
+            for i, one in contents["optimizer_states"][0]["state"].items()
+            for key, value in one.items()
+        }
+
+    flash = ("loss=flash", f"loss.teacher.ckpt_path={tmp_path}/teacher", "loss.solver.steps=4", "loss.stage_steps=1")
+    flash = (*flash, "sampler=consistency", "decay_steps=null", "callback.checkpoint.every_n_steps=2")
+    train("teacher", "trainer.max_steps=2")
+    train("whole", *flash, "trainer.max_steps=5")
+    train("parts", *flash, "trainer.max_steps=2")
+    train("parts", f"ckpt_path={tmp_path}/parts", "trainer.max_steps=5")
+    whole, parts = weights("whole"), weights("parts")
+    assert any("discriminator" in name for name in whole) and whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    (tmp_path / "teacher").rename(tmp_path / "gone")
+    assert diffusion_lab.load(tmp_path / "whole").sample(3).isfinite().all()

@@ -184,11 +184,8 @@ class ConsistencyLoss:
         Raises:
             ValueError: if the teacher has other weights than there.
         """
-        if self.teacher is not None and state.get("teacher", self.teacher.digest) != self.teacher.digest:
-            raise ValueError(
-                "the weights of loss.teacher.ckpt_path are not those that this run was trained with: name that "
-                "checkpoint, a .ckpt file, or start a new run"
-            )
+        if self.teacher is not None:
+            self.teacher.check_digest(state.get("teacher"))
         self.updates, self._saved, self.target = state.get("updates", 0), dict(state), None
 
 

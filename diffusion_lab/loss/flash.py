@@ -104,12 +104,9 @@ class FlashLoss(nn.Module):
         self.updates = 0
 
     def check(self, denoiser: Denoiser, shape: Sequence[int] | None = None) -> None:
-        """Raise ValueError for a teacher of other data or noise."""
+        """Make the discriminator for data of `shape`; raise ValueError for a teacher of other data or noise."""
         self.teacher.check(denoiser, shape)
-
-    def build(self, denoiser: Denoiser, shape: Sequence[int]) -> None:
-        """Make the discriminator for the teacher's features of data of `shape`."""
-        if self.discriminator is None and self.make is not None:
+        if self.discriminator is None and self.make is not None and shape is not None:
             device = next(denoiser.parameters()).device
             with torch.no_grad():
                 teacher = self.teacher(denoiser)

@@ -91,3 +91,11 @@ class FrozenDenoiser:
             digest.update(name.encode())
             digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
+
+    def check_digest(self, recorded: str | None) -> None:
+        """Raise ValueError unless a checkpoint was trained with these weights; None: it does not say."""
+        if recorded not in (None, self.digest):
+            raise ValueError(
+                "the weights of loss.teacher.ckpt_path are not those that this run was trained with: name that "
+                "checkpoint, a .ckpt file, or start a new run"
+            )

@@ -119,7 +119,7 @@ class Training(Optimization, pl.LightningModule):
         return self.denoiser.given(label=labels.to(self.device))
 
     def check_training(self) -> None:
-        """Raise ValueError if the loss does not suit the denoiser and its data, such as a teacher of other data."""
+        """Prepare the loss; raise ValueError if it does not suit the denoiser and its data."""
         if hasattr(self.loss, "check"):
             self.loss.check(self.denoiser, self.shape)
 
@@ -129,9 +129,8 @@ class Training(Optimization, pl.LightningModule):
             self.loss.load_training_state(checkpoint.get("loss", {}))
 
     def configure_model(self) -> None:
-        """Make the networks of the loss; shard the network across ranks if the strategy requires it (trainer=fsdp)."""
-        if hasattr(self.loss, "build"):
-            self.loss.build(self.denoiser, self.shape)
+        """Prepare the loss; shard the network across ranks if the strategy requires it (trainer=fsdp)."""
+        self.check_training()
         if self.device_mesh is not None:
             sharding.shard(self.network, self.device_mesh["data_parallel"])
 
