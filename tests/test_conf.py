@@ -54,6 +54,7 @@ def test_the_published_run_composes_to_the_published_numbers():
 GROUPS = ["data", "schedule", "loss", "sampler", "likelihood", "metric", "optimizer", "logger", "debug", *PARTS[:2]]
 NEEDS = {
     "loss=progressive": ["loss.teacher.ckpt_path=."],
+    "loss=flash": ["loss.teacher.ckpt_path=."],
     **{f"loss=consistency_{kind}": ["model=consistency"] for kind in ("improved", "training", "tuning")},
     "loss=consistency_distillation": ["model=consistency", "loss.teacher.ckpt_path=."],
     "loss=contrastive": ["model=score", "network=energy_small"],

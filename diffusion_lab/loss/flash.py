@@ -23,9 +23,11 @@ MODES = ((0.0, 0.0, 0.5, 0.5), (0.1, 0.3, 0.3, 0.3), (0.25, 0.25, 0.25, 0.25), (
 class Solver(Protocol):
     """What the teacher is sampled with, such as a `sampler.Sampler`."""
 
+    dtype: torch.dtype
+
     def timesteps(self, denoiser: Denoiser) -> Tensor: ...
 
-    def solve(self, denoiser: Denoiser, x: Tensor, times: Tensor, generator: Generators = None) -> Tensor: ...
+    def record(self, denoiser: Denoiser, like: Tensor, shown: bool = False, times: Tensor | None = None) -> Any: ...
 
 
 class FlashLoss(nn.Module):
@@ -92,9 +94,7 @@ class FlashLoss(nn.Module):
         if not all(sum(weights) > 0 for weights in modes):
             raise ValueError("the weights of the modes of a stage must not all be 0")
         if discriminator is None and any(adversarial_weights):
-            raise ValueError(
-                "adversarial_weights above 0 need a discriminator, such as network.Discriminator"
-            )
+            raise ValueError("adversarial_weights above 0 need a discriminator, such as network.Discriminator")
         self.teacher = teacher if isinstance(teacher, FrozenDenoiser) else FrozenDenoiser(teacher)
         self.solver, self.guidance, self.distance, self.features = solver, guidance, distance, features
         self.stage_steps, self.modes = stage_steps, modes
@@ -160,7 +160,9 @@ class FlashLoss(nn.Module):
             chosen = (index == first).nonzero().flatten().to(x.device)
             whole = len(chosen) == len(x)
             bound = guided if whole or not guided.condition else self.part(teacher, chosen)
-            target[chosen] = self.solver.solve(bound, x if whole else x[chosen], times[first:]).to(x)
+            start = (x if whole else x[chosen]).to(self.solver.dtype)
+            *_, (_, end, _) = self.solver.record(bound, start, times=times[first:])(start)
+            target[chosen] = end.to(x)
         return target
 
     def part(self, teacher: Denoiser, chosen: Tensor) -> Denoiser:

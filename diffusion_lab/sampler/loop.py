@@ -183,18 +183,18 @@ class Sampler:
         threshold = chosen(denoiser.parameterization.range_of(like.shape), self.clip, self.dynamic_threshold)
         return Written(denoiser, self.steps_between(times, denoiser), like, threshold, self.corrector is not None)
 
-    def record(self, denoiser: Denoiser, like: Tensor, shown: bool = False) -> Plan:
+    def record(self, denoiser: Denoiser, like: Tensor, shown: bool = False, times: Tensor | None = None) -> Plan:
         """The sampler recorded for batches like `like` (B, ...), with all coefficients computed in float64.
 
-        With `shown` it yields the state after every step, with x_0, instead of the last state only.
+        With `shown` it yields the state after every step, with x_0, instead of the last state only.  Its initial state
+        is noise, or that of times[0], the last of the `timesteps`.
 
         Raises:
             ValueError: if the process has no such timesteps, or a step cannot be made.
         """
-        times = self.timesteps(denoiser)
-        if said := self.caution(denoiser, times):
+        if times is None and (said := self.caution(denoiser)):
             warnings.warn(said, stacklevel=4)
-        written = self.written(denoiser, times, like)
+        written = self.written(denoiser, self.timesteps(denoiser) if times is None else times, like)
         return Plan(self.instructions(denoiser, written.p, written.thresholded, shown), written)
 
     @torch.no_grad()
@@ -211,14 +211,6 @@ class Sampler:
         written = self.written(denoiser, self.timesteps(denoiser), x)
         written.start(stream(x.shape, generator, x.dtype, x.device))
         return deque(self.follow(written, x), maxlen=1).pop()[1]
-
-    @torch.no_grad()
-    def solve(self, denoiser: Denoiser, x: Tensor, times: Tensor, generator: Generators = None) -> Tensor:
-        """The sample (B, ...) from the state x at times[0], through these of the `timesteps` (S,)."""
-        x = x.to(self.dtype)
-        written = self.written(denoiser, times, x)
-        plan = Plan(self.instructions(denoiser, written.p, written.thresholded), written)
-        return deque(plan(x, generator), maxlen=1).pop()[1]
 
     def invert(self, denoiser: Denoiser, x0: Tensor) -> Tensor:
         """The noise x_1 from which this sampler leads to x_0 (B, ...); raises ValueError as `inversion.inverted`."""
