@@ -92,6 +92,14 @@ class ProgressiveLoss:
         squared = (denoised(denoiser, x, times[:, 0]) - target).square().flatten(1).mean(1)
         return self.weight(k[:, 0] ** 2).to(squared) * squared
 
+    def training_state(self) -> dict[str, str]:
+        """The digest of the teacher, for a checkpoint."""
+        return {"teacher": self.teacher.digest}
+
+    def load_training_state(self, state: dict[str, str]) -> None:
+        """Continue from a checkpoint; raises ValueError if the teacher has other weights than there."""
+        self.teacher.check_digest(state.get("teacher"))
+
 
 def signal_to_noise(process: NoiseProcess, times: Tensor) -> Tensor:
     """alpha / sigma at times, float64; infinite at t = 0, which stands for data."""
