@@ -18,8 +18,8 @@ The generator is None in training, and a list with one per item in validation, s
 time and noise.  `diffusion_lab.noise.draw` and `draw_each` accept None, a `torch.Generator` or such a list.
 
 A loss may have these methods: `check(denoiser, shape)` prepares it before training, and raises ValueError for a model
-that it does not suit; `after_update(network)` follows every update of the weights; `training_state()` returns plain containers and
-tensors that a checkpoint keeps, and `load_training_state(state)` takes them when a run resumes.
+that it does not suit; `after_update(network)` follows every update of the weights; `training_state()` returns plain
+containers and tensors that a checkpoint keeps, and `load_training_state(state)` takes them when a run resumes.
 """
 
 Likelihood = Callable[..., Any]
