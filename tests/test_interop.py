@@ -408,7 +408,7 @@ def test_averages_that_do_not_fit(recorded, tmp_path, capsys):
 def test_names_of_no_known_layout(tmp_path, capsys):
     torch.save({"encoder.weight": torch.ones(2)}, tmp_path / "a.pth")
     said = refused(capsys, str(tmp_path / "a.pth"), *MODELS["ddim"][0], *SMALL)
-    assert "'encoder.weight' match none of the layouts NCSN, ScoreSDE, DDIM, ADM, diffusers" in said
+    assert "'encoder.weight' match none of the layouts NCSN, ScoreSDE, EDM, DDIM, ADM, diffusers" in said
 
 
 def test_nothing_is_left_half_written_nor_overwritten(recorded, tmp_path, capsys, monkeypatch):

@@ -91,11 +91,11 @@ EXPECTED = "expected one of ScoreSDE, NCSN, NCSNv2 or DDIM, or weights by name"
 
 
 def named(weights: Mapping[str, Any]) -> Named:
-    """Return float32 weights without the prefix "module."."""
+    """Return float32 weights without the prefixes "module." and EDM's "model."."""
     foreign = [name for name, weight in weights.items() if not isinstance(weight, Tensor)]
     if foreign or not weights:
         raise ValueError(f"{foreign[0]!r} is not a tensor: {EXPECTED}" if foreign else f"it is empty: {EXPECTED}")
-    return {name.removeprefix("module."): weight.float() for name, weight in weights.items()}
+    return {name.removeprefix("module.").removeprefix("model."): weight.float() for name, weight in weights.items()}
 
 
 def averaged(found: Found, order: Sequence[str]) -> Named:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from diffusion_lab.interop import ddim, diffusers, ncsn, openai, score_sde
+from diffusion_lab.interop import ddim, diffusers, edm, ncsn, openai, score_sde
 from diffusion_lab.interop.mapping import listed
 from diffusion_lab.network import ADMUNet, NCSNpp, NoisyClassifier, RefineNet, UNet
 
@@ -43,6 +43,7 @@ LAYOUTS = (
     Layout("NCSN", RefineNet, "model=ncsn or ncsnv2", "begin_conv.", ncsn.refinenet, ncsn.trainable_order),
     Layout("ScoreSDE", NCSNpp, "network=ncsnpp or ddpmpp", "all_modules.", score_sde.ncsnpp, score_sde.trainable_order),
     Layout("ScoreSDE", UNet, "network=ddpm_score_sde", "all_modules.", score_sde.ddpm, score_sde.trainable_order),
+    Layout("EDM", NCSNpp, "network=edm_ddpmpp or edm_ncsnpp", "map_layer0.", edm.song_unet, edm.trainable_order),
     Layout("DDIM", UNet, "network=unet", "temb.dense.", ddim.unet, ddim.trainable_order),
     Layout("ADM", ADMUNet, "model=iddpm or adm", "output_blocks.", openai.unet, openai.trainable_order),
     Layout("ADM", NoisyClassifier, "model=classifier", "out.2.c_proj.", openai.classifier, openai.trainable_order),

@@ -42,6 +42,7 @@ class Encoder(nn.Module):
         new_attention_order: bool,
         checkpoint: bool,
         classes: Count | None = None,
+        augmentation: Count | None = None,
     ) -> None:
         super().__init__()
         check_resolutions(image_size, len(multipliers), attention)
@@ -55,7 +56,7 @@ class Encoder(nn.Module):
 
         self.stage: Callable[..., Stage] = stage
         self.widths = [channels * multiplier for multiplier in multipliers]
-        self.embedding = Embedding(channels, classes)
+        self.embedding = Embedding(channels, classes, augmentation)
         self.conv_in = nn.Conv2d(in_channels, self.widths[0], 3, padding=1)
         self.down, self.skips, width = nn.ModuleList(), [self.widths[0]], self.widths[0]
         for level, wider in enumerate(self.widths):
@@ -99,6 +100,7 @@ class ADMUNet(Encoder):
         learned_range: twice as many output channels, for a learned range of variances (`Parameterization`).
         checkpoint: recompute stages in the backward pass: less memory, more time.
         classes: number of classes of the labels, and `classes` for the null label; None: no labels.
+        augmentation: number of augmentation labels (`diffusion_lab.data.Augmentation`); None: no labels.
 
     Raises:
         ValueError: for sizes that do not fit together.
@@ -123,10 +125,11 @@ class ADMUNet(Encoder):
         learned_range: bool = False,
         checkpoint: bool = False,
         classes: Count | None = None,
+        augmentation: Count | None = None,
     ) -> None:
         super().__init__(
             *(in_channels, image_size, channels, multipliers, blocks, attention, dropout, heads, head_channels),
-            *(scale_shift, biggan, new_attention_order, checkpoint, classes),
+            *(scale_shift, biggan, new_attention_order, checkpoint, classes, augmentation),
         )
         sources, width = list(self.skips), self.widths[-1]
         self.up = nn.ModuleList()
@@ -142,8 +145,8 @@ class ADMUNet(Encoder):
         self.conv_out = nn.Sequential(norm(width), nn.SiLU(), zeroed(nn.Conv2d(width, out, 3, padding=1)))
         self.joins = [isinstance(one, Stage) and isinstance(one.residual.resample, nn.Identity) for one in self.up]
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        embedding = self.embedding(t, label)
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, augmentation: Tensor | None = None) -> Tensor:
+        embedding = self.embedding(t, label, augmentation)
         h, kept = self.encode(x, embedding)
         for stage, joins in zip(self.up, self.joins, strict=True):
             h = stage(torch.cat([h, kept.pop()], dim=1) if joins else h, embedding)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_lab.network.blocks import AttentionBlock
-from diffusion_lab.network.embedding import LabelEmbedding, embedded
+from diffusion_lab.network.embedding import AugmentationEmbedding, LabelEmbedding, augmented, embedded
 from diffusion_lab.network.layers import Dropout
 
 
@@ -29,21 +29,24 @@ class Embedding(nn.Module):
     """Embedding silu(W_2 silu(W_1 waves(t)) + label) of the noise level; Nichol & Dhariwal 2021, official code.
 
     waves(t) = [cos(w_0 t) ..., sin(w_0 t) ...], w_k = 10000^(-k/h), h = channels/2.
-    Shapes: (B,), (B,) -> (B, 4 channels).
+    The embedding of `augmentation` augmentation labels is added to waves(t) (Karras et al. 2022, official code).
+    Shapes: (B,), (B,), (B, augmentation) -> (B, 4 channels).
     """
 
-    def __init__(self, channels: int, classes: int | None = None) -> None:
+    def __init__(self, channels: int, classes: int | None = None, augmentation: int | None = None) -> None:
         super().__init__()
         self.half = channels // 2
         self.dense1, self.dense2 = nn.Linear(channels, 4 * channels), nn.Linear(4 * channels, 4 * channels)
         self.labels = None if classes is None else LabelEmbedding(classes, 4 * channels)
+        self.augmentation = augmentation and AugmentationEmbedding(augmentation, channels, scale=0.0)
 
-    def forward(self, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, t: Tensor, label: Tensor | None = None, augmentation: Tensor | None = None) -> Tensor:
         precision = torch.promote_types(self.dense1.weight.dtype, torch.float32)  # bfloat16 merges neighbouring levels
         index = torch.arange(self.half, dtype=precision, device=t.device)
         angles = t.to(precision)[:, None] * torch.exp(index * (-math.log(10000.0) / self.half))
         waves = torch.cat([angles.cos(), angles.sin()], dim=1).to(self.dense1.weight.dtype)
-        h, of_label = self.dense2(F.silu(self.dense1(waves))), embedded(self.labels, label)
+        features, of_label = augmented(waves, self.augmentation, augmentation), embedded(self.labels, label)
+        h = self.dense2(F.silu(self.dense1(features)))
         return F.silu(h if of_label is None else h + of_label)
 
 

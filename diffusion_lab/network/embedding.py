@@ -13,7 +13,7 @@ from annotated_types import Ge, MultipleOf
 from torch import Tensor, nn
 
 from diffusion_lab.network.layers import linear
-from diffusion_lab.ranges import Count, checked
+from diffusion_lab.ranges import Count, NonNegative, checked
 
 
 def sinusoidal(t: Tensor, dimension: int, period: float = 10000.0) -> Tensor:
@@ -65,13 +65,58 @@ class LabelEmbedding(nn.Embedding):
     @checked
     def __init__(self, classes: Count, width: Count, start_at_zero: bool = False) -> None:
         super().__init__(classes + 1, width)
+        self.classes = classes
         if start_at_zero:
             nn.init.zeros_(self.weight)
 
 
-def embedded(table: LabelEmbedding | None, label: Tensor | None) -> Tensor | None:
+class OneHotEmbedding(nn.Module):
+    """W sqrt(classes) e_label + b, with the null label `classes` as the zero vector; Karras et al. 2022, official code.
+
+    Shapes: (B,) integers -> (B, width).  Raises ValueError for less than one class.
+    """
+
+    @checked
+    def __init__(self, classes: Count, width: Count) -> None:
+        super().__init__()
+        self.classes, self.dense = classes, linear(classes, width)
+
+    def forward(self, label: Tensor) -> Tensor:
+        one_hot = F.one_hot(label.long(), self.classes + 1)[:, :-1]
+        return self.dense(one_hot.to(self.dense.weight.dtype) * math.sqrt(self.classes))
+
+
+class AugmentationEmbedding(nn.Module):
+    """A linear map without bias of augmentation labels, so that no augmentation is zero; Karras et al. 2022, F.2.
+
+    scale: initial variance scale; 0: zero.  Shapes: (B, labels) -> (B, width).
+    """
+
+    @checked
+    def __init__(self, labels: Count, width: Count, scale: NonNegative = 1.0) -> None:
+        super().__init__()
+        self.dense = nn.Linear(labels, width, bias=False)
+        nn.init.xavier_uniform_(self.dense.weight, gain=math.sqrt(scale))
+
+    def forward(self, augmentation: Tensor) -> Tensor:
+        return self.dense(augmentation.to(self.dense.weight.dtype))
+
+
+def augmented(features: Tensor, embedding: AugmentationEmbedding | None, augmentation: Tensor | None) -> Tensor:
+    """Features (B, width) of the noise level plus those of augmentation labels (B, labels), None for no augmentation.
+
+    Raises ValueError for labels of a network without an embedding of them.
+    """
+    if augmentation is None:
+        return features
+    if embedding is None:
+        raise ValueError("this network was built without augmentation labels: give it augmentation=9")
+    return features + embedding(augmentation)
+
+
+def embedded(table: LabelEmbedding | OneHotEmbedding | None, label: Tensor | None) -> Tensor | None:
     """The embeddings (B, width) of labels (B,); None for an unconditional network, whose table is None."""
-    check_label(None if table is None else table.num_embeddings - 1, label)
+    check_label(None if table is None else table.classes, label)
     return None if table is None else table(label)
 
 
@@ -86,11 +131,13 @@ def check_label(classes: int | None, label: Tensor | None) -> None:
 class TimeEmbedding(nn.Module):
     """Embedding of the noise level, silu(W_2 silu(W_1 waves(t))): Ho et al. 2020, appendix B.
 
-    With `classes` a label embedding is added before the last silu (Dhariwal & Nichol 2021, section 3).
+    With `classes` a label embedding is added before the last silu (Dhariwal & Nichol 2021, section 3), or with
+    `one_hot` a `OneHotEmbedding` to waves(t); with `augmentation`, that of so many augmentation labels to waves(t)
+    (both Karras et al. 2022, official code).
 
     waves: (B,) -> (B, dimension), by default `sinusoidal`.
     The last silu is computed once here instead of in every block that uses the embedding.
-    Shapes: (B,), (B,) -> (B, width). Raises ValueError unless `dimension` is even and at least 4.
+    Shapes: (B,), (B,), (B, augmentation) -> (B, width). Raises ValueError unless `dimension` is even and at least 4.
     """
 
     @checked
@@ -100,17 +147,24 @@ class TimeEmbedding(nn.Module):
         width: Count,
         waves: nn.Module | None = None,
         classes: Count | None = None,
+        one_hot: bool = False,
+        augmentation: Count | None = None,
     ) -> None:
         super().__init__()
         self.waves = waves or partial(sinusoidal, dimension=dimension)
         self.dense1 = linear(dimension, width)
         self.dense2 = linear(width, width)
-        self.labels = None if classes is None else LabelEmbedding(classes, width)
+        self.labels = classes and (OneHotEmbedding(classes, dimension) if one_hot else LabelEmbedding(classes, width))
+        self.one_hot = one_hot
+        self.augmentation = augmentation and AugmentationEmbedding(augmentation, dimension)
 
-    def forward(self, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, t: Tensor, label: Tensor | None = None, augmentation: Tensor | None = None) -> Tensor:
         # At least float32: bfloat16 cannot distinguish levels 999 and 1000.
         weights = self.dense1.weight.dtype
         waves = self.waves(t.to(torch.promote_types(weights, torch.float32)))
-        h = self.dense2(F.silu(self.dense1(waves.to(weights))))
         of_label = embedded(self.labels, label)
+        features = augmented(waves.to(weights), self.augmentation, augmentation)
+        if self.one_hot and of_label is not None:
+            features, of_label = features + of_label, None
+        h = self.dense2(F.silu(self.dense1(features)))
         return F.silu(h if of_label is None else h + of_label)

@@ -42,6 +42,8 @@ class NCSNpp(nn.Module):
     init_scale: initial variance scale of each block's last layer and of the output layer; 0: almost zero.
     checkpoint: recompute the stages in the backward pass (gradient checkpointing): less memory, more time.
     classes: number of classes of the labels (B,), 0 ... classes - 1, and `classes` for the null label; None: no labels.
+    label_embedding: "table", a vector per class, or "one_hot" (EDM): a linear map, without a vector of the null label.
+    augmentation: number of augmentation labels (B, augmentation) (`diffusion_lab.data.Augmentation`); None: no labels.
     Raises ValueError for sizes that do not fit together: of the network at once, of an input in `forward`.
     """
 
@@ -70,13 +72,17 @@ class NCSNpp(nn.Module):
         init_scale: NonNegative = 0.0,
         checkpoint: bool = False,
         classes: Count | None = None,
+        label_embedding: Literal["table", "one_hot"] = "table",
+        augmentation: Count | None = None,
     ) -> None:
         super().__init__()
         check_resolutions(image_size, len(multipliers), attention)
+        if augmentation and not conditional:
+            raise ValueError("augmentation labels are embedded with the noise level: set conditional=true")
         if progressive == "residual" and len(multipliers) < 2:
             raise ValueError("progressive='residual' sums over resolutions: give at least two multipliers")
         self.resblock_type, self.fir, self.embedding, self.conditional = resblock_type, fir, embedding, conditional
-        self.progressive, self.progressive_input = progressive, progressive_input
+        self.progressive, self.progressive_input, self.image_size = progressive, progressive_input, image_size
         config = BlockConfig(
             in_channels,
             out_channels or in_channels,
@@ -93,7 +99,8 @@ class NCSNpp(nn.Module):
         )
         waves = FourierWaves(2 * channels, fourier_scale) if embedding == "fourier" else None
         size = 2 * channels if embedding == "fourier" else channels
-        self.time = TimeEmbedding(size, 4 * channels, waves, classes) if conditional else None
+        one_hot = label_embedding == "one_hot"
+        self.time = TimeEmbedding(size, 4 * channels, waves, classes, one_hot, augmentation) if conditional else None
         self.labels = LabelEmbedding(classes, 4 * channels) if classes and not conditional else None
         widths = [channels * multiplier for multiplier in multipliers]
         attends = [image_size // 2**level in attention for level in range(len(widths))]
@@ -140,16 +147,16 @@ class NCSNpp(nn.Module):
             below = width
         self.conv_out = None if self.progressive == "output_skip" else config.output_head(widths[0])
 
-    def embed(self, t: Tensor, label: Tensor | None) -> Tensor | None:
-        """The embedding (B, 4 channels) of noise level and label; None for a network without either."""
+    def embed(self, t: Tensor, label: Tensor | None, augmentation: Tensor | None) -> Tensor | None:
+        """The embedding (B, 4 channels) of noise level and labels; None for a network without any."""
         if self.conditional:
-            return self.time(t, label)
+            return self.time(t, label, augmentation)
         of_label = embedded(self.labels, label)
         return None if of_label is None else F.silu(of_label)
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, augmentation: Tensor | None = None) -> Tensor:
         check_input(x, self.conv_in.in_channels, len(self.down))
-        embedding = self.embed(t, label)
+        embedding = self.embed(t, label, augmentation)
         h, pyramid, skips = self.conv_in(x), x, []
         for level, stages in enumerate(self.down):
             if level > 0:

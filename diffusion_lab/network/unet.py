@@ -32,6 +32,7 @@ class UNet(nn.Module):
     pointwise_scale: initial variance scale of q, k, v and the 1x1 shortcuts (ScoreSDE's port: 0.1).
     checkpoint: recompute the stages in the backward pass (gradient checkpointing): less memory, more time.
     classes: number of classes of the labels (B,), 0 ... classes - 1, and `classes` for the null label; None: no labels.
+    augmentation: number of augmentation labels (B, augmentation) (`diffusion_lab.data.Augmentation`); None: no labels.
     Raises ValueError for sizes that do not fit together: of the network at once, of an input in `forward`.
     """
 
@@ -52,6 +53,7 @@ class UNet(nn.Module):
         pointwise_scale: NonNegative = 1.0,
         checkpoint: bool = False,
         classes: Count | None = None,
+        augmentation: Count | None = None,
     ) -> None:
         super().__init__()
         check_resolutions(image_size, len(multipliers), attention)
@@ -62,7 +64,7 @@ class UNet(nn.Module):
             return Stage(residual, attend, checkpoint)
 
         widths = [channels * multiplier for multiplier in multipliers]
-        self.time = TimeEmbedding(channels, 4 * channels, classes=classes)
+        self.time = TimeEmbedding(channels, 4 * channels, classes=classes, augmentation=augmentation)
         self.conv_in = conv3x3(in_channels, channels)
         self.downsample = nn.ModuleList(map(Downsample, widths[:-1]))
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
@@ -77,9 +79,9 @@ class UNet(nn.Module):
         self.upsample = nn.ModuleList(map(Upsample, widths[:0:-1]))
         self.conv_out = head(widths[0], out_channels or in_channels, groups)
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, augmentation: Tensor | None = None) -> Tensor:
         check_input(x, self.conv_in.in_channels, len(self.down))
-        embedding = self.time(t, label)
+        embedding = self.time(t, label, augmentation)
         h, skips = x, []
         for change, stages in zip([self.conv_in, *self.downsample], self.down, strict=True):
             h = change(h)

@@ -19,6 +19,7 @@ FILE is one of
   checkpoint_24.pth     of score_sde_pytorch: NCSN++, DDPM++, DDPM; EMA weights are read by position
   checkpoint.pth        of ncsn or ncsnv2
   ckpt.pth              of ddim, or weights of DDPM in its layout
+  edm-cifar10.pt        weights of EDM without its program: README says how to convert a .pkl elsewhere
   diffusion_pytorch_model.safetensors or .bin   of diffusers: the unet of a DDPM pipeline
 No code in it is executed: anything but tensors, numbers and containers is refused.
 
@@ -27,6 +28,7 @@ The other arguments are those with which train.py would train such a model; the 
   model=score_sde sde=ve data=cifar10           NCSN++ with the continuous VE SDE
   model=ncsn data=cifar10                       model=ncsnv2 data=cifar10
   model=ddpm data=cifar10                       DDPM, from ddim or diffusers
+  model=edm data=cifar10                        EDM, VP; network=edm_ncsnpp for VE
 Set network.channels=..., network.multipliers=... and so on where the weights differ from these.
   out=DIRECTORY         where to write; default logs/imported/NAME-OF-THE-FILE
 
