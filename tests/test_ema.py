@@ -93,6 +93,24 @@ def test_updates_are_the_official_ones(recorded, decay, warmup, key):
     assert (torch.tensor(got) - official[key]).abs().max() < 1e-6
 
 
+def test_a_half_life_in_images_and_its_ramp():
+    """0.5^(B / min(H, ramp images)) as in EDM's training loop, where the images of the present batch do not count yet."""
+    ema = EMA(half_life=500_000, batch_size=512)
+    assert [ema.decay_at(n) for n in (0, 1)] == [0, 0]  # the first update copies the parameters
+    wanted = [0.5 ** (512 / min(500_000, 0.05 * 512 * (n - 1))) for n in (2, 100, 19_532, 100_000)]
+    assert [ema.decay_at(n) for n in (2, 100, 19_532, 100_000)] == pytest.approx(wanted, abs=1e-15)
+    constant = EMA(half_life=1000, ramp=0.0, batch_size=10)
+    assert constant.decay_at(1) ** 100 == pytest.approx(0.5)
+
+
+def test_a_half_life_counts_the_images_of_a_step(tmp_path):
+    ema = EMA(half_life=1000, ramp=0.0, batch_size=10)
+    trainer(tmp_path, ema, steps=1, accumulate_grad_batches=2).fit(model(), batches())
+    assert ema.current_decay == pytest.approx(0.5 ** (20 / 1000))
+    with pytest.raises(ValueError, match="a half-life in images needs batch_size="):
+        trainer(tmp_path, EMA(half_life=1000), steps=1).fit(model(), batches())
+
+
 def test_validation_and_test_see_the_average_and_training_gets_its_weights_back(tmp_path):
     ema, watch, m = EMA(0.9), Watch(), model()
     t = trainer(tmp_path, ema, watch, val_check_interval=12, check_val_every_n_epoch=None)
@@ -150,10 +168,10 @@ def test_exception_in_validation_leaves_nothing_exchanged(tmp_path):
         assert contents["ema"]["weights"]["p"].item() == pytest.approx(average)
 
 
-def test_resume_continues_the_average(tmp_path):
-    whole = EMA(0.9, warmup=True)
+@pytest.mark.parametrize("options", [{"decay": 0.9, "warmup": True}, {"half_life": 50, "batch_size": 4, "ramp": 0.8}])
+def test_resume_continues_the_average(options, tmp_path):
+    whole, first, second = EMA(**options), EMA(**options), EMA(**options)
     trainer(tmp_path, whole).fit(model(), batches())
-    first, second = EMA(0.9, warmup=True), EMA(0.9, warmup=True)
     t = trainer(tmp_path, first, Checkpoint(tmp_path, every_n_steps=6), steps=6)
     t.fit(model(), batches())
     path = tmp_path / "checkpoints" / "step_00000006.ckpt"

@@ -13,7 +13,7 @@ from torch import Tensor
 from diffusion_lab.callback.hooks import OptionalHooks
 from diffusion_lab.model import Model
 from diffusion_lab.model.sharding import distribute, gathered
-from diffusion_lab.ranges import Probability, checked
+from diffusion_lab.ranges import Count, Probability, UnitInterval, checked
 
 
 class Average:
@@ -85,18 +85,37 @@ class EMA(Average, Averaging):
     """ema <- decay_n ema + (1 - decay_n) parameters after the n-th optimiser step, n = 1, 2, ...
 
     By default decay_n = decay (Ho et al. 2020).  With `warmup` (Song et al. 2021, models/ema.py) decay_n = min(decay,
-    (1 + n) / (10 + n)), which gives the initial weights less weight.  The EMA replaces the parameters during
-    validation, test and prediction; the training weights are restored, also after an exception.  A checkpoint always
-    holds both: training weights in `state_dict`, the EMA in `ema`.
+    (1 + n) / (10 + n)), which gives the initial weights less weight.  With a half-life of H images (Karras et al. 2022,
+    official code), B images per step and (n - 1) B images seen before,
+
+        decay_n = 2^(-B / min(H, ramp (n - 1) B))
+
+    The EMA replaces the parameters during validation, test and prediction; the training weights are restored, also
+    after an exception.  A checkpoint always holds both: training weights in `state_dict`, the EMA in `ema`.
+
+    Args:
+        half_life: H, used instead of `decay` and `warmup`; None: they are used.
+        ramp: largest half-life as a fraction of the images seen; 0: no such limit.
+        batch_size: images in a batch, over all devices; None: that of the trainer's data module.
 
     Raises:
-        ValueError: unless 0 <= decay < 1.
+        ValueError: unless 0 <= decay < 1 and 0 <= ramp <= 1; at the start of the training, for a half-life without a
+            batch size.
     """
 
     @checked
-    def __init__(self, decay: Probability = 0.9999, warmup: bool = False) -> None:
+    def __init__(
+        self,
+        decay: Probability = 0.9999,
+        warmup: bool = False,
+        half_life: Count | None = None,
+        ramp: UnitInterval = 0.05,
+        batch_size: Count | None = None,
+    ) -> None:
         super().__init__()
         self.decay, self.warmup = decay, warmup
+        self.half_life, self.ramp, self.batch_size = half_life, ramp, batch_size
+        self.images_per_step = batch_size or 1
         self.averages = [self]
         self._training_weights: list[tuple[Tensor, Tensor]] | None = None  # (parameter, value) while swapped
 
@@ -106,7 +125,19 @@ class EMA(Average, Averaging):
         return self._training_weights is not None
 
     def decay_at(self, n: int) -> float:
-        return min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
+        if self.half_life is None:
+            return min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
+        seen = max(n - 1, 0) * self.images_per_step
+        half_life = min(self.half_life, self.ramp * seen) if self.ramp else self.half_life
+        return 0.5 ** (self.images_per_step / half_life) if half_life else 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, model: Model) -> None:
+        if self.half_life is not None:
+            batch_size = self.batch_size or getattr(trainer.datamodule, "batch_size", None)
+            if batch_size is None:
+                raise ValueError("EMA: a half-life in images needs batch_size=..., as the data have none")
+            self.images_per_step = batch_size * trainer.accumulate_grad_batches
+        super().on_train_start(trainer, model)
 
     @property
     def current_decay(self) -> float:
