@@ -13,7 +13,7 @@ from diffusion_lab.config.class_rules import get, nodes
 from diffusion_lab.config.environment import disagreement
 from diffusion_lab.config.init_source import missing_checkpoint, missing_source
 from diffusion_lab.config.instantiate import allowed, refused
-from diffusion_lab.config.labelled import labels_exist
+from diffusion_lab.config.labelled import augmentation_fits, labels_exist
 from diffusion_lab.config.network_size import network_takes_size
 from diffusion_lab.config.resolvers import BETWEEN_LEVELS
 from diffusion_lab.errors import ConfigError
@@ -134,6 +134,7 @@ RULES: tuple[Callable[[Mapping[str, Any]], str | None], ...] = (
     network_takes_size,
     trainer_keys.complaint,
     labels_exist,
+    augmentation_fits,
     guide.complaint,
 )
 """Rules between keys; each returns what is wrong, or None."""

@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from diffusion_lab.data import augmentation
 from diffusion_lab.data.batches import TrainBatches, generator
 from diffusion_lab.data.classes import class_counts
 from diffusion_lab.data.contract import check_places, check_shape, check_values
 from diffusion_lab.data.plain import as_map_style, items_to_check, train_and_held_out
-from diffusion_lab.ranges import Count, Levels, Seed, check_fields
+from diffusion_lab.ranges import Count, Levels, Seed, UnitInterval, check_fields
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, ...]
+"""(x, label), and labels of the augmentation in training batches with `augment`."""
 Split = Literal["train", "held_out"]
 
 
@@ -50,6 +52,9 @@ class DataModule(pl.LightningDataModule, ABC):
     each, in stored order; rank r of W takes items r, r + W, ... Therefore Lightning must not shard them again:
     Trainer(use_distributed_sampler=False).
 
+    With `augment` > 0 training images are augmented, each transformation with this probability, and training batches
+    are (x, label, augmentation labels (B, 9)).
+
     A subclass implements `load()`, and may add fields and change defaults. If it sets `grey_levels`, that is fixed by
     its files and users cannot change it. Raises ValueError for settings that contradict each other or the files.
     """
@@ -61,6 +66,7 @@ class DataModule(pl.LightningDataModule, ABC):
     flip: bool = True
     seed: Seed = 0
     conditional: bool = False  # whether the model is conditioned on the labels
+    augment: UnitInterval = 0.0
 
     num_workers = 0  # a field only in data sets that decode files
     class_names = None  # a sequence of strings if known, after loading
@@ -80,6 +86,10 @@ class DataModule(pl.LightningDataModule, ABC):
             raise ValueError(f"data.grey_levels={self.grey_levels} must be {fixed} for {type(self).__name__}")
         if self.flip and not self.is_image:
             raise ValueError("data.flip=true mirrors images, but these are points: set data.flip=false")
+        if self.augment and not self.is_image:
+            raise ValueError(f"data.augment={self.augment} transforms images, but these are points: set data.augment=0")
+        if self.augment and self.flip:
+            raise ValueError(f"data.augment={self.augment} mirrors images too: set data.flip=false")
         self.position, self._first = 0, None
         self.batches: TrainBatches | None = None
         self._fingerprints: dict[str, str] = {}
@@ -128,19 +138,24 @@ class DataModule(pl.LightningDataModule, ABC):
         return self.val_dataloader()
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Scale a batch to [0, 1] on the device; while training, also mirror and count it."""
+        """Scale a batch to [0, 1] on the device; while training, also mirror or augment and count it."""
         x, label = batch
         if self.trainer is None or not self.trainer.training:
             return self._scale(x), label
         if self.flip:
-            x = mirror(x, self.batches.flips(self.position).to(x.device))
+            x = augmentation.mirror(x, self.batches.flips(self.position).to(x.device))
+        a = self.batches.augmentations(self.position, self.augment) if self.augment else None
         if self._first is None:
             self._first = self.position - self._done
         # Counted here because the sampler is ahead of the training by the batches that the loader prefetches.
         self.position += 1
         if not self.trainer.overfit_batches:
             self.batches.start = self.position
-        return self._scale(x), label
+        x = self._scale(x)
+        if a is None:
+            return x, label
+        x = augmentation.augment(x, a)
+        return x if self.grey_levels is None else x.clamp(0, 1), label, augmentation.labels(a).to(x.device)
 
     @property
     def _done(self) -> int:
@@ -230,13 +245,6 @@ class DataModule(pl.LightningDataModule, ABC):
             # iter() of a DataLoader draws a random number, which must not come from the global generator.
             generator=torch.Generator(),
         )
-
-
-def mirror(x: Tensor, chosen: Tensor) -> Tensor:
-    """Mirror the images x (B, ..., W) for which `chosen` (B,) is true, left to right."""
-    # index_select copies entire images; torch.where on bytes takes four times as long.
-    both = torch.cat([x, x.flip(-1)])
-    return both.index_select(0, torch.arange(len(x), device=x.device) + len(x) * chosen)
 
 
 @lru_cache(maxsize=2)

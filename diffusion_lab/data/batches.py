@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from diffusion_lab.data.augmentation import parameters
 from diffusion_lab.finite import bad_items, shown
 
 
@@ -120,6 +121,11 @@ class TrainBatches(Sampler[list[int]]):
         """Return booleans (B / world,), true with probability 1/2: the images of this shard to mirror."""
         flips = torch.rand(self.batch_size, generator=generator("flip", self.seed, position)) < 0.5
         return flips[self.offset : self.offset + self.shard_size]
+
+    def augmentations(self, position: int, probability: float) -> Tensor:
+        """Return the parameters (B / world, 8) of the augmentation of this shard's images (`augmentation`)."""
+        drawn = parameters(self.batch_size, probability, generator("augment", self.seed, position))
+        return drawn[self.offset : self.offset + self.shard_size]
 
     def _permutation(self, epoch: int) -> Tensor:
         if epoch != self._epoch:

@@ -74,6 +74,7 @@ class ContrastiveLoss:
         "model.network.energy()=false": "needs a network with an energy: use network=energy for points, "
         "network=energy_small for images",
         "data.conditional": "has samples without labels: set data.conditional=false",
+        "data.augment": "has samples without labels: set data.augment=0",
     }
 
     @checked

@@ -108,15 +108,18 @@ class Training(Optimization, pl.LightningModule):
         """Data in the network's precision, at least float32: with bf16-true Lightning casts batches to bfloat16."""
         return data.to(torch.promote_types(self.denoiser.network_dtype or data.dtype, torch.float32))
 
-    def conditional_denoiser(self, labels: Tensor | None = None, training: bool = False) -> Denoiser:
-        """The denoiser bound to labels (B,), if there are any; with label dropout while training."""
+    def conditional_denoiser(
+        self, labels: Tensor | None = None, augmentation: Tensor | None = None, training: bool = False
+    ) -> Denoiser:
+        """The denoiser bound to labels (B,) and augmentation labels, if any; with label dropout while training."""
+        augmented = {} if augmentation is None else {"augmentation": augmentation}
         if self.labels is None:
-            return self.denoiser
+            return self.denoiser.given(**augmented) if augmented else self.denoiser
         if labels is None:
             raise ValueError("this model needs labels: batches must be (x, label)")
         check_labels(labels, self.labels.classes)  # before dropout: the null label is not a class of the data
         labels = self.labels.with_dropout(labels) if training else labels
-        return self.denoiser.given(label=labels.to(self.device))
+        return self.denoiser.given(label=labels.to(self.device), **augmented)
 
     def check_training(self) -> None:
         """Prepare the loss; raise ValueError if it does not suit the denoiser and its data."""
@@ -138,11 +141,12 @@ class Training(Optimization, pl.LightningModule):
         for warning in rehearse_fit(self) if self.rehearsal else ():
             rank_zero_warn(warning)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
+        """The mean loss of a batch (x, label), or (x, label, augmentation labels)."""
         data = self.full_precision(batch[0])
         if self.dequantize and self.grey_levels is not None:
             data = (data * (self.grey_levels - 1) + torch.rand_like(data)) / self.grey_levels
-        losses = self.loss(self.conditional_denoiser(*batch[1:2], training=True), self.encode(data))
+        losses = self.loss(self.conditional_denoiser(*batch[1:3], training=True), self.encode(data))
         self.image_losses = losses.detach()
         return losses.mean()
 

@@ -31,10 +31,12 @@ HARMFUL = (
 """... except these."""
 
 ADDED = {
+    "callback.ema.ramp": 0.05,
     "callback.posthoc_ema._target_": "diffusion_lab.callback.PostHocEMA", "callback.posthoc_ema.stds": [0.05, 0.1],
-    "data.background": 255, "data.conditional": False, "data.max_pixels": 178_956_970, "data.on_corrupt": "refuse",
-    "model.c_noise": "level", "model.learned_range": False, "model.network.learned_range": False,
-    "network.learned_range": False, "sde.unit_input": False, "model.unit_input": False, "model.boundary": 0.0,
+    "data.augment": 0.0, "data.background": 255, "data.conditional": False, "data.max_pixels": 178_956_970,
+    "data.on_corrupt": "refuse", "model.boundary": 0.0, "model.c_noise": "level", "model.learned_range": False,
+    "model.network.label_embedding": "table", "model.network.learned_range": False, "model.unit_input": False,
+    "network.label_embedding": "table", "network.learned_range": False, "sde.unit_input": False,
 }  # fmt: skip
 """Keys that older runs lack, with the values that reproduce the behaviour of those runs."""
 

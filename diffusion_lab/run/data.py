@@ -11,6 +11,7 @@ from diffusion_lab.config.instantiate import instantiate, resolve
 from diffusion_lab.config.packages import RECORD
 from diffusion_lab.config.validation import nodes
 from diffusion_lab.data import DataModule
+from diffusion_lab.data.augmentation import LABELS
 from diffusion_lab.errors import ConfigError
 
 USUAL = ("data_dir", "root")
@@ -81,7 +82,7 @@ def moved(settings: Mapping[str, Any], started: Mapping[str, Any] | None, keys: 
 
 
 def add_labels(settings: dict[str, Any], data: DataModule) -> None:
-    """Write the classes of the data into the settings of a conditional model or a classifier, and of its network.
+    """Write the labels of the data into the settings of a model and of its network: augmentation labels, and classes.
 
     The network gets `classes`, or `outputs` if it is a classifier, wherever a class in it has this parameter.  A
     checkpoint thus holds the number of classes, their names and frequencies.
@@ -90,6 +91,8 @@ def add_labels(settings: dict[str, Any], data: DataModule) -> None:
         ConfigError: for a network that takes no label.
         ValueError: for data without classes.
     """
+    if data.augment:
+        add_augmentation(settings["model"], data.augment)
     if not data.conditional:
         return
     model, dropout, counts = settings["model"], settings.get("label_dropout"), data.class_counts()
@@ -100,16 +103,38 @@ def add_labels(settings: dict[str, Any], data: DataModule) -> None:
         "names": None if data.class_names is None else list(data.class_names),
         "dropout": 0 if predicted else DROPOUT if dropout is None else dropout,
     }
-    key = "outputs" if predicted else "classes"
-    for _, node in nodes(model["network"]):
-        if "_target_" not in node:
-            continue
-        if key in inspect.signature(resolve(node["_target_"], "model.network")).parameters:
-            node[key] = len(counts)
+    set_everywhere(model["network"], "outputs" if predicted else "classes", len(counts))
     network = resolve(model["network"]["_target_"], "model.network")
-    taken = inspect.signature(network.forward).parameters
-    if not predicted and "label" not in taken and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+    if not predicted and not takes(network, "label"):
         raise ConfigError(
             f"data.conditional=true: {network.__name__}.forward takes no label; define forward(self, x, t, label), "
             f"with label (B,) from 0 to {len(counts)}, where {len(counts)} means no label"
         )
+
+
+def add_augmentation(model: dict[str, Any], probability: float) -> None:
+    """Write the number of augmentation labels into the settings of a model's network.
+
+    Raises:
+        ConfigError: for a network that does not take them.
+    """
+    set_everywhere(model["network"], "augmentation", LABELS)
+    network = resolve(model["network"]["_target_"], "model.network")
+    if not takes(network, "augmentation"):
+        raise ConfigError(
+            f"data.augment={probability}: {network.__name__}.forward takes no augmentation labels; define "
+            f"forward(self, x, t, augmentation=None), with augmentation (B, {LABELS}), or set data.augment=0"
+        )
+
+
+def set_everywhere(network: dict[str, Any], key: str, value: int) -> None:
+    """Set a parameter of a network's class, and of the classes nested in it, wherever they have it."""
+    for _, node in nodes(network):
+        if "_target_" in node and key in inspect.signature(resolve(node["_target_"], "model.network")).parameters:
+            node[key] = value
+
+
+def takes(network: type, argument: str) -> bool:
+    """Whether `forward` of a class has an argument of this name."""
+    known = inspect.signature(network.forward).parameters
+    return argument in known or any(p.kind is p.VAR_KEYWORD for p in known.values())

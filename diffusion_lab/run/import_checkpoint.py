@@ -19,6 +19,7 @@ from diffusion_lab.interop.files import Found, averaged, find, read
 from diffusion_lab.interop.layout import Layout, recognise
 from diffusion_lab.model import Model
 from diffusion_lab.output import say
+from diffusion_lab.run.data import add_augmentation
 from diffusion_lab.storage.checkpoint_file import AtomicCheckpointIO
 from diffusion_lab.storage.run_directory import checkpoints
 
@@ -47,6 +48,8 @@ def import_checkpoint(file: str, overrides: Sequence[str], out: str | None = Non
     except (OSError, ValueError) as error:
         named = str(path) in str(error)
         raise ConfigError(str(error) if named else f"{path}: {error}") from error
+    if settings["data"].get("augment"):
+        add_augmentation(settings["model"], settings["data"]["augment"])
     model = build(settings)
     layout, average = fill(model, found, path, settings)
     target = run_dir / "checkpoints" / f"step_{found.step or 0:08d}.ckpt"
