@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
 import analytic
 import pytest
 import torch
 from exact import exact_denoiser
 
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.loss import WEIGHTS, DenoisingLoss, Importance, LogitNormal, LogNormal
+from diffusion_lab.loss import WEIGHTS, Constant, DenoisingLoss, Importance, LogitNormal, LogNormal
+from diffusion_lab.loss.coupling import optimal_transport
+from diffusion_lab.noise import image_generators
 from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import VE, VP, Cosine, DiscreteProcess, Geometric, Linear, ProbabilityPath, Rectified, SubVP
 
@@ -294,3 +298,72 @@ def test_logit_normal_times_of_straight_paths_are_log_normal():
 def test_times_of_a_discrete_process_are_its_levels():
     t, _ = LogNormal().sample(DiscreteProcess(Linear(), 50), 100, torch.device("cpu"), None)
     torch.testing.assert_close(t * 50, (t * 50).round(), rtol=0, atol=1e-4)
+
+
+def small_sets():
+    """Two sets of six data points and six noises, in the plane and on images."""
+    for seed, shape in ((0, (2,)), (1, (1, 2, 2))):
+        generator = torch.Generator().manual_seed(seed)
+        x0 = 2 * torch.randn(6, *shape, dtype=torch.float64, generator=generator).sign()
+        yield x0 + 0.1 * seed, torch.randn(6, *shape, dtype=torch.float64, generator=generator)
+
+
+def total_variance(targets):
+    return targets.flatten(1).var(0, correction=0).sum().item()
+
+
+def test_optimal_transport_lowers_the_variance_of_the_target():
+    """Of all 720 assignments it gives eps - x_0 the least variance; independently paired noise has their mean."""
+    for x0, eps in small_sets():
+        coupled = optimal_transport(x0, eps)
+        assert sorted(coupled.flatten(1).tolist()) == sorted(eps.flatten(1).tolist())
+        every = [total_variance(eps[list(order)] - x0) for order in itertools.permutations(range(6))]
+        independent = total_variance(eps) + total_variance(x0)
+        assert sum(every) / 720 == pytest.approx(independent)
+        assert total_variance(coupled - x0) == pytest.approx(min(every)) and min(every) < 0.8 * independent
+        noised = DenoisingLoss("output", coupling="optimal_transport").draws(straight(), x0, None, eps)
+        assert torch.equal(noised[0], eps)  # noise of a reflow is already paired
+
+
+def straight():
+    return Denoiser(lambda x, c: x, ProbabilityPath(Rectified()), Parameterization("u", "time"))
+
+
+def test_optimal_transport_stays_within_the_class():
+    x0, eps = torch.tensor([[0.0], [1.0], [10.0], [11.0]]), torch.tensor([[11.0], [10.0], [0.0], [1.0]])
+    label = torch.tensor([1, 0, 0, 1])
+    assert optimal_transport(x0, eps).flatten().tolist() == [0.0, 1.0, 10.0, 11.0]
+    assert optimal_transport(x0, eps, label).flatten().tolist() == [1.0, 0.0, 10.0, 11.0]
+    loss, seen = DenoisingLoss("output", coupling="optimal_transport"), []
+    bound = straight().given(label=label)
+    bound.network = lambda x, c, label: seen.append(x) or x
+    torch.manual_seed(0)
+    for _ in range(20):
+        loss.time_law = Constant(0.5)
+        loss(bound, 100 * x0)
+        noise = 2 * seen.pop() - 100 * x0
+        assert noise[0] < noise[3] and noise[1] < noise[2]
+
+
+def test_held_out_losses_of_a_coupled_loss_are_those_of_independent_noise():
+    x0 = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+    both = [DenoisingLoss("output", coupling=c) for c in ("independent", "optimal_transport")]
+    held_out = [loss(straight(), x0, image_generators(0, range(8))) for loss in both]
+    assert torch.equal(*held_out)
+    training = []
+    for loss in both:
+        torch.manual_seed(0)
+        training.append(loss(straight(), x0))
+    assert not torch.equal(*training)
+
+
+def test_given_noise_replaces_that_of_the_loss():
+    x0, noise = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+    loss = DenoisingLoss("output", time_law=Constant(0.25))
+    want = ((0.75 + 0.25e-5) * x0 + 0.25 * noise - (noise - x0)).square().mean(1)
+    torch.testing.assert_close(loss(straight(), x0, None, noise), want, rtol=1e-4, atol=1e-6)
+
+
+def test_one_time_for_all():
+    t, weight = Constant(0.3).sample(VP(Linear()), 4, torch.device("cpu"), None)
+    assert torch.equal(t, torch.full((4,), 0.3)) and torch.equal(weight, torch.ones(4))

@@ -1,4 +1,4 @@
-"""Checkpoints that a configuration names, and `init_from`: weights on this machine or on the Hugging Face hub."""
+"""What a configuration names: checkpoints, pairs, and `init_from`, on this machine or on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_lab.config.class_rules import nodes
+from diffusion_lab.config.class_rules import get, nodes
 from diffusion_lab.errors import ConfigError
 
 HUB = "hf://"
@@ -27,6 +27,23 @@ def missing_source(config: Mapping[str, Any]) -> str | None:
     if Path(str(source)).expanduser().exists():
         return None
     return f"init_from={source} does not exist: give a run, a file of weights, last, or {HUB}user/repository/file"
+
+
+def missing_pairs(config: Mapping[str, Any]) -> str | None:
+    """Why a training cannot use the pairs of data.pairs, without opening them; None if it can."""
+    folder = get(config, "data.pairs")
+    if folder is None or not get(config, "model.loss"):
+        return None
+    if not get(config, "model.loss.PAIRED"):
+        return "data.pairs pairs noise with data, which this loss does not: use loss=output, or simple"
+    if get(config, "data.augment"):
+        return "data.pairs holds the noise of images as they are: set data.augment=0"
+    if not (Path(str(folder)).expanduser() / "noise.npy").is_file():
+        return (
+            f"data.pairs={folder} holds no noise.npy: write it with sample.py ckpt_path=... noise=true out={folder} "
+            "and a sampler without noise, such as sampler=ode"
+        )
+    return None
 
 
 def missing_checkpoint(config: Mapping[str, Any]) -> str | None:

@@ -11,7 +11,7 @@ from diffusion_lab.config import class_rules, declared, guide, schema, trainer_k
 from diffusion_lab.config.batch_size import batch_divides, batch_fits_memory
 from diffusion_lab.config.class_rules import get, nodes
 from diffusion_lab.config.environment import disagreement
-from diffusion_lab.config.init_source import missing_checkpoint, missing_source
+from diffusion_lab.config.init_source import missing_checkpoint, missing_pairs, missing_source
 from diffusion_lab.config.instantiate import allowed, refused
 from diffusion_lab.config.labelled import augmentation_fits, labels_exist
 from diffusion_lab.config.network_size import network_takes_size
@@ -125,6 +125,7 @@ RULES: tuple[Callable[[Mapping[str, Any]], str | None], ...] = (
     disagreement,
     missing_checkpoint,
     missing_source,
+    missing_pairs,
     batch_divides,
     batch_fits_memory,
     _groups_are_complete,

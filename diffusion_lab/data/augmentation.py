@@ -17,6 +17,16 @@ LABELS = 9
 SCALE, ANISOTROPY, TRANSLATION = 2**0.2, 2**0.2, 1 / 8
 
 
+def check(probability: float, is_image: bool, flip: bool, pairs: str | None) -> None:
+    """Raise ValueError for settings of the data that augmentation contradicts."""
+    if probability and not is_image:
+        raise ValueError(f"data.augment={probability} transforms images, but these are points: set data.augment=0")
+    if probability and flip:
+        raise ValueError(f"data.augment={probability} mirrors images too: set data.flip=false")
+    if probability and pairs is not None:
+        raise ValueError("data.pairs holds the noise of images as they are: set data.augment=0")
+
+
 def parameters(count: int, probability: float, generator: torch.Generator) -> Tensor:
     """a_0 ... a_7 of each image, (count, 8) float64: Table 6.
 

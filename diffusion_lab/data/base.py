@@ -6,23 +6,24 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from diffusion_lab.data import augmentation
-from diffusion_lab.data.batches import TrainBatches, generator
+from diffusion_lab.data.batches import TrainBatches, shuffled
 from diffusion_lab.data.classes import class_counts
 from diffusion_lab.data.contract import check_places, check_shape, check_values
+from diffusion_lab.data.pairs import read_pairs
 from diffusion_lab.data.plain import as_map_style, items_to_check, train_and_held_out
 from diffusion_lab.ranges import Count, Levels, Seed, UnitInterval, check_fields
 
 Batch = tuple[Tensor, ...]
-"""(x, label), and labels of the augmentation in training batches with `augment`."""
+"""(x, label), (x, label, labels of the augmentation) with `augment`, (x, label, None, noise) with `pairs`."""
 Split = Literal["train", "held_out"]
 
 
@@ -53,7 +54,8 @@ class DataModule(pl.LightningDataModule, ABC):
     Trainer(use_distributed_sampler=False).
 
     With `augment` > 0 training images are augmented, each transformation with this probability, and training batches
-    are (x, label, augmentation labels (B, 9)).
+    are (x, label, augmentation labels (B, 9)).  With `pairs`, batches of training and validation are the rows (x,
+    label, None, noise) of a folder of samples, not mirrored.
 
     A subclass implements `load()`, and may add fields and change defaults. If it sets `grey_levels`, that is fixed by
     its files and users cannot change it. Raises ValueError for settings that contradict each other or the files.
@@ -67,6 +69,7 @@ class DataModule(pl.LightningDataModule, ABC):
     seed: Seed = 0
     conditional: bool = False  # whether the model is conditioned on the labels
     augment: UnitInterval = 0.0
+    pairs: str | None = None  # folder of sample.py with noise=true
 
     num_workers = 0  # a field only in data sets that decode files
     class_names = None  # a sequence of strings if known, after loading
@@ -86,10 +89,7 @@ class DataModule(pl.LightningDataModule, ABC):
             raise ValueError(f"data.grey_levels={self.grey_levels} must be {fixed} for {type(self).__name__}")
         if self.flip and not self.is_image:
             raise ValueError("data.flip=true mirrors images, but these are points: set data.flip=false")
-        if self.augment and not self.is_image:
-            raise ValueError(f"data.augment={self.augment} transforms images, but these are points: set data.augment=0")
-        if self.augment and self.flip:
-            raise ValueError(f"data.augment={self.augment} mirrors images too: set data.flip=false")
+        augmentation.check(self.augment, self.is_image, self.flip, self.pairs)
         self.position, self._first = 0, None
         self.batches: TrainBatches | None = None
         self._fingerprints: dict[str, str] = {}
@@ -118,31 +118,40 @@ class DataModule(pl.LightningDataModule, ABC):
             splits.train.limits = splits.held_out.limits = (0, 1 if self._floats_in_unit else self.grey_levels - 1)
         return replace(splits, notes=(*splits.notes, *notes))
 
+    @cached_property
+    def batched(self) -> tuple[Dataset, Dataset]:
+        """The data sets of batches for training and validation: those of `pairs`, or train and held-out data."""
+        data, levels = (self.splits.train, self.splits.held_out), None if self._floats_in_unit else self.grey_levels
+        return data if self.pairs is None else read_pairs(self.pairs, self.shape, levels)
+
     def setup(self, stage: str) -> None:
         """Load and check the data; a fit starts at batch 0 unless `load_state_dict` is called afterwards."""
-        size = len(self.splits.train)
+        size = len(self.batched[0]) if stage == "fit" else len(self.splits.train)
         if stage == "fit":
             self.batches = TrainBatches(size, self.batch_size, self.seed, *self._rank_and_world())
             self._seek(0)
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader(self.splits.train, batch_sampler=self.batches)
+        return self._loader(self.batched[0], batch_sampler=self.batches)
 
     def val_dataloader(self) -> DataLoader:
-        rank, world = self._rank_and_world()
-        shard = Subset(self.splits.held_out, range(rank, len(self.splits.held_out), world))
-        order = torch.arange(len(shard)).split(self.eval_batch_size)
-        return self._loader(shard, batch_sampler=[part.tolist() for part in order])
+        return self._held_out_loader(self.batched[1])
 
     def test_dataloader(self) -> DataLoader:
-        return self.val_dataloader()
+        return self._held_out_loader(self.splits.held_out)
+
+    def _held_out_loader(self, data: Dataset) -> DataLoader:
+        rank, world = self._rank_and_world()
+        order = torch.arange(rank, len(data), world).split(self.eval_batch_size)
+        return self._loader(data, batch_sampler=[part.tolist() for part in order])
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Scale a batch to [0, 1] on the device; while training, also mirror or augment and count it."""
-        x, label = batch
+        x, label, *noise = batch
+        more = (None, *noise) if noise else ()
         if self.trainer is None or not self.trainer.training:
-            return self._scale(x), label
-        if self.flip:
+            return self._scale(x), label, *more
+        if self.flip and self.pairs is None:
             x = augmentation.mirror(x, self.batches.flips(self.position).to(x.device))
         a = self.batches.augmentations(self.position, self.augment) if self.augment else None
         if self._first is None:
@@ -153,7 +162,7 @@ class DataModule(pl.LightningDataModule, ABC):
             self.batches.start = self.position
         x = self._scale(x)
         if a is None:
-            return x, label
+            return x, label, *more
         x = augmentation.augment(x, a)
         return x if self.grey_levels is None else x.clamp(0, 1), label, augmentation.labels(a).to(x.device)
 
@@ -225,7 +234,7 @@ class DataModule(pl.LightningDataModule, ABC):
         size = self.size(split)
         if not 0 <= first < size or (count is not None and count < 1):
             raise ValueError(f"count={count}, first={first}: {split} has items 0 to {size - 1}")
-        return _shuffled(size)[first:][:count]
+        return shuffled(size)[first:][:count]
 
     def _seek(self, position: int) -> None:
         self.position, self._first = position, None
@@ -245,11 +254,6 @@ class DataModule(pl.LightningDataModule, ABC):
             # iter() of a DataLoader draws a random number, which must not come from the global generator.
             generator=torch.Generator(),
         )
-
-
-@lru_cache(maxsize=2)
-def _shuffled(size: int) -> Tensor:
-    return torch.randperm(size, generator=generator("images", size))
 
 
 def _identity(batch: Batch) -> Batch:

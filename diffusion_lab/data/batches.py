@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -22,6 +23,12 @@ def generator(purpose: str, *numbers: int) -> torch.Generator:
     """
     mixed = np.random.SeedSequence([zlib.crc32(purpose.encode()), *numbers]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(mixed[0]))
+
+
+@lru_cache(maxsize=2)
+def shuffled(size: int) -> Tensor:
+    """Return a permutation of range(size) that depends on the size alone."""
+    return torch.randperm(size, generator=generator("images", size))
 
 
 WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64, torch.bfloat16: torch.float32}

@@ -11,9 +11,10 @@ from diffusion_lab.loss.noise_pair import KarrasPairs, NoisePairs, TunedPairs
 from diffusion_lab.loss.progressive import ProgressiveLoss
 from diffusion_lab.loss.score_matching import ImplicitScoreMatching, Probe, SlicedScoreMatching
 from diffusion_lab.loss.teacher import FrozenDenoiser
-from diffusion_lab.loss.time_law import Importance, LogitNormal, LogNormal, LossSecondMoment, TimeLaw, Uniform
+from diffusion_lab.loss.time_law import Constant, Importance, LogitNormal, LogNormal, LossSecondMoment, TimeLaw, Uniform
 
 __all__ = [
+    "Constant",
     "WEIGHTS",
     "ConsistencyLoss",
     "ContrastiveLoss",

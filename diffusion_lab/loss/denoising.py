@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.loss.base import OneTimeLoss
+from diffusion_lab.loss.coupling import Coupling, optimal_transport
 from diffusion_lab.loss.time_law import TimeLaw
+from diffusion_lab.noise import Generators
 from diffusion_lab.process import Variance
 from diffusion_lab.ranges import NonNegative, Positive, checked
 
@@ -76,10 +78,17 @@ class DenoisingLoss(OneTimeLoss):
         time_law: law of the training times; None: uniform.  `Importance` gives the same expectation, and a lower
             variance with likelihood weighting (Song et al. 2021b, Section 4.2).
         reduction: "mean" over the dimensions (DDPM), or "half_sum", half the sum (NCSN, ScoreSDE VE).
+        coupling: noise drawn independently of the data, or paired with the data of a training batch by
+            `coupling.optimal_transport`, on each rank alone.  Held-out losses are those of independent noise.  The
+            probability flow of a coupled model leads from noise to data, and has a likelihood; but its estimate of eps
+            is not the score of p_t, so that samplers which add noise do not sample the data.
 
     Raises:
         ValueError: for unknown options, negative weights, weights that are both 0, or gamma <= 0.
     """
+
+    PAIRED: ClassVar = True
+    """Whether noise paired with the data, as of data.pairs, makes sense."""
 
     @checked
     def __init__(
@@ -91,12 +100,13 @@ class DenoisingLoss(OneTimeLoss):
         variance: Variance = "fixed_large",
         time_law: TimeLaw | None = None,
         reduction: Reduction = "mean",
+        coupling: Coupling = "independent",
     ) -> None:
         super().__init__(time_law)
         if simple_weight + vlb_weight == 0:
             raise ValueError("simple_weight and vlb_weight must not both be 0")
         self.weighting, self.simple_weight, self.vlb_weight = WEIGHTS[weighting], simple_weight, vlb_weight
-        self.gamma, self.variance, self.reduction = gamma, variance, reduction
+        self.gamma, self.variance, self.reduction, self.coupling = gamma, variance, reduction, coupling
 
     def weight(self, denoiser: Denoiser, t: Tensor) -> Tensor:
         """w(t), float32, of the shape of t."""
@@ -104,6 +114,15 @@ class DenoisingLoss(OneTimeLoss):
         if self.vlb_weight:
             weight = weight + self.vlb_weight * denoiser.process.vlb_weight(t, self.variance)
         return weight.to(t.dtype)
+
+    def draws(
+        self, denoiser: Denoiser, x0: Tensor, generator: Generators, noise: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """The noise eps (B, ...), paired with x0 while training."""
+        (eps,) = super().draws(denoiser, x0, generator, noise)
+        if self.coupling == "optimal_transport" and noise is None and generator is None:
+            eps = optimal_transport(x0, eps, denoiser.condition.get("label"))
+        return (eps,)
 
     def at(self, denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """Loss of each image, shape (B,), for given times t (B,) and noise eps (B, ...)."""

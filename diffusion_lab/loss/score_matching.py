@@ -79,9 +79,11 @@ class SlicedScoreMatching(OneTimeLoss):
         self.projections, self.reduce_variance = projections, reduce_variance
         self.probe, self.sigma_power = probe, sigma_power
 
-    def draws(self, denoiser: Denoiser, x0: Tensor, generator: Generators) -> tuple[Tensor, Tensor]:
+    def draws(
+        self, denoiser: Denoiser, x0: Tensor, generator: Generators, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The noise eps (B, ...) and the projections v (P, B, ...)."""
-        (eps,) = super().draws(denoiser, x0, generator)
+        (eps,) = super().draws(denoiser, x0, generator, noise)
         v = draw((len(x0), self.projections, *x0.shape[1:]), generator, x0.dtype, x0.device).transpose(0, 1)
         if self.probe == "rademacher":
             v = torch.where(v < 0, -1.0, 1.0).to(v.dtype)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from diffusion_lab.noise import Generators, draw_each
 from diffusion_lab.process import NoiseProcess
-from diffusion_lab.ranges import Count, Finite, Positive, checked
+from diffusion_lab.ranges import Count, Finite, Positive, Time, checked
 
 
 class TimeLaw(nn.Module, ABC):
@@ -38,6 +38,24 @@ class Uniform(TimeLaw):
         self, process: NoiseProcess, count: int, device: torch.device, generator: Generators
     ) -> tuple[Tensor, Tensor]:
         t = draw_each(process.sample_times, count, device, generator)
+        return t, torch.ones_like(t)
+
+
+class Constant(TimeLaw):
+    """One time for all, with weight 1; t = 1 distils the map from noise to data into one step of a rectified flow.
+
+    Liu et al. 2023 (arXiv:2209.03003), Section 2.
+    """
+
+    @checked
+    def __init__(self, t: Time = 1.0) -> None:
+        super().__init__()
+        self.t = t
+
+    def sample(
+        self, process: NoiseProcess, count: int, device: torch.device, generator: Generators
+    ) -> tuple[Tensor, Tensor]:
+        t = torch.full((count,), self.t, device=device)
         return t, torch.ones_like(t)
 
 

@@ -18,7 +18,7 @@ from diffusion_lab.finite import NonFinite, bad_items, shown
 from diffusion_lab.memory import memory_of_machine
 from diffusion_lab.model.conditions import Conditioned, Guidance
 from diffusion_lab.model.labels import Label
-from diffusion_lab.noise import image_generators
+from diffusion_lab.noise import draw, image_generators
 from diffusion_lab.sampler import DDIM, Corrector, Sampler, State, Step
 
 REMEDY = "try another checkpoint, weights=raw, more sampler.steps, sampler.clip=true or trainer.precision=32-true"
@@ -119,6 +119,18 @@ class Sampling(Conditioned):
         if hasattr(sampler, "check"):
             sampler.check(self.denoiser)
         return sampler
+
+    def starting_noise(self, images: Sequence[int], seed: int = 0, sampler: Sampler | None = None) -> Tensor:
+        """The noise z ~ N(0, I), (B, ...), from which `sample` starts images of the series `seed`; no network runs.
+
+        Raises:
+            ValueError: for a sampler that adds more noise, so that an image is no function of z.
+        """
+        sampler = sampler or self.sampler
+        if not (hasattr(sampler, "adds_no_noise") and sampler.adds_no_noise(self.denoiser)):
+            raise ValueError("noise=true: samples of this sampler depend on more noise: use sampler=ode, heun or ddim")
+        generators = image_generators(seed, images, self.device)
+        return draw((len(images), *self.shape), generators, sampler.dtype, self.device)
 
     def prepare_sampling(
         self, sampler: Sampler, size: int, denoiser: Denoiser | None = None

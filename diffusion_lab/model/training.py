@@ -141,12 +141,17 @@ class Training(Optimization, pl.LightningModule):
         for warning in rehearse_fit(self) if self.rehearsal else ():
             rank_zero_warn(warning)
 
+    def paired(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """The loss's argument `noise`, if batches have it."""
+        return {"noise": self.full_precision(batch[3])} if len(batch) > 3 else {}
+
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        """The mean loss of a batch (x, label), or (x, label, augmentation labels)."""
+        """The mean loss of a batch: see `data.base.Batch`."""
         data = self.full_precision(batch[0])
         if self.dequantize and self.grey_levels is not None:
             data = (data * (self.grey_levels - 1) + torch.rand_like(data)) / self.grey_levels
-        losses = self.loss(self.conditional_denoiser(*batch[1:3], training=True), self.encode(data))
+        denoiser = self.conditional_denoiser(*batch[1:3], training=True)
+        losses = self.loss(denoiser, self.encode(data), **self.paired(batch))
         self.image_losses = losses.detach()
         return losses.mean()
 
@@ -170,7 +175,8 @@ class Training(Optimization, pl.LightningModule):
         indices = range(first, first + world * len(batch[0]), world)
         with torch.autocast(self.device.type, enabled=False):
             data = self.encode(self.full_precision(batch[0]))
-            loss = self.loss(self.conditional_denoiser(*batch[1:2]), data, image_generators(0, indices, self.device))
+            denoiser, generators = self.conditional_denoiser(*batch[1:2]), image_generators(0, indices, self.device)
+            loss = self.loss(denoiser, data, generators, **self.paired(batch))
         self._held_out_losses.append(loss.detach().float())
 
     def on_validation_epoch_end(self) -> None:

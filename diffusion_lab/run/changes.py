@@ -36,7 +36,8 @@ ADDED = {
     "data.augment": 0.0, "data.background": 255, "data.conditional": False, "data.max_pixels": 178_956_970,
     "data.on_corrupt": "refuse", "model.boundary": 0.0, "model.c_noise": "level", "model.learned_range": False,
     "model.network.label_embedding": "table", "model.network.learned_range": False, "model.unit_input": False,
-    "network.label_embedding": "table", "network.learned_range": False, "sde.unit_input": False,
+    "loss.coupling": "independent", "model.loss.coupling": "independent", "network.label_embedding": "table",
+    "network.learned_range": False, "sde.unit_input": False,
 }  # fmt: skip
 """Keys that older runs lack, with the values that reproduce the behaviour of those runs."""
 

@@ -19,6 +19,7 @@ from diffusion_lab.errors import ConfigError, as_config_error
 from diffusion_lab.evaluation import Evaluator, SampleStore
 from diffusion_lab.evaluation.results import write_results
 from diffusion_lab.logger.loggers import finish_loggers, reopen
+from diffusion_lab.model import Model
 from diffusion_lab.output import say
 from diffusion_lab.run.compare import compare, planned, sample_store
 from diffusion_lab.run.data import data_module, located
@@ -44,6 +45,8 @@ def sample(config: DictConfig) -> None:
         **({"compile": True} if config.compile else {}), **conditioning_spec(subject.model),
     )  # fmt: skip
     subject.model.to(fabric.device)
+    if config.noise:
+        check_noise(config, subject.model)
     if config.rehearsal:
         rehearse_sampling(subject.model, fabric, list(subject.model.likelihood) if config.evaluate else ())
     if config.compile:
@@ -70,6 +73,14 @@ def sample(config: DictConfig) -> None:
             claim(out, spec)
         fabric.launch()
         sample_and_score(config, fabric, subject, series, count, evaluator, data)
+
+
+def check_noise(config: DictConfig, model: Model) -> None:
+    """Raise ConfigError if the noise of samples cannot be written, or would have no samples beside it."""
+    if not config.npz or config.compare:
+        raise ConfigError("noise=true belongs to samples.npz: leave out npz=false and compare")
+    with as_config_error(ValueError):
+        model.starting_noise(range(1), config.seed)
 
 
 def sample_and_compare(

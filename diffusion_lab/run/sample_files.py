@@ -34,6 +34,8 @@ def write_samples(series: SampleStore, count: int, out: Path, config: DictConfig
         return
     if config.npz:
         join(series, count, out / "samples.npz")
+    if config.noise:
+        write_noise(series, count, out / "noise.npy")
     for line in left_behind(out, count, config):
         say(line)
     shown = first_samples(series, min(count, config.grid if series.model.is_image else 10_000))
@@ -74,6 +76,16 @@ def write_pngs(series: SampleStore, chunk: range, out: Path) -> None:
         path = out / f"{index:06d}.png"
         if not path.exists():
             picture.save_png(image, path)
+
+
+def write_noise(series: SampleStore, count: int, path: Path) -> None:
+    """Write the noise from which each sample starts, float32 (N, ...), N(0, I)."""
+    with picture.replacing(path) as temporary, temporary.open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (count, *series.model.shape)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for chunk in series.samples.ranges(count):
+            noise = series.model.starting_noise(chunk, series.seed, series.sampler)
+            file.write(noise.cpu().numpy().astype("<f4").tobytes())
 
 
 def join(series: SampleStore, count: int, path: Path) -> None:

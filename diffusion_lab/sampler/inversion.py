@@ -22,6 +22,14 @@ def first_noised(denoiser: Denoiser, x0: Tensor, t: Tensor) -> Tensor:
     return alpha * x0 + sigma * denoiser(alpha * x0, t).eps
 
 
+def steps_without_noise(sampler: Sampler, denoiser: Denoiser) -> bool:
+    """Whether all steps of a sampler are linear, but for a threshold, and draw no noise."""
+    if denoiser.control is not None or sampler.corrector is not None:
+        return False
+    p = sampler.steps_between(sampler.timesteps(denoiser), denoiser)
+    return not any(type(one) in (Draw, Run) for one in sampler.instructions(denoiser, p, thresholded=False))
+
+
 @torch.no_grad()
 def inverted(sampler: Sampler, denoiser: Denoiser, x0: Tensor) -> Tensor:
     """The noise x_1 from which a sampler leads to x_0 (B, ...): the same steps in reverse order of time.
@@ -34,8 +42,7 @@ def inverted(sampler: Sampler, denoiser: Denoiser, x0: Tensor) -> Tensor:
     if sampler.corrector is not None or sampler.clip or sampler.dynamic_threshold is not None:
         raise ValueError("a sampler with corrector or clipping has no inverse: use sampler=ddim")
     times = sampler.timesteps(denoiser)
-    forward = sampler.instructions(denoiser, sampler.steps_between(times, denoiser), thresholded=False)
-    if any(type(one) in (Draw, Run) for one in forward):
+    if not steps_without_noise(sampler, denoiser):
         raise ValueError("a sampler that draws noise, or is not linear, has no inverse: use sampler=ddim")
     x = first_noised(denoiser, x0.to(sampler.dtype), times[-1])
     written = sampler.written(denoiser, times.flip(0), x)

@@ -19,7 +19,7 @@ from diffusion_lab.ranges import Count, Positive, Time, checked
 from diffusion_lab.sampler.ancestral import check_mean_gradient
 from diffusion_lab.sampler.engine import Engine, Written
 from diffusion_lab.sampler.initial import initial_state
-from diffusion_lab.sampler.inversion import inverted
+from diffusion_lab.sampler.inversion import inverted, steps_without_noise
 from diffusion_lab.sampler.plan import Plan
 from diffusion_lab.sampler.record import Form, Instruction, NotLinear, Recorder
 from diffusion_lab.sampler.scalar_process import ScalarProcess
@@ -212,16 +212,19 @@ class Sampler:
         written.start(stream(x.shape, generator, x.dtype, x.device))
         return deque(self.follow(written, x), maxlen=1).pop()[1]
 
+    def adds_no_noise(self, denoiser: Denoiser) -> bool:
+        """`inversion.steps_without_noise`."""
+        return steps_without_noise(self, denoiser)
+
     def invert(self, denoiser: Denoiser, x0: Tensor) -> Tensor:
         """The noise x_1 from which this sampler leads to x_0 (B, ...); raises ValueError as `inversion.inverted`."""
         return inverted(self, denoiser, x0)
 
     def prior_std(self, process: NoiseProcess) -> float:
         """Standard deviation of the initial noise: the process's prior_std, scaled to the first timestep."""
+        start, _ = process.span(self.t_start, self.t_end, self.spacing)
         if self.times is not None:
             start = explicit(process, self.times, self.unit)[0].item()
-        else:
-            start, _ = process.span(self.t_start, self.t_end, self.spacing)
         first, one = process.sigma(torch.tensor([start, 1.0], dtype=torch.float64)).tolist()
         return process.prior_std * (first / one)
 

@@ -76,6 +76,9 @@ class ProbabilityFlow(Sampler):
         """x at times[1:] of the solution through x at times[0], each of the shape of x; times may run either way."""
         return [x for (x,) in solve(denoiser, x.to(self.dtype), times, self.rtol, self.atol, self.method)]
 
+    def adds_no_noise(self, denoiser: Denoiser) -> bool:
+        return True
+
     def invert(self, denoiser: Denoiser, x0: Tensor) -> Tensor:
         """x_1 from which the flow leads to x_0 (B, ...)."""
         times = self.check(denoiser)
