@@ -515,7 +515,7 @@ def test_a_data_set_of_a_user_needs_to_say_no_more_than_its_class_and_shape(tmp_
     (tmp_path / "data" / "mine.yaml").write_text("_target_: my.Data\nshape: [3, 8, 8]\n")
     found = composed("data=mine", "network=unet_small", f"hydra.searchpath=[file://{tmp_path}]")
     given = {"_target_": "my.Data", "shape": [3, 8, 8], "grey_levels": 256, "batch_size": 128}
-    assert found["data"] == {**given, "conditional": False}
+    assert found["data"] == {**given, "conditional": False, "pairs": None}
     words = ("data=mine", "network=unet_small", "metric=none", "data.conditional=true")
     found = composed(*words, f"hydra.searchpath=[file://{tmp_path}]")
     assert found["data"]["conditional"] is True and found["metric"]["features"] is None
