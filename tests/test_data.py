@@ -490,7 +490,8 @@ def test_configuration_gives_every_parameter_and_agrees_with_the_defaults(path: 
     read = schema.parameters(config["_target_"])
     module, name = config.pop("_target_").rsplit(".", 1)
     parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
-    assert set(config) == set(parameters) == set(read)
+    common = set(OmegaConf.load(ROOT / "conf" / "train.yaml")["data"]) - {"_target_"}
+    assert set(config) | common == set(parameters) == set(read)
     assert all(read[key].required is (parameters[key].default is inspect.Parameter.empty) for key in read)
     assert config.pop("seed") == "${seed}"
     for key, value in config.items():
@@ -515,7 +516,7 @@ def test_a_data_set_of_a_user_needs_to_say_no_more_than_its_class_and_shape(tmp_
     (tmp_path / "data" / "mine.yaml").write_text("_target_: my.Data\nshape: [3, 8, 8]\n")
     found = composed("data=mine", "network=unet_small", f"hydra.searchpath=[file://{tmp_path}]")
     given = {"_target_": "my.Data", "shape": [3, 8, 8], "grey_levels": 256, "batch_size": 128}
-    assert found["data"] == {**given, "conditional": False, "pairs": None}
+    assert found["data"] == {**given, "conditional": False, "pairs": None, "augment": 0.0}
     words = ("data=mine", "network=unet_small", "metric=none", "data.conditional=true")
     found = composed(*words, f"hydra.searchpath=[file://{tmp_path}]")
     assert found["data"]["conditional"] is True and found["metric"]["features"] is None
