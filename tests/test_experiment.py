@@ -46,6 +46,8 @@ def test_the_sampling_command_is_that_of_the_experiment(name):
     ("model=score_sde sde=subvp", "score_sde/subvp_ddpmpp_continuous"),
     ("model=ncsn", "ncsn/cifar10"),
     ("model=ncsnv2", "ncsnv2/cifar10"),
+    ("model=edm", "edm/vp_f"),
+    ("model=edm network=edm_ncsnpp", "edm/ve_f"),
     ("model=ddpm callback.evaluation.evaluator.likelihood_samples=null", "ddpm/l_simple"),
 ])  # fmt: skip
 def test_a_model_alone_gets_the_published_hyperparameters(words, name):
@@ -103,7 +105,7 @@ ROWS = [
     ("ddim/eta0", "ddim:cifar10"),
 ]
 LACKING = {
-    "edm:cifar10 (train.py defaults)": "EDM is not trained here",
+    "edm:cifar10 (train.py defaults)": "see test_edm",
     "iddpm:cifar10_hybrid (README flags)": "see test_iddpm",
     "score_sde:vp.ddpm.cifar10_unconditional": "crashes in the official program; no number was published",
     **dict.fromkeys(("ncsnv2:celeba", "ncsnv2:church", "ncsnv2:ffhq"), "not CIFAR-10"),
@@ -145,6 +147,11 @@ C2000 = {"ve_c2000": (20.43, 0.22), "vp_c2000": (19.06, 0.27)}
 TABLE1_FID = {f"{row}_{column}": fid for row, fids in TABLE1.items()
               for column, fid in zip(("p1000", "p2000", "pc1000"), fids[:3], strict=True)}  # fmt: skip
 TABLE1_FID |= {row: fid for row, (fid, _) in C2000.items()}
+EDM_FID = {  # Karras et al. 2022, Table 2, unconditional CIFAR-10
+    f"{sde}_{config}": fid
+    for sde, fids in {"vp": (3.01, 2.51, 2.31, 2.29, 2.05, 1.97), "ve": (3.77, 2.94, 2.83, 3.10, 1.99, 1.98)}.items()
+    for config, fid in zip("abcdef", fids, strict=True)
+}
 RESULTS = {row: f"score_sde/{name}" for name, (_, row) in SCORE_SDE.items() if row} | {
     "NCSN": "ncsn/cifar10",
     "NCSNv2": "ncsnv2/cifar10",
@@ -165,6 +172,7 @@ OTHERS = {  # published, but not among the recorded results
     "ddim/eta05": {"FID": [16.66, 8.35, 5.25, 4.46, 4.29]},
     "ddim/eta1": {"FID": [41.07, 18.36, 8.01, 5.78, 4.73]},
     **{f"score_sde/table1/{name}": {"FID": fid} for name, fid in TABLE1_FID.items()},
+    **{f"edm/{name}": {"FID": fid} for name, fid in EDM_FID.items()},
 }
 
 
