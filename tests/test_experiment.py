@@ -167,6 +167,7 @@ OTHERS = {  # published, but not among the recorded results
     "iddpm/l_vlb": {"FID": 11.47, "NLL_bound": 2.94},
     "adm/cifar10": {"FID": 2.99},
     "adm/imagenet64": {"FID": 2.07},
+    "edm/imagenet64": {"FID": 1.36},
     "ddpm/l_fixed": {"FID": 13.51, "IS": 7.67, "NLL_bound": 3.70},
     "ddim/eta02": {"FID": [14.04, 7.11, 4.77, 4.25, 4.09]},
     "ddim/eta05": {"FID": [16.66, 8.35, 5.25, 4.46, 4.29]},
