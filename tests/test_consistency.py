@@ -9,13 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from zygote import ROOT, run
 
+from diffusion_lab.config.compose import check
 from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.errors import ConfigError
 from diffusion_lab.loss import ConsistencyLoss, FrozenDenoiser, KarrasPairs, TunedPairs
 from diffusion_lab.noise import image_generators
 from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import VE, VP, DiscreteProcess, Geometric, Linear
 from diffusion_lab.sampler import Consistency, Sampler
+from diffusion_lab.verification.gaussian import Gaussian
 
 RECORD = dict(np.load(Path(__file__).parent / "reference/consistency.npz"))
 X0, NOISE = (torch.from_numpy(RECORD[key]) for key in ("x0", "noise"))
@@ -260,3 +264,112 @@ def test_at_the_boundary_the_estimate_is_x_itself():
     assert edm(STUDENT(), 0.0)(X0, t).x0.sub(X0).abs().max() > 1e-4
     with pytest.raises(ValueError, match="boundary=0.002 needs output=edm; with output=eps leave it at 0"):
         Parameterization("eps", boundary=0.002)
+
+
+class AffineOfNoise(torch.nn.Module):
+    """F = a(c_noise) x + b(c_noise), which has the consistency function of Gaussian data."""
+
+    def __init__(self):
+        super().__init__()
+        layers = (
+            torch.nn.Linear(1, 64),
+            torch.nn.SiLU(),
+            torch.nn.Linear(64, 64),
+            torch.nn.SiLU(),
+            torch.nn.Linear(64, 8),
+        )
+        self.net = torch.nn.Sequential(*layers)
+
+    def forward(self, x, c_noise):
+        a, b = self.net(c_noise[:, None]).chunk(2, 1)
+        return a * x + b
+
+
+GAUSSIAN = Gaussian(torch.tensor([0.3, -0.2, 0.1, 0.0]).double(), torch.tensor([0.05, 0.15, 0.25, 0.5]).double())
+
+
+def test_a_student_of_gaussian_data_learns_the_consistency_function():
+    """f(x) = m + (x - m) sqrt(l / (l + n^2)), within 25 % after 400 small batches."""
+    torch.manual_seed(0)
+    loss = ConsistencyLoss(TunedPairs(2, 50), distance="huber", c=0.0, weighting="interval")
+    network, std = AffineOfNoise(), GAUSSIAN.variance.sqrt()
+    student, optimizer = edm(network), torch.optim.RAdam(network.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 400)
+
+    def error(n):
+        x = GAUSSIAN.mean + (std**2 + n**2).sqrt() * torch.randn(1000, 4, dtype=torch.float64)
+        t = student.process.time(torch.tensor([-2 * math.log(n)], dtype=torch.float64))
+        want = x - n * GAUSSIAN.eps_factor(1.0, n, consistency=True) * (x - GAUSSIAN.mean)
+        return ((student(x, t).x0 - want) / std).square().mean().sqrt().item()
+
+    assert error(80.0) > 0.9
+    for _ in range(400):
+        x0 = (GAUSSIAN.mean + std * torch.randn(128, 4)).float()
+        optimizer.zero_grad()
+        loss(student, x0).mean().backward()
+        optimizer.step()
+        schedule.step()
+        loss.after_update(network)
+    assert max(map(error, (80.0, 10.0, 1.0, 0.2))) < 0.25
+
+
+def test_a_target_is_compiled_as_the_network_is(monkeypatch):
+    """Compiled networks draw other dropout masks."""
+    compiled = []
+    for wanted in (False, True):
+        network, loss = STUDENT(), ConsistencyLoss(KarrasPairs(), target_decay=0.9)
+        network._compiled_call_impl = network._call_impl if wanted else None
+        monkeypatch.setattr(Closed, "compile", lambda self: compiled.append(self))
+        loss(edm(network), X0)
+        assert compiled == [loss.target] * wanted
+
+
+def test_a_student_is_trained_resumed_and_sampled_from_by_commands(tmp_path):
+    words = ("data=toy2d", "debug=fast", "trainer.accelerator=cpu", "logger=csv", "callback.evaluation=null")
+
+    def command(script, *more, code=0):
+        done = run(ROOT / script, *more, cwd=tmp_path)
+        assert done.returncode == code, done.stderr
+        return done.stdout + done.stderr
+
+    command("train.py", "model=edm", *words, "hydra.run.dir=teacher")
+    distil = ("model=consistency", "loss=consistency_distillation", "loss.teacher.ckpt_path=teacher")
+    settings = ("loss.target_decay=0.5", "decay_steps=null", "trainer.max_steps=2")
+    said = command("train.py", *distil, *words, *settings, "hydra.run.dir=student")
+    assert "initialised from the ema weights" in said and "ckpt_path=student" not in said.split("sample from it:")[0]
+    assert "sampler=ddim" not in said
+    said = command("train.py", "ckpt_path=student", "trainer.max_steps=3")
+    assert "resumes from step 2" in said
+    file = max(tmp_path.glob("teacher/checkpoints/*.ckpt"))
+    contents = torch.load(file, weights_only=True)
+    next(iter(contents["ema"]["weights"].values())).add_(1e-3)
+    torch.save(contents, file)
+    said = command("train.py", "ckpt_path=student", "trainer.max_steps=4", code=2)
+    assert "the weights of loss.teacher.ckpt_path are not those that this run was trained with" in said
+    file.rename(tmp_path / "elsewhere.ckpt")
+    said = command("train.py", "ckpt_path=student", "trainer.max_steps=4", code=2)
+    assert "loss.teacher.ckpt_path" in said or "holds no checkpoint" in said
+    assert said.strip().count("\n") == 0
+    said = command("sample.py", "ckpt_path=student", "num_samples=4", "sampler.steps=1")
+    assert "1 network evaluations per sample" in said
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("loss=consistency_training", "needs a process with continuous times: use model=consistency"),
+        ("loss=consistency_tuning model=score data=toy2d", "this model has only one: use model=consistency"),
+        ("model=score_sde sde=vp_discrete loss=consistency_tuning", "use model=consistency, or sde=ve, vp or subvp"),
+        ("model=consistency loss=consistency_distillation", "loss.teacher.ckpt_path must be given"),
+        ("model=consistency loss=consistency_distillation loss.teacher.ckpt_path=x", "loss.teacher.ckpt_path=x does"),
+        ("model=consistency loss.pairs.intervals=0", "loss.pairs.intervals=0 must be at least 1"),
+        ("model=consistency loss.target_decay=1", r"loss.target_decay=1 must be in \[0, 1\)"),
+        ("model=consistency trainer=fsdp", "which trainer=fsdp cannot: use trainer=default"),
+        ("model=score_sde sde=vp loss=consistency_improved", None),
+    ],
+)
+def test_a_configuration_that_makes_no_sense_is_refused_before_anything_is_imported(words, message):
+    if message is None:
+        return check("train", words.split())
+    with pytest.raises(ConfigError, match=message):
+        check("train", words.split())

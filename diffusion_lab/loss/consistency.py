@@ -155,6 +155,8 @@ class ConsistencyLoss:
             with torch.inference_mode(False):  # it is updated in training, also if a validation comes first
                 self.target = copy.deepcopy(denoiser.network).requires_grad_(False)
                 self.target.load_state_dict(self._saved.pop("target", denoiser.network.state_dict()))
+            if getattr(denoiser.network, "_compiled_call_impl", None) is not None:
+                self.target.compile()  # which draws other dropout masks than the network as written
         return denoiser.with_network(self.target.train(denoiser.network.training))
 
     def decay(self, k: int) -> float:

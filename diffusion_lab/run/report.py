@@ -16,6 +16,7 @@ from diffusion_lab.evaluation.results import RESULTS, read_results
 from diffusion_lab.model import Classifier, Model, Training
 from diffusion_lab.output import listed, print_table, say, shown
 from diffusion_lab.plot import charts
+from diffusion_lab.sampler import for_consistency_models
 from diffusion_lab.storage.revision import revision
 
 TERMS = {
@@ -179,7 +180,9 @@ def conclude(trainer: pl.Trainer, run_dir: Path) -> None:
         place = origin.quoted(str(run_dir.absolute()))
         say(f"guide a model of the same data and noise by it:  guidance=classifier guidance.ckpt_path={place}")
         return
-    other = [] if trainer.lightning_module.denoiser.process.levels == 1 else ["sampler=ddim"]
+    model = trainer.lightning_module
+    only = model.denoiser.process.levels == 1 or for_consistency_models(model.sampler)
+    other = [] if only else ["sampler=ddim"]
     say(f"sample from it:  {origin.command('sample', run_dir, *other)}")
 
 

@@ -1,7 +1,7 @@
 """Samplers: one loop, with steps and correctors, each written as in its paper."""
 
 from diffusion_lab.sampler.ancestral import DDIM, Ancestral, EulerAncestral, EulerMaruyama, ReverseDiffusion
-from diffusion_lab.sampler.consistency import Consistency
+from diffusion_lab.sampler.consistency import Consistency, for_consistency_models
 from diffusion_lab.sampler.corrector import AnnealedLangevin, Langevin
 from diffusion_lab.sampler.edm import EDM, Restart
 from diffusion_lab.sampler.loop import Sampler, State
@@ -36,4 +36,5 @@ __all__ = [
     "State",
     "Step",
     "UniPC",
+    "for_consistency_models",
 ]

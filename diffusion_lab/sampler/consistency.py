@@ -30,3 +30,8 @@ class Consistency(Step):
     def __call__(self, p, x, t, s, denoise, noise, past) -> Any:
         n = math.sqrt(max(p.noise_to_signal(s) ** 2 - self.sigma_min**2, 0.0))
         return p.alpha(s) * (denoise(x, t).x0 + noise(n))
+
+
+def for_consistency_models(sampler: Any) -> bool:
+    """Whether a sampler takes estimates of x_0 as ends of trajectories."""
+    return getattr(getattr(sampler, "predictor", None), "CONSISTENCY", False)

@@ -13,7 +13,7 @@ from torch import Tensor
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.noise import image_generators
 from diffusion_lab.process import VE, VP, DiscreteProcess, Geometric, Linear, NoiseProcess, ProbabilityPath, Rectified
-from diffusion_lab.sampler import ProbabilityFlow, Sampler
+from diffusion_lab.sampler import ProbabilityFlow, Sampler, for_consistency_models
 from diffusion_lab.sampler.record import Draw, Evaluate, Run
 from diffusion_lab.verification.gaussian import Gaussian, GaussianLaw
 
@@ -79,14 +79,9 @@ def check_sampler(sampler: Sampler) -> Iterator[Check]:
             yield Check(f"{name}: {check.name}", check.value, check.most, check.least)
 
 
-def consistent(sampler: Sampler) -> bool:
-    """Whether the sampler is for consistency models."""
-    return getattr(getattr(sampler, "predictor", None), "CONSISTENCY", False)
-
-
 def exact_denoiser(sampler: Sampler, process: NoiseProcess, data: Gaussian = DATA) -> Denoiser:
     """Return the exact denoiser, or the exact consistency function, that the sampler is for."""
-    return data.denoiser(process, consistent(sampler))
+    return data.denoiser(process, for_consistency_models(sampler))
 
 
 def with_settings(sampler: Sampler, steps: int = FINE, **changes: object) -> Sampler:
@@ -134,7 +129,7 @@ def check_law(sampler: Sampler, process: NoiseProcess, exact: bool) -> Iterator[
     like = torch.zeros(SAMPLES, len(data.mean), dtype=torch.float64)
     if exact:
         draws = sum(type(one) is Draw for one in sampler.record(denoiser, like).instructions)
-        law = GaussianLaw(data, denoiser, times, 2 + draws, consistent(sampler))
+        law = GaussianLaw(data, denoiser, times, 2 + draws, for_consistency_models(sampler))
         *_, (_, end) = sampler.follow(law, law.begin())
         found = law.moments(end)
     else:
