@@ -240,6 +240,9 @@ def test_likelihoods_have_the_unit_that_makes_sense(shape, grey_levels, name, fa
     )  # fmt: skip
     rows = torch.tensor([[60.0, 10.0, 20.0, 30.0, 1.0], [120.0, 20.0, 40.0, 60.0, 1.0]], dtype=torch.float64)
     assert likelihood_name(model, "bound") == name
+    model.likelihood["flow"] = FlowLikelihood(dequantizations=20)
+    if grey_levels is not None:
+        assert likelihood_name(model, "flow") == "flow_bits_per_dim_k20"
     assert summary(model, "bound", rows, 1)["value"] == pytest.approx(90 * factor)
 
 

@@ -330,6 +330,39 @@ def test_dequantized_probabilities_sum_to_no_more_than_one_and_approach_it():
     assert totals[4] < 0.9 and totals[64] > 0.99
 
 
+def test_several_dequantizations_are_averaged_inside_the_logarithm():
+    """log 1/K sum_k p(x + u_k) of Gaussian data in closed form; its terms add up, and are those of one draw for K = 1."""
+    target, process, levels = analytic.diag64(), PROCESSES["flow"], 17
+    x0 = torch.randint(levels, (4, 1, 8, 8), generator=seeded(0)).double() / (levels - 1) * 2 - 1
+    x0, denoiser, found = 0.2 * x0, ranged(target, process, -1.0, 1.0), {}
+    for count in (1, 3):
+        found[count] = FlowLikelihood(precision="float64", dequantizations=count)(denoiser, x0, levels, seeded(7))
+        generator, log_density = seeded(7), []
+        for _ in range(count):
+            x = dequantize(x0, -1.0, 1.0, levels, generator)
+            probe_vectors(x, "rademacher", 1, generator)
+            log_density.append(target.logpdf(x))
+        want = torch.stack(log_density).logsumexp(0) - math.log(count) + 64 * math.log(2 / levels)
+        error = bits_per_dim(found[count].log_likelihood - want, 64).abs().max().item()
+        assert error < 2e-4, count
+        torch.testing.assert_close(sum(found[count].terms.values()), -found[count].log_likelihood)
+    assert found[1].terms["bins"].unique().tolist() == [-64 * math.log(2 / levels)]
+    assert bits_per_dim(found[1].log_likelihood - found[3].log_likelihood, 64).abs().min() > 1e-3
+    with pytest.raises(ValueError, match="dequantizations=3 is for images with grey levels"):
+        FlowLikelihood(dequantizations=3)(denoiser, x0, None)
+
+
+def test_more_dequantizations_approach_the_probability_of_a_level():
+    target = analytic.Mixture([0.4, 0.6], [[-0.3], [0.25]], [[[0.01]], [[0.02]]], (1, 1, 1))
+    denoiser, x0 = exact_denoiser(target, PROCESSES["flow"]), torch.linspace(-1, 1, 4).double().repeat_interleave(200)
+    totals = []
+    for count in (1, 4, 16):
+        likelihood = FlowLikelihood(probe="exact", rtol=1e-3, atol=1e-3, dequantizations=count)
+        nats = likelihood(denoiser, x0.reshape(-1, 1, 1, 1), 4, seeded(count)).log_likelihood
+        totals.append(nats.reshape(4, 200).mean(1).exp().sum().item())
+    assert totals[0] < totals[1] < totals[2] < 1.02 and totals[2] > 0.95
+
+
 def test_likelihood_of_an_image_does_not_depend_on_its_batch():
     target, process = analytic.gauss64(), PROCESSES["vp"]
     x0 = target.sample(6, 0)[0].clamp(-1, 1)

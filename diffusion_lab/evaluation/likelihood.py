@@ -111,8 +111,12 @@ def of_guided_field(model: Model, name: str) -> bool:
 
 
 def likelihood_name(model: Model, name: str) -> str:
-    """Return the name of the metric with its unit: bits for grey levels, nats for the density of real numbers."""
+    """Return the name of the metric with its unit: bits for grey levels, nats for the density of real numbers.
+
+    With K > 1 dequantizations inside the logarithm it ends in _kK, as it does not compare with a single one.
+    """
+    dequantizations = getattr(model.likelihood[name], "dequantizations", 1)
     name = f"{name}_guided_field" if of_guided_field(model, name) else name
     if model.grey_levels is not None:
-        return f"{name}_bits_per_dim"
+        return f"{name}_bits_per_dim{f'_k{dequantizations}' if dequantizations > 1 else ''}"
     return f"{name}_nats_per_dim" if model.is_image else f"{name}_nats"
