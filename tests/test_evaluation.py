@@ -17,7 +17,7 @@ from diffusion_lab.evaluation import MEASURES, Evaluator, reference
 from diffusion_lab.evaluation.likelihood import likelihood_name, score_likelihood, summary
 from diffusion_lab.evaluation.scorer import Features, Reference, Scorer, chart_name, repeated, with_real
 from diffusion_lab.evaluation.toy2d import point_names, score_points
-from diffusion_lab.likelihood import VariationalBound, bits_per_dim
+from diffusion_lab.likelihood import FlowLikelihood, VariationalBound, bits_per_dim
 from diffusion_lab.metric import Statistics, kernel_distance, moments, neighbour_scores
 from diffusion_lab.noise import image_generators
 
