@@ -151,9 +151,14 @@ class Teacher(FrozenDenoiser):
     Args:
         ckpt_path: a run directory or a checkpoint file.
         weights: the EMA or the raw weights of the checkpoint.
+
+    Raises:
+        ValueError: for ckpt_path="last", which is another run when this one resumes.
     """
 
     def __init__(self, ckpt_path: str, weights: Weights = "ema") -> None:
+        if str(ckpt_path) == "last":
+            raise ValueError("ckpt_path=last is the student itself when its run resumes: name the run of the teacher")
         super().__init__(functools.partial(_model, "loss.teacher", ckpt_path, weights, Model, SAMPLED))
 
 

@@ -166,6 +166,8 @@ OTHERS = {  # published, but not among the recorded results
     "iddpm/l_hybrid": {"FID": 3.19, "NLL_bound": 3.17},
     "iddpm/l_vlb": {"FID": 11.47, "NLL_bound": 2.94},
     "adm/cifar10": {"FID": 2.99},
+    "consistency/ict": {"FID": [2.83, 2.46]},
+    "consistency/ect": {"FID": [3.60, 2.11]},
     "adm/imagenet64": {"FID": 2.07},
     "edm/imagenet64": {"FID": 1.36},
     "ddpm/l_fixed": {"FID": 13.51, "IS": 7.67, "NLL_bound": 3.70},

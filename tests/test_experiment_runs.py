@@ -14,6 +14,7 @@ import torch
 from experiment import NAMES, settings
 from official import at, kind, levels, low, sde
 
+from diffusion_lab import checkpoint
 from diffusion_lab.callback import EMA, RankSeed
 from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.data import CIFAR10
@@ -69,7 +70,7 @@ def sampler_apart(c: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module", autouse=True)
 def stand_in():
-    """CIFAR-10 without its files: 32 random images."""
+    """CIFAR-10 without its files: 32 random images; and a teacher without its checkpoint."""
 
     def load(self: CIFAR10) -> Splits:
         generator = torch.Generator().manual_seed(0)
@@ -80,6 +81,8 @@ def stand_in():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CIFAR10, "prepare_data", lambda self: None)
         patch.setattr(CIFAR10, "load", load)
+        teacher = functools.partial(instantiate, shrunken("consistency/ct")["model"], "model")
+        patch.setattr(checkpoint, "load", lambda path, weights: teacher())
         yield
     trained.cache_clear()
 
@@ -105,8 +108,8 @@ def row(name: str) -> tuple[dict[str, Any], Model, pl.Trainer, list[torch.Tensor
 
 FIRST_SAMPLER: dict[str, str] = {}
 SAMPLED = [name for name in NAMES if name != "adm/classifier"]  # see test_classifier
-# Of the others see test_iddpm and test_edm.
-PUBLISHED = [name for name in NAMES if not name.startswith(("pitfalls", "iddpm", "adm", "edm"))]
+# Of the others see test_iddpm, test_edm and test_consistency.
+PUBLISHED = [name for name in NAMES if not name.startswith(("pitfalls", "iddpm", "adm", "edm", "consistency"))]
 
 
 @pytest.mark.parametrize("name", SAMPLED)

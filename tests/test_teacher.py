@@ -120,5 +120,7 @@ def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(tmp_path):
     (tmp_path / "x.ckpt").write_bytes(b"x")
     with pytest.raises(ConfigError, match="x.ckpt is refused, it is not a file of plain tensors"):
         Teacher(str(tmp_path / "x.ckpt")).denoiser  # noqa: B018
+    with pytest.raises(ValueError, match="ckpt_path=last is the student itself when its run resumes"):
+        Teacher("last")
     with pytest.raises(ConfigError, match=r"^loss.teacher.ckpt_path=.*nowhere does not exist"):
         Teacher(str(tmp_path / "nowhere")).denoiser  # noqa: B018

@@ -52,7 +52,7 @@ def missing_checkpoint(config: Mapping[str, Any]) -> str | None:
         source = node.get("ckpt_path") if path and "_target_" in node else None
         if source not in (None, "last") and not Path(str(source)).expanduser().exists():
             name = f"{path.removeprefix('model.')}.ckpt_path"
-            return f"{name}={source} does not exist: give a run directory, a .ckpt file, or last"
+            return f"{name}={source} does not exist: give a run directory or a .ckpt file"
     return None
 
 
