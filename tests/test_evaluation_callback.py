@@ -240,6 +240,8 @@ def test_network_calls_are_counted_beforehand_as_they_will_be(sampler):
     model.denoiser.nfe = 0
     model.sample(2, sampler=sampler)
     assert network_calls(sampler, model.denoiser, model.shape) == model.denoiser.nfe > 0
+    labelled = model.denoiser.given(label=torch.zeros(1, dtype=torch.int64))
+    assert network_calls(sampler, labelled, model.shape) == model.denoiser.nfe
 
 
 def test_an_estimate_grows_with_the_work_and_says_it_in_words(tmp_path, monkeypatch):

@@ -75,7 +75,7 @@ def network_calls(sampler: Sampler, denoiser: Denoiser, shape: tuple[int, ...]) 
     For an adaptive solver this is only a lower bound.
     """
 
-    def zero(x: Tensor, _: Tensor) -> Tensor:
+    def zero(x: Tensor, _: Tensor, **condition: Tensor) -> Tensor:
         return x.new_zeros(denoiser.output_shape(x))
 
     dry_run = denoiser.with_network(zero)
