@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from zygote import run
 
 from diffusion_lab.config.compose import check
 from diffusion_lab.denoiser import Denoiser
@@ -196,3 +197,15 @@ def test_other_denoisers_are_refused():
             ContrastiveLoss(1)(denoiser, torch.zeros(2, 2, dtype=torch.float64))
     with pytest.raises(ValueError, match="ContrastiveLoss: replay_size=0 must be at least 1"):
         ContrastiveLoss(replay_size=0)
+
+
+@pytest.mark.parametrize("name", ["contrastive", "score_matching"])
+def test_the_experiments_of_energies_of_digits_run(name, tmp_path):
+    done = run(
+        "train.py", f"experiment=energy/{name}", "debug=fast", "trainer.accelerator=cpu", "logger=csv", "metric=none",
+        f"hydra.run.dir={tmp_path}", "sampler.corrector.steps=2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    contents = torch.load(next((tmp_path / "checkpoints").glob("*.ckpt")), weights_only=True)
+    assert contents["config"]["optimizer"]["betas"] == ([0.0, 0.999] if name == "contrastive" else [0.9, 0.999])
+    assert ("replay" in contents.get("loss", {})) == (name == "contrastive")
