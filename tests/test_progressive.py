@@ -10,9 +10,11 @@ import pytest
 import torch
 import zygote
 from exact import exact_denoiser
+from experiment import composed
 from test_resume import STATE, assert_bit_equal
 
 import diffusion_lab
+from diffusion_lab.config.compose import check
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.launch.distill import halvings
@@ -172,6 +174,19 @@ def test_what_makes_no_sense_is_refused(process, options, message):
     teacher = denoiser_of(process if process.levels else VP(Cosine()))
     with pytest.raises(ValueError, match=message):
         ProgressiveLoss(FrozenDenoiser(teacher), **options).check(denoiser_of(process))
+
+
+@pytest.mark.parametrize("model", ["ddpm", "edm", "score_sde"])
+def test_a_student_begins_as_its_teacher_and_samples_in_its_steps_by_default(model):
+    found = composed(f"model={model}", "loss=progressive", "loss.steps=6", "loss.teacher.ckpt_path=RUN", "sampler=ddim")
+    assert found["init_from"] == "RUN" and (found["sampler"]["steps"], found["sampler"]["spacing"]) == (6, "trailing")
+    assert found["model"]["loss"]["steps"] == 6
+
+
+def test_a_classifier_is_refused_before_anything_is_loaded():
+    words = ["model=classifier", "data.conditional=true", "loss=progressive", "loss.teacher.ckpt_path=."]
+    with pytest.raises(ConfigError, match="not model=classifier"):
+        check("train", words)
 
 
 @pytest.mark.parametrize("text, message", [

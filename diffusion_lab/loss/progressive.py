@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -43,6 +43,10 @@ class ProgressiveLoss:
             the paper, Section 4), "snr" (that of eps), or "x0" = 1.
         spacing: of the sampler's timesteps; every other time of 2 N steps must be one of N steps, as with "trailing".
     """
+
+    REFUSES: ClassVar = {
+        "model._target_=diffusion_lab.model.Classifier": "distils models that can be sampled from, not model=classifier"
+    }
 
     @checked
     def __init__(
