@@ -56,9 +56,15 @@ def curves(
         axes.axhline(level, color=INK, linewidth=1, linestyle=":", label="real training data")
     axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
     plain_ticks(axes.xaxis, axes.yaxis)
+    places = sorted({point[0] for points in lines.values() for point in points})
+    if len(places) <= 8:
+        axes.set_xticks(places)
     axes.grid(alpha=0.25, which="both")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=11)
+    beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if len(lines) > 5 else {}
+    if beside:
+        figure.set_size_inches(11.0, 7.0)
+    axes.legend(frameon=False, fontsize=11, **beside)
     with replacing(path) as temporary:
         figure.savefig(temporary)
 
