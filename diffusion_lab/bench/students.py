@@ -40,6 +40,7 @@ class Method:
 CONSISTENCY = "model=consistency", "sampler=consistency"
 METHODS: Mapping[str, Method] = {
     "progressive": Method("ddim spacing=trailing", 3),
+    "flash": Method("consistency", 33, ("sampler=consistency", "loss=flash", "loss.teacher.ckpt_path={teacher}")),
     "consistency_distillation": Method(
         "consistency", 4, (*CONSISTENCY, "loss=consistency_distillation", "loss.teacher.ckpt_path={teacher}")
     ),
@@ -47,7 +48,7 @@ METHODS: Mapping[str, Method] = {
     "consistency_training": Method("consistency", 2, (*CONSISTENCY, "loss=consistency_training")),
     "consistency_improved": Method("consistency", 2, (*CONSISTENCY, "loss=consistency_improved")),
 }
-"""Methods by the name of their loss; the last two train without a teacher."""
+"""Methods by the name of their loss; the last two train without a teacher.  Flash evaluates up to 32 steps of it."""
 
 
 @dataclass(frozen=True)
