@@ -337,7 +337,9 @@ def test_the_likelihood_of_a_conditional_model_uses_each_items_label(tmp_path):
 
 def labelled(network, counts=(3, 4), names=None, **settings):
     settings = {"model": {"_target_": "diffusion_lab.model.DDPM", "network": network}, **settings}
-    add_labels(settings, SimpleNamespace(conditional=True, class_counts=lambda: list(counts), class_names=names))
+    add_labels(
+        settings, SimpleNamespace(conditional=True, augment=0, class_counts=lambda: list(counts), class_names=names)
+    )
     return settings["model"]
 
 
@@ -349,7 +351,7 @@ def test_the_settings_of_a_conditional_model_hold_its_classes():
     assert (labels.counts, labels.names, labels.dropout, labels.null) == ([3, 4], ["a", "b"], 0.1, 2)
     assert labelled(inner, label_dropout=0.0)["labels"]["dropout"] == 0.0
     untouched = {"model": {"network": {"_target_": "os.system"}}}
-    add_labels(untouched, SimpleNamespace(conditional=False))
+    add_labels(untouched, SimpleNamespace(conditional=False, augment=0))
     assert untouched == {"model": {"network": {"_target_": "os.system"}}}
     with pytest.raises(ConfigError, match="Linear.forward takes no label; define forward"):
         labelled({"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 2})
