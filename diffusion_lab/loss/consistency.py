@@ -123,12 +123,10 @@ class ConsistencyLoss:
         before = noise.states(x0.device)
         x = process.perturb(x0, times[0], eps)
         online = denoiser(x, times[0]).x0
-        after = noise.states(x0.device)
         with torch.no_grad():
             y = self.step(denoiser, x, times, r - t, eps)
             noise.restore(before, x0.device)
             target = self.target_of(denoiser)(process.marginal(times[1], x)[0] * y, times[1]).x0
-            noise.restore(after, x0.device)
             at_data = r <= noise_level(process, 0.0) * (1 + 1e-9)
             target = torch.where(at_data.to(x0.device).reshape(-1, *(1,) * (x0.dim() - 1)), y, target)
         weight = WEIGHTS[self.weighting](t, r, denoiser.parameterization.sigma_data or 1.0)
