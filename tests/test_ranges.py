@@ -253,7 +253,7 @@ def test_a_class_of_a_user_is_checked_before_it_is_imported(project, words, mess
         ),
         ("sde=vp", "sde=... chooses the process of model=score_sde"),
         ("optimizer.eps=0", "optimizer.eps=0 must be in (0, inf)"),
-        ("optimizer.betas=[0.9,1]", "optimizer.betas=[0.9, 1] must be a list whose elements are in [0, 1)"),
+        ("optimizer.betas=[0.9,1]", "optimizer.betas=[0.9, 1.0] must be a list whose elements are in [0, 1)"),
         ("trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches=0 must be at least 1"),
         ("data.eval_batch_size=0", "data.eval_batch_size=0 must be at least 1"),
     ],
