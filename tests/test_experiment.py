@@ -13,6 +13,15 @@ from official import MEANING, at, flat, without_meaning
 
 from diffusion_lab.config.validation import validate
 
+
+@pytest.fixture(autouse=True)
+def placeholder(tmp_path, monkeypatch):
+    """A folder of pairs under the name that headers give one."""
+    monkeypatch.chdir(tmp_path)
+    Path("DIRECTORY").mkdir()
+    Path("DIRECTORY", "noise.npy").touch()
+
+
 OFFICIAL = json.loads((Path(__file__).parent / "reference" / "constants.json").read_text())
 
 

@@ -47,6 +47,7 @@ def shrunken(name: str) -> dict[str, Any]:
     """The settings of an experiment with a small network, small data, two steps and nothing said or drawn."""
     c = settings(name)
     network, data = c["model"]["network"], c["data"]
+    data["pairs"] = None
     network |= SMALL[kind(network)]
     if kind(data) == "ImageFolder":
         data = c["data"] = {"_target_": "diffusion_lab.data.CIFAR10", "data_dir": "."}
@@ -107,10 +108,10 @@ def row(name: str) -> tuple[dict[str, Any], Model, pl.Trainer, list[torch.Tensor
 
 
 FIRST_SAMPLER: dict[str, str] = {}
-# Of the others see test_classifier, test_contrastive, test_iddpm, test_edm and test_consistency.
+# Of the others see test_classifier, test_contrastive, test_iddpm, test_edm, test_consistency, and below for flow.
 SAMPLED = [name for name in NAMES if name != "adm/classifier" and not name.startswith("energy")]
 PUBLISHED = [
-    name for name in NAMES if not name.startswith(("pitfalls", "energy", "iddpm", "adm", "edm", "consistency"))
+    name for name in NAMES if not name.startswith(("pitfalls", "energy", "iddpm", "adm", "edm", "consistency", "flow"))
 ]
 
 
@@ -152,6 +153,20 @@ def test_its_loss_is_the_published_one(name):
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("flow")])
+def test_flow_matching_is_trained_as_published(name):
+    """With a network that outputs zeros the loss is |eps - x_0|^2 / D, of pairs as the experiment couples them."""
+    c, model, _, _ = row(name)
+    silent = Denoiser(lambda x, t: torch.zeros_like(x), model.denoiser.process, model.denoiser.parameterization)
+    x0, eps = torch.rand(2, 4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    got = model.loss.at(silent, x0, torch.full((4,), 0.5), eps)
+    torch.testing.assert_close(got, (eps - x0).square().flatten(1).mean(1), rtol=1e-4, atol=0)
+    settings = c["optimizer"]["lr"], c["data"]["batch_size"], c["warmup_steps"], c["trainer"]["gradient_clip_val"]
+    assert settings == ((5e-4, 256, 45_000, 1.0) if name == "flow/lipman" else (2e-4, 128, 5_000, 1.0))
+    assert model.loss.coupling == ("optimal_transport" if name == "flow/otcfm" else "independent")
+    assert c["network"]["dropout"] == {"flow/lipman": 0.0}.get(name, 0.15 if "rectified" in name else 0.1)
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_its_network_has_the_published_inputs(name):
     c, model, _, _ = row(name)
@@ -182,6 +197,10 @@ def test_its_network_has_the_published_inputs(name):
 def test_it_samples(name):
     c, model, _, _ = row(name)
     chosen = shrunken(name)["model"]["sampler"]
+    if kind(chosen) == "ProbabilityFlow":
+        samples = model.sample(3, seed=1, sampler=instantiate(chosen))
+        assert samples.shape == (3, *model.shape) and samples.std() > 0
+        return
     predictor, corrector = chosen.get("predictor"), chosen.get("corrector")
     chosen["steps"] = times = min(2, model.denoiser.process.levels or 2)
     if corrector:

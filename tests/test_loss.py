@@ -271,6 +271,10 @@ def test_flow_matching_of_any_schedule_is_the_diffusion_loss_with_its_weight(sch
     matched = (u_hat - (f * x + g**2 / (2 * sigma) * eps)).square().mean(1)
     weight = (process.g(t) ** 2 / (2 * process.sigma(t))) ** 2
     torch.testing.assert_close(weight * DenoisingLoss().at(denoiser, x0, t, eps), matched, rtol=1e-9, atol=0)
+    torch.testing.assert_close(DenoisingLoss("velocity").at(denoiser, x0, t, eps), matched, rtol=1e-9, atol=0)
+    if isinstance(schedule, Rectified):  # where alpha' = -1 and sigma' = 1 but for alpha_min, it is the error of u
+        loss = DenoisingLoss("output").at(straight_with(lambda x, c: u_hat), x0, t, eps)
+        torch.testing.assert_close(loss, matched, rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("process", [VE(Geometric(0.002, 80.0)), VP(Linear()), ProbabilityPath(Rectified())])
@@ -325,8 +329,12 @@ def test_optimal_transport_lowers_the_variance_of_the_target():
         assert torch.equal(noised[0], eps)  # noise of a reflow is already paired
 
 
+def straight_with(network):
+    return Denoiser(network, ProbabilityPath(Rectified()), Parameterization("u", "time"))
+
+
 def straight():
-    return Denoiser(lambda x, c: x, ProbabilityPath(Rectified()), Parameterization("u", "time"))
+    return straight_with(lambda x, c: x)
 
 
 def test_optimal_transport_stays_within_the_class():

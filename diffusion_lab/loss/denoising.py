@@ -16,7 +16,7 @@ from diffusion_lab.noise import Generators
 from diffusion_lab.process import Variance
 from diffusion_lab.ranges import NonNegative, Positive, checked
 
-Weighting = Literal["simple", "x0", "v", "min_snr", "likelihood", "output"]
+Weighting = Literal["simple", "x0", "v", "min_snr", "likelihood", "output", "velocity"]
 Reduction = Literal["mean", "half_sum"]
 
 
@@ -46,6 +46,10 @@ def _likelihood(denoiser: Denoiser, t: Tensor, gamma: float) -> Tensor:
     return (denoiser.process.g(t) / denoiser.process.sigma(t)) ** 2
 
 
+def _velocity(denoiser: Denoiser, t: Tensor, gamma: float) -> Tensor:
+    return (denoiser.process.g(t) ** 2 / (2 * denoiser.process.sigma(t))) ** 2
+
+
 def _output(denoiser: Denoiser, t: Tensor, gamma: float) -> Tensor:
     alpha, sigma = denoiser.process.alpha_sigma(t)
     return denoiser.parameterization.eps(torch.ones_like(t), torch.zeros_like(t), alpha, sigma) ** -2
@@ -59,6 +63,7 @@ WEIGHTS: dict[str, Callable[[Denoiser, Tensor, float], Tensor]] = {
     "min_snr": _min_snr,
     "likelihood": _likelihood,
     "output": _output,
+    "velocity": _velocity,
 }
 
 
@@ -70,9 +75,10 @@ class DenoisingLoss(OneTimeLoss):
     `weighting` as a factor of the eps residual: "simple" = 1 (Ho et al. 2020, Eq. 14); "x0" = 1/SNR and "v", which
     give a uniformly weighted residual of x_0 or v; "min_snr" = min(SNR, gamma)/SNR (Hang et al. 2023, Section 3.4);
     "likelihood" = g^2/sigma^2 (Song et al. 2021b, Section 3); "output" gives a uniformly weighted residual of whatever
-    the network predicts: EDM's loss, and that of flow matching for the output u.  With the variational weight and
-    reduction="mean" the expected loss is the sum of the diffusion terms of the bound in nats per dimension (Ho et al.
-    2020, Eq. 12).
+    the network predicts: EDM's loss, and that of flow matching for the output u; "velocity" = (g^2/(2 sigma))^2 gives
+    that of the velocity alpha' x_0 + sigma' eps of any schedule (Lipman et al. 2023, Eq. 9).  With the variational
+    weight and reduction="mean" the expected loss is the sum of the diffusion terms of the bound in nats per dimension
+    (Ho et al. 2020, Eq. 12).
 
     Args:
         time_law: law of the training times; None: uniform.  `Importance` gives the same expectation, and a lower
