@@ -43,7 +43,7 @@ GROUPS = {
 }  # fmt: skip
 """Groups in the order of the overview; the others have one option."""
 
-MANY = {"train": ("loss", "time_law", "network", "sampler", "metric", "experiment"), "sample": ()}
+MANY = {"train": ("loss", "time_law", "network", "sampler", "metric", "experiment"), "sample": ("metric",)}
 """Groups of which the overview lists only the names of options, so that it fits on two screens."""
 
 KEYS = {
