@@ -65,7 +65,7 @@ def test_only_a_run_that_is_profiled_has_a_context_for_every_hook(made):
 def test_no_callback_has_an_empty_hook_in_a_step(made):
     hooks = ["on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward"]
     hooks += ["on_before_optimizer_step", "on_train_batch_end"]
-    assert len(made[0].callbacks) == 9
+    assert len(made[0].callbacks) == 10
     empty = [getattr(pl.Callback, hook) for hook in hooks]
     assert not [c for c in made[0].callbacks for hook in hooks if getattr(type(c), hook) in empty]
     called = [hook for c in made[0].callbacks for hook in hooks if callable(getattr(c, hook))]

@@ -50,6 +50,8 @@ class PostHocEMA(Averaging):
     ) -> None:
         self.folder, self.every_n_steps = Path(run_dir) / "ema", every_n_steps
         self.averages = [PowerFunctionAverage(std) for std in stds] if every_n_steps else []
+        if not self.averages:
+            self.on_train_batch_end = None
 
     @property
     def updates(self) -> int:
