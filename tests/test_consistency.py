@@ -14,7 +14,7 @@ from zygote import ROOT, run
 from diffusion_lab.config.compose import check
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.errors import ConfigError
-from diffusion_lab.loss import ConsistencyLoss, FrozenDenoiser, KarrasPairs, TunedPairs
+from diffusion_lab.loss import ConsistencyLoss, FrozenDenoiser, KarrasPairs, ProgressiveLoss, TunedPairs
 from diffusion_lab.noise import image_generators
 from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import VE, VP, DiscreteProcess, Geometric, Linear
@@ -373,3 +373,20 @@ def test_a_configuration_that_makes_no_sense_is_refused_before_anything_is_impor
         return check("train", words.split())
     with pytest.raises(ConfigError, match=message):
         check("train", words.split())
+
+
+@pytest.mark.parametrize(
+    "weighting, official", [("x0", "uniform"), *(pair for pair in WEIGHTINGS.items() if "snr" in pair[0])]
+)
+@pytest.mark.parametrize("scales", [1, 4, 16])
+def test_losses_of_progressive_distillation_are_those_of_the_program(scales, weighting, official):
+    """On its noise levels, even in sigma^(1/7); ours end at data and not at the smallest of them."""
+    process = VE(Geometric(0.001, 80.0))  # at whose start, t = 0, there is no level of the program
+    both = edm(STUDENT(), boundary=0.0), teacher()
+    of_student, of_teacher = (Denoiser(one.network, process, one.parameterization) for one in both)
+    loss = ProgressiveLoss(FrozenDenoiser(of_teacher), scales, weighting)
+    i = torch.arange(scales, dtype=torch.float64)[:, None] + torch.tensor([0.0, 0.5, 1.0])
+    sigma = (80 ** (1 / 7) + i / scales * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    loss.times = lambda process: process.time(-2 * sigma.log())
+    got = loss.at(of_student, X0, torch.arange(6) % scales, NOISE)
+    torch.testing.assert_close(got, torch.from_numpy(RECORD[f"pd_{scales}_{official}"]), rtol=1e-8, atol=1e-14)

@@ -1,4 +1,4 @@
-"""Record consistency losses of openai/consistency_models for networks in closed form.
+"""Record consistency losses, and those of progressive distillation, of openai/consistency_models for networks in closed form.
 
 Usage: python tests/reference/record_consistency.py CLONE_OF_CONSISTENCY_MODELS
 """
@@ -55,6 +55,13 @@ def main() -> None:
                 for kind, more in (("ct", {}), ("cd", {"teacher_model": TEACHER, "teacher_diffusion": teacher})):
                     terms = student.consistency_losses(STUDENT, x0, scales, target_model=TARGET, noise=noise, **more)
                     store[f"{kind}_{scales}_{norm}_{weighting}"] = terms["loss"].numpy()
+    for scales in (1, 4, 16):
+        indices = torch.arange(len(x0)) % scales
+        karras_diffusion.th.randint = lambda *args, chosen=indices, **kwargs: chosen
+        for weighting in WEIGHTINGS:
+            one, other = (karras_diffusion.KarrasDenoiser(weight_schedule=weighting, loss_norm="l2") for _ in range(2))
+            more = {"noise": noise, "teacher_model": TEACHER, "teacher_diffusion": other}
+            store[f"pd_{scales}_{weighting}"] = one.progdist_losses(STUDENT, x0, scales, **more)["loss"].numpy()
     for name, (ema_mode, ema, scale_mode, first, last) in LAWS.items():
         law = script_util.create_ema_and_scales_fn(ema_mode, ema, scale_mode, first, last, 1000, 1)
         store[f"law_{name}"] = np.array([law(step) for step in range(1001)])
