@@ -202,6 +202,7 @@ def test_every_key_and_value_that_a_message_advises_exists(word):
     context |= {"data.on_corrupt": ["data=image_folder", "data.root=."], "data.download": ["data=cifar10"]}
     context |= {"callback.accuracy": ["model=classifier"], "control/operator": ["control=dps"]}
     context |= {"sampler.predictor.predicts": ["sampler=dpm_solver"]}
+    context |= {"network.conditional": ["network=ddpmpp"]}
     context |= {"loss.spacing": ["loss=progressive", "loss.teacher.ckpt_path=."]}
     context |= {"metric.features.download": ["metric=inception"], "data.flip": ["data=cifar10"]}
     refusals = []

@@ -78,7 +78,7 @@ class NCSNpp(nn.Module):
         super().__init__()
         check_resolutions(image_size, len(multipliers), attention)
         if augmentation and not conditional:
-            raise ValueError("augmentation labels are embedded with the noise level: set conditional=true")
+            raise ValueError("augmentation labels are embedded with the noise level: set network.conditional=true")
         if progressive == "residual" and len(multipliers) < 2:
             raise ValueError("progressive='residual' sums over resolutions: give at least two multipliers")
         self.resblock_type, self.fir, self.embedding, self.conditional = resblock_type, fir, embedding, conditional
