@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.guidance.classifier import noise_of
 from diffusion_lab.guidance.guided import same_noise
 
 
@@ -71,7 +72,7 @@ class FrozenDenoiser:
         teacher = self.denoiser
         ranges = [(one.parameterization.low, one.parameterization.high) for one in (student, teacher)]
         for what, same in (
-            ("noise process", same_noise(student, teacher)),
+            (f"noise process, {noise_of(teacher)} instead of {noise_of(student)}", same_noise(student, teacher)),
             ("data shape", None in (shape, self.shape) or tuple(shape) == self.shape),
             ("image range", ranges[0] == ranges[1] or not student.parameterization.bounded),
             ("classes", teacher.classes == student.classes),
