@@ -43,7 +43,7 @@ class FlashLoss(nn.Module):
       of student and teacher at x_student noised again (distribution matching; Yin et al. 2024, Eqs. 7 and 8).
     - D is a small network on features of the teacher at a noised image.  It learns (D(x_0) - 1)^2 + D(x_student)^2 in
       the same steps (least squares; Mao et al. 2017).  Student and D share no gradient, so that one Adam optimises both
-      as two would.
+      as two would; trainer.gradient_clip_val bounds the norm of both together.
 
     Held-out losses are the first term.
 
