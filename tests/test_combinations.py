@@ -17,7 +17,8 @@ from diffusion_lab.errors import ConfigError
 from diffusion_lab.sampler.scalar_process import ScalarProcess
 
 SAMPLED = [m for m in options("model") if m not in ("score_sde", "classifier")]
-MODELS = [*SAMPLED, *(f"score_sde sde={sde}" for sde in options("sde"))]
+SDES = [sde for sde in options("sde") if sde not in ("edm", "flow")]  # as model=edm and model=flow
+MODELS = [*(name for name in SAMPLED if name != "consistency"), *(f"score_sde sde={sde}" for sde in SDES)]
 SAMPLERS = [name for name in options("sampler") if name not in ("trained", "custom")]
 
 
