@@ -61,6 +61,17 @@ def test_the_teacher_of_gaussian_data_ends_where_its_flow_does():
     torch.testing.assert_close(got[-2:], want[-2:], rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_the_teacher_makes_its_own_steps_from_the_time_of_x(first):
+    """Euler's steps in sigma, written out."""
+    loss, teacher = flash(solver=solver(3)), exact()
+    times, x = loss.solver.timesteps(teacher), torch.randn(2, 2, dtype=torch.float64)
+    got = loss.target(loss.teacher(teacher), x, times, torch.full((2,), first))
+    for t, s in zip(times[first:-1], times[first + 1 :], strict=True):
+        x = x + (teacher.process.sigma(s) - teacher.process.sigma(t)) * teacher(x, t).eps
+    torch.testing.assert_close(got, teacher(x, times[-1]).x0.detach(), rtol=1e-9, atol=1e-12)
+
+
 def test_the_first_term_is_the_distance_to_the_teachers_sample():
     x0 = torch.randn(5, 2, dtype=torch.float64)
     student = exact(0.3)
@@ -85,6 +96,7 @@ def test_times_are_a_mixture_of_peaks_which_changes_from_stage_to_stage(updates,
     weights = [[0, 0, 0.5, 0.5], [0.1, 0.3, 0.3, 0.3], [0.25] * 4, [0.4, 0.2, 0.2, 0.2]][stage]
     at_0 = weights[0] / (1 + math.exp(-2) + math.exp(-8))
     assert law.sum().item() == pytest.approx(1) and law[0].item() == pytest.approx(at_0, rel=1e-3, abs=1e-12)
+    assert flash().probabilities(8).sum().item() == pytest.approx(1)  # of weights 1 and 1
     assert law[12:21].sum().item() == pytest.approx(weights[2], rel=1e-3) and law[4].item() < 1e-9
 
 
