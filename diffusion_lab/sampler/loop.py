@@ -192,9 +192,10 @@ class Sampler:
         Raises:
             ValueError: if the process has no such timesteps, or a step cannot be made.
         """
-        if times is None and (said := self.caution(denoiser)):
+        given, times = times, self.timesteps(denoiser) if times is None else times
+        if given is None and (said := self.caution(denoiser, times)):
             warnings.warn(said, stacklevel=4)
-        written = self.written(denoiser, self.timesteps(denoiser) if times is None else times, like)
+        written = self.written(denoiser, times, like)
         return Plan(self.instructions(denoiser, written.p, written.thresholded, shown), written)
 
     @torch.no_grad()
