@@ -89,7 +89,7 @@ def test_the_first_term_is_the_distance_to_the_teachers_sample():
 
 @pytest.mark.parametrize("updates, stage", [(0, 0), (9, 0), (10, 1), (29, 2), (1000, 3)])
 def test_times_are_a_mixture_of_peaks_which_changes_from_stage_to_stage(updates, stage):
-    loss = FlashLoss(exact(), solver(32), stage_steps=10, discriminator=Discriminator)
+    loss = FlashLoss(exact(), solver(32), total_steps=40, discriminator=Discriminator)
     loss.updates = updates
     assert loss.stage == stage
     law = loss.probabilities(32)
@@ -159,7 +159,7 @@ def test_every_process_and_a_discriminator_train(process):
     torch.manual_seed(0)
     teacher = Denoiser(MLP(2, width=16, depth=2), process, Parameterization("v", "log_sigma"))
     loss = FlashLoss(
-        teacher, Sampler(DPMSolver(), steps=8, spacing="log_snr"), stage_steps=1, discriminator=Discriminator
+        teacher, Sampler(DPMSolver(), steps=8, spacing="log_snr"), total_steps=4, discriminator=Discriminator
     )
     loss.check(teacher, (2,))
     loss.updates = 3
@@ -205,7 +205,7 @@ def test_a_student_resumes_with_its_discriminator_and_needs_no_teacher_to_sample
             for key, value in one.items()
         }
 
-    flash = ("loss=flash", f"loss.teacher.ckpt_path={tmp_path}/teacher", "loss.solver.steps=4", "loss.stage_steps=1")
+    flash = ("loss=flash", f"loss.teacher.ckpt_path={tmp_path}/teacher", "loss.solver.steps=4", "loss.total_steps=4")
     flash = (*flash, "sampler=consistency", "decay_steps=null", "callback.checkpoint.every_n_steps=2")
     train("teacher", "trainer.max_steps=2")
     train("whole", *flash, "trainer.max_steps=5")

@@ -52,7 +52,7 @@ class FlashLoss(nn.Module):
         solver: steps of the teacher, such as a `sampler.Sampler` of DPM-Solver++ with K = 32 steps.
         guidance: of the teacher, such as `guidance.ClassifierFree`; None: none.
         distance: d, the mean of squares (l2) or absolute values (l1).
-        stage_steps: updates in a stage; the last one goes on.
+        total_steps: updates in which the training passes all stages, in equal parts; the last one goes on.
         modes: for each stage, the weights of the peaks of the law of t.
         matching_weights, adversarial_weights: of each stage.
         adversarial_times: times to which images are noised for D.
@@ -77,7 +77,7 @@ class FlashLoss(nn.Module):
         solver: Any,
         guidance: Callable[[Denoiser], Denoiser] | None = None,
         distance: Literal["l2", "l1"] = "l2",
-        stage_steps: Count = 5000,
+        total_steps: Count = 20_000,
         modes: Annotated[Sequence[Sequence[NonNegative]], MinLen(1)] = MODES,
         matching_weights: Sequence[NonNegative] = (0.0, 0.3, 0.5, 0.7),
         adversarial_weights: Sequence[NonNegative] = (0.0, 0.1, 0.2, 0.3),
@@ -97,7 +97,7 @@ class FlashLoss(nn.Module):
             raise ValueError("adversarial_weights above 0 need a discriminator, such as network.Discriminator")
         self.teacher = teacher if isinstance(teacher, FrozenDenoiser) else FrozenDenoiser(teacher)
         self.solver, self.guidance, self.distance, self.features = solver, guidance, distance, features
-        self.stage_steps, self.modes = stage_steps, modes
+        self.total_steps, self.modes = total_steps, modes
         self.matching_weights, self.adversarial_weights = matching_weights, adversarial_weights
         self.adversarial_times, self.make = adversarial_times, discriminator
         self.discriminator: nn.Module | None = None
@@ -116,7 +116,7 @@ class FlashLoss(nn.Module):
     @property
     def stage(self) -> int:
         """The stage of the training, 0, 1, ..."""
-        return min(self.updates // self.stage_steps, len(self.modes) - 1)
+        return min(self.updates * len(self.modes) // self.total_steps, len(self.modes) - 1)
 
     def probabilities(self, steps: int) -> Tensor:
         """The law of the index of t among `steps` timesteps in this stage, (steps,), float64."""

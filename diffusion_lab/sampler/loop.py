@@ -187,13 +187,12 @@ class Sampler:
         """The sampler recorded for batches like `like` (B, ...), with all coefficients computed in float64.
 
         With `shown` it yields the state after every step, with x_0, instead of the last state only.  Its initial state
-        is noise, or that of times[0], the last of the `timesteps`.
+        is noise, or that of times[0].
 
         Raises:
             ValueError: if the process has no such timesteps, or a step cannot be made.
         """
-        given, times = times, self.timesteps(denoiser) if times is None else times
-        if given is None and (said := self.caution(denoiser, times)):
+        if times is None and (said := self.caution(denoiser, times := self.timesteps(denoiser))):
             warnings.warn(said, stacklevel=4)
         written = self.written(denoiser, times, like)
         return Plan(self.instructions(denoiser, written.p, written.thresholded, shown), written)
