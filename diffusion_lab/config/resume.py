@@ -98,7 +98,8 @@ def sampling_arguments(arguments: Sequence[str]) -> list[str]:
     if wanted is not None and not wanted.is_sweep_override():
         path = text(wanted) or ""
         run = newest_run(log_directory(given)) if path == "last" else Path(path)
-        run = run.parents[1] if run.is_file() and (run.parents[1] / CONFIG).is_file() else run
+        folder = run.absolute().parent.parent if run.is_file() else run
+        run = folder if (folder / CONFIG).is_file() else run
         if path == "last":
             given |= {"ckpt_path": parsed([override("ckpt_path", str(run))])[0]}
         with contextlib.suppress(origin.MissingDirectory):  # an option in it that is used is refused later

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 Coupling = Literal["independent", "optimal_transport"]
@@ -18,6 +17,8 @@ def optimal_transport(x0: Tensor, eps: Tensor, label: Tensor | None = None) -> T
     arXiv:2304.14772).  As the norms do not depend on the order, it maximises sum_i x0_i . eps_i, for any scale of the
     noise.  Within a class, because noise chosen across classes would depend on the class (torchcfm, issue 117).
     """
+    from scipy.optimize import linear_sum_assignment  # slow to import
+
     label = torch.zeros(len(x0), dtype=torch.int64) if label is None else label.cpu()
     gain = x0.detach().flatten(1).cpu().double() @ eps.flatten(1).cpu().double().T
     order = torch.empty(len(x0), dtype=torch.int64)
