@@ -93,7 +93,9 @@ def test_it_has_the_condition_of_the_student():
 )
 def test_a_student_of_other_data_or_noise_is_refused(student, what):
     teacher = denoiser_of(classes=3 if student.classes else None)
-    with pytest.raises(ValueError, match=rf"the teacher differs in its {what}.*: choose another loss.teacher.ckpt_path"):
+    with pytest.raises(
+        ValueError, match=rf"the teacher differs in its {what}.*: choose another loss.teacher.ckpt_path"
+    ):
         FrozenDenoiser(teacher).check(student)
 
 
