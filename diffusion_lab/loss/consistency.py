@@ -14,7 +14,7 @@ from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.loss.noise_pair import NoisePairs
 from diffusion_lab.loss.teacher import FrozenDenoiser
 from diffusion_lab.noise import Generators, draw
-from diffusion_lab.process import NoiseProcess
+from diffusion_lab.process import NoiseProcess, broadcast
 from diffusion_lab.ranges import NonNegative, Probability, checked
 
 Distance = Literal["l2", "l1", "huber"]
@@ -96,7 +96,7 @@ class ConsistencyLoss:
         target_decay: Probability = 0.0,
     ) -> None:
         self.pairs, self.solver, self.distance, self.c = pairs, solver, distance, c
-        self.teacher = teacher if teacher is None or isinstance(teacher, FrozenDenoiser) else FrozenDenoiser(teacher)
+        self.teacher = None if teacher is None else FrozenDenoiser.of(teacher)
         self.weighting, self.target_decay = weighting, target_decay
         self.updates = 0
         self.target: nn.Module | None = None
@@ -135,7 +135,7 @@ class ConsistencyLoss:
 
     def step(self, denoiser: Denoiser, x: Tensor, times: list[Tensor], h: Tensor, eps: Tensor) -> Tensor:
         """y_r (B, ...), from x_t along the teacher's probability flow, or along the straight line to x_0."""
-        process, h = denoiser.process, h.to(x).reshape(-1, *(1,) * (x.dim() - 1))
+        process, h = denoiser.process, broadcast(h, x)
         y = x / process.marginal(times[0], x)[0]
         if self.teacher is None:
             return y + h * eps

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.loss.teacher import FrozenDenoiser
 from diffusion_lab.noise import Generators, draw, draw_each
+from diffusion_lab.process import broadcast
 from diffusion_lab.ranges import Count, NonNegative, Time, checked
 
 MODES = ((0.0, 0.0, 0.5, 0.5), (0.1, 0.3, 0.3, 0.3), (0.25, 0.25, 0.25, 0.25), (0.4, 0.2, 0.2, 0.2))
@@ -95,7 +96,7 @@ class FlashLoss(nn.Module):
             raise ValueError("the weights of the modes of a stage must not all be 0")
         if discriminator is None and any(adversarial_weights):
             raise ValueError("adversarial_weights above 0 need a discriminator, such as network.Discriminator")
-        self.teacher = teacher if isinstance(teacher, FrozenDenoiser) else FrozenDenoiser(teacher)
+        self.teacher = FrozenDenoiser.of(teacher)
         self.solver, self.guidance, self.distance, self.features = solver, guidance, distance, features
         self.total_steps, self.modes = total_steps, modes
         self.matching_weights, self.adversarial_weights = matching_weights, adversarial_weights
@@ -155,20 +156,16 @@ class FlashLoss(nn.Module):
     @torch.no_grad()
     def target(self, teacher: Denoiser, x: Tensor, times: Tensor, index: Tensor) -> Tensor:
         """The teacher's samples (B, ...) from x at times[index], index (B,)."""
-        guided, target = teacher if self.guidance is None else self.guidance(teacher), torch.empty_like(x)
+        target = torch.empty_like(x)
         for first in index.unique().tolist():
             chosen = (index == first).nonzero().flatten().to(x.device)
-            whole = len(chosen) == len(x)
-            bound = guided if whole or not guided.condition else self.part(teacher, chosen)
-            start = (x if whole else x[chosen]).to(self.solver.dtype)
-            *_, (_, end, _) = self.solver.record(bound, start, times=times[first:])(start)
+            condition = {key: value[chosen] for key, value in teacher.condition.items()}
+            bound = teacher.given(**condition) if condition else teacher
+            guided = bound if self.guidance is None else self.guidance(bound)
+            start = x[chosen].to(self.solver.dtype)
+            *_, (_, end, _) = self.solver.record(guided, start, times=times[first:])(start)
             target[chosen] = end.to(x)
         return target
-
-    def part(self, teacher: Denoiser, chosen: Tensor) -> Denoiser:
-        """The guided teacher, bound to the conditions of some images."""
-        bound = teacher.given(**{key: value[chosen] for key, value in teacher.condition.items()})
-        return bound if self.guidance is None else self.guidance(bound)
 
     def matching(self, denoiser: Denoiser, teacher: Denoiser, student: Tensor) -> Tensor:
         """L_DMD of each image, (B,): its gradient is that of distribution matching, its value has no meaning."""
@@ -177,7 +174,7 @@ class FlashLoss(nn.Module):
             x = denoiser.process.perturb(student, t, torch.randn_like(student))
             own, real = denoiser(x, t).x0, teacher(x, t).x0
             scale = (student - real).abs().flatten(1).mean(1).clamp(min=1e-5)
-            gradient = (own - real) / scale.reshape(-1, *(1,) * (student.dim() - 1))
+            gradient = (own - real) / broadcast(scale, student)
         return 0.5 * (student - (student - gradient).detach()).square().flatten(1).mean(1)
 
     def adversarial(self, teacher: Denoiser, x0: Tensor, student: Tensor, weight: float) -> Tensor:

@@ -40,6 +40,11 @@ class FrozenDenoiser:
         else:
             self._load = model
 
+    @classmethod
+    def of(cls, teacher: Any) -> FrozenDenoiser:
+        """A teacher as it is, or that of anything the constructor takes."""
+        return teacher if isinstance(teacher, FrozenDenoiser) else cls(teacher)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenDenoiser:
         return self  # the rehearsal copies a model with its loss, and nothing changes a teacher
 
