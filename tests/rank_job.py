@@ -21,7 +21,7 @@ WORLD, TIMEOUT = 3 if FAULT == "kill" else 2, 4
 def work(number: int) -> None:
     if FAULT == "import" and number == FAILING:
         import no_such_module  # noqa: F401
-    meet = meeting() if FAULT in ("kill", "stop", "loop") else lambda: None  # torch takes its time
+    meet = meeting() if FAULT in ("kill", "stop", "loop", "none") else lambda: None  # torch takes its time
     for step in range(100):
         meet()
         if step == 3 and number == FAILING:
@@ -68,3 +68,5 @@ if AGENT not in os.environ:
 rank.die_with_agent()
 with rank.working(FOLDER, "train"):
     work(int(os.environ["RANK"]))
+if FAULT == "none" and not sys.modules["torch.distributed"].is_initialized():
+    (FOLDER / f"left_{os.environ['RANK']}").touch()

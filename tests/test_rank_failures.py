@@ -116,6 +116,11 @@ def test_a_deliberate_end_is_no_failure(ended, end, rank, status):
     assert (folder / "late").exists() == (end == "none")
 
 
+def test_ranks_leave_their_group_before_they_exit(ended):
+    """A thread of gloo that is left at exit now and then aborts the process (SIGABRT, terminate called)."""
+    assert {path.name for path in ended["none", -1][0].glob("left_*")} == {"left_0", "left_1"}
+
+
 def test_ranks_that_were_stopped_or_refused_are_not_restarted(ended):
     for case in (("told", -1), ("refuse", 0), ("refuse", 1)):
         assert [path.name for path in ended[case][0].glob("round_*")] == ["round_0"]

@@ -64,6 +64,7 @@ def working(directory: Path, task: str) -> Iterator[None]:
         return
     try:
         yield
+        leave_group()
     except SystemExit:
         wait_for_first()
         raise
@@ -82,6 +83,13 @@ def working(directory: Path, task: str) -> Iterator[None]:
         if not refused and AGENT not in os.environ:
             _line.append(sentence(cause, advice(directory, task)))
         raise
+
+
+def leave_group() -> None:
+    """Close the connections to the other ranks; their threads, if still running at exit, can abort the process."""
+    dist = sys.modules.get("torch.distributed")
+    if dist is not None and dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def print_last_line() -> None:
