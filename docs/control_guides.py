@@ -1,4 +1,4 @@
-"""Write the guides of README's pictures of control: python docs/control_guides.py FOLDER"""
+"""Write the guides of the pictures in guide/sampling.md: python docs/control_guides.py FOLDER"""
 
 import sys
 from pathlib import Path

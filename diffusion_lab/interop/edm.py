@@ -1,6 +1,6 @@
 """Weights of EDM's networks for CIFAR-10, FFHQ and AFHQ (Karras et al. 2022, `SongUNet`), as a plain state dict.
 
-NVlabs' checkpoints are pickled code, which is never executed here; README says how to convert one elsewhere.
+NVlabs' checkpoints are pickled code, which is never executed here; docs/guide/checkpoints.md says how to convert one.
 """
 
 from __future__ import annotations

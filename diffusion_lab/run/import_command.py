@@ -19,7 +19,7 @@ FILE is one of
   checkpoint_24.pth     of score_sde_pytorch: NCSN++, DDPM++, DDPM; EMA weights are read by position
   checkpoint.pth        of ncsn or ncsnv2
   ckpt.pth              of ddim, or weights of DDPM in its layout
-  edm-cifar10.pt        weights of EDM without its program: README says how to convert a .pkl elsewhere
+  edm-cifar10.pt        weights of EDM without its program: see docs/guide/checkpoints.md for its .pkl
   diffusion_pytorch_model.safetensors or .bin   of diffusers: the unet of a DDPM pipeline
 No code in it is executed: anything but tensors, numbers and containers is refused.
 
