@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from diffusion_lab import noise
 from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.loss.distance import Distance, DistanceName
 from diffusion_lab.loss.noise_pair import NoisePairs
 from diffusion_lab.loss.teacher import FrozenDenoiser
 from diffusion_lab.noise import Generators, draw
 from diffusion_lab.process import NoiseProcess, broadcast
 from diffusion_lab.ranges import NonNegative, Probability, checked
 
-Distance = Literal["l2", "l1", "huber"]
 IntervalWeight = Literal["uniform", "snr", "snr_plus_one", "karras", "truncated_snr", "interval"]
 Solver = Literal["heun", "euler"]
 
@@ -30,24 +30,6 @@ WEIGHTS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "interval": lambda t, r, sigma_data: 1 / (t - r),
 }
 """(t, r, sigma_data) -> weight of noise levels r < t: those of Song et al. 2023's program, and 1 / (t - r)."""
-
-
-def _l2(difference: Tensor, c: float) -> Tensor:
-    return difference.square().mean(1)
-
-
-def _l1(difference: Tensor, c: float) -> Tensor:
-    return difference.abs().mean(1)
-
-
-def _huber(difference: Tensor, c: float) -> Tensor:
-    offset = c * difference.shape[1] ** 0.5
-    tiny = torch.finfo(difference.dtype).tiny  # the root of 0 has no gradient
-    return (difference.square().sum(1) + offset**2).clamp(min=tiny).sqrt() - offset
-
-
-DISTANCES: dict[str, Callable[[Tensor, float], Tensor]] = {"l2": _l2, "l1": _l1, "huber": _huber}
-"""(difference (B, D), c) -> distance (B,)."""
 
 
 class ConsistencyLoss:
@@ -66,8 +48,7 @@ class ConsistencyLoss:
         pairs: law of t and r (`noise_pair`).
         teacher: `FrozenDenoiser`, or a denoiser or model; None: consistency training.
         solver: the step of the teacher's probability flow.
-        distance: mean of squares or of absolute values, or "huber", sqrt(|d|^2 + c^2 D) - c sqrt(D) with D dimensions
-            (Song & Dhariwal 2023, Eq. 9); with c = 0 this is |d|.
+        distance: d, the name of a `distance.Distance`.
         c: of "huber".
         weighting: w, a key of `WEIGHTS`.
         target_decay: mu at the start; 0: no average.
@@ -90,12 +71,12 @@ class ConsistencyLoss:
         pairs: NoisePairs,
         teacher: Any = None,
         solver: Solver = "heun",
-        distance: Distance = "l2",
+        distance: DistanceName = "l2",
         c: NonNegative = 0.00054,
         weighting: IntervalWeight = "uniform",
         target_decay: Probability = 0.0,
     ) -> None:
-        self.pairs, self.solver, self.distance, self.c = pairs, solver, distance, c
+        self.pairs, self.solver, self.distance = pairs, solver, Distance(distance, c)
         self.teacher = None if teacher is None else FrozenDenoiser.of(teacher)
         self.weighting, self.target_decay = weighting, target_decay
         self.updates = 0
@@ -106,6 +87,8 @@ class ConsistencyLoss:
         """Raise ValueError for a process of discrete levels, or a teacher of other data."""
         if denoiser.process.levels is not None:
             raise ValueError(f"{type(self).__name__} {self.REFUSES['model.levels']}")
+        if shape is not None:
+            self.distance.check(shape)
         if self.teacher is not None:
             self.teacher.check(denoiser, shape)
 
@@ -130,7 +113,7 @@ class ConsistencyLoss:
             at_data = r <= noise_level(process, 0.0) * (1 + 1e-9)
             target = torch.where(at_data.to(x0.device).reshape(-1, *(1,) * (x0.dim() - 1)), y, target)
         weight = WEIGHTS[self.weighting](t, r, denoiser.parameterization.sigma_data or 1.0)
-        distance = DISTANCES[self.distance]((online - target).flatten(1), self.c)
+        distance = self.distance(online, target, denoiser.parameterization.range_of(x0.shape))
         return weight.to(distance) * distance
 
     def step(self, denoiser: Denoiser, x: Tensor, times: list[Tensor], h: Tensor, eps: Tensor) -> Tensor:

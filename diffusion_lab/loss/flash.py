@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.loss.distance import Distance
 from diffusion_lab.loss.teacher import FrozenDenoiser
 from diffusion_lab.noise import Generators, draw, draw_each
 from diffusion_lab.process import broadcast
@@ -52,7 +53,7 @@ class FlashLoss(nn.Module):
         teacher: `FrozenDenoiser`, or a denoiser or model.
         solver: steps of the teacher, such as a `sampler.Sampler` of DPM-Solver++ with K = 32 steps.
         guidance: of the teacher, such as `guidance.ClassifierFree`; None: none.
-        distance: d, the mean of squares (l2) or absolute values (l1).
+        distance: d, the name of a `distance.Distance`.
         total_steps: updates in which the training passes all stages, in equal parts; the last one goes on.
         modes: for each stage, the weights of the peaks of the law of t.
         matching_weights, adversarial_weights: of each stage.
@@ -77,7 +78,7 @@ class FlashLoss(nn.Module):
         teacher: Any,
         solver: Any,
         guidance: Callable[[Denoiser], Denoiser] | None = None,
-        distance: Literal["l2", "l1"] = "l2",
+        distance: Literal["l2", "l1", "lpips"] = "l2",
         total_steps: Count = 20_000,
         modes: Annotated[Sequence[Sequence[NonNegative]], MinLen(1)] = MODES,
         matching_weights: Sequence[NonNegative] = (0.0, 0.3, 0.5, 0.7),
@@ -97,7 +98,7 @@ class FlashLoss(nn.Module):
         if discriminator is None and any(adversarial_weights):
             raise ValueError("adversarial_weights above 0 need a discriminator, such as network.Discriminator")
         self.teacher = FrozenDenoiser.of(teacher)
-        self.solver, self.guidance, self.distance, self.features = solver, guidance, distance, features
+        self.solver, self.guidance, self.distance, self.features = solver, guidance, Distance(distance), features
         self.total_steps, self.modes = total_steps, modes
         self.matching_weights, self.adversarial_weights = matching_weights, adversarial_weights
         self.adversarial_times, self.make = adversarial_times, discriminator
@@ -107,6 +108,8 @@ class FlashLoss(nn.Module):
     def check(self, denoiser: Denoiser, shape: Sequence[int] | None = None) -> None:
         """Make the discriminator for data of `shape`; raise ValueError for a teacher of other data or noise."""
         self.teacher.check(denoiser, shape)
+        if shape is not None:
+            self.distance.check(shape)
         if self.discriminator is None and self.make is not None and shape is not None:
             device = next(denoiser.parameters()).device
             with torch.no_grad():
@@ -142,8 +145,7 @@ class FlashLoss(nn.Module):
         noise_alone = (index == 0).to(x0.device).reshape(-1, *(1,) * (x0.dim() - 1))
         x = torch.where(noise_alone, denoiser.process.prior_std * eps, denoiser.process.perturb(x0, t, eps))
         target, student = self.target(teacher, x, times, index), denoiser(x, t.to(x0.dtype)).x0
-        difference = (student - target).flatten(1)
-        losses = (difference.square() if self.distance == "l2" else difference.abs()).mean(1)
+        losses = self.distance(student, target, denoiser.parameterization.range_of(x0.shape))
         if generator is not None:
             return losses
         stage = self.stage
