@@ -31,19 +31,20 @@ def parameters(count: int, probability: float, generator: torch.Generator) -> Te
     """a_0 ... a_7 of each image, (count, 8) float64: Table 6.
 
     a_0: horizontal flip, 0 or 1, always drawn.  The others are zero unless their transformation is applied, each with
-    the given probability: a_1 vertical flip, a_2 scaling, a_3 rotation, a_4 and a_5 axis and amount of the anisotropy,
-    a_6 and a_7 translation.
+    the given probability: a_1 vertical flip, a_2 scaling, a_3 rotation, a_4 and a_5 axis and amount of the anisotropy
+    (half of the axes are upright, as in the authors' program), a_6 and a_7 translation.
     """
     flips = torch.randint(2, (count, 2), generator=generator).double()
     angles = (2 * torch.rand(count, 2, generator=generator, dtype=torch.float64) - 1) * math.pi
     scaling, anisotropy, *shift = torch.randn(4, count, generator=generator, dtype=torch.float64)
     applied = torch.rand(5, count, generator=generator, dtype=torch.float64) < probability
+    tilted = torch.randint(2, (count,), generator=generator)
     columns = [
         flips[:, 0],
         flips[:, 1] * applied[0],
         scaling * applied[1],
         angles[:, 0] * applied[2],
-        angles[:, 1] * applied[3],
+        angles[:, 1] * applied[3] * tilted,
         anisotropy * applied[3],
         *(one * applied[4] for one in shift),
     ]
