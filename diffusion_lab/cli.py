@@ -31,6 +31,7 @@ COMMANDS = {
     "train": Command("train", "train a model, or resume a run", "train"),
     "sample": Command("sample", "sample from a checkpoint, and score the samples", "sample"),
     "compare": Command("compare", "compare runs in one table", None, ("by=", "out=")),
+    "report": Command("report", "write a run on one page, report.html"),
     "distill": Command("distill", "distil a run into models of few steps", "train", ("steps=", "out=")),
     "ema": Command(
         "ema", "make post-hoc EMA weights of any profile, and score them", "sample", ("std=", "out=", "evaluate="),

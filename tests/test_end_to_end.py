@@ -60,6 +60,7 @@ def test_run_directory_holds_everything(digits):
         "samples/",
         "trajectory.gif",
         "results.json",
+        "report.html      all of this on one page",
         f"sample from it:  {origin.command('sample', folder)} sampler=ddim",
     ):
         assert name in said

@@ -74,7 +74,19 @@ def test_every_command_starts_from_an_installed_package(installed, tmp_path):
         return run(installed / "bin" / words[0], *words[1:], home=installed, cwd=tmp_path)
 
     message = started("diffusion-lab")
-    for name in ("train", "sample", "compare", "distill", "ema", "stats", "verify", "referee", "import", "completion"):
+    for name in (
+        "train",
+        "sample",
+        "compare",
+        "report",
+        "distill",
+        "ema",
+        "stats",
+        "verify",
+        "referee",
+        "import",
+        "completion",
+    ):
         assert f"diffusion-lab {name}" in message.stdout
     shown = started("diffusion-lab", "train", "--cfg", "job", "-p", "schedule", "schedule=cosine")
     assert shown.returncode == 0 and "diffusion_lab.process.Cosine" in shown.stdout, shown.stderr
@@ -93,7 +105,7 @@ def test_an_installed_wheel_trains_samples_and_compares_and_its_printed_commands
     words = ("data=toy2d", "network=mlp", "debug=fast", "logger=csv", "trainer.accelerator=cpu", "trainer.max_steps=1")
     more = ("callback.samples.every_n_steps=null", "callback.evaluation.at_end=false", "sampler_steps=2")
     done = run("diffusion-lab", "train", *words, *more, "hydra.run.dir=run", home=installed, cwd=work)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and "</html>" in (work / "run/report.html").read_text(), done.stderr
     (command,) = commands(done.stdout)
     assert command.startswith(f"diffusion-lab sample ckpt_path={work}/run")
     scored = "num_samples=2 evaluate=true metric.samples=16 likelihood=none trainer.accelerator=cpu out=samples"

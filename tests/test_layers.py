@@ -58,6 +58,7 @@ MAY_IMPORT = {
         *("finite", "noise", "ranks", "storage"),
         *("data", "denoiser", "likelihood", "metric", "model", "sampler"),
     },
+    "page": {"storage"},
     "monkeypatches": {"errors"},
     "callback": {
         *("finite", "monkeypatches", "noise", "power_function", "ranks", "storage"),
@@ -70,8 +71,8 @@ MAY_IMPORT = {
     "run": {
         *("errors", "output", "cli", "finite", "first_edition", "monkeypatches", "power_function", "ranks", "storage"),
         *("config", "logger", "checkpoint"),
-        *("callback", "data", "denoiser", "evaluation", "guidance", "interop", "metric", "model", "plot", "sampler"),
-        *("control", "verification"),
+        *("callback", "data", "denoiser", "evaluation", "guidance", "interop", "metric", "model", "page", "plot"),
+        *("control", "sampler", "verification"),
     },
     "launch": {"errors", "output", "cli", "monkeypatches", "plot", "storage", "config", "run", "comparison"},
     "bench": {
@@ -87,6 +88,7 @@ MAY_IMPORT = {
     "train": COMMAND,
     "sample": COMMAND,
     "compare": COMMAND,
+    "report": COMMAND,
     "verify": COMMAND,
     "distill": COMMAND,
     "ema": COMMAND,
@@ -146,7 +148,7 @@ def test_a_model_is_loaded_without_hydra(tmp_path):
     assert done.returncode == 0 and done.stdout == "\n", done.stderr + done.stdout
 
 
-ROOMS = ("config", "run", "launch", "storage", "logger", "plot")
+ROOMS = ("config", "run", "launch", "storage", "logger", "page", "plot")
 
 
 def test_functions_are_short():

@@ -8,6 +8,7 @@ from diffusion_lab.callback.evaluation import Evaluation
 from diffusion_lab.callback.interrupt import Interrupt
 from diffusion_lab.callback.monitor import Monitor
 from diffusion_lab.callback.non_finite_guard import NonFiniteGuard
+from diffusion_lab.callback.page import Page
 from diffusion_lab.callback.pitfall import ModeWeights, ScoreError
 from diffusion_lab.callback.posthoc_ema import PostHocEMA
 from diffusion_lab.callback.progress import Progress
@@ -24,6 +25,7 @@ __all__ = [
     "Interrupt",
     "ModeWeights",
     "Monitor",
+    "Page",
     "PostHocEMA",
     "Progress",
     "RankSeed",

@@ -92,15 +92,19 @@ def has_console_script() -> bool:
 
 def command(task: str, checkpoint: str | Path, *overrides: str) -> str:
     """A command that samples from a run or resumes it, in any directory."""
+    place = checkpoint if checkpoint == "last" else quoted(os.path.abspath(checkpoint))
+    return " ".join([invocation(task, f"ckpt_path={place}"), *overrides])
+
+
+def invocation(task: str, *words: str) -> str:
+    """A command of the package with these arguments, quoted for a shell, in any directory."""
     python = shutil.which("python")
     executable = "python" if python and Path(python).absolute() == Path(sys.executable).absolute() else sys.executable
     packages = os.environ.get(FURTHER) if key_file() is None else None
     before = [f"{FURTHER}={shlex.quote(packages)}"] if packages else []
-    place = checkpoint if checkpoint == "last" else quoted(os.path.abspath(checkpoint))
     is_script = program(task)[0] == "-m" and has_console_script()
     first = program_name(task).split() if is_script else [executable, *program(task)]
-    start = [shlex.quote(word) for word in (*first, f"ckpt_path={place}")]
-    return " ".join([*before, *start, *overrides])
+    return " ".join([*before, *map(shlex.quote, (*first, *words))])
 
 
 def advice(directory: Path, task: str) -> str:

@@ -20,7 +20,7 @@ HARMLESS = (
     "callback", "choices.likelihood", "choices.metric", "choices.sampler", "compile", "data.data_dir", "data.download",
     "data.eval_batch_size", "data.num_workers", "data.root", "likelihood", "logger", "metric", "model.likelihood",
     "model.network.checkpoint", "model.sampler", "network.checkpoint", "optimized_metric", "sampler", "sampler_steps",
-    "trainer", "variance",
+    "report", "trainer", "variance",
     "choices.guidance", "guidance", "model.guidance", "model.labels.counts", "model.labels.names",
 )  # fmt: skip
 """Keys that decide where, how long and how fast a run trains, and how it is evaluated, but not what is trained ..."""
@@ -37,7 +37,7 @@ ADDED = {
     "data.on_corrupt": "refuse", "model.boundary": 0.0, "model.c_noise": "level", "model.learned_range": False,
     "model.network.label_embedding": "table", "model.network.learned_range": False, "model.unit_input": False,
     "loss.coupling": "independent", "model.loss.coupling": "independent", "network.label_embedding": "table",
-    "network.learned_range": False, "sde.unit_input": False,
+    "network.learned_range": False, "report": True, "sde.unit_input": False,
 }  # fmt: skip
 """Keys that older runs lack, with the values that reproduce the behaviour of those runs."""
 

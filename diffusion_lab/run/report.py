@@ -15,25 +15,13 @@ from diffusion_lab.data import DataModule
 from diffusion_lab.evaluation.results import RESULTS, read_results
 from diffusion_lab.model import Classifier, Model, Training
 from diffusion_lab.output import listed, print_table, say, shown
+from diffusion_lab.page import PAGE, TERMS
 from diffusion_lab.plot import charts
 from diffusion_lab.sampler import for_consistency_models
 from diffusion_lab.storage.revision import revision
 
-TERMS = {
-    "flow": {
-        "prior": "prior: -log p(x_1)",
-        "volume": "log-determinant: -∫ div v dt",
-        "bins": "dequantization: size of a grey level",
-    },
-    "bound": {
-        "prior": "L_T: KL to the prior",
-        "steps": "L_1 ... L_T-1: KL of the reverse steps",
-        "decoder": "L_0: -log p(x_0 | x_1)",
-    },
-}
-"""Printed names of the terms of a likelihood, by its method and their keys in results.json."""
-
 FILES = (
+    (PAGE, "all of this on one page"),
     ("checkpoints", "weights, with everything needed to sample from them"),
     ("samples.png", "samples"),
     ("samples", "samples of the same noise, during training"),

@@ -21,10 +21,12 @@ from diffusion_lab.evaluation.results import write_results
 from diffusion_lab.logger.loggers import finish_loggers, reopen
 from diffusion_lab.model import Model
 from diffusion_lab.output import say
+from diffusion_lab.page import PAGE
 from diffusion_lab.run.compare import compare, planned, sample_store
 from diffusion_lab.run.data import data_module, located
 from diffusion_lab.run.failure import explained
 from diffusion_lab.run.lightning import build_fabric, compile_network, quieten
+from diffusion_lab.run.page import RunPage
 from diffusion_lab.run.plan import announce_plan
 from diffusion_lab.run.rehearsal import rehearse_sampling
 from diffusion_lab.run.report import facts, in_sweep, say_classes, say_limits, table
@@ -133,10 +135,19 @@ def sample_and_score(
         if not in_sweep():
             table(results)
         write_results(out / "results.json", with_earlier(results, out / "results.json"))
-        say(f"written to {os.path.relpath(out)}: results.json")
+        written = write_page(config, out)
+        say(f"written to {os.path.relpath(out)}: results.json{written}")
         name = f"sample/{subject.sampler}_nfe{calls:g}"
         values = {f"{name}/{metric}": record["value"] for metric, record in metrics.items()}
         publish(subject, values, {name: out / "samples.png"})
+
+
+def write_page(config: DictConfig, out: Path) -> str:
+    """Write the page of samples unless report=false; return its name to be listed after others."""
+    if not config.get("report", True):
+        return ""
+    RunPage(out).write()
+    return f", {PAGE}" * (out / PAGE).exists()
 
 
 def publish(subject: Subject, values: dict[str, float], pictures: dict[str, Path]) -> None:

@@ -19,7 +19,8 @@ from diffusion_lab.model import Model
 from diffusion_lab.storage.revision import revision
 
 FILE = "request.json"
-WRITTEN = ("samples", "samples.npz", "noise.npy", "samples.png", "png", "trajectory.png", "control.png", "results.json")
+WRITTEN = ("samples", "samples.npz", "noise.npy", "samples.png", "png", "trajectory.png", "control.png", "results.json",
+           "report.html")  # fmt: skip
 """Other files that sampling writes into the directory."""
 
 NOT_THE_MODEL = ("sampler", "likelihood", "guidance", "optimizer", "loss", "warmup_steps", "decay_steps")

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from diffusion_lab import first_edition
-from diffusion_lab.callback import Accuracy, Conclusion, Evaluation
+from diffusion_lab.callback import Accuracy, Conclusion, Evaluation, Page
 from diffusion_lab.callback.interrupt import Stopped
 from diffusion_lab.callback.media import log_pictures
 from diffusion_lab.config import origin, packages
@@ -34,6 +34,7 @@ from diffusion_lab.run.data import add_labels, data_module, moved, places
 from diffusion_lab.run.failure import explained
 from diffusion_lab.run.initial import initialise
 from diffusion_lab.run.lightning import OF_RANKS, Unprofiled, cluster, compile_network, quieten
+from diffusion_lab.run.page import RunPage
 from diffusion_lab.run.plan import check_room, size_on_disk
 from diffusion_lab.run.rehearsal import prepare_features, rehearse_training
 from diffusion_lab.run.report import announce, conclude, facts, say_limits
@@ -105,7 +106,7 @@ def fit(
 ) -> None:
     """Train from `step`, that of the checkpoint `resume`, with all loggers open, and print the results."""
     loggers = build_loggers(settings["logger"], run_dir, settings, step, resume)
-    trainer.loggers, done = loggers, False
+    trainer.loggers, done, page = loggers, False, None
     try:
         ending = Conclusion(step)
         trainer.callbacks.insert(0, ending)
@@ -115,16 +116,31 @@ def fit(
             if ending.is_missing(trainer):
                 say("its end was not reached: what is missing is made now")
             log_pictures(loggers, {"schedule": run_dir / "schedule.png"}, step)
+            page = page_of(settings, run_dir, trainer)
         trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
+        if page:
+            page.write_last(trainer)
         if trainer.is_global_zero:
             conclude(trainer, run_dir)
         done = True
     except Stopped as stopped:
+        if page:
+            page.write_last(trainer)
         if trainer.is_global_zero:
             say(f"{stopped}; resume:  {origin.command('train', run_dir)}")
         sys.exit(128 + stopped.signum)
     finally:
         finish_loggers(loggers, failed=not done)
+
+
+def page_of(settings: dict[str, Any], run_dir: Path, trainer: pl.Trainer) -> Page | None:
+    """The callback that writes the run's page after each image and evaluation; None with report=false."""
+    if not settings.get("report", True):
+        return None
+    nodes = (settings["callback"].get(name) or {} for name in ("samples", "evaluation", "accuracy"))
+    page = Page(RunPage(run_dir).write, [every for node in nodes if (every := node.get("every_n_steps"))])
+    trainer.callbacks.append(page)
+    return page
 
 
 def set_up(settings: dict[str, Any], run_dir: Path) -> tuple[DataModule, Training, pl.Trainer]:

@@ -1,0 +1,183 @@
+"""The page of a run or a sampling, from the files of its directory."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from diffusion_lab.page.chart import Chart, Point, number
+from diffusion_lab.page.picture import Picture, picture
+from diffusion_lab.page.setting import groups
+
+MOST_STEPS, STEP_BYTES = 24, 150_000
+"""Pictures of samples during training, evenly chosen, and the largest size of each."""
+
+CURVES = {
+    "train/loss": "loss",
+    "train/learning_rate": "learning rate",
+    "train/grad_norm": "gradient norm",
+    "train/images_per_second": "images/s",
+}
+"""Columns of metrics.csv that come first -> titles of their charts."""
+
+NO_CURVES = ("train/cpu_memory_gb", "train/gpu_memory_gb", "train/ema_decay")
+
+TERMS = {
+    "flow": {
+        "prior": "prior: -log p(x_1)",
+        "volume": "log-determinant: -∫ div v dt",
+        "bins": "dequantization: size of a grey level",
+    },
+    "bound": {
+        "prior": "L_T: KL to the prior",
+        "steps": "L_1 ... L_T-1: KL of the reverse steps",
+        "decoder": "L_0: -log p(x_0 | x_1)",
+    },
+}
+"""Names of the terms of a likelihood, by its method and their keys in results.json."""
+
+PICTURES = {
+    "control.png": "Guides and the samples controlled by them",
+    "compare.png": "Quality by network evaluations, one line per sampler",
+    "accuracy.png": "Accuracy at each noise level",
+    "score_error.png": "Learned and true score",
+    "mode_weights.png": "Weights of the modes, by sampler",
+    "schedule.png": "Noise schedule: signal, noise and log signal-to-noise ratio by time",
+}
+"""Further pictures of a directory -> captions."""
+
+
+class Command(NamedTuple):
+    """A command to go on with, and what it does."""
+
+    purpose: str
+    line: str
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A row of results: value, error and score of real data as text, and details as (key, value)."""
+
+    name: str
+    value: str
+    real: str
+    direction: str
+    details: Sequence[tuple[str, str]]
+    terms: Sequence[tuple[str, str]]
+
+
+def run_page(
+    folder: Path, settings: Mapping[str, Any], usual: Mapping[str, Any] | None, commands: Sequence[Command]
+) -> dict[str, Any]:
+    """What the template run.html shows of a directory.
+
+    Args:
+        settings: the resolved configuration of a training, or the specification of samples.
+        usual: the configuration that its choices of groups alone give, None if unknown.
+    """
+    results = _json(folder / "results.json")
+    columns = read_columns(folder / "metrics.csv")
+    shown = groups(settings, usual)
+    done = int(max((points[-1][0] for points in columns.values()), default=results.get("step") or 0))
+    return {
+        "title": title(folder, settings),
+        "folder": folder.absolute(),
+        "facts": facts(settings, results, done),
+        "steps": pictures_of_samples(folder, done),
+        "film": [picture(folder / "trajectory.gif", "From noise to samples"),
+                 picture(folder / "trajectory.png", "From noise to samples, frame by frame")],
+        "charts": charts(columns),
+        "pictures": [made for name, caption in PICTURES.items() if (made := picture(folder / name, caption))],
+        "metrics": [metric(name, record) for name, record in (results.get("metrics") or {}).items()],
+        "results": results,
+        "groups": shown,
+        "changed": [one for group in shown.values() for one in group if one.differs],
+        "usual": usual is not None,
+        "overrides": settings.get("overrides") or (),
+        "commands": commands,
+    }  # fmt: skip
+
+
+def title(folder: Path, settings: Mapping[str, Any]) -> str:
+    """The model, the data and the directory's name."""
+    choices = settings.get("choices") or settings
+    named = [str(choices[key]) for key in ("model", "data") if isinstance(choices.get(key), str)]
+    return f"{' · '.join(named)} — {folder.absolute().name}" if named else folder.absolute().name
+
+
+def facts(settings: Mapping[str, Any], results: Mapping[str, Any], done: int) -> list[tuple[str, str]]:
+    """The numbers at the top: (what, value)."""
+    last, found = (settings.get("trainer") or {}).get("max_steps"), []
+    if done:
+        found.append(("steps", f"{done:,} of {last:,}" if last and last > 0 else f"{done:,}"))
+    found += [(name, metric(name, record).value) for name, record in list((results.get("metrics") or {}).items())[:1]]
+    for key, what, unit in (
+        ("parameters", "parameters", ""),
+        ("training_seconds", "training", " s"),
+        ("nfe", "network evaluations per sample", ""),
+        ("samples_per_second", "samples/s", ""),
+    ):
+        if isinstance(results.get(key), int | float):
+            found.append((what, f"{number(results[key])}{unit}"))
+    return found
+
+
+def metric(name: str, record: Mapping[str, Any]) -> Metric:
+    """A row of the table of results."""
+    value, error, real = (record.get(key) for key in ("value", "standard_error", "real"))
+    shown = "not finite" if value is None else f"{value:.4g}" + (f" ± {error:.2g}" if error is not None else "")
+    protocol = {**(record.get("protocol") or {}), "weights": record.get("weights"), "nfe": record.get("nfe")}
+    if "classes" in record:
+        protocol["classes drawn"] = ", ".join(f"{label}: {count}" for label, count in record["classes"].items())
+    names = TERMS.get(protocol.get("method"), {})
+    return Metric(
+        name,
+        shown,
+        "" if real is None else f"{real:.4g}",
+        {"lower": "↓", "higher": "↑"}.get(record.get("better"), ""),
+        [(key, str(one)) for key, one in protocol.items() if one is not None],
+        [(names.get(term, term), f"{part:.4g}") for term, part in (record.get("terms") or {}).items()],
+    )
+
+
+def pictures_of_samples(folder: Path, done: int) -> list[Picture]:
+    """The pictures of samples during training, in order, and at the end those of step `done`."""
+    found = sorted(folder.glob("samples/step_*.png"))
+    count = min(len(found), MOST_STEPS)
+    chosen = [found[round(i * (len(found) - 1) / max(count - 1, 1))] for i in range(count)]
+    shown = [picture(path, f"Samples at step {int(path.stem[5:]):,}", STEP_BYTES) for path in chosen]
+    shown.append(picture(folder / "samples.png", f"Samples at step {done:,}" if done else "Samples"))
+    return [one for one in shown if one]
+
+
+def read_columns(path: Path) -> dict[str, list[Point]]:
+    """The columns of metrics.csv, as points (step, value)."""
+    columns: dict[str, list[Point]] = {}
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                for key, value in row.items():
+                    if key and key != "step" and value:
+                        columns.setdefault(key, []).append((float(row["step"]), float(value)))
+    return columns
+
+
+def charts(columns: Mapping[str, Sequence[Point]]) -> list[Chart]:
+    """A chart of each column with two finite values or more; of names that continue another, only the shortest."""
+    names = [*(key for key in CURVES if key in columns), *(key for key in columns if key not in {*CURVES, *NO_CURVES})]
+    names = [key for key in names if not any(key.startswith(f"{other}_") for other in columns)]
+    made = [Chart(CURVES.get(key, key.removeprefix("eval/")), columns[key]) for key in names]
+    return [one for one in made if len(one.finite) > 1]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The contents of a JSON file; nothing if it is missing or another file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,111 @@
+"""The page of a run or a sampling: its settings beside those of its recipe, and the commands to go on with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from diffusion_lab.config import directories
+from diffusion_lab.config.compose import parsed, training
+from diffusion_lab.config.origin import command, invocation
+from diffusion_lab.errors import ConfigError
+from diffusion_lab.output import say
+from diffusion_lab.page import PAGE, Command, run_page, write
+from diffusion_lab.storage.run_directory import CONFIG, newest_step
+
+REQUEST = "request.json"
+"""File of a directory of samples: everything that they depend on."""
+
+MOST_OTHERS = 4
+"""Other runs that the command for a comparison names."""
+
+
+class RunPage:
+    """The page `<folder>/report.html`, written anew by `write`, which no failure leaves.
+
+    Args:
+        folder: directory of a run of train.py, or of samples of sample.py.
+
+    Raises:
+        ConfigError: for a directory of neither, or a damaged one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            self.trained = (folder / CONFIG).is_file()
+            text = (folder / (CONFIG if self.trained else REQUEST)).read_text(encoding="utf-8")
+            self.settings = yaml.safe_load(text) if self.trained else json.loads(text)
+        except FileNotFoundError as error:
+            raise ConfigError(
+                f"{folder} is not the directory of a run or of samples: it holds neither {CONFIG} nor {REQUEST}; "
+                "for a sweep, use diffusion-lab compare"
+            ) from error
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise ConfigError(f"{folder} is damaged: {' '.join(str(error).split())}") from error
+
+    @cached_property
+    def usual(self) -> Mapping[str, Any] | None:
+        """The configuration that the run's choices of groups alone give; None if it cannot be composed now."""
+        started = self.settings.get("started") or {}
+        if not self.trained or started.get("config_path") or started.get("config_name", "train") != "train":
+            return None
+        search = directories.searching(started.get("config_dirs") or ())
+        try:
+            groups = directories.groups(directories.directories(search))
+            chosen = parsed(self.settings.get("overrides") or ())
+            return training([*search, *(one.input_line for one in chosen if one.key_or_group in groups)])
+        except ConfigError:  # an option that no longer exists
+            return None
+
+    def write(self) -> bool:
+        """Write the page; a failure is one line, and nothing else.  Return whether it is written."""
+        try:
+            write("run.html", run_page(self.folder, self.settings, self.usual, self.commands()), self.folder / PAGE)
+        except Exception as error:  # of any class: the run matters more
+            say(f"{self.folder / PAGE} is not written: {' '.join(str(error).split()) or type(error).__name__}")
+            return False
+        return True
+
+    def commands(self) -> list[Command]:
+        """The commands to go on with."""
+        here = self.folder.absolute()
+        found = of_run(here, self.settings) if self.trained else of_samples(here)
+        return [*found, Command("Write this page again", invocation("report", str(here)))]
+
+
+def of_run(folder: Path, settings: Mapping[str, Any]) -> list[Command]:
+    """The commands of a training."""
+    found = []
+    if newest_step(folder):
+        found.append(Command("Resume; with trainer.max_steps=... to train on", command("train", folder)))
+        samples = (settings.get("metric") or {}).get("samples")
+        count = [f"num_samples={samples}"] if isinstance(samples, int) else []
+        if "sampler" in settings["model"]:  # a classifier has no samples
+            found += [
+                Command("Sample from it", command("sample", folder)),
+                Command("Sample and evaluate", command("sample", folder, "evaluate=true", *count)),
+            ]
+    others = [path.parent for path in folder.parent.glob("*/results.json") if path.parent != folder]
+    newest = sorted(others, key=lambda path: path.stat().st_mtime)[-MOST_OTHERS:]
+    if (folder / "results.json").is_file():
+        purpose = "Compare it with the runs beside it" if newest else "Compare it: add further runs"
+        found.append(Command(purpose, invocation("compare", *map(str, (folder, *newest)))))
+    return found
+
+
+def of_samples(folder: Path) -> list[Command]:
+    """The commands of a sampling that was evaluated."""
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        checkpoint, run = Path(results["checkpoint"]), Path(results["run"]).absolute()
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    compared = (run, folder) if (run / "results.json").is_file() else (folder,)
+    found = [Command("Compare with the training's own results", invocation("compare", *map(str, compared)))]
+    return [Command("Sample from the same checkpoint", command("sample", checkpoint)), *found]
