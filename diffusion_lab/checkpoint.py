@@ -84,7 +84,9 @@ def device_of(name: str | torch.device) -> torch.device:
 
 
 def load(path: str | Path, *, weights: Weights = "ema", device: str | torch.device = "cpu") -> Training:
-    """Load the model of a run directory, a checkpoint file, or "last" (the newest run), ready to `.sample(...)`.
+    """Load the model of a run directory, a checkpoint or exported file, "last" (the newest run), or "hub:user/name".
+
+    It is ready to `.sample(...)`; the repository of the Hugging Face Hub must hold an export of this package.
 
     A run of model=classifier gives a `model.Classifier` for `guidance.ClassifierGuidance`.
 

@@ -42,6 +42,9 @@ COMMANDS = {
         "referee", "score two sets of images with torch-fidelity", None,
         ("weights=", "download=", "digest=", "batch_size=", "subset_size=", "device="),
     ),
+    "export": Command(
+        "export", "write a model as safetensors, or for diffusers", "sample", ("format=", "weights=", "out=", "push="),
+    ),
     "import": Command("interop", "convert a checkpoint of another program", "train", ("out=",)),
     "completion": Command("completion", "print a script for completion with the Tab key"),
 }  # fmt: skip

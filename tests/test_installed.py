@@ -84,6 +84,7 @@ def test_every_command_starts_from_an_installed_package(installed, tmp_path):
         "stats",
         "verify",
         "referee",
+        "export",
         "import",
         "completion",
     ):

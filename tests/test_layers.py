@@ -53,7 +53,7 @@ MAY_IMPORT = {
     "data": {"errors", "finite", "storage"},
     "metric": {"storage"},
     "plot": {"metric", "data"},
-    "interop": {"network"},
+    "interop": {"network", "denoiser", "process", "sampler"},
     "evaluation": {
         *("finite", "noise", "ranks", "storage"),
         *("data", "denoiser", "likelihood", "metric", "model", "sampler"),
@@ -94,6 +94,7 @@ MAY_IMPORT = {
     "ema": COMMAND,
     "stats": COMMAND,
     "referee": COMMAND,
+    "export": COMMAND,
     "__init__": {"checkpoint"},
 }
 HYDRA, MAY_USE_HYDRA = {"hydra", "omegaconf"}, {"config", "monkeypatches", "run", "launch"}

@@ -9,6 +9,7 @@ from typing import Any
 
 from diffusion_lab.config.class_rules import get, nodes
 from diffusion_lab.errors import ConfigError
+from diffusion_lab.storage import hub
 
 HUB = "hf://"
 
@@ -18,6 +19,12 @@ def missing_source(config: Mapping[str, Any]) -> str | None:
     source = config.get("init_from")
     if not source or config.get("ckpt_path") or source == "last":
         return None
+    if str(source).startswith(hub.HUB):
+        try:
+            hub.repository(str(source))
+        except ConfigError as error:
+            return f"init_from={source}: {error}"
+        return None
     if str(source).startswith(HUB):
         if str(source).removeprefix(HUB).count("/") < 2:
             return f"init_from={source}: write {HUB}user/repository/file"
@@ -26,7 +33,8 @@ def missing_source(config: Mapping[str, Any]) -> str | None:
         return None
     if Path(str(source)).expanduser().exists():
         return None
-    return f"init_from={source} does not exist: give a run, a file of weights, last, or {HUB}user/repository/file"
+    remote = f"{hub.HUB}user/name, or {HUB}user/repository/file"
+    return f"init_from={source} does not exist: give a run, a file of weights, last, {remote}"
 
 
 def missing_pairs(config: Mapping[str, Any]) -> str | None:
@@ -50,7 +58,9 @@ def missing_checkpoint(config: Mapping[str, Any]) -> str | None:
     """Why the checkpoint of a component, such as a teacher, cannot be loaded, without opening it; None if it can."""
     for path, node in nodes(config):
         source = node.get("ckpt_path") if path and "_target_" in node else None
-        if source not in (None, "last") and not Path(str(source)).expanduser().exists():
+        if source in (None, "last") or str(source).startswith(hub.HUB):
+            continue
+        if not Path(str(source)).expanduser().exists():
             name = f"{path.removeprefix('model.')}.ckpt_path"
             return f"{name}={source} does not exist: give a run directory or a .ckpt file"
     return None

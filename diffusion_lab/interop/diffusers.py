@@ -1,10 +1,10 @@
-"""Weights of diffusers' UNet2DModel: DDPM's U-Net with other names, with old or new names of the attention."""
+"""diffusers' UNet2DModel: DDPM's U-Net with other names, with old or new names of the attention; in both directions."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,10 @@ BLOCKS = (
 OLD = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 """Names in the attention before diffusers 0.14, which files on the hub still have -> names since."""
 
+LABELS = Link("time.labels.weight", "class_embedding.weight")
+"""The table of class labels."""
+
 SETTINGS: dict[str, tuple[Any, Any]] = {
-    "attention_head_dim": (8, None),
     "center_input_sample": (False, False),
     "downsample_padding": (1, 0),
     "flip_sin_to_cos": (True, False),
@@ -67,6 +69,19 @@ def unet(network: UNet, official: Mapping[str, Tensor], strict: bool = True) -> 
     )
 
 
+def to_unet2d(network: UNet) -> dict[str, Tensor]:
+    """The inverse of `unet`: the weights of a network as the state dict of a UNet2DModel with `unet2d_config`.
+
+    Weights of augmentation labels are left out: without labels they have no effect.
+    """
+    groups: dict[str, list[str]] = {}
+    for link in unet_links(network):
+        groups.setdefault(link.ours, []).append(link.theirs)
+    ours = network.state_dict()
+    chunks = ((names, ours[name].chunk(len(names))) for name, names in groups.items())
+    return {name: chunk for names, split in chunks for name, chunk in zip(names, split, strict=True)}
+
+
 def trainable_order(network: UNet) -> list[str]:
     """Return the official names of the trained weights, in order of execution."""
     return [link.theirs for link in unet_links(network)]
@@ -74,7 +89,8 @@ def trainable_order(network: UNet) -> list[str]:
 
 def unet_links(network: UNet) -> list[Link]:
     """Return a link for each official tensor, in order of execution."""
-    return list(links(blocks(network), PARTS, network.state_dict().keys()))
+    present = network.state_dict().keys()
+    return [*links(blocks(network), PARTS, present), *([LABELS] if LABELS.ours in present else [])]
 
 
 def blocks(network: UNet) -> Iterator[tuple[str, str, str]]:
@@ -94,6 +110,46 @@ def current_name(name: str) -> str:
     return name
 
 
+def settings(network: UNet) -> dict[str, tuple[Any, Any]]:
+    """`SETTINGS`, and those of this network.
+
+    Raises ValueError for heads of several widths, or attention in some decoder blocks only, which diffusers has not.
+    """
+    attending = [[hasattr(stage.attention, "heads") for stage in stages] for stages in network.up]
+    if any(len(set(level)) > 1 for level in attending):
+        raise ValueError("no U-Net with attention in some blocks of a level only, as network.up_attention=last")
+    found = [m for m in network.modules() if hasattr(m, "heads")]
+    widths = {m.out.in_features // m.heads for m in found}
+    several = any(m.heads > 1 for m in found)
+    if several and len(widths) > 1:
+        raise ValueError(f"no U-Net with heads of several widths, {sorted(widths)} channels")
+    heads = {"attention_head_dim": (8, widths.pop() if several else None)}
+    return {**SETTINGS, **heads, "norm_num_groups": (32, network.conv_out[0].num_groups)}
+
+
+def unet2d_config(network: UNet, size: Sequence[int]) -> dict[str, Any]:
+    """The config.json of the UNet2DModel that computes the same function; size: (H, W) of its images.
+
+    Raises ValueError as `settings`.
+    """
+    attends = [hasattr(stages[0].attention, "heads") for stages in network.down]
+    down, up = ([f"{'Attn' * a}{way}Block2D" for a in attends] for way in ("Down", "Up"))
+    labels = network.time.labels
+    height, width = size
+    return {
+        "_class_name": "UNet2DModel",
+        "sample_size": height if height == width else [height, width],
+        "in_channels": network.conv_in.in_channels,
+        "out_channels": network.conv_out[2].out_channels,
+        "down_block_types": down,
+        "up_block_types": up[::-1],
+        "block_out_channels": [stages[0].residual.conv1.out_channels for stages in network.down],
+        "layers_per_block": len(network.down[0]),
+        "num_class_embeds": labels and labels.num_embeddings,
+        **{key: value for key, (_, value) in settings(network).items()},
+    }
+
+
 def check_settings(network: UNet, file: Path) -> None:
     """Check the config.json next to a file of weights, if it exists, against our network.
 
@@ -103,7 +159,6 @@ def check_settings(network: UNet, file: Path) -> None:
     if not config.is_file():
         return
     given = json.loads(config.read_text())
-    wanted = {**SETTINGS, "norm_num_groups": (32, network.conv_out[0].num_groups)}
-    for key, (default, needed) in wanted.items():
+    for key, (default, needed) in settings(network).items():
         if given.get(key, default) != needed:
             raise ValueError(f"{config} has {key}={given.get(key, default)}, but our U-Net has {key}={needed}")

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from diffusion_lab import checkpoint
 from diffusion_lab.config.compose import training
 from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.config.origin import command
@@ -20,6 +21,7 @@ from diffusion_lab.interop.layout import Layout, recognise
 from diffusion_lab.model import Model
 from diffusion_lab.output import say
 from diffusion_lab.run.data import add_augmentation
+from diffusion_lab.storage import hub, safetensors_file
 from diffusion_lab.storage.checkpoint_file import AtomicCheckpointIO
 from diffusion_lab.storage.run_directory import checkpoints
 
@@ -28,20 +30,25 @@ SIZES = ("channels", "multipliers", "dilations", "blocks", "attention", "levels"
 
 
 def import_checkpoint(file: str, overrides: Sequence[str], out: str | None = None) -> Path:
-    """Import a checkpoint of another program and return the run directory.
+    """Import a checkpoint of another program, or an exported model, and return the run directory.
 
     Args:
-        file: the checkpoint.
+        file: the checkpoint, a folder of diffusers or of an export, or hub:user/name.
         overrides: the arguments with which train.py would train such a model.
         out: the run directory; by default named after the file, under the log directory.
 
     Raises:
         ConfigError: if the file is refused or does not fit the configuration; nothing is written then.
     """
-    path, settings = Path(file), training(overrides)
-    run_dir = Path(out or Path(settings["paths"]["log_dir"]) / "imported" / path.stem)
+    settings = training(overrides)
+    name = file.rpartition("/")[2] if file.startswith(hub.HUB) else Path(file).resolve().stem
+    run_dir = Path(out or Path(settings["paths"]["log_dir"]) / "imported" / name)
     if checkpoints(run_dir):
         raise ConfigError(f"{run_dir} holds a checkpoint already: choose another out=..., or remove it first")
+    path = found_file(file)
+    if path.is_file() and safetensors_file.is_export(path):
+        import_export(path, run_dir, overrides)
+        return run_dir
     settings["paths"]["run_dir"] = settings["callback"]["checkpoint"]["run_dir"] = str(run_dir)
     try:
         found = find(read(path))
@@ -57,6 +64,35 @@ def import_checkpoint(file: str, overrides: Sequence[str], out: str | None = Non
         AtomicCheckpointIO().save_checkpoint(contents(model, average, found.step or 0, settings), target)
     report(found, layout, model, path, target)
     return run_dir
+
+
+def found_file(file: str) -> Path:
+    """The file of weights that the argument of the command means."""
+    if file.startswith(hub.HUB) or not Path(file).is_dir():
+        return hub.weights(file) if file.startswith(hub.HUB) else Path(file)
+    found = hub.in_folder(Path(file))
+    if found is None:
+        raise ConfigError(f"{file} holds none of the files {', '.join(hub.WEIGHTS)}: give the checkpoint itself")
+    return found
+
+
+def import_export(path: Path, run_dir: Path, overrides: Sequence[str]) -> None:
+    """Write an exported model as a checkpoint, with its own configuration.
+
+    Raises:
+        ConfigError: for overrides, which could only contradict it.
+    """
+    if overrides:
+        raise ConfigError(f"{path} says what its model is: leave out {overrides[0]}")
+    found = safetensors_file.read(path)
+    model, settings, step = checkpoint.build(found), found["config"], found["global_step"]
+    settings["paths"]["run_dir"] = str(run_dir)
+    target = run_dir / "checkpoints" / f"step_{step:08d}.ckpt"
+    with as_config_error(OSError, message=f"{target} cannot be written: {{}}"):
+        AtomicCheckpointIO().save_checkpoint(contents(model, found["ema"]["weights"], step, settings), target)
+    say(f"read     {path}: an exported model of step {step:,}, with one set of weights, used both as raw and as EMA")
+    say(f"written  {os.path.relpath(target)}")
+    say(f"sample from it:  {command('sample', run_dir)}")
 
 
 def build(settings: dict[str, Any]) -> Model:

@@ -20,7 +20,9 @@ FILE is one of
   checkpoint.pth        of ncsn or ncsnv2
   ckpt.pth              of ddim, or weights of DDPM in its layout
   edm-cifar10.pt        weights of EDM without its program: see docs/guide/checkpoints.md for its .pkl
-  diffusion_pytorch_model.safetensors or .bin   of diffusers: the unet of a DDPM pipeline
+  diffusion_pytorch_model.safetensors or .bin   of diffusers: the unet of a DDPM pipeline, or the pipeline's folder
+  model.safetensors     of diffusion-lab export, which contains its configuration: no other arguments then
+  hub:user/name         a repository of the Hugging Face Hub with one of the last two
 No code in it is executed: anything but tensors, numbers and containers is refused.
 
 The other arguments are those with which train.py would train such a model; the file does not contain them.

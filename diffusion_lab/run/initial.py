@@ -17,7 +17,7 @@ from diffusion_lab.interop.mapping import listed
 from diffusion_lab.model import Model
 from diffusion_lab.output import say
 from diffusion_lab.run.changes import changes
-from diffusion_lab.storage import checkpoint_file
+from diffusion_lab.storage import checkpoint_file, hub, safetensors_file
 from diffusion_lab.storage.run_directory import find, is_complete
 
 NETWORK = "denoiser.network."
@@ -51,13 +51,13 @@ def initialise(model: Model, settings: dict[str, Any]) -> None:
 
 
 def weights_of(source: str, network: nn.Module, which: str, log_dir: str, strict: bool = True) -> Initial:
-    """The weights of a run, a checkpoint of ours or of another program, or a file on the Hugging Face hub."""
+    """The weights of a run, a checkpoint of ours or of another program, or from the Hugging Face Hub."""
     path = fetched(source) if source.startswith(HUB) else Path(source).expanduser()
-    if source == "last" or path.is_dir():
-        path = find(path if source != "last" else source, log_dir)
+    if source == "last" or source.startswith(hub.HUB) or path.is_dir():
+        path = find(source if not path.is_dir() else path, log_dir)
     if not path.is_file():
         raise ConfigError(f"init_from={source} does not exist: give a run directory, a file of weights, or last")
-    if is_complete(path):
+    if is_complete(path) or safetensors_file.is_export(path):
         return of_ours(path, which)
     try:
         found = files.find(files.read(path))

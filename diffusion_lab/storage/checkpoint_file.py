@@ -12,6 +12,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch.utils._pytree import tree_leaves
 
 from diffusion_lab import first_edition
+from diffusion_lab.storage import safetensors_file
 from diffusion_lab.storage.atomic_file import atomic_write
 from diffusion_lab.storage.run_directory import CheckpointError
 
@@ -28,9 +29,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def read(path: str | Path) -> dict[str, Any]:
     """The contents of a checkpoint file, on the CPU; tensors and plain containers only, nothing in it is executed.
 
+    Of an exported file (`safetensors_file.read`) as well, which holds no state of a training.
+
     Raises:
         CheckpointError: if it is cut, foreign, or holds anything else.
     """
+    if Path(path).suffix == safetensors_file.SUFFIX:
+        return safetensors_file.read(Path(path))
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

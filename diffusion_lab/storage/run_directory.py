@@ -11,6 +11,7 @@ from pathlib import Path
 
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.output import say
+from diffusion_lab.storage import hub
 from diffusion_lab.storage.atomic_file import NotWritten, check_writable
 
 CONFIG = "config.yaml"
@@ -75,17 +76,22 @@ def newest_run(log_dir: str | Path, needed: bytes = b"state_dict") -> Path:
 
 
 def find(path: str | Path, log_dir: str | Path = "logs") -> Path:
-    """The checkpoint file that `path` means: a file, a run directory (its newest), or "last" (the newest run under
-    log_dir).  In a directory, a truncated file is skipped for the one before it.
+    """The checkpoint file that `path` means: a file, a run directory (its newest), the folder of an exported model,
+    "last" (the newest run under log_dir), or hub:user/name, which is downloaded.  In a directory, a truncated file is
+    skipped for the one before it.
 
     Raises:
         CheckpointError: if there is none.
     """
+    if str(path).startswith(hub.HUB):
+        return hub.weights(str(path))
     path = newest_run(log_dir) if str(path) == "last" else Path(path)
     if path.is_dir():
         found = checkpoints(path) or sorted(path.glob("*.ckpt"), reverse=True)
+        if not found and (exported := hub.in_folder(path)) is not None:
+            return exported
         if not found:
-            raise CheckpointError(f"{path} holds no checkpoint: expected {path}/checkpoints/*.ckpt")
+            raise CheckpointError(f"{path} holds no checkpoint: expected {path}/checkpoints/*.ckpt or {hub.EXPORTED}")
         return newest_complete(found)
     if not path.is_file():
         there = ", ".join(sorted(other.name for other in path.parent.glob("*.ckpt"))) if path.suffix == ".ckpt" else ""

@@ -1,0 +1,51 @@
+"""A folder that diffusers' `DiffusionPipeline.from_pretrained` loads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.interop.diffusers import to_unet2d, unet2d_config
+from diffusion_lab.interop.diffusers_scheduler import Pipeline, pipeline_of
+from diffusion_lab.network import UNet
+
+VERSION = "0.42.1"
+"""Version of diffusers with which the tests read such folders."""
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+NETWORKS: dict[type, tuple[Callable[..., dict[str, Tensor]], Callable[..., dict[str, Any]]]] = {
+    UNet: (to_unet2d, unet2d_config),
+}
+"""Our networks that UNet2DModel can be -> their weights under its names, and its configuration."""
+
+
+def folder(denoiser: Denoiser, sampler: Any, shape: Sequence[int]) -> tuple[dict[str, Any], Pipeline]:
+    """(contents of each file of the folder: tables for JSON, and weights by name; the pipeline in it).
+
+    Args:
+        sampler: the sampler whose images the pipeline makes from the same noise.
+        shape: (C, H, W) of the images.
+
+    Raises:
+        ValueError: if diffusers has no such network or scheduler.
+    """
+    network: nn.Module = denoiser.network
+    if len(shape) != 3 or not denoiser.parameterization.bounded:
+        raise ValueError("no pipeline of data that are no images")
+    if type(network) not in NETWORKS:
+        known = ", ".join(one.__name__ for one in NETWORKS)
+        raise ValueError(f"no network that is our {type(network).__name__}: it has {known}")
+    pipeline = pipeline_of(denoiser, sampler)
+    weights, config = NETWORKS[type(network)]
+    versioned = {"_diffusers_version": VERSION}
+    index = {"scheduler": ["diffusers", pipeline.scheduler], "unet": ["diffusers", "UNet2DModel"]}
+    return {
+        "model_index.json": {"_class_name": pipeline.name, **versioned, **index},
+        "scheduler/scheduler_config.json": {"_class_name": pipeline.scheduler, **versioned, **pipeline.settings},
+        "unet/config.json": {**config(network, shape[1:]), **versioned},
+        WEIGHTS: weights(network),
+    }, pipeline

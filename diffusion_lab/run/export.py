@@ -1,0 +1,138 @@
+"""Export a model: a folder with its weights, its configuration and a model card, for others to use."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusion_lab import checkpoint
+from diffusion_lab.checkpoint import Weights
+from diffusion_lab.config.instantiate import instantiate
+from diffusion_lab.config.named_sampler import sampler_settings
+from diffusion_lab.config.packages import RECORD
+from diffusion_lab.errors import ConfigError, as_config_error
+from diffusion_lab.evaluation.results import RESULTS, read_results
+from diffusion_lab.interop.diffusers_folder import folder
+from diffusion_lab.interop.diffusers_scheduler import Pipeline
+from diffusion_lab.model import Model, Training
+from diffusion_lab.output import say
+from diffusion_lab.run.model_card import Card
+from diffusion_lab.storage import checkpoint_file, hub, safetensors_file
+from diffusion_lab.storage.atomic_file import atomic_write
+from diffusion_lab.storage.revision import revision
+
+PLACE = re.compile(r"[/~]|[A-Za-z]:[\\/]")
+"""Beginning of a path of this machine, which is nobody else's business."""
+
+
+def export(
+    path: Path, form: str, out: Path, weights: Weights, sampler: Sequence[str] = (), push: str | None = None
+) -> None:
+    """Write the model of a checkpoint into the folder `out`, and upload it if `push` names a repository.
+
+    Args:
+        form: a key of `FORMATS`.
+        weights: the EMA or the raw weights.
+        sampler: overrides for the scheduler of diffusers, such as sampler=ddim and sampler.steps=50.
+
+    Raises:
+        ConfigError: if the format has no such model; nothing is written then.
+    """
+    contents = checkpoint_file.read(path)
+    model, config, step = checkpoint.build(contents, weights), shared(contents["config"]), contents["global_step"]
+    if sampler and isinstance(model, Model):
+        config["model"]["sampler"] = chosen(sampler, contents["config"])
+        model.sampler = instantiate(config["model"]["sampler"], "sampler")
+    files, pipeline = FORMATS[form](model)
+    place = push and (push if pipeline else f"{hub.HUB}{push}")
+    results = results_of(path, step, weights)
+    files["README.md"] = Card(model, config, step, weights, results, pipeline, place or ".").text()
+    header = {"revision": revision(), "config": config, "step": step, "weights": weights} if pipeline is None else None
+    with as_config_error(OSError):
+        for name, content in files.items():
+            write(out / name, content, header)
+    count = sum(p.numel() for p in model.network.parameters())
+    say(f"read     {os.path.relpath(path)}: {weights} weights of step {step:,}, {count:,} parameters")
+    say(f"written  {os.path.relpath(out)}: {', '.join(files)}")
+    if push:
+        say(f"uploaded to {hub.upload(out, push, f'Step {step}, {weights} weights')}")
+
+
+def to_safetensors(model: Training) -> tuple[dict[str, Any], None]:
+    """(the files, None): one file with all tensors of the model."""
+    return {hub.EXPORTED: model.state_dict()}, None
+
+
+def to_diffusers(model: Training) -> tuple[dict[str, Any], Pipeline]:
+    """(the files of diffusers' pipeline, the pipeline).
+
+    Raises:
+        ConfigError: if diffusers has no such model.
+    """
+    if not isinstance(model, Model) or model.guidance is not None:
+        what = "classifiers" if not isinstance(model, Model) else "guided models"
+        raise ConfigError(f"diffusers has no pipeline of {what}: choose format=safetensors")
+    with as_config_error(ValueError, message="diffusers has {}; or choose format=safetensors"):
+        model.sampler.check(model.denoiser)
+        return folder(model.denoiser, model.sampler, model.shape)
+
+
+FORMATS: dict[str, Callable[[Training], tuple[dict[str, Any], Pipeline | None]]] = {
+    "safetensors": to_safetensors,
+    "diffusers": to_diffusers,
+}
+"""Format -> the contents of its files, and diffusers' pipeline."""
+
+
+def chosen(words: Sequence[str], config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a sampler of overrides such as sampler=ddim and sampler.steps=50."""
+    name = next(word.removeprefix("sampler=") for word in words if word.startswith("sampler="))
+    keys = [word.removeprefix("sampler.") for word in words if word.startswith("sampler.")]
+    return sampler_settings(name, config.get("variance") or "fixed_large", keys, config.get("sampler_steps"))
+
+
+def shared(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration for others: without paths of this machine, loggers, and guidance by another checkpoint."""
+    config = without_places(config)
+    packages = (config.get(RECORD) or {}).get("packages")
+    config[RECORD] = {"packages": packages, "directory": "the directory of its training"} if packages else None
+    config["logger"] = {}
+    if (config["model"].get("guidance") or {}).get("ckpt_path", "") != "":
+        config["model"]["guidance"] = config["guidance"] = {}
+    return config
+
+
+def without_places(value: Any) -> Any:
+    """Plain containers with None for every path of this machine, and without overrides that are one."""
+    if isinstance(value, dict):
+        return {key: without_places(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [without_places(one) for one in value if not is_place(str(one).partition("=")[2])]
+    return None if is_place(value) else value
+
+
+def is_place(value: Any) -> bool:
+    """Whether a setting is a path of this machine."""
+    return isinstance(value, str) and PLACE.match(value) is not None
+
+
+def results_of(path: Path, step: int, weights: str) -> dict[str, Any] | None:
+    """The results of these weights in the directory of their run; None if they were not evaluated."""
+    if path.parent.name != "checkpoints":
+        return None
+    found = read_results(path.parents[1] / RESULTS)
+    return found if found is not None and (found.get("step"), found.get("weights")) == (step, weights) else None
+
+
+def write(file: Path, content: Any, described: dict[str, Any] | None) -> None:
+    """Write weights by name, a table as JSON, or a text."""
+    if file.suffix == safetensors_file.SUFFIX:
+        safetensors_file.write(file, content, described)
+        return
+    text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
+    with atomic_write(file) as stream:
+        stream.write(text.encode())
