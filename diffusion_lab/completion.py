@@ -19,7 +19,7 @@ Print a script that completes the arguments of diffusion-lab with the Tab key.
   eval "$(diffusion-lab completion zsh)"       in ~/.zshrc, after compinit
   diffusion-lab completion fish | source       in ~/.config/fish/config.fish
 
-For train, sample, stats, verify and import, it completes groups, their options and keys, also those of --config-dir.
+For train, sample, stats, verify, export and import, it completes groups, options and keys, also of --config-dir.
 """
 
 BASH = r"""
