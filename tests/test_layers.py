@@ -33,7 +33,10 @@ MAY_IMPORT = {
     "loss": {"class_posterior", "denoiser", "guidance", "likelihood", "process", "noise", "ranks"},
     "flow": {"runge_kutta", "denoiser", "process", "noise"},
     "sampler": {"flow", "denoiser", "process", "noise"},
-    "verification": {"control", "denoiser", "noise", "parameterization", "process", "sampler"},
+    "verification": {
+        *("class_posterior", "control", "data", "denoiser", "guidance", "loss", "metric", "noise", "parameterization"),
+        *("process", "sampler"),
+    },
     "likelihood": {"flow", "denoiser", "guidance", "process", "noise"},
     "model": {
         *("finite", "first_edition", "memory", "noise", "ranks"),
@@ -52,7 +55,7 @@ MAY_IMPORT = {
     "storage": {"errors", "output", "first_edition"},
     "data": {"errors", "finite", "storage"},
     "metric": {"storage"},
-    "plot": {"metric", "data"},
+    "plot": {"metric", "data", "verification"},
     "interop": {"network", "denoiser", "process", "sampler"},
     "evaluation": {
         *("finite", "noise", "ranks", "storage"),

@@ -147,6 +147,13 @@ def _check_job(
         return {} if used else unused(typed, raw, settings)
 
 
+def missing_checkpoints(task: str, overrides: Sequence[str], part: str) -> list[str]:
+    """Keys of checkpoints that a part of the configuration needs and that are not given."""
+    with in_one_line():
+        raw = OmegaConf.to_container(composed(task, overrides), resolve=False)
+    return [f"{path}.ckpt_path" for path, node in nodes({part: raw[part]}) if node.get("ckpt_path") == "???"]
+
+
 def parsed(overrides: Sequence[str]) -> list[Override]:
     """Overrides as parsed by Hydra.
 

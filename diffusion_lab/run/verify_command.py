@@ -1,40 +1,114 @@
-"""The command `python -m diffusion_lab.verify`: a sampler against exact laws."""
+"""The command `diffusion-lab verify`: one part against exact answers."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from diffusion_lab.cli import command
 from diffusion_lab.config.command_line import only_overrides
 from diffusion_lab.config.imports import quick_imports
+from diffusion_lab.errors import ConfigError
 
 HELP = """\
-Hold a sampler against exact laws, on Gaussian data whose best denoiser is known in closed form.
+Judge one part, ours or of your own package, against exact answers; exit status 1 if a check fails.
 
-  python -m diffusion_lab.verify sampler=NAME [sampler.key=value ...] [--config-dir DIR]
+  diffusion-lab verify KIND=NAME [key=value ...] [out=DIR] [--config-dir DIR]
 
-On VP, VE and DDPM's levels, in float64: it is the same recorded and as written; the network is called as often as
-recorded; an image does not depend on its batch; in many steps it draws from the law of the data, mean and standard
-deviation; without noise it converges to the probability flow, and how fast.  Exit status 1 if a check fails.
+  sampler=ddim           exact mean and deviation of Gaussian data, order of convergence, network evaluations, an image
+                         alone and in a batch, float32 and float64, time beside the network calls
+  schedule=cosine        alpha and sigma, beta against automatic differentiation, log-SNR, its ends
+  sde=vp                 drift and diffusion against automatic differentiation, the marginal by simulation of the SDE,
+                         the prior, transitions and posteriors (with schedule=NAME)
+  loss=dsm               its gradient is zero at the exact optimum; batches, times (with model=, time_law=, sde=)
+  guidance=classifier_free    the guided score of a mixture in closed form, for every process
+  network=unet_small     shapes, gradients, dependence on x and t, independent items, speed (with data=NAME)
+  data=digits            range, shape, labels, train and held-out data disjoint, order
+  metric=digits          the extractor and the distances on it: identity, symmetry, closed forms (with data=NAME)
+
+  diffusion-lab verify sampler=heun sampler.steps=18
+  DIFFUSION_LAB_PACKAGES=my_package diffusion-lab verify loss=mine --config-dir conf
+
+It prints each check with its value, what is expected, and the tolerance, and writes verification.json and pictures to
+out, by default logs/verify/KIND_NAME.  Everything is exact or has a fixed seed; speed is reported, not judged.
 """
+
+
+class Kind(NamedTuple):
+    """What a kind of part needs: other groups that may be named with it, and overrides to try in this order."""
+
+    context: tuple[str, ...] = ()
+    tries: tuple[tuple[str, ...], ...] = ((),)
+
+
+ANY_SHAPE = ((), ("data=cifar10",), ("data=toy2d",))
+KINDS = {
+    "sampler": Kind(),
+    "schedule": Kind(),
+    "sde": Kind(("schedule",)),
+    "loss": Kind(("schedule", "sde", "data"), (("data=toy2d",),)),
+    "guidance": Kind(),
+    "network": Kind(("data",), ANY_SHAPE),
+    "data": Kind(),
+    "metric": Kind(("data",)),
+}
+"""Groups of the configuration whose options can be verified."""
+
+ALSO_VALIDATED = {"network": ("data",), "metric": ("data",)}
 
 
 @command(HELP, ValueError)
 def main(arguments: Sequence[str]) -> None:
-    """Verify the sampler that the arguments name; exit with status 1 if a check fails."""
-    overrides = only_overrides(arguments, "verify")
-    from diffusion_lab.config.compose import check, composed, plain
-
-    check("train", overrides, used=(("sampler",),))
-    settings = plain(composed("train", overrides), overrides)["sampler"]
+    """Verify the part that the arguments name; exit with status 1 if a check fails."""
+    given = [word.partition("=")[2] for word in arguments if word.startswith("out=")]
+    overrides = only_overrides([word for word in arguments if not word.startswith("out=")], "verify")
+    kind, name = subject(overrides)
+    if "" in given:
+        raise ConfigError("out= is empty: give a folder, such as out=logs/verify/mine")
+    overrides = fitting(kind, overrides)
     # Imported here: torch takes seconds to import, and a typo should be refused at once.
     with quick_imports():
-        from diffusion_lab.config.instantiate import instantiate
-        from diffusion_lab.verification import check_sampler
-    results = []
-    for result in check_sampler(instantiate(settings, "sampler")):
-        print(result, flush=True)
-        results.append(result.passed)
-    print(f"{sum(results)} of {len(results)} checks passed")
-    sys.exit(not all(results))
+        from diffusion_lab.run.verify import verify
+
+    passed = verify(kind, name, overrides, given[-1] if given else f"logs/verify/{kind}_{name}")
+    sys.exit(not passed)
+
+
+def subject(overrides: Sequence[str]) -> tuple[str, str]:
+    """(kind, name) of the part that is verified; the other groups that are named must be its context.
+
+    Raises:
+        ConfigError: for no part, or several.
+    """
+    named = dict(word.split("=", 1) for word in overrides if word.partition("=")[0] in KINDS)
+    if not named:
+        raise ConfigError(f"name the part to verify: one of {', '.join(f'{kind}=NAME' for kind in KINDS)}")
+    found = [kind for kind in named if named.keys() - {kind} <= set(KINDS[kind].context)]
+    if not found:
+        both = ", ".join(f"{kind}={name}" for kind, name in named.items())
+        raise ConfigError(f"{both}: verify judges one part at a time, so name one of them")
+    return found[0], named[found[0]]
+
+
+def fitting(kind: str, overrides: list[str]) -> list[str]:
+    """The overrides, with stand-ins for checkpoints, and with data that suits the part unless the user chose some.
+
+    Raises:
+        ConfigError: if the part's settings are refused.
+    """
+    from diffusion_lab.config.compose import check, missing_checkpoints
+
+    parts = ((kind, *ALSO_VALIDATED.get(kind, ())),)
+    refused: list[ConfigError] = []
+    for more in KINDS[kind].tries:
+        groups = {word.partition("=")[0] for word in overrides}
+        tried = [*(word for word in more if word.partition("=")[0] not in groups), *overrides]
+        try:
+            check("train", tried, only_names=True)
+            tried += [f"{key}=exact" for key in missing_checkpoints("train", tried, kind)]
+            check("train", tried, used=parts)
+            return tried
+        except ConfigError as error:
+            refused.append(error)
+    raise refused[0]

@@ -1,7 +1,10 @@
-"""Verification of samplers against exact distributions, for Gaussian data with a closed-form denoiser."""
+"""Verification of parts against exact answers: closed forms, automatic differentiation, and simulation."""
 
+from diffusion_lab.verification.check import Chart, Check
 from diffusion_lab.verification.gaussian import Gaussian, GaussianLaw
 from diffusion_lab.verification.marginal import denoiser_of
-from diffusion_lab.verification.sampler import Check, check_sampler
+from diffusion_lab.verification.process import check_process
+from diffusion_lab.verification.sampler import check_sampler
+from diffusion_lab.verification.schedule import check_schedule
 
-__all__ = ["Check", "Gaussian", "GaussianLaw", "check_sampler", "denoiser_of"]
+__all__ = ["Chart", "Check", "Gaussian", "GaussianLaw", "check_process", "check_sampler", "check_schedule", "denoiser_of"]

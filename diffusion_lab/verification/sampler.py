@@ -5,59 +5,29 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.noise import image_generators
-from diffusion_lab.process import VE, VP, DiscreteProcess, Geometric, Linear, NoiseProcess, ProbabilityPath, Rectified
+from diffusion_lab.process import NoiseProcess
 from diffusion_lab.sampler import ProbabilityFlow, Sampler, for_consistency_models
 from diffusion_lab.sampler.record import Draw, Evaluate, Run
+from diffusion_lab.verification.cases import DATA, WIDE, processes
+from diffusion_lab.verification.check import Chart, Check, Finding, relative, seeded, under
 from diffusion_lab.verification.gaussian import Gaussian, GaussianLaw
+from diffusion_lab.verification.sampler_run import overhead, precision
 
-
-def data_of(size: int) -> Gaussian:
-    """Return Gaussian data with coordinates of different means and variances."""
-    mean = 0.3 * torch.cos(torch.arange(size, dtype=torch.float64))
-    return Gaussian(mean, torch.linspace(0.05, 0.5, size, dtype=torch.float64))
-
-
-DATA, WIDE = data_of(8), data_of(256)
-"""Data of few coordinates; and of many, for samplers with norms, whose ratios concentrate in high dimensions."""
-
-FINE, SAMPLES = 300, 2_000
+FINE, SAMPLES = 300, 500
 """Steps for which the samples must have the distribution of the data; samples if it is not known exactly."""
 
-
-@dataclass(frozen=True)
-class Check:
-    """A value and its bound: at most `most`, or at least `least`."""
-
-    name: str
-    value: float
-    most: float = math.inf
-    least: float = -math.inf
-
-    @property
-    def passed(self) -> bool:
-        """Whether the value is within the bound; False for NaN."""
-        return self.least <= self.value <= self.most
-
-    def __str__(self) -> str:
-        bound = f"<= {self.most:.3g}" if self.most < math.inf else f">= {self.least:.3g}"
-        return f"{self.name:<58} {self.value:>10.3g}   {bound:<10} {'ok' if self.passed else 'FAILED'}"
+ORDER = (30, 60)
+"""Numbers of steps that determine the order of convergence."""
 
 
-def processes() -> dict[str, NoiseProcess]:
-    """Return one process of each type."""
-    continuous = {"VP": VP(Linear()), "VE": VE(Geometric(0.01, 20.0)), "flow": ProbabilityPath(Rectified())}
-    return {**continuous, "DDPM": DiscreteProcess(Linear())}
-
-
-def check_sampler(sampler: Sampler) -> Iterator[Check]:
-    """Yield all checks of a sampler on each of the `processes` that it supports.
+def check_sampler(sampler: Sampler) -> Iterator[Finding]:
+    """Yield all checks of a sampler on each of the `processes` that it supports, and its charts.
 
     Raises:
         ValueError: if it supports none.
@@ -75,8 +45,9 @@ def check_sampler(sampler: Sampler) -> Iterator[Check]:
         raise ValueError(reason)
     for name, process in supported.items():
         checks = check_flow if isinstance(sampler, ProbabilityFlow) else check_steps
-        for check in checks(sampler, process):
-            yield Check(f"{name}: {check.name}", check.value, check.most, check.least)
+        yield from under(name, checks(sampler, process))
+    short = with_settings(sampler, max(2, 50 // corrector_steps(sampler)))
+    yield from under(name, overhead(short, exact_denoiser(sampler, process)))
 
 
 def exact_denoiser(sampler: Sampler, process: NoiseProcess, data: Gaussian = DATA) -> Denoiser:
@@ -89,14 +60,18 @@ def with_settings(sampler: Sampler, steps: int = FINE, **changes: object) -> Sam
     sampler = copy.copy(sampler)
     sampler.dtype = torch.float64
     if sampler.steps != 1 and not isinstance(sampler, ProbabilityFlow):
-        corrector_steps = getattr(sampler.corrector, "steps", 1) if sampler.corrector is not None else 1
-        sampler.steps = max(2, min(steps, 4_000 // corrector_steps))
+        sampler.steps = max(2, min(steps, 4_000 // corrector_steps(sampler)))
     for key, value in changes.items():
         setattr(sampler, key, value)
     return sampler
 
 
-def check_steps(sampler: Sampler, process: NoiseProcess) -> Iterator[Check]:
+def corrector_steps(sampler: Sampler) -> int:
+    """Network evaluations of the corrector at one timestep; 1 without a corrector."""
+    return getattr(getattr(sampler, "corrector", None), "steps", 1)
+
+
+def check_steps(sampler: Sampler, process: NoiseProcess) -> Iterator[Finding]:
     """Yield the checks of a sampler with discrete timesteps."""
     denoiser, fine = exact_denoiser(sampler, process), with_settings(sampler)
     times = fine.check(denoiser)
@@ -106,16 +81,19 @@ def check_steps(sampler: Sampler, process: NoiseProcess) -> Iterator[Check]:
     plan = short.record(denoiser, x)
     as_written, denoiser.nfe = short.as_written(denoiser, x, seeded()), 0
     *_, (_, recorded, _) = plan(x, seeded())
-    yield Check("recorded - as written", relative(recorded, as_written), most=1e-10)
+    yield Check("recorded - as written", relative(recorded, as_written), tolerance=1e-10)
     kinds = [type(one) for one in plan.instructions]
     if Run not in kinds:
-        yield Check("network evaluations - those recorded", abs(denoiser.nfe - kinds.count(Evaluate)), most=0)
+        yield Check("network evaluations (NFE)", denoiser.nfe, kinds.count(Evaluate))
     batch, alone = (short(denoiser, (len(i), 8), image_generators(0, i)) for i in (range(4), [2]))
     if getattr(sampler.corrector, "norm", "image") == "image":
-        yield Check("an image alone - in a batch", relative(alone[0], batch[2]), most=1e-9)
+        yield Check("an image alone - in a batch", relative(alone[0], batch[2]), tolerance=1e-9)
+    yield precision(short, denoiser, x)
     yield from check_law(fine, process, exact=Run not in kinds)
-    if Run not in kinds and Draw not in kinds and sampler.predictor is not None:
-        yield Check("order of convergence", order(sampler, process), least=0.8)
+    if Run not in kinds and sampler.corrector is None:
+        yield law_chart(sampler, process)
+        if Draw not in kinds:
+            yield from check_order(sampler, process)
 
 
 def check_law(sampler: Sampler, process: NoiseProcess, exact: bool) -> Iterator[Check]:
@@ -123,6 +101,14 @@ def check_law(sampler: Sampler, process: NoiseProcess, exact: bool) -> Iterator[
 
     For finitely many Langevin steps of finite size this holds only approximately.
     """
+    mean, std = law_errors(sampler, process, exact)
+    slack, factor = 0.0 if exact else 4.5 / SAMPLES**0.5, 1 if sampler.corrector is None else 5
+    yield Check("mean - that of the data, in its deviations", mean, tolerance=0.01 * factor + slack)
+    yield Check("deviation / that of the data", 1 + std, 1.0, 0.04 * factor + slack)
+
+
+def law_errors(sampler: Sampler, process: NoiseProcess, exact: bool) -> tuple[float, float]:
+    """The worst errors of mean and deviation of the samples, each in deviations of the data."""
     data = DATA if exact else WIDE
     denoiser = exact_denoiser(sampler, process, data)
     times = sampler.check(denoiser)
@@ -137,22 +123,50 @@ def check_law(sampler: Sampler, process: NoiseProcess, exact: bool) -> Iterator[
         samples = sampler.as_written(denoiser, mean + std * like.normal_(generator=seeded()), seeded())
         found = samples.mean(0), samples.std(0)
     mean, std = data.moments(process, torch.zeros_like(times[0]) if sampler.denoise else times[-1])
-    slack, factor = 0.0 if exact else 4.5 / SAMPLES**0.5, 1 if sampler.corrector is None else 5
-    yield Check("mean - that of the data, in its deviations", largest((found[0] - mean) / std), 0.01 * factor + slack)
-    yield Check("deviation / that of the data - 1", largest(found[1] / std - 1), 0.04 * factor + slack)
+    return tuple(worst(error) for error in ((found[0] - mean) / std, found[1] / std - 1))
 
 
-def order(sampler: Sampler, process: NoiseProcess) -> float:
-    """Return the order of convergence: log2 of the ratio of errors for 30 and 60 steps, from t = 1 to 0.3."""
-    denoiser, errors = exact_denoiser(sampler, process), []
-    for count in (30, 60):
-        part = with_settings(sampler, count + 1, spacing="log_snr", denoise=False, t_end=0.3, times=None, sections=None)
-        times = part.timesteps(denoiser)
-        mean, std = DATA.moments(process, times[0])
-        x = mean + std * torch.randn(4, 8, dtype=torch.float64, generator=seeded())
-        want = DATA.flow(process, x, times[0], times[-1])
-        errors.append((part.as_written(denoiser, x) - want).square().mean().sqrt().item())
-    return math.log2(errors[0] / errors[1])
+def worst(errors: Tensor) -> float:
+    """The error of the largest absolute value, with its sign."""
+    return errors[errors.abs().argmax()].item()
+
+
+def law_chart(sampler: Sampler, process: NoiseProcess) -> Chart:
+    """The errors of mean and deviation against the number N of steps."""
+    lines: dict[str, list[tuple[float, float]]] = {"mean": [], "deviation": []}
+    for steps in (10, 30, 90):
+        chosen = with_settings(sampler, steps)
+        try:
+            errors = law_errors(chosen, process, exact=True)
+        except ValueError:  # too few steps for this sampler
+            continue
+        for line, error in zip(lines.values(), errors, strict=True):
+            line.append((chosen.steps, max(abs(error), 1e-12)))
+    lines = {name: line for name, line in lines.items() if line}
+    return Chart("law", "steps N", "error of the samples' law, in deviations of the data", lines, scales=("log", "log"))
+
+
+def check_order(sampler: Sampler, process: NoiseProcess) -> Iterator[Finding]:
+    """Check the order of convergence to the probability flow, log2 of the ratio of errors for 30 and 60 steps."""
+    errors = {count: flow_error(sampler, process, count) for count in (15, *ORDER)}
+    few, many = (errors[count] for count in ORDER)
+    yield Check("order of convergence", math.log2(few / many), 1.0, 0.2, ">=")
+    yield Chart(
+        "convergence", "steps N", "error against the probability flow", {"": list(errors.items())},
+        {"order 1": [(n, few * ORDER[0] / n) for n in errors], "order 2": [(n, few * (ORDER[0] / n) ** 2) for n in errors]},
+        ("log", "log"),
+    )  # fmt: skip
+
+
+def flow_error(sampler: Sampler, process: NoiseProcess, count: int) -> float:
+    """The error of `count` steps from t = 1 to 0.3, evenly in log-SNR, against the probability flow."""
+    denoiser = exact_denoiser(sampler, process)
+    part = with_settings(sampler, count + 1, spacing="log_snr", denoise=False, t_end=0.3, times=None, sections=None)
+    times = part.timesteps(denoiser)
+    mean, std = DATA.moments(process, times[0])
+    x = mean + std * torch.randn(4, 8, dtype=torch.float64, generator=seeded())
+    want = DATA.flow(process, x, times[0], times[-1])
+    return (part.as_written(denoiser, x) - want).square().mean().sqrt().item()
 
 
 def check_flow(sampler: ProbabilityFlow, process: NoiseProcess) -> Iterator[Check]:
@@ -161,22 +175,9 @@ def check_flow(sampler: ProbabilityFlow, process: NoiseProcess) -> Iterator[Chec
     times = exact.check(denoiser)
     x = exact.prior(denoiser, (16, 8), seeded())
     *_, last = exact.trajectory(denoiser, x)
-    want = DATA.flow(process, x, times[0], times[-1])
-    yield Check("solution - the flow's map", relative(last.x, want), most=100 * max(sampler.rtol, sampler.atol))
+    want, slack = DATA.flow(process, x, times[0], times[-1]), 100 * max(sampler.rtol, sampler.atol)
+    yield Check("solution - the flow's map", relative(last.x, want), tolerance=slack)
     batch, alone = (exact(denoiser, (len(i), 8), image_generators(0, i)) for i in (range(4), [2]))
-    yield Check("an image alone - in a batch", relative(alone[0], batch[2]), most=100 * max(sampler.rtol, sampler.atol))
-
-
-def seeded() -> torch.Generator:
-    """Return a generator with the same seed in every call."""
-    return torch.Generator().manual_seed(0)
-
-
-def largest(values: Tensor) -> float:
-    """Return the largest absolute value."""
-    return values.abs().max().item()
-
-
-def relative(found: Tensor, want: Tensor) -> float:
-    """Return the largest difference divided by the largest absolute value."""
-    return largest(found - want) / largest(want)
+    yield Check("an image alone - in a batch", relative(alone[0], batch[2]), tolerance=slack)
+    *_, single = with_settings(sampler, denoise=False, dtype=torch.float32).trajectory(denoiser, x)
+    yield Check("float32 - float64", relative(single.x.double(), last.x), tolerance=slack)

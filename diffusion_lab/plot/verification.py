@@ -1,0 +1,34 @@
+"""Pictures of what a verification finds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffusion_lab.plot.charts import COLOURS
+from diffusion_lab.plot.picture import INK, replacing, square_panels
+from diffusion_lab.verification.check import Chart
+
+MANY = 5
+"""Lines from which the legend stands beside the panel."""
+
+
+def draw(chart: Chart, path: str | Path, title: str = "") -> None:
+    """Plot the lines of a chart, and what they should be, dashed."""
+    figure, (axes,) = square_panels(1, title, side=6.0)
+    for index, (name, line) in enumerate(chart.lines.items()):
+        marker = "o" if len(line) <= 12 else ""
+        axes.plot(*zip(*line, strict=True), label=name, color=COLOURS[index % len(COLOURS)], linewidth=2, marker=marker)
+    styles = ("--", ":", "-.")
+    for index, (name, line) in enumerate(chart.exact.items()):
+        axes.plot(*zip(*line, strict=True), label=name, color=INK, linewidth=1.2, linestyle=styles[index % len(styles)])
+    axes.set(xlabel=chart.x, ylabel=chart.y, xscale=chart.scales[0], yscale=chart.scales[1])
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    count = len(chart.lines) + len(chart.exact)
+    if count > MANY:
+        figure.set_size_inches(9.0, 6.0)
+        axes.legend(frameon=False, fontsize=10, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    elif count > 1 or any(chart.lines):
+        axes.legend(frameon=False, fontsize=11)
+    with replacing(path) as temporary:
+        figure.savefig(temporary)

@@ -1,0 +1,76 @@
+"""Verify one part: print its checks, and write them and their charts to a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusion_lab.config.compose import composed, plain
+from diffusion_lab.config.instantiate import instantiate
+from diffusion_lab.errors import ConfigError, as_config_error
+from diffusion_lab.plot.verification import draw
+from diffusion_lab.storage.atomic_file import atomic_write, check_writable
+from diffusion_lab.verification import Chart, Check, check_process, check_sampler, check_schedule
+from diffusion_lab.verification.check import HEADER, Finding, merged
+
+FILE = "verification.json"
+"""The name of the table in the folder."""
+
+
+def built(settings: Mapping[str, Any], path: str) -> Any:
+    """The object that a dotted path of the settings describes.
+
+    Raises:
+        ConfigError: if it describes none, as with guidance=none.
+    """
+    node: Any = settings
+    for key in path.split("."):
+        node = (node or {}).get(key)
+    if not node or "_target_" not in node:
+        raise ConfigError(f"{path.partition('.')[0]}: this option names no class, so there is nothing to verify")
+    return instantiate(node, path)
+
+
+FINDINGS: dict[str, Callable[[Mapping[str, Any]], Iterable[Finding]]] = {
+    "sampler": lambda settings: check_sampler(built(settings, "sampler")),
+    "schedule": lambda settings: check_schedule(built(settings, "schedule")),
+    "sde": lambda settings: check_process(built(settings, "sde.process")),
+}
+"""Kind of part -> from the settings of a command to what its verification finds."""
+
+
+def verify(kind: str, name: str, overrides: Sequence[str], out: str) -> bool:
+    """Whether the part passes all checks.
+
+    Raises:
+        ConfigError: if it cannot be built, or `out` not written.
+        ValueError: if it suits none of the processes.
+    """
+    folder = Path(out).expanduser()
+    with as_config_error(OSError, message="out={}"):
+        check_writable(folder)
+    settings = plain(composed("train", overrides), overrides)
+    checks, charts = [], []
+    for one in FINDINGS[kind](settings):
+        if isinstance(one, Chart):
+            charts.append(one)
+            continue
+        print(one if checks else f"{HEADER}\n{one}", flush=True)
+        checks.append(one)
+    write(folder, f"{kind}={name}", overrides, checks, merged(charts))
+    judged = [one for one in checks if one.tolerance is not None]
+    passed = sum(one.passed for one in judged)
+    print(f"{passed} of {len(judged)} checks passed; written to {folder}")
+    return passed == len(judged)
+
+
+def write(folder: Path, part: str, overrides: Sequence[str], checks: Sequence[Check], charts: Sequence[Chart]) -> None:
+    """Write the table and a picture of each chart."""
+    rows = [one.row() for one in checks]
+    table = {"part": part, "overrides": list(overrides), "passed": all(one.passed for one in checks), "checks": rows}
+    with atomic_write(folder / FILE) as file:
+        file.write((json.dumps(table, indent=2) + "\n").encode())
+    for chart in charts:
+        draw(chart, folder / f"{chart.name}.png", part)
