@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffusion_lab.plot.charts import COLOURS
+from diffusion_lab.plot.charts import COLOURS, plain_number
 from diffusion_lab.plot.picture import INK, replacing, square_panels
 from diffusion_lab.verification.check import Chart
 
@@ -14,6 +14,8 @@ MANY = 5
 
 def draw(chart: Chart, path: str | Path, title: str = "") -> None:
     """Plot the lines of a chart, and what they should be, dashed."""
+    from matplotlib.ticker import NullFormatter
+
     figure, (axes,) = square_panels(1, title, side=6.0)
     for index, (name, line) in enumerate(chart.lines.items()):
         marker = "o" if len(line) <= 12 else ""
@@ -22,6 +24,12 @@ def draw(chart: Chart, path: str | Path, title: str = "") -> None:
     for index, (name, line) in enumerate(chart.exact.items()):
         axes.plot(*zip(*line, strict=True), label=name, color=INK, linewidth=1.2, linestyle=styles[index % len(styles)])
     axes.set(xlabel=chart.x, ylabel=chart.y, xscale=chart.scales[0], yscale=chart.scales[1])
+    for scale, axis, place in zip(chart.scales, (axes.xaxis, axes.yaxis), (0, 1), strict=True):
+        seen = sorted({point[place] for line in chart.lines.values() for point in line})
+        if scale == "log" and len(seen) <= MANY:
+            axis.set_ticks(seen)
+            axis.set_major_formatter(lambda value, _: plain_number(value))
+            axis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     count = len(chart.lines) + len(chart.exact)

@@ -44,7 +44,7 @@ class Kind(NamedTuple):
 
 ANY_SHAPE = ((), ("data=cifar10",), ("data=toy2d",))
 KINDS = {
-    "sampler": Kind(),
+    "sampler": Kind((), (("data=toy2d",),)),
     "schedule": Kind(),
     "sde": Kind(("schedule",)),
     "loss": Kind(("schedule", "sde", "data"), (("data=toy2d",),)),

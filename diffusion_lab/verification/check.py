@@ -66,11 +66,7 @@ class Chart:
 
     def named(self, prefix: str) -> Chart:
         """The same with a prefix of the names of its lines."""
-        return replace(
-            self,
-            lines={f"{prefix} {name}".strip(): line for name, line in self.lines.items()},
-            exact={f"{prefix} {name}".strip(): line for name, line in self.exact.items()},
-        )
+        return replace(self, lines={f"{prefix} {name}".strip(): line for name, line in self.lines.items()})
 
 
 Finding = Check | Chart
@@ -83,13 +79,11 @@ def under(prefix: str, findings: Iterable[Finding]) -> Iterable[Finding]:
 
 
 def merged(charts: Iterable[Chart]) -> list[Chart]:
-    """The charts, with the lines of those of one name in one."""
+    """The charts, with the lines of those of one name in one; what they should be is that of the first."""
     found: dict[str, Chart] = {}
     for one in charts:
-        before = found.get(one.name, replace(one, lines={}, exact={}))
-        found[one.name] = replace(
-            one, lines={**before.lines, **one.lines}, exact={**before.exact, **one.exact}
-        )  # fmt: skip
+        before = found.setdefault(one.name, replace(one, lines={}))
+        found[one.name] = replace(before, lines={**before.lines, **one.lines})
     return list(found.values())
 
 

@@ -50,14 +50,8 @@ def check_coefficients(process: NoiseProcess) -> Iterator[Finding]:
     yield Check("f alpha - d alpha/dt by autograd, relative", error, tolerance=1e-8)
     want = growth - 2 * drift / alpha * sigma**2
     yield Check("g^2 / (d sigma^2/dt - 2 f sigma^2) by autograd", 1 + largest(g2 / want - 1), 1.0, 1e-6)
-    yield Chart(
-        "diffusion",
-        "t   (0 = data)",
-        "g^2",
-        {"g^2": points(t, g2)},
-        {"by autograd": points(t, want)},
-        ("linear", "log"),
-    )
+    lines, exact = {"g^2": points(t, g2)}, {"by autograd": points(t, want)}
+    yield Chart("diffusion", "t   (0 = data)", "g^2", lines, exact, ("linear", "log"))
 
 
 def check_steps(process: NoiseProcess) -> Iterator[Check]:
@@ -65,11 +59,9 @@ def check_steps(process: NoiseProcess) -> Iterator[Check]:
     s, t = grid(50)[:-1], grid(50)[1:]
     (alpha_s, sigma_s), (alpha_t, sigma_t) = process.alpha_sigma(s), process.alpha_sigma(t)
     scale, variance = process.transition(s, t)
-    yield Check(
-        "transition from s to t: scale alpha_s / alpha_t", 1 + largest(scale * alpha_s / alpha_t - 1), 1.0, 1e-9
-    )
+    yield Check("transition: scale alpha_s / alpha_t", 1 + largest(scale * alpha_s / alpha_t - 1), 1.0, 1e-9)
     total = (scale * sigma_s) ** 2 + variance
-    yield Check("and its variance, added to that at s, / sigma_t^2", 1 + largest(total / sigma_t**2 - 1), 1.0, 1e-9)
+    yield Check("transition: its variance and that at s / sigma_t^2", 1 + largest(total / sigma_t**2 - 1), 1.0, 1e-9)
     precision = 1 / sigma_s**2 + scale**2 / variance
     a, b, v = process.posterior(s, t)
     yield Check("posterior variance times the precision", 1 + largest(v * precision - 1), 1.0, 1e-7)
@@ -90,7 +82,7 @@ def check_prior(process: NoiseProcess) -> Iterator[Check]:
 
 
 def check_simulation(process: NoiseProcess) -> Iterator[Finding]:
-    """Paths of dx = f x dt + g dw with f and g constant in each step, from x_0 = 1, have mean alpha, deviation sigma."""
+    """Paths of dx = f x dt + g dw from x_0 = 1, in steps of constant f and g, have mean alpha and deviation sigma."""
     generator = seeded()
     t = torch.linspace(START, STOP, STEPS + 1, dtype=torch.float64)
     (first, sigma) = (one.item() for one in process.alpha_sigma(t[0]))

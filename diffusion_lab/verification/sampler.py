@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Iterator
@@ -104,7 +105,7 @@ def check_law(sampler: Sampler, process: NoiseProcess, exact: bool) -> Iterator[
     mean, std = law_errors(sampler, process, exact)
     slack, factor = 0.0 if exact else 4.5 / SAMPLES**0.5, 1 if sampler.corrector is None else 5
     yield Check("mean - that of the data, in its deviations", mean, tolerance=0.01 * factor + slack)
-    yield Check("deviation / that of the data", 1 + std, 1.0, 0.04 * factor + slack)
+    yield Check("deviation / that of the data", 1 + std, 1.0, 0.06 * factor + slack)
 
 
 def law_errors(sampler: Sampler, process: NoiseProcess, exact: bool) -> tuple[float, float]:
@@ -132,18 +133,14 @@ def worst(errors: Tensor) -> float:
 
 
 def law_chart(sampler: Sampler, process: NoiseProcess) -> Chart:
-    """The errors of mean and deviation against the number N of steps."""
-    lines: dict[str, list[tuple[float, float]]] = {"mean": [], "deviation": []}
+    """The larger of the errors of mean and deviation against the number N of steps."""
+    line: list[tuple[float, float]] = []
     for steps in (10, 30, 90):
         chosen = with_settings(sampler, steps)
-        try:
-            errors = law_errors(chosen, process, exact=True)
-        except ValueError:  # too few steps for this sampler
-            continue
-        for line, error in zip(lines.values(), errors, strict=True):
-            line.append((chosen.steps, max(abs(error), 1e-12)))
-    lines = {name: line for name, line in lines.items() if line}
-    return Chart("law", "steps N", "error of the samples' law, in deviations of the data", lines, scales=("log", "log"))
+        with contextlib.suppress(ValueError):  # too few steps for this sampler
+            line.append((chosen.steps, max(*map(abs, law_errors(chosen, process, exact=True)), 1e-12)))
+    exact = {"order 1": [(n, line[0][1] * line[0][0] / n) for n, _ in line]}
+    return Chart("law", "steps N", "error of mean or deviation, in deviations", {"": line}, exact, ("log", "log"))
 
 
 def check_order(sampler: Sampler, process: NoiseProcess) -> Iterator[Finding]:
@@ -151,11 +148,9 @@ def check_order(sampler: Sampler, process: NoiseProcess) -> Iterator[Finding]:
     errors = {count: flow_error(sampler, process, count) for count in (15, *ORDER)}
     few, many = (errors[count] for count in ORDER)
     yield Check("order of convergence", math.log2(few / many), 1.0, 0.2, ">=")
-    yield Chart(
-        "convergence", "steps N", "error against the probability flow", {"": list(errors.items())},
-        {"order 1": [(n, few * ORDER[0] / n) for n in errors], "order 2": [(n, few * (ORDER[0] / n) ** 2) for n in errors]},
-        ("log", "log"),
-    )  # fmt: skip
+    exact = {f"order {k}": [(n, few * (ORDER[0] / n) ** k) for n in errors] for k in (1, 2)}
+    lines = {"": list(errors.items())}
+    yield Chart("convergence", "steps N", "error against the probability flow", lines, exact, ("log", "log"))
 
 
 def flow_error(sampler: Sampler, process: NoiseProcess, count: int) -> float:
