@@ -7,4 +7,13 @@ from diffusion_lab.verification.process import check_process
 from diffusion_lab.verification.sampler import check_sampler
 from diffusion_lab.verification.schedule import check_schedule
 
-__all__ = ["Chart", "Check", "Gaussian", "GaussianLaw", "check_process", "check_sampler", "check_schedule", "denoiser_of"]
+__all__ = [
+    "Chart",
+    "Check",
+    "Gaussian",
+    "GaussianLaw",
+    "check_process",
+    "check_sampler",
+    "check_schedule",
+    "denoiser_of",
+]
