@@ -7,10 +7,8 @@ import math
 import warnings
 from types import SimpleNamespace
 
-import analytic
 import pytest
 import torch
-from exact import exact_denoiser
 from experiment import composed
 from omegaconf import OmegaConf
 
@@ -23,12 +21,14 @@ from diffusion_lab.noise import image_generators
 from diffusion_lab.process import DiscreteProcess, Geometric, Linear
 from diffusion_lab.sampler import Ancestral, DPMSolver, Sampler
 from diffusion_lab.storage.checkpoint_file import AtomicCheckpointIO
+from diffusion_lab.verification import mixture
+from diffusion_lab.verification.mixture import exact_denoiser
 
 SHAPE = (1, 8, 8)
 
 
 def model(process=None):
-    denoiser = exact_denoiser(analytic.diag64(), process or DiscreteProcess(Linear(), 1000))
+    denoiser = exact_denoiser(mixture.diag64(), process or DiscreteProcess(Linear(), 1000))
     return SimpleNamespace(denoiser=denoiser, shape=SHAPE)
 
 
@@ -58,7 +58,7 @@ def test_every_peer_samples():
         peer, subject = few_steps.theirs(name), model()
         assert few_steps.steps_for(peer, 12, subject) == 12
         x = peer.make(12)(subject.denoiser, (40, *SHAPE), image_generators(0, range(40)), "cpu")
-        target = analytic.diag64()
+        target = mixture.diag64()
         assert (x.flatten(1).mean(0) - target.m[0]).abs().mean() < 0.3, name
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import analytic
 import numpy as np
 import pytest
 import torch
-from exact import exact_denoiser
 from test_guidance import CLASSES, PROCESSES, TARGET
 
 from diffusion_lab.denoiser import Denoiser
@@ -22,27 +20,14 @@ from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import Cosine, DiscreteProcess, Linear
 from diffusion_lab.sampler import DDIM, Ancestral, EulerMaruyama, Langevin, ReverseDiffusion, Sampler
 from diffusion_lab.sampler.ode import ProbabilityFlow
+from diffusion_lab.verification import mixture
+from diffusion_lab.verification.mixture import ClassLogits, exact_classifier, exact_denoiser
 
 FIXTURE = Path(__file__).parent / "reference" / "classifier_guidance.npz"
 
 
-class ExactClassifier:
-    """log p(component | x_t) of the mixture, as logits; the input may have been scaled."""
-
-    def __init__(self, process, unit_input=False):
-        self.process, self.unit_input = process, unit_input
-
-    def __call__(self, seen, c_noise):
-        level = (c_noise.double() + 1) / (self.process.levels or 1)
-        t = level if self.process.levels else c_noise.double() / 999
-        alpha, sigma = self.process.alpha_sigma(t)
-        x = seen * (alpha**2 + sigma**2).sqrt()[:, None, None, None] if self.unit_input else seen
-        return TARGET._parts(x, alpha, sigma)[0]  # unnormalised logits
-
-
 def classifier_of(process, unit_input=False, classes=CLASSES, shape=(2, 1, 1)):
-    row = Parameterization(c_noise="level" if process.levels else "time_999", unit_input=unit_input)
-    return ClassPosterior(ExactClassifier(process, unit_input), process, row, classes, shape)
+    return exact_classifier(TARGET, process, unit_input, classes, shape)
 
 
 def points(count=12, seed=0):
@@ -65,7 +50,7 @@ def test_the_gradient_is_the_conditional_minus_the_marginal_score(process, unit_
         alpha, sigma = process.alpha_sigma(t)
         x = (alpha**2 + sigma**2).sqrt() * z
         own = torch.stack([
-            analytic.Mixture([1.0], TARGET.m[k : k + 1], TARGET.c[k : k + 1], (2, 1, 1)).score(x[i : i + 1], alpha, sigma)[0]
+            mixture.Mixture([1.0], TARGET.m[k : k + 1], TARGET.c[k : k + 1], (2, 1, 1)).score(x[i : i + 1], alpha, sigma)[0]
             for i, k in enumerate(label.tolist())
         ])  # fmt: skip
         marginal = TARGET.score(x, alpha, sigma)
@@ -93,7 +78,7 @@ def test_scale_one_gives_the_law_of_the_class(form, sampler, process):
     process, count = PROCESSES[process], 20_000
     guided = ClassifierGuidance(classifier_of(process), 1, 1.0, form=form)(exact_denoiser(TARGET, process))
     got = sampler(guided, (count, 2, 1, 1), torch.Generator().manual_seed(1)).flatten(1).double()
-    own = analytic.Mixture([1.0], TARGET.m[1:2], TARGET.c[1:2], (2, 1, 1))
+    own = mixture.Mixture([1.0], TARGET.m[1:2], TARGET.c[1:2], (2, 1, 1))
     exact, again = (own.sample(count, seed)[0].flatten(1) for seed in (0, 1))
     every = TARGET.sample(count, 2)[0].flatten(1)
     few = slice(0, 4000)
@@ -112,7 +97,7 @@ def test_scale_one_gives_the_law_of_the_class(form, sampler, process):
 )
 def test_at_scale_one_predictors_and_correctors_make_the_samples_of_the_class(process, sampler):
     process, shape = PROCESSES[process], (50, 2, 1, 1)
-    own = exact_denoiser(analytic.Mixture([1.0], TARGET.m[1:2], TARGET.c[1:2], (2, 1, 1)), process)
+    own = exact_denoiser(mixture.Mixture([1.0], TARGET.m[1:2], TARGET.c[1:2], (2, 1, 1)), process)
     guided = ClassifierGuidance(classifier_of(process), 1)(exact_denoiser(TARGET, process))
     samples, wanted = (sampler(d, shape, torch.Generator().manual_seed(1)) for d in (guided, own))
     assert worst(samples, wanted) < 1e-3
@@ -269,7 +254,7 @@ def test_other_names_of_classes_and_another_range_of_images_are_refused():
         model_of(Labels([1, 1, 1])).sample(1, guidance=ClassifierGuidance(classifier))
     process = PROCESSES["ve"]
     with pytest.raises(ValueError, match="differs in the range of its images"):
-        other = ClassPosterior(ExactClassifier(process), process, Parameterization(low=0.0), 3)
+        other = ClassPosterior(ClassLogits(TARGET, process), process, Parameterization(low=0.0), 3)
         ClassifierGuidance(other, 0)(exact_denoiser(TARGET, process))
 
 

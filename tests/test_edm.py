@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from exact import exact_denoiser
 from experiment import settings
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -28,6 +27,7 @@ from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import VE, VP, Cosine, DiscreteProcess, Geometric, Linear
 from diffusion_lab.run import changes
 from diffusion_lab.sampler import EDM
+from diffusion_lab.verification.mixture import exact_denoiser
 
 REFERENCE, CONF = Path(__file__).parent / "reference", Path(__file__).parents[1] / "conf" / "network"
 RECORD = {key: torch.from_numpy(value) for key, value in np.load(REFERENCE / "edm.npz").items()}

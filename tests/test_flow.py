@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 
-import analytic
 import pytest
 import torch
-from exact import ExactNetwork, exact_denoiser
 
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.flow import FlowTime, Velocity, divergence, probe_vectors, solve
@@ -28,6 +26,8 @@ from diffusion_lab.process import (
     SubVP,
 )
 from diffusion_lab.sampler.ode import ProbabilityFlow
+from diffusion_lab.verification import mixture
+from diffusion_lab.verification.mixture import ExactNetwork, exact_denoiser
 
 PROCESSES = {
     "ve": VE(Geometric(0.01, 50.0)),
@@ -117,7 +117,7 @@ def slope_at(denoiser, z, t, vectors=None):
 @pytest.mark.parametrize("t", [0.0123, 0.4, 0.97])
 def test_velocity_is_the_derivative_of_the_exact_flow(name, t, row):
     """In the time u, for z = x / r and any parameterization."""
-    target, process = analytic.gauss64(), PROCESSES[name]
+    target, process = mixture.gauss64(), PROCESSES[name]
     x, h = torch.randn(3, 1, 8, 8, dtype=torch.float64, generator=seeded(0)), 1e-4 * t
     flow = Velocity(exact_denoiser(target, process), 1e-3, 1.0, x)
     around = torch.tensor([t - h, t + h], dtype=torch.float64)
@@ -129,7 +129,7 @@ def test_velocity_is_the_derivative_of_the_exact_flow(name, t, row):
     assert denoiser.nfe == 1
 
 
-@pytest.mark.parametrize("make", [analytic.gmm2d, analytic.gauss64])
+@pytest.mark.parametrize("make", [mixture.gmm2d, mixture.gauss64])
 def test_exact_trace_is_the_trace_of_the_jacobian(make):
     target, process = make(), PROCESSES["ve"]
     denoiser = exact_denoiser(target, process)
@@ -156,7 +156,7 @@ def alone_of(denoiser, z, t):
 @pytest.mark.parametrize("probe", ["rademacher", "gaussian"])
 def test_hutchinson_is_unbiased_and_has_its_variance(probe):
     """Variance 2 |J|_F^2 / k for Gaussian vectors; for Rademacher vectors without the diagonal (J is symmetric)."""
-    target, process, n = analytic.gauss64(), PROCESSES["vp"], 4000
+    target, process, n = mixture.gauss64(), PROCESSES["vp"], 4000
     denoiser = exact_denoiser(target, process)
     z = target.sample(1, 0)[0]
     jacobian = torch.func.jacrev(lambda y: alone_of(denoiser, y, 0.3))(z).reshape(64, 64)
@@ -180,7 +180,7 @@ def test_divergence_of_a_known_field():
 
 def test_the_velocity_is_zero_for_data_of_unit_variance():
     """In the time u the flow of N(0, I) is z = constant."""
-    target = analytic.Mixture([1.0], [[0.0] * 4], [torch.eye(4).tolist()], (1, 2, 2))
+    target = mixture.Mixture([1.0], [[0.0] * 4], [torch.eye(4).tolist()], (1, 2, 2))
     for process in PROCESSES.values():
         denoiser, x = exact_denoiser(target, process), target.sample(3, 0)[0].double()
         ((end, change),) = solve(denoiser, x, (0.01, 1.0), 1e-6, 1e-6, vectors=probe_vectors(x, "exact", 1))
@@ -229,7 +229,7 @@ def test_likelihood_of_an_image_is_the_exact_one(name, published, close, precisi
 
     A discrete process is less smooth in time, so the solver's error is larger; and the data are at its first level.
     """
-    target, process = analytic.diag64(), PROCESSES[name]
+    target, process = mixture.diag64(), PROCESSES[name]
     denoiser = exact_denoiser(target, process)
     x0 = target.sample(64, 0)[0]
     denoiser.nfe = 3
@@ -250,7 +250,7 @@ def test_likelihood_of_an_image_is_the_exact_one(name, published, close, precisi
 
 @pytest.mark.parametrize("name", SDES)
 def test_density_of_points_by_the_exact_trace(name):
-    target, process = analytic.gmm2d(), PROCESSES[name]
+    target, process = mixture.gmm2d(), PROCESSES[name]
     x0 = target.sample(100, 0)[0]
     likelihood = FlowLikelihood(rtol=1e-6, atol=1e-6, probe="exact", t_min=0.02)
     got = likelihood(exact_denoiser(target, process), x0, None).log_likelihood
@@ -261,7 +261,7 @@ def test_density_of_points_by_the_exact_trace(name):
 
 
 def test_density_of_points_integrates_to_one():
-    target, process = analytic.gmm2d(), PROCESSES["subvp"]
+    target, process = mixture.gmm2d(), PROCESSES["subvp"]
     sides = torch.arange(-2.1, 2.7, 0.15, dtype=torch.float64), torch.arange(-1.7, 2.8, 0.15, dtype=torch.float64)
     x0 = torch.cartesian_prod(*sides).reshape(-1, 2, 1, 1)
     got = FlowLikelihood(1e-4, 1e-4, probe="exact", t_min=0.01)(
@@ -272,7 +272,7 @@ def test_density_of_points_integrates_to_one():
 
 @pytest.mark.parametrize("probe, probes", [("rademacher", 1), ("gaussian", 2)])
 def test_estimated_likelihood_is_unbiased(probe, probes):
-    target, process, n = analytic.gauss64(), PROCESSES["vp"], 300
+    target, process, n = mixture.gauss64(), PROCESSES["vp"], 300
     denoiser, x0 = exact_denoiser(target, process), target.sample(1, 0)[0]
     exact = FlowLikelihood(probe="exact")(denoiser, x0, None).log_likelihood.item()
     copies = x0.expand(n, -1, -1, -1)
@@ -295,7 +295,7 @@ def ranged(target, process, low, high):
     "low, high, levels, offset", [(-1.0, 1.0, 256, 7.0), (0.0, 1.0, 256, 8.0), (-1.0, 1.0, 17, math.log2(17) - 1)]
 )
 def test_offset_follows_from_the_range_and_the_levels(low, high, levels, offset):
-    target, process = analytic.diag64(), PROCESSES["vp"]
+    target, process = mixture.diag64(), PROCESSES["vp"]
     level = torch.randint(levels, (5, 1, 8, 8), generator=seeded(0)).double()
     x0 = low + (high - low) * level / (levels - 1)
     got = FlowLikelihood()(ranged(target, process, low, high), x0, levels, seeded(7))
@@ -318,7 +318,7 @@ def test_dequantization_is_uniform_in_each_bin():
 
 def test_dequantized_probabilities_sum_to_no_more_than_one_and_approach_it():
     """sum_k exp E_u log p(k) <= sum_k P(k) <= 1 (Theis et al. 2016, Eq. 10), with equality for fine levels."""
-    target = analytic.Mixture([0.4, 0.6], [[-0.3], [0.25]], [[[0.01]], [[0.02]]], (1, 1, 1))
+    target = mixture.Mixture([0.4, 0.6], [[-0.3], [0.25]], [[[0.01]], [[0.02]]], (1, 1, 1))
     denoiser, totals = exact_denoiser(target, PROCESSES["subvp"]), {}
     for levels in (4, 16, 64):
         x0 = torch.linspace(-1, 1, levels, dtype=torch.float64).repeat_interleave(400).reshape(-1, 1, 1, 1)
@@ -332,7 +332,7 @@ def test_dequantized_probabilities_sum_to_no_more_than_one_and_approach_it():
 
 def test_several_dequantizations_are_averaged_inside_the_logarithm():
     """log 1/K sum_k p(x + u_k) of Gaussian data in closed form; its terms add up, and are those of one draw for K = 1."""
-    target, process, levels = analytic.diag64(), PROCESSES["flow"], 17
+    target, process, levels = mixture.diag64(), PROCESSES["flow"], 17
     x0 = torch.randint(levels, (4, 1, 8, 8), generator=seeded(0)).double() / (levels - 1) * 2 - 1
     x0, denoiser, found = 0.2 * x0, ranged(target, process, -1.0, 1.0), {}
     for count in (1, 3):
@@ -353,7 +353,7 @@ def test_several_dequantizations_are_averaged_inside_the_logarithm():
 
 
 def test_more_dequantizations_approach_the_probability_of_a_level():
-    target = analytic.Mixture([0.4, 0.6], [[-0.3], [0.25]], [[[0.01]], [[0.02]]], (1, 1, 1))
+    target = mixture.Mixture([0.4, 0.6], [[-0.3], [0.25]], [[[0.01]], [[0.02]]], (1, 1, 1))
     denoiser, x0 = exact_denoiser(target, PROCESSES["flow"]), torch.linspace(-1, 1, 4).double().repeat_interleave(200)
     totals = []
     for count in (1, 4, 16):
@@ -364,7 +364,7 @@ def test_more_dequantizations_approach_the_probability_of_a_level():
 
 
 def test_likelihood_of_an_image_does_not_depend_on_its_batch():
-    target, process = analytic.gauss64(), PROCESSES["vp"]
+    target, process = mixture.gauss64(), PROCESSES["vp"]
     x0 = target.sample(6, 0)[0].clamp(-1, 1)
     x0[0] *= 30  # a hard neighbour changes the steps, not the result
 
@@ -440,7 +440,7 @@ def test_invalid_numbers_are_refused():
 @pytest.mark.parametrize("name", SDES)
 def test_probability_flow_maps_the_prior_to_the_exact_gaussian_law(name, precision):
     """The flow of a Gaussian is affine, so its images of 0 and of the unit vectors are the law: mean and covariance."""
-    target, process = analytic.gauss64(), PROCESSES[name]
+    target, process = mixture.gauss64(), PROCESSES[name]
     sampler, denoiser = ProbabilityFlow(denoise=False, precision=precision), exact_denoiser(target, process)
     starts = process.prior_std * torch.cat([torch.zeros(1, 64), torch.eye(64)]).reshape(65, 1, 8, 8)
     *_, end = sampler.trajectory(denoiser, starts.to(sampler.dtype))
@@ -458,7 +458,7 @@ def test_probability_flow_maps_the_prior_to_the_exact_gaussian_law(name, precisi
 
 @pytest.mark.parametrize("name", SDES)
 def test_probability_flow_is_invertible(name):
-    target, process = analytic.gmm2d(), PROCESSES[name]
+    target, process = mixture.gmm2d(), PROCESSES[name]
     sampler, denoiser = ProbabilityFlow(rtol=1e-8, atol=1e-8, precision="float64"), exact_denoiser(target, process)
     x = target.sample(50, 0)[0]
     (z,) = sampler.solve(denoiser, x, (process.t_min, 1.0))
@@ -468,7 +468,7 @@ def test_probability_flow_is_invertible(name):
 
 
 def test_samples_agree_with_the_end_of_the_trajectory():
-    target, process = analytic.gauss64(), PROCESSES["vp"]
+    target, process = mixture.gauss64(), PROCESSES["vp"]
     denoiser, generators = exact_denoiser(target, process), lambda: image_generators(3, range(5))
     plain, sampler = ProbabilityFlow(denoise=False), ProbabilityFlow(frames=4)
     x = plain(denoiser, (5, 1, 8, 8), generators())
@@ -492,7 +492,7 @@ def test_samples_agree_with_the_end_of_the_trajectory():
 
 
 def test_a_sample_of_the_flow_does_not_depend_on_its_batch():
-    target, process = analytic.gmm2d(), PROCESSES["ve"]
+    target, process = mixture.gmm2d(), PROCESSES["ve"]
 
     def sample(indices):
         denoiser = exact_denoiser(target, process)

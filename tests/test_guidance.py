@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import analytic
 import pytest
 import torch
 
-from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.guidance import Autoguidance, ClassifierFree, Guided
 from diffusion_lab.likelihood import FlowLikelihood, VariationalBound
 from diffusion_lab.loss import DenoisingLoss
 from diffusion_lab.model import DDPM, Labels, rehearse
 from diffusion_lab.network import MLP
-from diffusion_lab.parameterization import TO_EPS, Parameterization
+from diffusion_lab.parameterization import TO_EPS
 from diffusion_lab.process import VE, VP, Cosine, DiscreteProcess, Geometric, Linear, SubVP
 from diffusion_lab.sampler import DDIM, Sampler
 from diffusion_lab.sampler.ode import ProbabilityFlow
+from diffusion_lab.verification import mixture
+from diffusion_lab.verification.mixture import ClassScores, class_denoiser
 
-TARGET = analytic.gmm2d()
+TARGET = mixture.gmm2d()
 PROCESSES = {
     "vp": VP(Linear()),
     "subvp": SubVP(Cosine()),
@@ -28,30 +28,8 @@ PROCESSES = {
 CLASSES = 3
 
 
-class ClassScores:
-    """The exact network of the mixture: of the labelled component, or of all for the null label."""
-
-    def __init__(self, process, row, target=TARGET):
-        self.process, self.row, self.target, self.labels = process, row, target, []
-
-    def __call__(self, seen, c_noise, label):
-        self.labels.append(label)
-        level = (c_noise.double() + 1) / (self.process.levels or 1)
-        t = level if self.process.levels else c_noise.double() / 999
-        alpha, sigma = (k.double()[:, None, None, None] for k in self.process.alpha_sigma(t))
-        score = self.target.score(seen, alpha, sigma)
-        own = score + self.target.class_grad(seen, label.clamp(max=CLASSES - 1), alpha, sigma)
-        eps = -sigma * torch.where((label < CLASSES)[:, None, None, None], own, score)
-        ones, zeros = torch.ones_like(seen), torch.zeros_like(seen)
-        by_output = self.row.eps(ones, zeros, alpha, sigma)
-        return (eps - self.row.eps(zeros, seen, alpha, sigma)) / by_output
-
-
 def denoiser_of(process, output="eps", target=TARGET):
-    row = Parameterization(output=output, c_noise="level" if process.levels else "time_999")
-    denoiser = Denoiser(ClassScores(process, row, target), process, row)
-    denoiser.classes = denoiser.null = CLASSES
-    return denoiser
+    return class_denoiser(target, process, output)
 
 
 def model_of_points(labels=None):
@@ -115,7 +93,7 @@ def test_samplers_use_a_bound_and_guided_denoiser_like_any_other(sampler):
     generators = lambda: torch.Generator().manual_seed(1)  # noqa: E731
     shape = (len(z), 2, 1, 1)
     for k in range(CLASSES):  # a mixture of one component, to which nothing needs to be said
-        only = analytic.Mixture([1.0], TARGET.m[k : k + 1], TARGET.c[k : k + 1], (2, 1, 1))
+        only = mixture.Mixture([1.0], TARGET.m[k : k + 1], TARGET.c[k : k + 1], (2, 1, 1))
         class_alone.network.target = only
         bound = denoiser.given(label=torch.full((len(z),), k))
         wanted = sampler(class_alone.given(label=torch.zeros(len(z), dtype=torch.int64)), shape, generators())
@@ -173,7 +151,7 @@ def test_the_interval_is_of_sigma_over_alpha_and_each_sample_has_its_own_time():
 
 def test_autoguidance_extrapolates_from_the_weaker_model_at_the_same_label():
     process = PROCESSES["ve"]
-    wide = analytic.Mixture(TARGET.w, TARGET.m, TARGET.c * 4, (2, 1, 1))
+    wide = mixture.Mixture(TARGET.w, TARGET.m, TARGET.c * 4, (2, 1, 1))
     denoiser, weak, (x, label) = denoiser_of(process), denoiser_of(process, target=wide), points()
     bound, t = denoiser.given(label=label), torch.tensor(0.4, dtype=torch.float64)
     guided = Autoguidance(lambda: weak, 2.0)(bound)
@@ -308,7 +286,7 @@ def test_the_likelihood_of_a_bound_denoiser_is_that_of_the_class():
     likelihood = FlowLikelihood(rtol=1e-7, atol=1e-7, probe="exact", precision="float64")
     found = likelihood(denoiser_of(process).given(label=label), x, None).log_likelihood
     for k in range(CLASSES):
-        only = analytic.Mixture([1.0], TARGET.m[k : k + 1], TARGET.c[k : k + 1], (2, 1, 1))
+        only = mixture.Mixture([1.0], TARGET.m[k : k + 1], TARGET.c[k : k + 1], (2, 1, 1))
         assert (found - only.logpdf(x))[label == k].abs().max() < 2e-2
     marginal = likelihood(denoiser_of(process).given(), x, None).log_likelihood
     assert (marginal - TARGET.logpdf(x)).abs().max() < 2e-2 and (found - marginal).abs().max() > 0.1

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 
-import analytic
 import pytest
 import torch
-from exact import exact_denoiser
 
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.likelihood import VariationalBound, bits_per_dim, log_mass_of_level
 from diffusion_lab.noise import image_generators
 from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import VP, Cosine, DiscreteProcess, Geometric, Linear
+from diffusion_lab.verification import mixture
+from diffusion_lab.verification.mixture import exact_denoiser
 
 
 def expected_bound(target, process, variance):
@@ -40,7 +40,7 @@ def expected_bound(target, process, variance):
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 @pytest.mark.parametrize("schedule", [Linear(), Cosine(), Geometric(0.02, 20.0)], ids=lambda s: type(s).__name__)
 def test_bound_is_the_closed_form_on_gaussian_data(schedule, variance):
-    target = analytic.gauss64()
+    target = mixture.gauss64()
     process = DiscreteProcess(schedule, 100)
     denoiser = exact_denoiser(target, process)
     x0, _ = target.sample(1500, 1)
@@ -58,7 +58,7 @@ def test_bound_is_the_closed_form_on_gaussian_data(schedule, variance):
 
 
 def test_a_subset_of_terms_is_an_unbiased_estimate():
-    target, process = analytic.diag64(), DiscreteProcess(Linear(), 200)
+    target, process = mixture.diag64(), DiscreteProcess(Linear(), 200)
     denoiser = exact_denoiser(target, process)
     x0, _ = target.sample(3000, 2)
     few = VariationalBound("fixed_large", clip=False, terms=40)(denoiser, x0, None, torch.Generator().manual_seed(1))
@@ -92,7 +92,7 @@ def test_decoder_probability_is_exact_in_the_far_tail():
 
 
 def test_bound_of_an_image_does_not_depend_on_its_batch():
-    target, process = analytic.gauss64(), DiscreteProcess(Linear(), 20)
+    target, process = mixture.gauss64(), DiscreteProcess(Linear(), 20)
     x0, _ = target.sample(6, 0)
     x0 = x0.clamp(-1, 1)
 
@@ -109,7 +109,7 @@ def test_bits_per_dim():
 
 def test_the_bound_needs_discrete_levels_and_a_positive_number_of_terms():
     with pytest.raises(ValueError, match="discrete noise levels"):
-        VariationalBound()(exact_denoiser(analytic.gmm2d(), VP(Linear())), torch.zeros(1, 2, 1, 1), None)
+        VariationalBound()(exact_denoiser(mixture.gmm2d(), VP(Linear())), torch.zeros(1, 2, 1, 1), None)
     with pytest.raises(ValueError, match="at least 1"):
         VariationalBound(terms=0)
 

@@ -7,7 +7,6 @@ import itertools
 import analytic
 import pytest
 import torch
-from exact import exact_denoiser
 
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.loss import WEIGHTS, Constant, DenoisingLoss, Importance, LogitNormal, LogNormal
@@ -15,6 +14,8 @@ from diffusion_lab.loss.coupling import optimal_transport
 from diffusion_lab.noise import image_generators
 from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import VE, VP, Cosine, DiscreteProcess, Geometric, Linear, ProbabilityPath, Rectified, SubVP
+from diffusion_lab.verification import mixture
+from diffusion_lab.verification.mixture import exact_denoiser
 
 OFFICIAL = {  # process, parameterization, what the official program calls its network with
     "ddpm": (lambda: DiscreteProcess(Linear()), Parameterization("eps", "level"), lambda c: c),
@@ -198,7 +199,7 @@ def test_a_network_in_bfloat16_is_conditioned_on_the_exact_level():
 
 def test_eps_mse_lower_bound_of_the_correlated_gaussian():
     """The exact denoiser attains the known minimum (reference/README)."""
-    target = analytic.gauss64()
+    target = mixture.gauss64()
     denoiser = exact_denoiser(target, DiscreteProcess(Linear()))
     x0, _ = target.sample(8192, 0)
     loss = DenoisingLoss()(denoiser, x0, torch.Generator().manual_seed(0))

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 
-import analytic
 import numpy as np
 import pytest
 import torch
 import zygote
-from exact import exact_denoiser
 from experiment import composed
 from test_resume import STATE, assert_bit_equal
 
@@ -24,6 +22,8 @@ from diffusion_lab.noise import image_generators
 from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import VE, VP, Cosine, DiscreteProcess, Geometric, Linear, ProbabilityPath, Rectified, SubVP
 from diffusion_lab.sampler import DDIM, Sampler
+from diffusion_lab.verification import mixture
+from diffusion_lab.verification.mixture import exact_denoiser
 
 PROCESSES = {
     "vp": VP(Cosine()),
@@ -109,7 +109,7 @@ def test_losses_are_those_of_algorithm_2(name, output, weighting):
 def test_a_student_without_loss_samples_in_half_of_the_steps_what_its_teacher_does(name):
     """On Gaussian data, with the exact teacher, in float64."""
     process, count = PROCESSES[name], 4
-    teacher = exact_denoiser(analytic.diag64(), process)
+    teacher = exact_denoiser(mixture.diag64(), process)
     loss = ProgressiveLoss(FrozenDenoiser(teacher), count)
     times = loss.times(process)
     called = []

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import analytic
 import numpy as np
 import pytest
 import torch
 import zygote
-from exact import exact_denoiser
 
 from diffusion_lab.data import Toy2D
 from diffusion_lab.data.pairs import read_pairs
@@ -18,6 +16,8 @@ from diffusion_lab.network import MLP
 from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import ProbabilityPath, Rectified
 from diffusion_lab.sampler import DDIM, Ancestral, ProbabilityFlow, Sampler
+from diffusion_lab.verification import mixture
+from diffusion_lab.verification.mixture import exact_denoiser
 
 TRAIN, SAMPLE = (zygote.ROOT / name for name in ("train.py", "sample.py"))
 PATH = ProbabilityPath(Rectified())
@@ -60,7 +60,7 @@ def trained(x0, noise, steps, **options):
 @torch.no_grad()
 def test_reflow_straightens_the_paths_and_improves_samples_of_few_steps():
     """The first flow is the exact one of a mixture; the second is trained on its pairs, and so is a single step."""
-    target, generator = analytic.gmm2d(), torch.Generator().manual_seed(0)
+    target, generator = mixture.gmm2d(), torch.Generator().manual_seed(0)
     first = exact_denoiser(target, PATH)
     z = torch.randn(2000, 2, 1, 1, generator=generator)
     (x0,) = ProbabilityFlow(1e-3, 1e-3).solve(first, z, [1.0, 0.01])

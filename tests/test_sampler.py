@@ -7,11 +7,9 @@ import itertools
 import math
 from types import SimpleNamespace
 
-import analytic
 import numpy as np
 import pytest
 import torch
-from exact import exact_denoiser
 
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.noise import draw, image_generators
@@ -42,7 +40,8 @@ from diffusion_lab.sampler import (
 from diffusion_lab.sampler.multistep import dpm_weights
 from diffusion_lab.sampler.record import Combine, Evaluate, Form, Recorder
 from diffusion_lab.sampler.scalar_process import ScalarProcess
-from diffusion_lab.verification import Gaussian, GaussianLaw
+from diffusion_lab.verification import Gaussian, GaussianLaw, mixture
+from diffusion_lab.verification.mixture import exact_denoiser
 
 PROCESSES = {
     "linear": lambda: DiscreteProcess(Linear(), 1000),
@@ -56,10 +55,10 @@ PROCESSES = {
 
 
 class Straight:
-    """The optimal eps of `analytic.diag64`, whose pixels are independent: three operations a call, in x's dtype."""
+    """The optimal eps of `mixture.diag64`, whose pixels are independent: three operations a call, in x's dtype."""
 
     def __init__(self, process):
-        self.process, target = process, analytic.diag64()
+        self.process, target = process, mixture.diag64()
         self.mean, self.variance = target.m[0].reshape(8, 8), target.c[0].diag().reshape(8, 8)
 
     def __call__(self, x, c_noise):
@@ -93,7 +92,7 @@ def test_ddim_matches_the_official_program(recorded, monkeypatch, target, spacin
     x = torch.as_tensor(np.random.RandomState(91).randn(*official.shape), dtype=torch.float32)
     noise = np.random.RandomState(92).randn(steps, *official.shape).astype(np.float32)
     # The official program draws at every step; ours not where there is nothing to add.
-    denoiser = exact_denoiser(analytic.TARGETS[target](), DiscreteProcess(Linear()))
+    denoiser = exact_denoiser(mixture.TARGETS[target](), DiscreteProcess(Linear()))
     sampler = Sampler(DDIM(eta), steps=steps, spacing=spacing)
     times = sampler.check(denoiser)
     used = eta * denoiser.process.posterior(times[1:], times[:-1])[2] > 0
@@ -109,13 +108,13 @@ def test_clipped_fixed_large_ancestral_matches_the_official_program(recorded, mo
     x = torch.as_tensor(np.random.RandomState(91).randn(*official.shape), dtype=torch.float32)
     noise = np.random.RandomState(92).randn(steps, *official.shape).astype(np.float32)
     monkeypatch.setattr("diffusion_lab.sampler.plan.stream", Replay(noise))
-    denoiser = exact_denoiser(analytic.TARGETS[target](), DiscreteProcess(Linear()))
+    denoiser = exact_denoiser(mixture.TARGETS[target](), DiscreteProcess(Linear()))
     *_, last = Sampler(Ancestral("fixed_large"), steps=steps, clip=True).trajectory(denoiser, x)
     assert (last.x - official).abs().max() / official.abs().max() < 1e-4
 
 
 def test_ddim_with_eta_one_is_ddpm_fixed_small_exactly():
-    denoiser = exact_denoiser(analytic.gmm2d(), DiscreteProcess(Linear(), 60))
+    denoiser = exact_denoiser(mixture.gmm2d(), DiscreteProcess(Linear(), 60))
     for steps in (None, 13):
         samples = [
             Sampler(predictor, steps=steps, precision="float64")(
@@ -170,7 +169,7 @@ STEPS = {"reverse diffusion": 22, "euler-maruyama": 22, "pc": 22}  # VP's discre
 @pytest.mark.parametrize("process", ["linear", "geometric", "vp", "ve"])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_exact_gaussian_law_through_the_public_loop(process, name):
-    target, (predictor, corrector) = analytic.diag64(), SAMPLERS[name]
+    target, (predictor, corrector) = mixture.diag64(), SAMPLERS[name]
     denoiser = straight_denoiser(PROCESSES[process]())
     spacing = "uniform" if name in STEPS else "karras"
     sampler = Sampler(predictor, corrector, STEPS.get(name, 8), spacing)
@@ -198,7 +197,7 @@ FINE_PROCESSES = ("vp", "flow", "subvp", "ve")
     [(p, name) for name in FINE for p in (FINE_PROCESSES[:2] if "maruyama " in name else FINE_PROCESSES)],
 )
 def test_many_steps_give_the_data_law(process, name):
-    target, process, (predictor, corrector) = analytic.gauss64(), PROCESSES[process](), SAMPLERS[name]
+    target, process, (predictor, corrector) = mixture.gauss64(), PROCESSES[process](), SAMPLERS[name]
     predictor = EDM(2, churn=3.0) if name == "heun with churn" else predictor
     spacing = "uniform" if FINE[name] >= 200 else "log_snr"
     mean, covariance = affine_law(target, process, Sampler(predictor, corrector, FINE[name], spacing))
@@ -237,7 +236,7 @@ LADDERS = ("ddim", "heun", "dpm 3m", "unipc 2")  # one of each kind: to a solver
 )
 def test_order_of_convergence(name, process):
     """log(error ratio) / log(step ratio) when the steps are halved."""
-    target, process, (predictor, spacing, (low, high)) = analytic.diag64(), PROCESSES[process](), ORDERS[name]
+    target, process, (predictor, spacing, (low, high)) = mixture.diag64(), PROCESSES[process](), ORDERS[name]
     denoiser = straight_denoiser(process)
     x = process.prior_std * torch.randn(16, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     errors = []
@@ -316,7 +315,7 @@ def test_settings_of_the_sampler_reach_the_grid_and_the_step_size():
 
 def test_dpm_solver_of_order_one_and_edm_euler_are_ddim():
     for build in PROCESSES.values():
-        denoiser = exact_denoiser(analytic.gmm2d(), build())
+        denoiser = exact_denoiser(mixture.gmm2d(), build())
         x = denoiser.process.prior_std * torch.randn(4, 2, 1, 1)
         ends = []
         for predictor in (DDIM(), DPMSolver(1), EDM(1)):
@@ -336,7 +335,7 @@ NFE = [
 @pytest.mark.parametrize("predictor, corrector, steps, nfe", NFE)
 def test_nfe_is_counted_and_the_trajectory_ends_at_data(predictor, corrector, steps, nfe):
     """EDM's 18 steps are 35 evaluations, ScoreSDE's PC two a step, NCSNv2's denoising one more."""
-    denoiser = exact_denoiser(analytic.gmm2d(), VP(Linear()))
+    denoiser = exact_denoiser(mixture.gmm2d(), VP(Linear()))
     states = list(Sampler(predictor, corrector, steps).trajectory(denoiser, torch.randn(3, 2, 1, 1)))
     assert denoiser.nfe == nfe
     assert states[-1].t == 0 and torch.equal(states[-1].x, states[-1].x0)
@@ -345,7 +344,7 @@ def test_nfe_is_counted_and_the_trajectory_ends_at_data(predictor, corrector, st
 
 def test_long_steps_of_the_vp_discretisation_are_refused():
     with pytest.raises(ValueError, match="use more sampler.steps"):
-        Sampler(ReverseDiffusion(), steps=10).check(exact_denoiser(analytic.gmm2d(), VP(Linear())))
+        Sampler(ReverseDiffusion(), steps=10).check(exact_denoiser(mixture.gmm2d(), VP(Linear())))
 
 
 def test_uniform_start():
@@ -359,7 +358,7 @@ def test_uniform_start():
 
 
 def test_each_image_has_its_own_noise():
-    denoiser = exact_denoiser(analytic.gmm2d(), DiscreteProcess(Linear(), 50))
+    denoiser = exact_denoiser(mixture.gmm2d(), DiscreteProcess(Linear(), 50))
     sampler = Sampler(Ancestral())
 
     def sample(indices):
@@ -374,7 +373,7 @@ def test_each_image_has_its_own_noise():
 
 
 def test_clip_bounds_the_estimates():
-    denoiser = exact_denoiser(analytic.gauss64(), DiscreteProcess(Linear()))
+    denoiser = exact_denoiser(mixture.gauss64(), DiscreteProcess(Linear()))
     wide = list(Sampler(DDIM(), steps=5).trajectory(denoiser, 3 * torch.randn(4, 1, 8, 8)))
     clipped = list(Sampler(DDIM(), steps=5, clip=True).trajectory(denoiser, 3 * torch.randn(4, 1, 8, 8)))
     assert max(s.x0.abs().max() for s in wide) > 1.2 and max(s.x0.abs().max() for s in clipped) <= 1
@@ -435,7 +434,7 @@ def edm_sampler(denoise, x, sigmas, noise, churn, s_min, s_max, s_noise):
 def test_heun_with_churn_is_the_published_program(process, churn, s_min, s_max, steps):
     """Every step churns, the first one beyond sigma_max and the last one too."""
     denoiser = straight_denoiser(PROCESSES[process]())
-    process, target = denoiser.process, analytic.diag64()
+    process, target = denoiser.process, mixture.diag64()
     mean, variance = target.m[0].reshape(8, 8), target.c[0].diag().reshape(8, 8)
     times, shape = process.timesteps(steps, "karras"), (4, 1, 8, 8)
     z = torch.randn(steps + 1, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -475,7 +474,7 @@ def test_a_trajectory_tells_where_it_is(predictor, corrector):
 
 
 def test_langevin_of_each_image_does_not_depend_on_its_batch_unless_norms_are_averaged():
-    denoiser = exact_denoiser(analytic.gmm2d(), VE(Geometric()))
+    denoiser = exact_denoiser(mixture.gmm2d(), VE(Geometric()))
     x = 3 * torch.randn(4, 2, 1, 1)
     x[1:] *= 5
 
@@ -489,7 +488,7 @@ def test_langevin_of_each_image_does_not_depend_on_its_batch_unless_norms_are_av
 
 
 def test_float64_on_request_agrees_with_float32():
-    denoiser = exact_denoiser(analytic.gmm2d(), DiscreteProcess(Linear()))
+    denoiser = exact_denoiser(mixture.gmm2d(), DiscreteProcess(Linear()))
     x = torch.randn(4, 2, 1, 1)
     outs = []
     for precision in ("float32", "float64"):
@@ -524,11 +523,11 @@ def test_senseless_samplers_are_refused(build, message):
 @pytest.mark.parametrize("predictor", [DPMSolver(2), UniPC(2), EDM(2)], ids=lambda p: type(p).__name__)
 def test_grids_that_repeat_levels_are_refused_where_steps_need_a_length(predictor):
     with pytest.raises(ValueError, match="repeat levels"):
-        Sampler(predictor, None, 30, "quadratic").check(exact_denoiser(analytic.gmm2d(), DiscreteProcess(Linear(), 50)))
+        Sampler(predictor, None, 30, "quadratic").check(exact_denoiser(mixture.gmm2d(), DiscreteProcess(Linear(), 50)))
 
 
 def test_a_corrector_alone_shows_the_guesses_it_made():
-    denoiser = exact_denoiser(analytic.gmm2d(), DiscreteProcess(Geometric(0.01, 3.0), 5))
+    denoiser = exact_denoiser(mixture.gmm2d(), DiscreteProcess(Geometric(0.01, 3.0), 5))
     x = torch.randn(3, 2, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     sampler = Sampler(None, AnnealedLangevin(snr=0.1, steps=1), denoise=False, precision="float64")
     for state in sampler.trajectory(denoiser, x, torch.Generator().manual_seed(1)):

@@ -6,10 +6,8 @@ import math
 from dataclasses import replace
 from typing import get_args
 
-import analytic
 import pytest
 import torch
-from exact import exact_denoiser
 from omegaconf import OmegaConf
 
 from diffusion_lab.config.compose import CONF, composed, options, plain
@@ -31,6 +29,8 @@ from diffusion_lab.process import (
 )
 from diffusion_lab.process.base import EvenSpacing
 from diffusion_lab.sampler import DDIM, EDM, AnnealedLangevin, ProbabilityFlow, Sampler
+from diffusion_lab.verification import mixture
+from diffusion_lab.verification.mixture import exact_denoiser
 
 PROCESSES = {
     "linear": lambda: DiscreteProcess(Linear(), 1000),
@@ -227,7 +227,7 @@ NAMES = [name for name in options("sampler") if name not in ("trained", "custom"
 @pytest.mark.parametrize("name", NAMES)
 def test_an_image_is_the_same_in_any_batch(sde, name):
     """Image i depends on its own noise alone; of an ODE's, whose steps are common to a batch, to the tolerance."""
-    denoiser = exact_denoiser(analytic.gmm2d(), PROCESSES[sde]())
+    denoiser = exact_denoiser(mixture.gmm2d(), PROCESSES[sde]())
     settings = plain(composed("train", [f"sampler={name}", "data=toy2d"]))["sampler"]
     sampler = instantiate(settings | {"precision": "float64"}, "sampler")
     sampler.steps = sampler.steps and min(sampler.steps, 30) if name != "langevin" else 1

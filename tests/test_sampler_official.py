@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import analytic
 import pytest
 import torch
 from test_sampler import Replay
@@ -22,6 +21,7 @@ from diffusion_lab.sampler import (
 )
 from diffusion_lab.sampler.scalar_process import ScalarProcess
 from diffusion_lab.sampler.step import Prediction, coefficients
+from diffusion_lab.verification import mixture
 
 SDES = {"ve": lambda: VE(Geometric(0.01, 50.0)), "vp": lambda: VP(Linear()), "subvp": lambda: SubVP(Linear())}
 PRECISIONS = [(torch.float64, 1e-9), (torch.float32, 5e-6)]
@@ -37,7 +37,7 @@ def exact(target, process):
     def network(x, c_noise):
         t = c_noise.double() / 999
         t = t[0] if (t == t[0]).all() else t
-        return analytic.TARGETS[target]().eps(x, process.alpha(t), process.sigma(t))
+        return mixture.TARGETS[target]().eps(x, process.alpha(t), process.sigma(t))
 
     return Denoiser(network, process, Parameterization(c_noise="time_999"))
 

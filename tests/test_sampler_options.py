@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import analytic
 import pytest
 import torch
-from exact import exact_denoiser
 from test_sampler import exact_flow, straight_denoiser
 
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import VE, VP, DiscreteProcess, Geometric, Linear
 from diffusion_lab.sampler import DDIM, EDM, AdamsBashforth, Langevin, ProbabilityFlow, Sampler
+from diffusion_lab.verification import mixture
+from diffusion_lab.verification.mixture import exact_denoiser
 
 
 def denoiser_of(process, network=None):
@@ -96,7 +96,7 @@ INVERSIONS = {"ddim": (DDIM(), 1), "heun": (EDM(2), 2), "lms": (AdamsBashforth(2
 @pytest.mark.parametrize("name", INVERSIONS)
 def test_inversion_is_the_flow_map_to_the_order_of_the_method(process, name):
     """On Gaussian data from t_end to 1 in closed form; from images, whose own noise is 0, and back again."""
-    target, denoiser, (step, order) = analytic.diag64(), straight_denoiser(process), INVERSIONS[name]
+    target, denoiser, (step, order) = mixture.diag64(), straight_denoiser(process), INVERSIONS[name]
     x0 = target.m[0].reshape(1, 1, 8, 8) + 0.5 * torch.randn(
         4, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
     )
@@ -114,7 +114,7 @@ def test_inversion_is_the_flow_map_to_the_order_of_the_method(process, name):
 
 
 def test_inversion_of_the_flow_returns_the_image():
-    denoiser, flow = exact_denoiser(analytic.gmm2d(), VP(Linear())), ProbabilityFlow(1e-8, 1e-8, precision="float64")
+    denoiser, flow = exact_denoiser(mixture.gmm2d(), VP(Linear())), ProbabilityFlow(1e-8, 1e-8, precision="float64")
     x0 = torch.randn(5, 2, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     *_, back = flow.trajectory(denoiser, flow.invert(denoiser, x0))
     assert (back.x - x0).abs().max() < 1e-3
@@ -131,4 +131,4 @@ def test_inversion_of_the_flow_returns_the_image():
 )
 def test_what_has_no_inverse_is_refused(sampler, message):
     with pytest.raises(ValueError, match=message):
-        sampler.invert(exact_denoiser(analytic.gmm2d(), VP(Linear())), torch.zeros(1, 2, 1, 1))
+        sampler.invert(exact_denoiser(mixture.gmm2d(), VP(Linear())), torch.zeros(1, 2, 1, 1))

@@ -9,11 +9,9 @@ import itertools
 import json
 from pathlib import Path
 
-import analytic
 import numpy as np
 import pytest
 import torch
-from exact import exact_denoiser
 
 from diffusion_lab.process import VE, VP, Cosine, DiscreteProcess, Geometric, Linear, SubVP
 from diffusion_lab.sampler import (
@@ -34,6 +32,8 @@ from diffusion_lab.sampler import (
     UniPC,
     multistep,
 )  # fmt: skip
+from diffusion_lab.verification import mixture
+from diffusion_lab.verification.mixture import exact_denoiser
 
 
 class At(Sampler):
@@ -59,7 +59,7 @@ def read(name):
 
 K_DIFFUSION, K_META = read("k_diffusion")
 DIFFUSERS, D_META = read("diffusers")
-SHAPE, TARGET = (3, 2, 1, 1), analytic.gmm2d()
+SHAPE, TARGET = (3, 2, 1, 1), mixture.gmm2d()
 
 
 @pytest.fixture

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 
-import analytic
 import numpy as np
 import pytest
 import torch
-from exact import exact_denoiser
 from test_sampler import straight_denoiser
 
 from diffusion_lab.denoiser import Denoiser
@@ -37,6 +35,8 @@ from diffusion_lab.sampler import (
 )  # fmt: skip
 from diffusion_lab.sampler.record import Combine, Draw, Form, NotLinear, Recorder
 from diffusion_lab.sampler.scalar_process import ScalarProcess
+from diffusion_lab.verification import mixture
+from diffusion_lab.verification.mixture import exact_denoiser
 
 PROCESSES = {
     "vp": VP(Linear()), "subvp": SubVP(Linear()), "ve": VE(Geometric(0.01, 20.0)),
@@ -191,7 +191,7 @@ RUN = [clamped, clamped_with_history, clamped_and_refined, decides]
 @pytest.mark.parametrize("step", [*USERS, *RUN], ids=lambda step: step.__name__)
 def test_a_users_step_is_recorded_or_run_as_written(step, corrector):
     """Langevin's norms are not linear, so that a step and a corrector are each recorded or run beside the other."""
-    denoiser = exact_denoiser(analytic.gmm2d(), PROCESSES["vp"])
+    denoiser = exact_denoiser(mixture.gmm2d(), PROCESSES["vp"])
     x = start(denoiser.process, (3, 2, 1, 1))
     for denoise in (True, False):
         sampler = Sampler(step, corrector, 6, "log_snr", denoise=denoise, precision="float64")
@@ -206,7 +206,7 @@ def test_steps_that_are_run_have_the_law_of_those_that_are_recorded():
     def free(p, x, t, s, denoise, noise, past):
         return DDIM(0.7)(p, x.clamp(-1e9, 1e9), t, s, denoise, noise, past)
 
-    denoiser = exact_denoiser(analytic.gmm2d(), PROCESSES["vp"])
+    denoiser = exact_denoiser(mixture.gmm2d(), PROCESSES["vp"])
     x = start(denoiser.process, (3, 2, 1, 1))
     ends = [agree(Sampler(step, None, 9, precision="float64"), denoiser, x) for step in (free, DDIM(0.7))]
     assert (ends[0] - ends[1]).abs().max() < 1e-12
@@ -221,7 +221,7 @@ def test_history_is_seen_where_only_some_steps_are_run():
         lengths.append(len(past))
         return DPMSolver(3)(p, x, t, s, denoise, noise, past)
 
-    denoiser = exact_denoiser(analytic.gmm2d(), PROCESSES["vp"])
+    denoiser = exact_denoiser(mixture.gmm2d(), PROCESSES["vp"])
     x = start(denoiser.process, (3, 2, 1, 1))
     ends = [agree(Sampler(step, None, 9, precision="float64"), denoiser, x) for step in (late, DPMSolver(3))]
     assert (ends[0] - ends[1]).abs().max() < 1e-12
@@ -245,7 +245,7 @@ def test_a_check_finds_what_a_step_lacks_without_recording_all_of_it():
         tried.append(t)
         return p.no_such_number(t) * x
 
-    denoiser = exact_denoiser(analytic.gmm2d(), PROCESSES["vp"])
+    denoiser = exact_denoiser(mixture.gmm2d(), PROCESSES["vp"])
     with pytest.raises(AttributeError, match="no_such_number"):
         Sampler(broken).check(denoiser)
     assert tried == [1.0]
@@ -259,7 +259,7 @@ def test_a_check_finds_what_a_step_lacks_without_recording_all_of_it():
 
 
 def test_a_grid_is_computed_once_for_a_batch(monkeypatch):
-    denoiser, made = exact_denoiser(analytic.gmm2d(), PROCESSES["vp"]), []
+    denoiser, made = exact_denoiser(mixture.gmm2d(), PROCESSES["vp"]), []
     monkeypatch.setattr(Sampler, "timesteps", lambda self, denoiser: made.append(1) or denoiser.process.timesteps(5))
     Sampler(DDIM())(denoiser, (2, 2, 1, 1))
     assert len(made) == 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import analytic
 import pytest
 import torch
 from test_sampler import exact_flow, gaussian, straight_denoiser
@@ -27,7 +26,7 @@ from diffusion_lab.sampler import (
     UniPC,
 )  # fmt: skip
 from diffusion_lab.sampler.scalar_process import ScalarProcess
-from diffusion_lab.verification import GaussianLaw
+from diffusion_lab.verification import GaussianLaw, mixture
 
 PROCESSES = {
     "vp": VP(Linear()), "subvp": SubVP(Linear()), "ve": VE(Geometric(0.01, 20.0)), "ddpm": DiscreteProcess(Linear()),
@@ -67,7 +66,7 @@ ORDERS = {
 def test_order_of_convergence(name, process):
     """log(error ratio) / log(step ratio) when the steps are halved, on a part of the way: on the whole of it errors cancel for Gaussian data."""
     (step, (low, high)), process = ORDERS[name], PROCESSES[process]
-    denoiser, target, errors = straight_denoiser(process), analytic.diag64(), []
+    denoiser, target, errors = straight_denoiser(process), mixture.diag64(), []
     x = process.prior_std * torch.randn(4, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for count in (30, 60):
         sampler = Sampler(step, None, count + 1, "log_snr", denoise=False, precision="float64", t_end=0.3)
@@ -142,7 +141,7 @@ STOCHASTIC = {
 def test_many_steps_give_the_data_law(process, name):
     """Exact mean and covariance, without Monte Carlo, from the law of the data itself at the first time."""
     slack = 0.15 if isinstance(STOCHASTIC[name], EulerAncestral) else 0.02  # of order 1
-    target, process = analytic.gauss64(), PROCESSES[process]
+    target, process = mixture.gauss64(), PROCESSES[process]
     sampler = Sampler(STOCHASTIC[name], None, 100, "log_snr")
     denoiser = straight_denoiser(process)
     law = GaussianLaw(gaussian(target), denoiser, sampler.timesteps(denoiser), 400)
@@ -154,7 +153,7 @@ def test_many_steps_give_the_data_law(process, name):
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_samples_have_the_exact_law_of_their_sampler(name):
     """Few steps: mean and variance of what is drawn are those that the recorded noise says, pixel by pixel."""
-    target, process = analytic.diag64(), PROCESSES["ve"]
+    target, process = mixture.diag64(), PROCESSES["ve"]
     denoiser, sampler, n = straight_denoiser(process), Sampler(STOCHASTIC[name], None, 8, "karras"), 2_000
     law = GaussianLaw(gaussian(target), denoiser, sampler.timesteps(denoiser), 400)
     *_, (_, x) = sampler.follow(law, law.noise(process.prior_std))

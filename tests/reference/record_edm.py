@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-import analytic
+from diffusion_lab.verification import mixture
 import numpy as np
 import torch
 from record_adm import weights_of
@@ -98,7 +98,7 @@ def record_losses() -> dict[str, np.ndarray]:
 
 
 class Exact:
-    """The exact denoiser of `analytic.gmm2d`, for any noise level."""
+    """The exact denoiser of `mixture.gmm2d`, for any noise level."""
 
     sigma_min, sigma_max = 0.0, float("inf")
 
@@ -111,7 +111,7 @@ class Exact:
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, labels: None) -> torch.Tensor:
         self.sigmas.append(float(sigma))
         sigma = torch.as_tensor(sigma).expand(len(x))
-        return analytic.gmm2d().denoise(x, torch.ones_like(sigma), sigma)
+        return mixture.gmm2d().denoise(x, torch.ones_like(sigma), sigma)
 
 
 CHURN = {"S_churn": 2.0, "S_min": 0.05, "S_max": 15.0, "S_noise": 1.003}

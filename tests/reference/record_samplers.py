@@ -1,4 +1,4 @@
-"""Records k_diffusion.npz and diffusers.npz: other people's samplers on the exact denoiser of `analytic.gmm2d`.
+"""Records k_diffusion.npz and diffusers.npz: other people's samplers on the exact denoiser of `mixture.gmm2d`.
 
 Their functions run as they are, in float64, with recorded noise.  diffusers makes its tables in float32; here the two
 names `torch.float32` and `numpy.float32` mean float64, and nothing else is changed.
@@ -26,9 +26,9 @@ sys.path.insert(0, str(HERE))
 torch.float32, np.float32 = torch.float64, np.float64
 warnings.simplefilter("ignore")
 
-import analytic  # noqa: E402
+from diffusion_lab.verification import mixture  # noqa: E402
 
-TARGET, SHAPE = analytic.gmm2d(), (3, 2, 1, 1)
+TARGET, SHAPE = mixture.gmm2d(), (3, 2, 1, 1)
 START = torch.as_tensor(np.random.RandomState(91).randn(*SHAPE))
 NOISE = torch.as_tensor(np.random.RandomState(92).randn(40, *SHAPE))
 
