@@ -9,17 +9,17 @@ import math
 import re
 import subprocess
 import sys
+from urllib.parse import unquote
 
-import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
+from test_page import EVIL, check_in_browser, check_structure
 
 from diffusion_lab import comparison
-from diffusion_lab.comparison import compare, find, names, read
+from diffusion_lab.comparison import compare, find, names, page, read
 from diffusion_lab.comparison.command import fold, main, parts
 from diffusion_lab.comparison.run import unfinished
-from diffusion_lab.plot import charts
+from diffusion_lab.page import PAGE
 
 PROTOCOL = {"extractor": "digits", "extractor_digest": "ab" * 16, "samples": 1000}
 BITS = {"data": "digits held_out", "count": 397}
@@ -428,13 +428,13 @@ def test_the_command_writes_three_files_and_prints_the_table(run, tmp_path, monk
     assert sorted(p.name for p in (tmp_path / "here").iterdir()) == [
         "comparison.csv",
         "comparison.md",
-        "comparison.png",
+        PAGE,
     ]
     assert "│ lr=1,seed=0 │       1.500 #1 │" in out and "│ b           │       2.500 #2 │" in out
     assert "| lr=1,seed=0 | 1.500 #1 |" in (tmp_path / "here" / "comparison.md").read_text()
     main(["sweep"])
     (folder,) = (tmp_path / "logs" / "comparison").iterdir()
-    assert (folder / "comparison.png").exists()
+    assert "</html>" in (folder / PAGE).read_text()
     main([])
     assert "by=METRIC" in capsys.readouterr().out
 
@@ -456,48 +456,82 @@ def test_the_printed_table_is_split_where_it_is_too_wide(run):
     assert fold("fd_digits_held_out_1k ↓ (samples 1000)") == ["fd_digits_held_", "out_1k ↓", "(samples 1000)"]
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that are saved, in order."""
-    figures, save = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))[1])
-    return figures
-
-
-def test_the_page_shows_every_value_where_it_belongs(run, tmp_path, drawn):
+def test_the_page_plots_every_value_where_it_belongs(run):
     records = [
         run("a", {FD: fd(2.0, real=1.5, standard_error=0.25), DIM: bits(math.nan)}, nfe=10, training_seconds=7200),
         run("b", {FD: fd(1.0, real=1.5)}, nfe=20),
     ]
-    comparison.draw(compare(records), tmp_path / "p.png")
-    first, second, nfe, time = drawn[0].axes
-    assert [axes.get_title() for axes in drawn[0].axes] == [f"{FD} ↓", f"{DIM} ↓", "NFE", "training (min)"]
-    assert [label.get_text() for label in first.get_yticklabels()] == ["b", "a"]
-    assert [label.get_text() for label in second.get_yticklabels()] == ["", ""]
-    assert first.get_ylim()[0] > first.get_ylim()[1]  # the first row on top
-    points = [bar.lines[0] for bar in first.containers]
-    assert [tuple(line.get_xydata()[0]) for line in points] == [(1, 0), (2, 1)]
-    assert [line.get_color() for line in points] == [charts.ORANGE, charts.BLUE]
-    (segment,) = first.containers[1].lines[2][0].get_segments()
-    np.testing.assert_allclose(segment, [[1.75, 1], [2.25, 1]])
-    assert [list(line.get_xdata()) for line in first.lines if line.get_linestyle() == ":"] == [[1.5, 1.5]]
-    assert [text.get_text() for text in second.texts] == ["nan"] and second.texts[0].xy[1] == 1
-    assert [(bar.get_y() + 0.25, bar.get_x(), bar.get_width()) for bar in nfe.patches] == [(0, 0, 20), (1, 0, 10)]
-    assert [bar.get_width() for bar in time.patches] == [120]
-    assert drawn[0].get_suptitle() == "2 runs · orange: the best under one protocol · dotted: real data"
+    (first, second, nfe, time), legend = page.panels(compare(records))
+    assert [one.title for one in (first, second, nfe, time)] == [f"{FD} ↓", f"{DIM} ↓", "NFE", "training (min)"]
+    low, high = 1 - 0.08 * 1.25, 2.25 + 0.08 * 1.25  # the end of the error bar, and a margin
+
+    def percent(value):
+        return pytest.approx(100 * (value - low) / (high - low), abs=0.01)
+
+    assert first.rows == [
+        ("b", "1.000 #1", percent(1), None, True),
+        ("a", "2.000 ± 0.25 #2", percent(2), (percent(1.75), percent(2.25)), False),
+    ]
+    assert first.marks == [percent(1.5)] and second.rows == [("a", "nan", None, None, False)]
+    assert [(row[0], row[2]) for row in nfe.rows] == [
+        ("b", pytest.approx(100 / 1.08, abs=0.01)),
+        ("a", pytest.approx(50 / 1.08, abs=0.01)),
+    ]
+    assert time.rows[0][:2] == ("a", "120") and legend == "orange: the best under one protocol · dotted: real data"
+    (wide,), _ = page.panels(compare([run(f"x{i}", {FD: fd(10.0 ** (2 * i))}) for i in range(3)]))
+    assert [row[2] for row in wide.rows] == [pytest.approx(v, abs=0.01) for v in (8 / 1.16, 50, 108 / 1.16)]
 
 
-def test_the_page_has_a_size_for_its_runs_and_at_most_twelve_panels(run, tmp_path, drawn):
+def test_the_page_has_at_most_twelve_plots(run):
     many = {f"m{i:02}": fd(1 + i * 10.0**j, extrapolated=i == 0) for j, i in enumerate(range(15))}
-    comparison.draw(compare([run(f"{i}", many, nfe=1) for i in range(12)], "m01"), tmp_path / "p.png")
-    titles = [axes.get_title() for axes in drawn[0].axes]
-    assert titles == [f"m{i:02} ↓" for i in range(1, 12)] + ["NFE"]
-    assert drawn[0].get_suptitle().endswith("4 more columns in the table")
-    with Image.open(tmp_path / "p.png") as image:
-        # 4 columns of 3.2 inches and names of 2 letters; 3 rows of 12 runs at 0.36 and 1.1 around them; 0.5 for the title
-        assert image.size == (round(100 * (4 * 3.2 + 2 * 0.08)), round(100 * (3 * (12 * 0.36 + 1.1) + 0.5)))
-    comparison.draw(compare([run(f"x{i}", {FD: fd(10.0 ** (2 * i))}) for i in range(2)]), tmp_path / "q.png")
-    assert drawn[1].axes[0].get_xscale() == "log" and drawn[0].axes[0].get_xscale() == "linear"
+    plots, legend = page.panels(compare([run(f"{i}", many, nfe=1) for i in range(12)], "m01"))
+    assert [one.title for one in plots] == [f"m{i:02} ↓" for i in range(1, 12)] + ["NFE"]
+    assert legend.endswith("4 more columns are in the table")
+
+
+def make_samples(folder, seed, name="config.yaml"):
+    Image.new("L", (8, 8)).save(folder / "samples.png")
+    (folder / name).write_text(f"{{callback: {{samples: {{seed: {seed}}}}}, seed: {seed}}}")
+
+
+def test_samples_stand_side_by_side_and_say_their_seeds_where_they_differ(run, tmp_path):
+    runs = [run(f"{EVIL} {i}".replace("/", "-"), {FD: fd(float(i), real=0.5)}, network=f"{EVIL}{i}") for i in range(3)]
+    for one, seed in zip(runs, (0, 0, 1)):
+        make_samples(one.path.parent, seed)
+        (one.path.parent / "metrics.csv").write_text("step,train/loss\n1,2\n2,1\n")
+        (one.path.parent / PAGE).touch()
+    page.write_page(compare(runs[:2]), tmp_path)
+    found = check_structure(tmp_path / PAGE)
+    assert "All from the noise of seed 0." in found.text and "seed 1" not in found.text
+    assert [image["alt"] for image in found.of("img")] == [f"{EVIL}{i}" for i in range(2)]
+    assert len(found.of("polyline")) == 2 and "2 runs, sorted by" in found.text and "1.000 #2" in found.text
+    assert all((tmp_path / unquote(link["href"])).is_file() for link in found.of("a")) and len(found.of("a")) == 2
+    check_in_browser(tmp_path / PAGE, tmp_path, images=2)
+    page.write_page(compare(runs), tmp_path)
+    found = check_structure(tmp_path / PAGE)
+    assert "All from" not in found.text and [image["alt"][-6:] for image in found.of("img")] == [
+        "seed 0",
+        "seed 0",
+        "seed 1",
+    ]
+
+
+def test_a_sweep_without_results_has_a_page_of_its_jobs(tmp_path):
+    jobs = [
+        {
+            "directory": str(tmp_path / f"{i}"),
+            "overrides": ["data=toy2d", f"seed={i}"],
+            "status": status,
+            "seconds": 1.4,
+            "note": note,
+        }
+        for i, (status, note) in enumerate([("finished", ""), ("failed", EVIL)])
+    ]
+    (tmp_path / "0").mkdir()
+    make_samples(tmp_path / "0", 5)
+    page.write_page(None, tmp_path, jobs)
+    found = check_structure(tmp_path / PAGE)
+    assert [image["alt"] for image in found.of("img")] == ["seed=0"] and EVIL in found.text and "failed" in found.text
 
 
 def test_the_table_needs_no_torch_and_no_matplotlib():

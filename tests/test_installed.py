@@ -113,7 +113,7 @@ def test_an_installed_wheel_trains_samples_and_compares_and_its_printed_commands
     sampled = run(f"{command} {scored}", home=installed, cwd=elsewhere, shell=True)
     assert sampled.returncode == 0 and "results.json" in sampled.stdout, sampled.stderr
     compared = run("diffusion-lab", "compare", "samples", "out=.", home=installed, cwd=elsewhere)
-    assert compared.returncode == 0 and (elsewhere / "comparison.png").is_file(), compared.stderr
+    assert compared.returncode == 0 and (elsewhere / "report.html").is_file(), compared.stderr
 
 
 def test_printed_commands_work_where_the_environment_is_not_activated(installed, tmp_path):

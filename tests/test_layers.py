@@ -67,7 +67,7 @@ MAY_IMPORT = {
         *("finite", "monkeypatches", "noise", "power_function", "ranks", "storage"),
         *("data", "evaluation", "model", "plot", "sampler"),
     },
-    "comparison": {"errors", "output", "cli", "plot", "storage"},
+    "comparison": {"errors", "output", "cli", "page", "storage"},
     "config": {"errors", "output", "memory", "first_edition", "monkeypatches", "storage"},
     "logger": {"errors", "output", "config", "storage"},
     "checkpoint": {"errors", "first_edition", "storage", "config", "denoiser", "guidance", "loss", "model"},
@@ -77,7 +77,7 @@ MAY_IMPORT = {
         *("callback", "data", "denoiser", "evaluation", "guidance", "interop", "metric", "model", "page", "plot"),
         *("control", "sampler", "verification"),
     },
-    "launch": {"errors", "output", "cli", "monkeypatches", "plot", "storage", "config", "run", "comparison"},
+    "launch": {"errors", "output", "cli", "monkeypatches", "page", "plot", "storage", "config", "run", "comparison"},
     "bench": {
         *("errors", "output", "storage", "config", "run", "checkpoint", "interop"),
         *("callback", "data", "denoiser", "evaluation", "likelihood", "loss", "metric", "model", "network", "noise"),

@@ -84,12 +84,13 @@ def check_structure(file: Path) -> Structure:
     for attributes in [attributes for _, attributes in found.elements]:
         assert not any(name.startswith("on") for name in attributes)
         for name in ("src", "href", "srcset", "action", "data"):
-            assert attributes.get(name, "data:").startswith(("data:", "#")), attributes
+            assert re.match(r"data:|(?!\w+:|//)", attributes.get(name, "")), attributes
     for image in found.of("img"):
         head, data = image["src"].split(",", 1)
         with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as opened:
             assert head == f"data:image/{opened.format.lower()};base64" and image["alt"].strip()
             assert opened.size == (int(image["width"]), int(image["height"]))
+    assert not re.search("<wbr>|{{|{%", found.text)
     assert not re.search(r"url\(|@import", text)
     levels = [int(tag[1]) for tag, _ in found.elements if re.fullmatch("h[1-6]", tag)]
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels)), levels
@@ -155,24 +156,25 @@ def test_settings_other_than_those_of_the_recipe_stand_out():
 
 
 def test_charts_place_points_and_ticks_where_they_belong():
-    line = Chart("loss", [(0, 0.0), (10, 1.0), (20, float("nan")), (40, 2.0)])
+    line = Chart("loss", {"loss": [(0, 0.0), (10, 1.0), (20, float("nan")), (40, 2.0)], "none": [(0, float("nan"))]})
     low, high = -0.1, 2.1
     for x, y in ((0, 0.0), (10, 1.0), (40, 2.0)):
         exact = LEFT + x / 40 * (RIGHT - LEFT), BOTTOM - (y - low) / (high - low) * (BOTTOM - TOP)
         assert line.place(x, y) == pytest.approx(exact, abs=0.06)
     assert [label for _, label in line.x_ticks] == ["0", "10", "20", "30", "40"]
-    assert [label for _, label in line.y_ticks] == ["0", "1", "2"] and len(line.line.split()) == 3
-    steep = Chart("loss", [(1, 1000.0), (2, 0.1)])
-    assert steep.is_log and [label for _, label in steep.y_ticks] == ["0.1", "1", "10", "100", "1,000"]
+    assert [label for _, label in line.y_ticks] == ["0", "1", "2"]
+    ((name, points),) = line.polylines
+    assert name == "loss" and points.split()[0] == f"{LEFT},{line.place(0, 0)[1]:g}" and len(points.split()) == 3
+    steep = Chart("loss", {"a": [(1, 1000.0), (2, 0.1)], "b": [(1, 1.0), (2, 10.0)]})
+    assert [label for _, label in steep.y_ticks] == ["0.1", "1", "10", "100", "1,000"]
     heights = [y for y, _ in steep.y_ticks]
-    assert all(a - b == pytest.approx(heights[0] - heights[1], abs=0.11) for a, b in itertools.pairwise(heights))
-    long = Chart("loss", [(step, float(step)) for step in range(4 * MOST)])
-    assert len(long.finite) == MOST and long.finite[0] == (1.5, 1.5)
-    flat = Chart("lr", [(0, 0.0), (1, 0.0)])
-    assert flat.place(0, 0.0)[1] == pytest.approx((TOP + BOTTOM) / 2)
-    assert round_numbers(0.11, 0.52, 4) == pytest.approx([0.2, 0.4]) and [number(v) for v in (20000, 1500, 0.1, 2e6)] == [
-        "20k", "1,500", "0.1", "2M",
-    ]  # fmt: skip
+    assert all(a - b == pytest.approx(heights[0] - heights[1]) for a, b in itertools.pairwise(heights))
+    assert steep.summary == "a from 1,000 at step 1 to 0.1 at step 2; b from 1 at step 1 to 10 at step 2"
+    long = Chart("loss", {"loss": [(step, float(step)) for step in range(4 * MOST)]}).finite["loss"]
+    assert len(long) == MOST and long[0] == (1.5, 1.5)
+    assert Chart("lr", {"lr": [(0, 0.0), (1, 0.0)]}).place(0, 0.0)[1] == pytest.approx((TOP + BOTTOM) / 2)
+    assert round_numbers(0.11, 0.52, 4) == pytest.approx([0.2, 0.4])
+    assert [number(v) for v in (20000, 1500, 0.1, 2e6)] == ["20k", "1,500", "0.1", "2M"]
 
 
 def test_large_pictures_become_smaller_and_long_trainings_show_some(tmp_path):

@@ -1,7 +1,7 @@
 """Comparison of runs: their metrics in one table, ranked if measured under the same protocol."""
 
 from diffusion_lab.comparison.column import Cell, Column, columns, differences
-from diffusion_lab.comparison.report import csv_text, draw, grid, heading, markdown, marks, seeds_grid, value_text
+from diffusion_lab.comparison.report import csv_text, grid, heading, markdown, marks, seeds_grid, value_text
 from diffusion_lab.comparison.run import Run, distinguishing, find, missing_steps, names, read, unfinished
 from diffusion_lab.comparison.table import Comparison, Seeds, compare
 
@@ -16,7 +16,6 @@ __all__ = [
     "csv_text",
     "differences",
     "distinguishing",
-    "draw",
     "find",
     "grid",
     "heading",

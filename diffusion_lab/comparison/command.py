@@ -1,32 +1,34 @@
-"""The command `python -m diffusion_lab.compare`: compare runs in a table and a page of plots."""
+"""The command `python -m diffusion_lab.compare`: compare runs in a table and on a page."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffusion_lab import comparison
 from diffusion_lab.cli import command
+from diffusion_lab.comparison.page import write_page
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.output import print_table, shown, width
+from diffusion_lab.page import PAGE
 from diffusion_lab.storage.run_directory import make_new_directory
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 HELP = """\
-Compare the metrics and costs of runs in one table and one page of plots.
+Compare the metrics and costs of runs in one table, and on one page with plots, samples and curves.
 
   python -m diffusion_lab.compare RUN [RUN ...] [by=METRIC] [out=DIRECTORY]
 
 RUN is a run's directory, a results.json, or a directory with runs below it, such as that of a sweep.
   by=METRIC         sort the runs by this metric; default: the first metric that all of them have
-  out=DIRECTORY     directory of comparison.md, .csv and .png; default: logs/comparison/DATE_TIME
+  out=DIRECTORY     directory of report.html, comparison.md and comparison.csv; default: logs/comparison/DATE_TIME
 
 Values are ranked if their protocols are equal; otherwise the differences are listed.
 """
@@ -36,21 +38,36 @@ Values are ranked if their protocols are equal; otherwise the differences are li
 def main(arguments: Sequence[str]) -> None:
     """Compare as the arguments say."""
     paths, options = parse(arguments)
-    runs = [comparison.read(path) for path in comparison.find(paths)]
-    result = comparison.compare(runs, options.get("by"))
     new = Path("logs", "comparison", f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
-    out = Path(options["out"]) if "out" in options else make_new_directory(new)
+    compare(paths, options.get("by"), Path(options["out"]) if "out" in options else new, "out" not in options)
+
+
+def compare(
+    paths: Sequence[str | Path], by: str | None, out: Path, new: bool = False, jobs: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Compare runs: print the table, and write it and the page to `out`, or a `new` directory named like it.
+
+    Args:
+        jobs: those of the sweep that the runs belong to, if there is one.
+
+    Raises:
+        ValueError: for a metric that no run has, or a damaged file.
+        OSError: for runs that do not exist, or a file that cannot be written.
+    """
+    runs = [comparison.read(path) for path in comparison.find(paths)]
+    result = comparison.compare(runs, by)
+    out = make_new_directory(out) if new else out
     out.mkdir(parents=True, exist_ok=True)
     (out / "comparison.md").write_text(comparison.markdown(result), encoding="utf-8")
     (out / "comparison.csv").write_text(comparison.csv_text(result), encoding="utf-8")
     show(result)
-    comparison.draw(result, out / "comparison.png")
+    write_page(result, out, jobs)
     for run in runs:
         if steps := comparison.missing_steps(run):
             print(f"not finished: {os.path.relpath(run.place)}, {steps}")
     for run in comparison.unfinished(paths):
         print(f"left out: {os.path.relpath(run)}, which holds no results.json (not finished, or not evaluated)")
-    print(f"written to {os.path.relpath(out)}: comparison.md, comparison.csv, comparison.png")
+    print(f"written to {os.path.relpath(out)}: {PAGE}, comparison.md, comparison.csv")
 
 
 def parse(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:

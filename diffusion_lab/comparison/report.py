@@ -1,4 +1,4 @@
-"""Output of a comparison: Markdown, CSV, and one page of plots."""
+"""Output of a comparison: Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 from diffusion_lab.comparison.column import Cell, Column, shown
 from diffusion_lab.comparison.run import Run
-from diffusion_lab.comparison.table import Comparison, merged
+from diffusion_lab.comparison.table import Comparison
 
-PANELS = 12
 LEGEND = (
     "↓ lower is better, ↑ higher is better; #1 is the best of its column, and no rank is given across columns.",
     "± standard error where a record has one, otherwise the standard deviation of its repeats.",
@@ -36,6 +34,7 @@ COSTS = {
 """Key of a results file -> heading; costs are shown but not ranked."""
 ORIGIN = ("checkpoint", "step", "weights", "parameters", "sampler", "seed", "revision")
 PLOTTED = ("samples_per_second", "nfe", "training_seconds")
+"""Costs that each run has a point for in a plot."""
 TIMES = ((1, "s"), (60, "min"), (3600, "h"))
 
 
@@ -120,21 +119,26 @@ def markdown(comparison: Comparison) -> str:
         blocks += ["## Not comparable", _list(comparison.notes)]
     if comparison.seeds:
         blocks += ["## Mean ± standard deviation over seeds", _table(*seeds_grid(comparison))]
-    protocols = merged(
-        [
-            (heading(column), ", ".join(f"{key} {shown([value])[0]}" for key, value in column.protocol.items()))
-            for column in comparison.columns
-            if column.protocol
-        ]
-    )
+    protocols = protocol_lines(comparison)
     if protocols:
-        blocks += ["## Protocols", _list(protocols)]
-    return "\n\n".join([*blocks, "## Runs", _list(map(_origin, comparison.names, comparison.runs))]) + "\n"
+        blocks += ["## Protocols", _list(f"{what}: {line}" for what, line in protocols)]
+    runs = [f"{name}: `{run.place}`{origin(run)}" for name, run in zip(comparison.names, comparison.runs, strict=True)]
+    return "\n\n".join([*blocks, "## Runs", _list(runs)]) + "\n"
 
 
-def _origin(name: str, run: Run) -> str:
-    facts = [f"{key} {run.results[key]}" for key in ORIGIN if run.results.get(key) is not None]
-    return f"{name}: `{run.place}`" + "".join(f", {fact}" for fact in facts)
+def protocol_lines(comparison: Comparison) -> list[tuple[str, str]]:
+    """The protocol of each column; columns of an equal one are named together."""
+    found: dict[str, list[str]] = {}
+    for column in comparison.columns:
+        if column.protocol:
+            line = ", ".join(f"{key} {shown([value])[0]}" for key, value in column.protocol.items())
+            found.setdefault(line, []).append(heading(column))
+    return [(", ".join(headings), line) for line, headings in found.items()]
+
+
+def origin(run: Run) -> str:
+    """What a run's results were made from, as the end of a line."""
+    return "".join(f", {key} {run.results[key]}" for key in ORIGIN if run.results.get(key) is not None)
 
 
 def _list(lines: Sequence[str]) -> str:
@@ -166,27 +170,3 @@ def csv_text(comparison: Comparison) -> str:
                 }
             )  # fmt: skip
     return text.getvalue()
-
-
-def draw(comparison: Comparison, path: str | Path) -> None:
-    """Write one page of plots: each metric under each of its protocols, then samples/s, NFE and training time."""
-    # Imported here: torch and matplotlib take seconds to import, and the table is printed first.
-    from diffusion_lab.plot.charts import Panel, dots
-
-    panels = []
-    for column in sorted(comparison.columns, key=lambda column: column.extrapolated):
-        values = [cell and cell.value for cell in column.cells]
-        errors = [cell and cell.error for cell in column.cells]
-        best = [bool(cell) and cell.rank == 1 for cell in column.cells]
-        panels.append(Panel(heading(column), values, errors, best, column.reals))
-    cost_panels = [
-        Panel(title, numbers, bars=True) for key, (title, numbers) in costs(comparison.runs).items() if key in PLOTTED
-    ]
-    most, title = PANELS - len(cost_panels), f"{len(comparison.runs)} runs"
-    if any(cell and cell.rank for column in comparison.columns for cell in column.cells):
-        title += " · orange: the best under one protocol"
-    if any(column.reals for column in comparison.columns):
-        title += " · dotted: real data"
-    if len(panels) > most:
-        title += f" · {len(panels) - most} more columns in the table"
-    dots(comparison.names, [*panels[:most], *cost_panels], path, title)

@@ -17,11 +17,14 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from diffusion_lab import output
+from diffusion_lab.comparison.command import compare
+from diffusion_lab.comparison.page import write_page
 from diffusion_lab.config.environment import cluster_ranks
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.launch.job import LOG, metrics
 from diffusion_lab.monkeypatches import hydra_config
 from diffusion_lab.output import say
+from diffusion_lab.page import PAGE
 from diffusion_lab.storage.run_directory import check_directory, make_new_directory
 
 NAME = "DIFFUSION_LAB_SWEEP"
@@ -118,11 +121,11 @@ def conclude(sweep: Path, since: float) -> bool:
     jobs = sorted((j for j in map(json.loads, lines) if j["begun"] >= since), key=lambda j: j["number"])
     if jobs:
         table(jobs)
-    results = [job["directory"] for job in jobs if metrics(Path(job["directory"]))]
-    if results:
-        from diffusion_lab.comparison.command import main as compare
-
-        compare([*results, f"out={sweep}"])
+    if results := [job["directory"] for job in jobs if metrics(Path(job["directory"]))]:
+        compare(results, None, sweep, jobs=jobs)
+    elif jobs:
+        write_page(None, sweep, jobs)
+        say(f"written to {os.path.relpath(sweep)}: {PAGE}")
     return all("finished" in job["status"] for job in jobs)
 
 

@@ -1,9 +1,9 @@
-"""Curves as SVG: their geometry; the template `parts.html` draws it, in the colours of the page."""
+"""Curves and dots as SVG and HTML: their geometry; the template `parts.html` draws it, in the colours of the page."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,80 +22,157 @@ labelled beside powers of ten."""
 
 
 @dataclass(frozen=True)
-class Chart:
-    """A curve of values by optimiser step; values that are not finite are left out."""
+class Axis:
+    """An axis from the smallest to the largest value, logarithmic if they are positive and far apart."""
 
-    title: str
-    points: Sequence[Point]
+    low: float
+    high: float
+    is_log: bool
 
-    @cached_property
-    def finite(self) -> list[Point]:
-        """The finite points, at most MOST of them: the means of neighbours."""
-        found = [point for point in self.points if all(map(math.isfinite, point))]
-        size = math.ceil(len(found) / MOST)
-        groups = [found[i : i + size] for i in range(0, len(found), size)] if size > 1 else [[one] for one in found]
-        return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
+    @classmethod
+    def of(cls, values: Sequence[float], margin: float, zero: bool = False) -> Axis:
+        """The axis of finite values, with a margin as a fraction of their range; from zero if asked for."""
+        low, high = min(*values, 0) if zero else min(values), max(values)
+        is_log = low > 0 and high > SPAN * low
+        low, high = (math.log10(low), math.log10(high)) if is_log else (low, high)
+        more = margin * (high - low) or 0.05 * abs(high) or 1.0
+        return cls(low - more * (not zero), high + more, is_log)
+
+    def place(self, value: float) -> float:
+        """The position of a value, 0 at the lower end and 1 at the upper one."""
+        return ((math.log10(value) if self.is_log else value) - self.low) / (self.high - self.low)
 
     @property
-    def is_log(self) -> bool:
-        """Whether the vertical axis is logarithmic."""
-        values = [y for _, y in self.finite]
-        return min(values) > 0 and max(values) > SPAN * min(values)
+    def ticks(self) -> list[float]:
+        """The round values in the range of the axis."""
+        if self.is_log and self.high - self.low > 1:
+            factors = (1,) if self.high - self.low > DECADES else (1, 2, 5)
+            every = math.ceil((self.high - self.low) / 6)
+            powers = range(math.floor(self.low), math.ceil(self.high) + 1)
+            values = [factor * 10.0**power for power in powers if power % every == 0 for factor in factors]
+        else:
+            ends = (self.low, self.high)
+            values = round_numbers(*(map(math.pow, (10.0, 10.0), ends) if self.is_log else ends), 4)
+        return [value for value in values if 0 <= self.place(value) <= 1]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Named curves of values by optimiser step; values that are not finite are left out."""
+
+    title: str
+    lines: Mapping[str, Sequence[Point]]
 
     @cached_property
-    def range(self) -> tuple[float, float]:
-        """Lower and upper end of the vertical axis, with a margin of 5 %."""
-        values = [math.log10(y) if self.is_log else y for _, y in self.finite]
-        low, high = min(values), max(values)
-        margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
-        return low - margin, high + margin
+    def finite(self) -> dict[str, list[Point]]:
+        """The finite points of each curve that has some, at most MOST of them: the means of neighbours."""
+        found = {name: [p for p in points if all(map(math.isfinite, p))] for name, points in self.lines.items()}
+        return {name: thinned(points) for name, points in found.items() if points}
+
+    @cached_property
+    def x_axis(self) -> Axis:
+        """The axis of steps, without a margin."""
+        steps = [x for points in self.finite.values() for x, _ in points]
+        return (
+            Axis(min(steps), max(steps), False) if max(steps) > min(steps) else Axis(steps[0] - 1, steps[0] + 1, False)
+        )
+
+    @cached_property
+    def y_axis(self) -> Axis:
+        """The axis of values."""
+        return Axis.of([y for points in self.finite.values() for _, y in points], 0.05)
 
     def place(self, x: float, y: float) -> Point:
         """The position of a point in pixels."""
-        first, last = self.finite[0][0], self.finite[-1][0]
-        low, high = self.range
-        part = (x - first) / (last - first) if last > first else 0.5
-        height = ((math.log10(y) if self.is_log else y) - low) / (high - low)
-        return round(LEFT + part * (RIGHT - LEFT), 1), round(BOTTOM - height * (BOTTOM - TOP), 1)
+        right, up = self.x_axis.place(x), self.y_axis.place(y)
+        return round(LEFT + right * (RIGHT - LEFT), 1), round(BOTTOM - up * (BOTTOM - TOP), 1)
 
     @property
-    def line(self) -> str:
-        """The points of the SVG polyline."""
-        return " ".join(f"{x:g},{y:g}" for x, y in (self.place(*point) for point in self.finite))
+    def polylines(self) -> list[tuple[str, str]]:
+        """(name, points of the SVG polyline) of each curve."""
+        return [
+            (name, " ".join("{:g},{:g}".format(*self.place(*point)) for point in points))
+            for name, points in self.finite.items()
+        ]
 
     @property
     def x_ticks(self) -> list[tuple[float, str]]:
         """Position and label of each tick of the horizontal axis."""
-        first, last = self.finite[0][0], self.finite[-1][0]
-        return [(self.place(x, self.finite[0][1])[0], number(x)) for x in round_numbers(first, last, 4)]
+        return [(LEFT + self.x_axis.place(x) * (RIGHT - LEFT), number(x)) for x in self.x_axis.ticks]
 
     @property
     def y_ticks(self) -> list[tuple[float, str]]:
         """Position and label of each tick of the vertical axis."""
-        low, high = self.range
-        if self.is_log and high - low > 1:
-            factors = (1,) if high - low > DECADES else (1, 2, 5)
-            every = math.ceil((high - low) / 6)
-            powers = range(math.floor(low), math.ceil(high) + 1)
-            values = [f * 10.0**p for p in powers if p % every == 0 for f in factors]
-        else:
-            values = round_numbers(*((10**low, 10**high) if self.is_log else (low, high)), 4)
-        found = [(value, math.log10(value) if self.is_log else value) for value in values]
-        return [(self.place(self.finite[0][0], v)[1], number(v)) for v, shown in found if low <= shown <= high]
+        return [(BOTTOM - self.y_axis.place(y) * (BOTTOM - TOP), number(y)) for y in self.y_axis.ticks]
 
     @property
     def summary(self) -> str:
         """The chart in words."""
-        (first, start), (last, end) = self.finite[0], self.finite[-1]
-        if first == last:
-            return f"{self.title} {number(start)} at step {number(first)}"
-        return f"{self.title} from {number(start)} at step {number(first)} to {number(end)} at step {number(last)}"
+        said = []
+        for name, points in self.finite.items():
+            (first, start), (last, end) = points[0], points[-1]
+            to = f" to {number(end)} at step {number(last)}" if last > first else ""
+            said.append(f"{name} {'from ' * bool(to)}{number(start)} at step {number(first)}{to}")
+        return "; ".join(said)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One value for each of several named rows, None for a row without one, on a common axis.
+
+    `texts` are the values as they are written; `errors` are error bars, `best` rows are highlighted, `levels` are
+    marked across all rows, `bars` start at zero.
+    """
+
+    title: str
+    names: Sequence[str]
+    values: Sequence[float | None]
+    texts: Sequence[str]
+    errors: Sequence[float | None] = ()
+    best: Sequence[bool] = ()
+    levels: Sequence[float] = ()
+    bars: bool = False
+
+    @cached_property
+    def axis(self) -> Axis | None:
+        """The axis; None without a finite value."""
+        ends = [(v - e, v + e) for v, e in zip(self.values, self.errors, strict=False) if v is not None and e]
+        found = [v for v in (*self.values, *self.levels, *sum(ends, ())) if v is not None and math.isfinite(v)]
+        return Axis.of(found, 0.08, zero=self.bars) if found else None
+
+    @property
+    def rows(self) -> list[tuple[str, str, float | None, tuple[float, float] | None, bool]]:
+        """(name, text, position, ends of the error bar, best) of each row with a value; positions in percent."""
+        errors, best = self.errors or [None] * len(self.names), self.best or [False] * len(self.names)
+        found = []
+        for name, value, text, error, first in zip(self.names, self.values, self.texts, errors, best, strict=True):
+            if value is None:
+                continue
+            at = self._percent(value) if math.isfinite(value) else None
+            ends = None
+            if at is not None and error and math.isfinite(error):
+                ends = self._percent(value - error), self._percent(value + error)
+            found.append((name, text, at, ends, first))
+        return found
+
+    @property
+    def marks(self) -> list[float]:
+        """Positions of the levels in percent."""
+        return [self._percent(level) for level in self.levels]
+
+    def _percent(self, value: float) -> float:
+        return round(100 * self.axis.place(value), 2)
+
+
+def thinned(points: Sequence[Point]) -> list[Point]:
+    """At most MOST points: the means of neighbours."""
+    size = math.ceil(len(points) / MOST)
+    groups = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
 
 
 def round_numbers(low: float, high: float, most: int) -> list[float]:
     """At most `most` + 1 multiples of 1, 2 or 5 times a power of ten in [low, high]."""
-    if not high > low:
-        return [low]
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))

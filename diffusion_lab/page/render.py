@@ -36,7 +36,7 @@ def breakable(text: str) -> Any:
     """A name that a narrow page may break after its underscores and dots."""
     from markupsafe import Markup, escape
 
-    return Markup(re.sub(r"([_.])(?=\w)", r"\1<wbr>", escape(text)))
+    return Markup(re.sub(r"([_.])(?=\w)", r"\1<wbr>", str(escape(text))))
 
 
 def write(template: str, values: Mapping[str, Any], path: Path) -> None:

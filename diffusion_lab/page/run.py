@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffusion_lab.page.chart import Chart, Point, number
+from diffusion_lab.page.chart import number
+from diffusion_lab.page.metrics_log import charts, read_columns
 from diffusion_lab.page.picture import Picture, picture
 from diffusion_lab.page.setting import groups
 
 MOST_STEPS, STEP_BYTES = 24, 150_000
 """Pictures of samples during training, evenly chosen, and the largest size of each."""
-
-CURVES = {
-    "train/loss": "loss",
-    "train/learning_rate": "learning rate",
-    "train/grad_norm": "gradient norm",
-    "train/images_per_second": "images/s",
-}
-"""Columns of metrics.csv that come first -> titles of their charts."""
-
-NO_CURVES = ("train/cpu_memory_gb", "train/gpu_memory_gb", "train/ema_decay")
 
 TERMS = {
     "flow": {
@@ -152,26 +142,6 @@ def pictures_of_samples(folder: Path, done: int) -> list[Picture]:
     shown = [picture(path, f"Samples at step {int(path.stem[5:]):,}", STEP_BYTES) for path in chosen]
     shown.append(picture(folder / "samples.png", f"Samples at step {done:,}" if done else "Samples"))
     return [one for one in shown if one]
-
-
-def read_columns(path: Path) -> dict[str, list[Point]]:
-    """The columns of metrics.csv, as points (step, value)."""
-    columns: dict[str, list[Point]] = {}
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                for key, value in row.items():
-                    if key and key != "step" and value:
-                        columns.setdefault(key, []).append((float(row["step"]), float(value)))
-    return columns
-
-
-def charts(columns: Mapping[str, Sequence[Point]]) -> list[Chart]:
-    """A chart of each column with two finite values or more; of names that continue another, only the shortest."""
-    names = [*(key for key in CURVES if key in columns), *(key for key in columns if key not in {*CURVES, *NO_CURVES})]
-    names = [key for key in names if not any(key.startswith(f"{other}_") for other in columns)]
-    made = [Chart(CURVES.get(key, key.removeprefix("eval/")), columns[key]) for key in names]
-    return [one for one in made if len(one.finite) > 1]
 
 
 def _json(path: Path) -> dict[str, Any]:
