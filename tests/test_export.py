@@ -16,7 +16,7 @@ from torch import nn
 import diffusion_lab
 from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.errors import ConfigError
-from diffusion_lab.interop.diffusers import to_unet2d, unet
+from diffusion_lab.interop import diffusers, diffusers_adm
 from diffusion_lab.noise import image_generators
 from diffusion_lab.run import export_command, import_command
 from diffusion_lab.run.export import chosen, export, shared
@@ -227,6 +227,7 @@ def test_a_repository_is_loaded_and_imported(cached, exported, tmp_path, monkeyp
         assert "\n" not in str(error.value)
 
 
+ADM = ("network.channels=32", "network.multipliers=[1,2]")
 RGB = ("data=patches", "data.shape=[3,8,8]", "metric=digits", "network=unet_small")
 PIPELINES = {
     "ancestral": (["model.output=v"], ["sampler=ancestral", "sampler.steps=20"], "DDPMScheduler"),
@@ -245,6 +246,27 @@ PIPELINES = {
     ),
     "sde": (["model.output=v"], ["sampler=dpm_solver_sde", "sampler.spacing=trailing"], "DPMSolverMultistepScheduler"),
     "flow": (["model=flow"], [], "FlowMatchEulerDiscreteScheduler"),
+    "adm": (
+        [*ADM, "model=adm", "network.attention=[4]", "network.head_channels=16"],
+        ["sampler=ancestral", "sampler.steps=20", "variance=learned_range"],
+        "DDPMScheduler",
+    ),
+    "iddpm": (
+        [
+            "model=iddpm",
+            "model.output=v",
+            "network.channels=32",
+            "network.heads=2",
+            "network.new_attention_order=false",
+        ],
+        ["sampler=ddim", "sampler.clip=true"],
+        "DDIMScheduler",
+    ),
+    "adm_flow": (
+        [*ADM, "model=flow", "network=adm_small", "network.scale_shift=false"],
+        [],
+        "FlowMatchEulerDiscreteScheduler",
+    ),
     "euler": ([*RGB, "model=edm"], ["sampler=euler"], "EDMEulerScheduler"),
     "edm": ([*RGB, "model=edm"], ["sampler=dpm_solver", "sampler.spacing=karras"], "EDMDPMSolverMultistepScheduler"),
 }
@@ -253,9 +275,9 @@ PIPELINES = {
 
 def called(folder: Path, **more) -> torch.Tensor:
     """Images of the pipeline in a folder, as its card calls it."""
-    diffusers = pytest.importorskip("diffusers")
-    diffusers.utils.logging.disable_progress_bar()
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
+    theirs = pytest.importorskip("diffusers")
+    theirs.utils.logging.disable_progress_bar()
+    pipeline = theirs.DiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     (words,) = [line for line in (folder / "README.md").read_text().splitlines() if line.startswith("images = ")]
     scope = {"pipeline": lambda **given: pipeline(**{**given, "batch_size": 2, **more, "output_type": "np"})}
@@ -303,10 +325,12 @@ def test_weights_come_back_from_diffusers(tmp_path):
     back = import_checkpoint(str(tmp_path / "out"), ["data=digits", "model.output=v"], str(tmp_path / "back"))
     model, other = (diffusion_lab.load(place, weights="raw") for place in (path, back))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
-    network = diffusion_lab.load(checkpoint(tmp_path / "labels", classes=2)).network
-    again = unet(network, to_unet2d(network))
-    assert again.keys() == network.state_dict().keys()
-    assert all(torch.equal(again[name], weight) for name, weight in network.state_dict().items())
+    iddpm = ("model=iddpm", "network.channels=32", "network.heads=2", "network.new_attention_order=false")
+    for module, overrides in ((diffusers, ()), (diffusers_adm, iddpm)):
+        network = diffusion_lab.load(checkpoint(tmp_path / module.__name__, *overrides, classes=2)).network
+        again = module.unet(network, module.to_unet2d(network))
+        assert again.keys() == network.state_dict().keys()
+        assert all(torch.equal(again[name], weight) for name, weight in network.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -324,7 +348,8 @@ def test_weights_come_back_from_diffusers(tmp_path):
         ([], ["sampler=ddim", "sampler.denoise=false"], "no scheduler with sampler.denoise=False"),
         (["model=flow"], ["sampler=flow_euler", "sampler.spacing=quadratic"], "use sampler=flow_euler"),
         (["network.up_attention=last"], [], "network.up_attention=last"),
-        (["model=iddpm"], [], "no network that is our ADMUNet"),
+        (["model=iddpm"], [], "norms of [8, 16] groups"),
+        (["model=score_sde", "network=ncsnpp", "network.attention=[4]"], [], "no network that is our NCSNpp"),
     ],
 )
 def test_what_diffusers_has_not_is_named(overrides, sampler, message, tmp_path):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion_lab.interop.mapping import Link, Parts, Source, convert, links
 from diffusion_lab.interop.unet import DDIM, walk
@@ -74,10 +74,14 @@ def to_unet2d(network: UNet) -> dict[str, Tensor]:
 
     Weights of augmentation labels are left out: without labels they have no effect.
     """
+    return separated(network.state_dict(), unet_links(network))
+
+
+def separated(ours: Mapping[str, Tensor], links: Iterable[Link]) -> dict[str, Tensor]:
+    """The inverse of `mapping.convert` for links without transforms: our tensors, and parts of them, by their names."""
     groups: dict[str, list[str]] = {}
-    for link in unet_links(network):
+    for link in links:
         groups.setdefault(link.ours, []).append(link.theirs)
-    ours = network.state_dict()
     chunks = ((names, ours[name].chunk(len(names))) for name, names in groups.items())
     return {name: chunk for names, split in chunks for name, chunk in zip(names, split, strict=True)}
 
@@ -110,21 +114,33 @@ def current_name(name: str) -> str:
     return name
 
 
-def settings(network: UNet) -> dict[str, tuple[Any, Any]]:
+Settings = dict[str, tuple[Any, Any]]
+
+
+def settings(network: UNet) -> Settings:
     """`SETTINGS`, and those of this network.
 
-    Raises ValueError for heads of several widths, or attention in some decoder blocks only, which diffusers has not.
+    Raises ValueError for attention in some decoder blocks of a level only, and as `attention_settings`.
     """
     attending = [[hasattr(stage.attention, "heads") for stage in stages] for stages in network.up]
     if any(len(set(level)) > 1 for level in attending):
         raise ValueError("no U-Net with attention in some blocks of a level only, as network.up_attention=last")
-    found = [m for m in network.modules() if hasattr(m, "heads")]
-    widths = {m.out.in_features // m.heads for m in found}
-    several = any(m.heads > 1 for m in found)
-    if several and len(widths) > 1:
-        raise ValueError(f"no U-Net with heads of several widths, {sorted(widths)} channels")
-    heads = {"attention_head_dim": (8, widths.pop() if several else None)}
-    return {**SETTINGS, **heads, "norm_num_groups": (32, network.conv_out[0].num_groups)}
+    return {**SETTINGS, **attention_settings(network)}
+
+
+def attention_settings(network: nn.Module) -> Settings:
+    """The width of all heads (None: one head), and the number of groups of all norms.
+
+    Raises ValueError if there are several, which UNet2DModel has not.
+    """
+    attentions = [module for module in network.modules() if hasattr(module, "heads")]
+    widths = sorted({module.out.in_features // module.heads for module in attentions})
+    groups = sorted({module.num_groups for module in network.modules() if isinstance(module, nn.GroupNorm)})
+    one = all(module.heads == 1 for module in attentions)
+    if len(groups) > 1 or not (one or len(widths) == 1):
+        what = f"norms of {groups} groups" if len(groups) > 1 else f"heads of {widths} channels"
+        raise ValueError(f"no U-Net with {what}: it has one number for all")
+    return {"attention_head_dim": (8, None if one else widths[0]), "norm_num_groups": (32, groups[0])}
 
 
 def unet2d_config(network: UNet, size: Sequence[int]) -> dict[str, Any]:
@@ -134,19 +150,25 @@ def unet2d_config(network: UNet, size: Sequence[int]) -> dict[str, Any]:
     """
     attends = [hasattr(stages[0].attention, "heads") for stages in network.down]
     down, up = ([f"{'Attn' * a}{way}Block2D" for a in attends] for way in ("Down", "Up"))
-    labels = network.time.labels
+    return {
+        **described(network, size, network.time.labels),
+        "down_block_types": down,
+        "up_block_types": up[::-1],
+        "block_out_channels": [stages[0].residual.conv1.out_channels for stages in network.down],
+        "layers_per_block": len(network.down[0]),
+        **{key: value for key, (_, value) in settings(network).items()},
+    }
+
+
+def described(network: nn.Module, size: Sequence[int], labels: nn.Embedding | None) -> dict[str, Any]:
+    """What the configurations of all networks say: sizes, and the number of labels with the null label."""
     height, width = size
     return {
         "_class_name": "UNet2DModel",
         "sample_size": height if height == width else [height, width],
         "in_channels": network.conv_in.in_channels,
         "out_channels": network.conv_out[2].out_channels,
-        "down_block_types": down,
-        "up_block_types": up[::-1],
-        "block_out_channels": [stages[0].residual.conv1.out_channels for stages in network.down],
-        "layers_per_block": len(network.down[0]),
         "num_class_embeds": labels and labels.num_embeddings,
-        **{key: value for key, (_, value) in settings(network).items()},
     }
 
 
@@ -155,10 +177,18 @@ def check_settings(network: UNet, file: Path) -> None:
 
     Raises ValueError if a setting that affects no name or shape differs.
     """
+    check_config(settings(network), file)
+
+
+def check_config(wanted: Settings, file: Path) -> None:
+    """Check the config.json next to a file of weights, if it exists: setting -> (diffusers' default, the value needed).
+
+    Raises ValueError if one differs.
+    """
     config = file.with_name("config.json")
     if not config.is_file():
         return
     given = json.loads(config.read_text())
-    for key, (default, needed) in settings(network).items():
+    for key, (default, needed) in wanted.items():
         if given.get(key, default) != needed:
             raise ValueError(f"{config} has {key}={given.get(key, default)}, but our U-Net has {key}={needed}")

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.interop.diffusers import to_unet2d, unet2d_config
+from diffusion_lab.interop import diffusers, diffusers_adm
 from diffusion_lab.interop.diffusers_scheduler import Pipeline, pipeline_of
-from diffusion_lab.network import UNet
+from diffusion_lab.network import ADMUNet, UNet
 
 VERSION = "0.42.1"
 """Version of diffusers with which the tests read such folders."""
@@ -18,7 +18,8 @@ VERSION = "0.42.1"
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 NETWORKS: dict[type, tuple[Callable[..., dict[str, Tensor]], Callable[..., dict[str, Any]]]] = {
-    UNet: (to_unet2d, unet2d_config),
+    UNet: (diffusers.to_unet2d, diffusers.unet2d_config),
+    ADMUNet: (diffusers_adm.to_unet2d, diffusers_adm.unet2d_config),
 }
 """Our networks that UNet2DModel can be -> their weights under its names, and its configuration."""
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from diffusion_lab.interop import ddim, diffusers, edm, ncsn, openai, score_sde
+from diffusion_lab.interop import ddim, diffusers, diffusers_adm, edm, ncsn, openai, score_sde
 from diffusion_lab.interop.mapping import listed
 from diffusion_lab.network import ADMUNet, NCSNpp, NoisyClassifier, RefineNet, UNet
 
@@ -55,6 +55,15 @@ LAYOUTS = (
         diffusers.unet,
         diffusers.trainable_order,
         diffusers.check_settings,
+    ),
+    Layout(
+        "diffusers",
+        ADMUNet,
+        "model=iddpm or adm",
+        "time_embedding.",
+        diffusers_adm.unet,
+        diffusers_adm.trainable_order,
+        diffusers_adm.check_settings,
     ),
 )
 
