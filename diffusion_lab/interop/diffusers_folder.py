@@ -41,12 +41,25 @@ def folder(denoiser: Denoiser, sampler: Any, shape: Sequence[int]) -> tuple[dict
         known = ", ".join(one.__name__ for one in NETWORKS)
         raise ValueError(f"no network that is our {type(network).__name__}: it has {known}")
     pipeline = pipeline_of(denoiser, sampler)
-    weights, config = NETWORKS[type(network)]
+    to_unet2d, unet2d_config = NETWORKS[type(network)]
+    weights, config = to_unet2d(network), unet2d_config(network, shape[1:])
+    if denoiser.parameterization.learned_range and "variance_type" not in pipeline.settings:
+        weights, config, pipeline = without_variance(weights, config, pipeline)
     versioned = {"_diffusers_version": VERSION}
     index = {"scheduler": ["diffusers", pipeline.scheduler], "unet": ["diffusers", "UNet2DModel"]}
     return {
         "model_index.json": {"_class_name": pipeline.name, **versioned, **index},
         "scheduler/scheduler_config.json": {"_class_name": pipeline.scheduler, **versioned, **pipeline.settings},
-        "unet/config.json": {**config(network, shape[1:]), **versioned},
-        WEIGHTS: weights(network),
+        "unet/config.json": {**config, **versioned},
+        WEIGHTS: weights,
     }, pipeline
+
+
+def without_variance(
+    weights: dict[str, Tensor], config: dict[str, Any], pipeline: Pipeline
+) -> tuple[dict[str, Tensor], dict[str, Any], Pipeline]:
+    """Weights, configuration and pipeline without the half of the output that only ancestral steps use."""
+    channels = config["out_channels"] // 2
+    kept = {name: weights[name][:channels] for name in ("conv_out.weight", "conv_out.bias")}
+    differs = f"{pipeline.differs}  The network's learned variance, which these steps do not use, is left out."
+    return {**weights, **kept}, {**config, "out_channels": channels}, pipeline._replace(differs=differs.strip())
