@@ -19,7 +19,7 @@ import diffusion_lab
 from diffusion_lab.config.instantiate import instantiate as instantiate_part
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.interop.__main__ import main
-from diffusion_lab.interop.edm import song_links
+from diffusion_lab.interop.edm import dhariwal_links, song_links
 from diffusion_lab.interop.layout import recognise
 from diffusion_lab.loss import DenoisingLoss, LogNormal
 from diffusion_lab.network import NCSNpp
@@ -58,6 +58,34 @@ def test_same_weights_give_the_official_output(case):
     with torch.no_grad():
         out, wanted = network(x, t, *more), torch.from_numpy(NETWORKS[f"{case}_out"])
     assert ((out - wanted).abs().max() / wanted.abs().max()).item() < 5e-6
+
+
+@pytest.mark.parametrize("new_order", [True, False])
+def test_the_network_of_imagenet_gives_the_official_output(new_order):
+    sizes = {"channels": 128, "multipliers": [1, 1], "blocks": 1, "attention": [8], "head_channels": 64}
+    network = network_of(
+        "adm", 16, **sizes, learned_range=False, classes=5, augmentation=9, new_attention_order=new_order
+    )
+    official = weights_of(json.loads(str(NETWORKS["dhariwal_shapes"])))
+    layout = recognise(network, official)
+    assert layout.name == "EDM" and {*layout.order(network)} == official.keys()
+    network.load_state_dict(layout.convert(network, official))
+    with torch.no_grad():
+        out = network(*(torch.from_numpy(NETWORKS[key]) for key in ("x", "t", "label", "augmentation")))
+    wanted = torch.from_numpy(NETWORKS["dhariwal_out"])
+    assert ((out - wanted).abs().max() / wanted.abs().max()).item() < 5e-6
+    narrow = network_of("adm", 16, **{**sizes, "channels": 64}, learned_range=False)
+    with pytest.raises(ValueError, match="at least 4 channels in a group"):
+        layout.convert(narrow, official)
+
+
+def test_the_network_of_imagenet_has_the_official_size():
+    """541 tensors and 295,899,267 parameters of DhariwalUNet with 1,000 labels; ours has a row for the null label."""
+    c = settings("edm/imagenet64")["network"]
+    with torch.device("meta"):
+        network = instantiate({**c, "classes": 1000})
+    assert len(dhariwal_links(network)) == 541
+    assert sum(p.numel() for p in network.parameters()) == 295_899_267 + 4 * 192
 
 
 @pytest.mark.parametrize("name", ["ddpmpp", "ncsnpp"])
@@ -258,3 +286,32 @@ def test_a_plain_state_dict_becomes_a_model(tmp_path, monkeypatch):
     assert model.denoiser.parameterization.sigma_data == 0.5
     for key, value in model.network.state_dict().items():
         assert value.flatten().equal(weights[names[key]].flatten())
+
+
+def test_class_conditional_weights_of_imagenet_become_a_model(tmp_path, capsys):
+    """Through the command, with NVlabs' names, of which nothing says that they are of a conditional model."""
+    words = ["network.channels=128", "network.multipliers=[1,1]", "network.blocks=1", "network.attention=[8]"]
+    official = weights_of(json.loads(str(NETWORKS["dhariwal_shapes"])))
+    del official["map_augment.weight"]
+    torch.save({f"model.{name}": weight for name, weight in official.items()}, tmp_path / "edm.pt")
+    main([str(tmp_path / "edm.pt"), "experiment=edm/imagenet64", "data.root=nowhere", "data.shape=[3,16,16]", *words,
+          f"out={tmp_path / 'out'}"])  # fmt: skip
+    assert "labels   5 classes, by number" in capsys.readouterr().out
+    model = diffusion_lab.load(tmp_path / "out")
+    x, t, label = (torch.from_numpy(NETWORKS[key]) for key in ("x", "t", "label"))
+    with torch.no_grad():
+        plain, other = (model.network(x, t, label=labels) for labels in (label, label * 0))
+    assert plain.shape == x.shape and not torch.allclose(plain, other)
+    assert model.sample(1, steps=2, label=4).shape == (1, 3, 16, 16)
+
+
+def test_class_conditional_weights_of_cifar10_become_a_model(tmp_path):
+    network = network_of("edm_ddpmpp", 16, **SIZES, augmentation=9, classes=4)
+    weights = {link.theirs: network.state_dict()[link.ours] for link in song_links(network)}
+    torch.save(weights, tmp_path / "edm.pt")
+    words = ["data.shape=[3,16,16]", *(f"network.{key}={value}".replace(" ", "") for key, value in SIZES.items())]
+    main([str(tmp_path / "edm.pt"), "model=edm", "data=cifar10", *words, f"out={tmp_path / 'out'}"])
+    model = diffusion_lab.load(tmp_path / "out")
+    assert model.labels.classes == 4
+    again = model.network.state_dict()
+    assert all(again[name].equal(weight) for name, weight in network.state_dict().items() if "qkv" not in name)

@@ -17,6 +17,10 @@ def no_check(network: nn.Module, file: Path) -> None:
     """Names and shapes determine all settings."""
 
 
+CLASSES = {"map_label.weight": 1, "label_emb.weight": 0}
+"""Official names of the weights of class labels -> the dimension whose size is the number of classes."""
+
+
 class Layout(NamedTuple):
     """A layout of weights.
 
@@ -44,6 +48,7 @@ LAYOUTS = (
     Layout("ScoreSDE", NCSNpp, "network=ncsnpp or ddpmpp", "all_modules.", score_sde.ncsnpp, score_sde.trainable_order),
     Layout("ScoreSDE", UNet, "network=ddpm_score_sde", "all_modules.", score_sde.ddpm, score_sde.trainable_order),
     Layout("EDM", NCSNpp, "network=edm_ddpmpp or edm_ncsnpp", "map_layer0.", edm.song_unet, edm.trainable_order),
+    Layout("EDM", ADMUNet, "network=adm", "map_layer0.", edm.dhariwal_unet, edm.dhariwal_order),
     Layout("DDIM", UNet, "network=unet", "temb.dense.", ddim.unet, ddim.trainable_order),
     Layout("ADM", ADMUNet, "model=iddpm or adm", "output_blocks.", openai.unet, openai.trainable_order),
     Layout("ADM", NoisyClassifier, "model=classifier", "out.2.c_proj.", openai.classifier, openai.trainable_order),

@@ -46,7 +46,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         check_resolutions(image_size, len(multipliers), attention)
-        self.in_channels = in_channels
+        self.in_channels, self.image_size = in_channels, image_size
         self.attends = lambda level: image_size // 2**level in attention
 
         def stage(source: int, width: int, attends: bool = False, resample: nn.Module | None = None) -> Stage:

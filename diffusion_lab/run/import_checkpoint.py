@@ -17,10 +17,10 @@ from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.config.origin import command
 from diffusion_lab.errors import ConfigError, as_config_error
 from diffusion_lab.interop.files import Found, averaged, find, read
-from diffusion_lab.interop.layout import Layout, recognise
+from diffusion_lab.interop.layout import CLASSES, Layout, recognise
 from diffusion_lab.model import Model
 from diffusion_lab.output import say
-from diffusion_lab.run.data import add_augmentation
+from diffusion_lab.run.data import add_augmentation, set_everywhere
 from diffusion_lab.storage import hub, safetensors_file
 from diffusion_lab.storage.checkpoint_file import AtomicCheckpointIO
 from diffusion_lab.storage.run_directory import checkpoints
@@ -57,6 +57,7 @@ def import_checkpoint(file: str, overrides: Sequence[str], out: str | None = Non
         raise ConfigError(str(error) if named else f"{path}: {error}") from error
     if settings["data"].get("augment"):
         add_augmentation(settings["model"], settings["data"]["augment"])
+    add_classes(settings, found.raw)
     model = build(settings)
     layout, average = fill(model, found, path, settings)
     target = run_dir / "checkpoints" / f"step_{found.step or 0:08d}.ckpt"
@@ -93,6 +94,15 @@ def import_export(path: Path, run_dir: Path, overrides: Sequence[str]) -> None:
     say(f"read     {path}: an exported model of step {step:,}, with one set of weights, used both as raw and as EMA")
     say(f"written  {os.path.relpath(target)}")
     say(f"sample from it:  {command('sample', run_dir)}")
+
+
+def add_classes(settings: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    """Write the number of classes of class-conditional weights into the settings; their null label is not trained."""
+    count = next((weights[name].shape[dim] for name, dim in CLASSES.items() if name in weights), None)
+    if count is not None:
+        set_everywhere(settings["model"]["network"], "classes", count)
+        settings["data"]["conditional"] = True
+        settings["model"]["labels"] = {"_target_": "diffusion_lab.model.Labels", "counts": [1] * count, "dropout": 0.0}
 
 
 def build(settings: dict[str, Any]) -> Model:
@@ -143,6 +153,8 @@ def report(found: Found, layout: Layout, model: Model, path: Path, target: Path)
     say(f"read     {path}: {found.kind}, {step}, {sets}")
     kind = f"{type(model).__name__}, {type(model.network).__name__}"
     say(f"model    {kind} with {count:,} parameters, from the layout of {layout.name}")
+    if model.labels is not None:
+        say(f"labels   {model.labels.classes:,} classes, by number")
     caution = noise_differs(model, found.raw.get("sigmas"))
     if caution:
         say(f"warning  {caution}")

@@ -35,8 +35,12 @@ CASES = {  # arguments of SongUNet, inputs beside x and the noise level
 }  # fmt: skip
 
 
+DHARIWAL = {"model_channels": 128, "channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": [8]}
+"""Arguments of DhariwalUNet."""
+
+
 def record_networks() -> dict[str, np.ndarray]:
-    from training.networks import SongUNet
+    from training.networks import DhariwalUNet, SongUNet
 
     rng = torch.Generator().manual_seed(0)
     x, t = torch.randn(2, 3, 16, 16, generator=rng), torch.tensor([-1.3, 0.9])
@@ -44,8 +48,10 @@ def record_networks() -> dict[str, np.ndarray]:
     inputs = {"label": torch.nn.functional.one_hot(label, 6)[:, :5].float(), "augmentation": augmentation}
     store = {"x": x.numpy(), "t": t.numpy(), "label": label.numpy(), "augmentation": augmentation.numpy()}
     sizes = {"model_channels": 32, "channel_mult": [2, 1, 2], "num_blocks": 1, "attn_resolutions": [8]}
-    for name, (options, used) in CASES.items():
-        network = SongUNet(16, 3, 3, **sizes, **options).eval()
+    dhariwal = ({"label_dim": 5, "augment_dim": 9}, ("label", "augmentation"))
+    for name, (options, used) in {**CASES, "dhariwal": dhariwal}.items():
+        made, size = (DhariwalUNet, DHARIWAL) if name == "dhariwal" else (SongUNet, sizes)
+        network = made(16, 3, 3, **size, **options).eval()
         shapes = {k: list(v.shape) for k, v in network.state_dict().items() if not k.endswith("resample_filter")}
         network.load_state_dict(weights_of(shapes), strict=False)
         with torch.no_grad():
