@@ -12,7 +12,7 @@ from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.errors import ConfigError, as_config_error
 from diffusion_lab.plot.verification import draw
 from diffusion_lab.storage.atomic_file import atomic_write, check_writable
-from diffusion_lab.verification import Chart, Check, check_process, check_sampler, check_schedule
+from diffusion_lab.verification import Chart, Check, check_loss, check_process, check_sampler, check_schedule
 from diffusion_lab.verification.check import HEADER, Finding, merged
 
 FILE = "verification.json"
@@ -36,6 +36,7 @@ def built(settings: Mapping[str, Any], path: str) -> Any:
 FINDINGS: dict[str, Callable[[Mapping[str, Any]], Iterable[Finding]]] = {
     "sampler": lambda settings: check_sampler(built(settings, "sampler")),
     "schedule": lambda settings: check_schedule(built(settings, "schedule")),
+    "loss": lambda settings: check_loss(built(settings, "loss")),
     "sde": lambda settings: check_process(built(settings, "sde.process")),
 }
 """Kind of part -> from the settings of a command to what its verification finds."""

@@ -106,7 +106,7 @@ def fitting(kind: str, overrides: list[str]) -> list[str]:
         tried = [*(word for word in more if word.partition("=")[0] not in groups), *overrides]
         try:
             check("train", tried, only_names=True)
-            tried += [f"{key}=exact" for key in missing_checkpoints("train", tried, kind)]
+            tried += [f"{key}=." for key in missing_checkpoints("train", tried, kind)]
             check("train", tried, used=parts)
             return tried
         except ConfigError as error:

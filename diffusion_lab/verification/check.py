@@ -46,10 +46,10 @@ class Check:
         judged = self.tolerance is not None
         expected = f"{'' if self.relation == '=' else self.relation + ' '}{self.expected:.4g}" if judged else ""
         tolerance = f"{self.tolerance:.2g}" if judged else ""
-        return f"{self.name:<62} {self.value:>10.4g} {expected:>10} {tolerance:>10}  {self.verdict}"
+        return f"{self.name:<66} {self.value:>10.4g} {expected:>10} {tolerance:>10}  {self.verdict}"
 
 
-HEADER = f"{'check':<62} {'value':>10} {'expected':>10} {'tolerance':>10}  verdict"
+HEADER = f"{'check':<66} {'value':>10} {'expected':>10} {'tolerance':>10}  verdict"
 """The line above a table of checks."""
 
 

@@ -44,7 +44,8 @@ class Gaussian:
         """The optimal denoiser, or the consistency function, for points (B, D)."""
 
         def eps(x: Tensor, c_noise: Tensor) -> Tensor:
-            t = c_noise[:1].double()
+            one = c_noise[:1] if (c_noise == c_noise[0]).all() else c_noise  # samplers have one time for all
+            t = one[:, None].double()
             t = (t + 1) / process.levels if process.levels else t / 999
             alpha, sigma = process.alpha_sigma(t)
             return (x - (alpha * self.mean).to(x)) * self.eps_factor(alpha, sigma, consistency).to(x)

@@ -124,8 +124,8 @@ TARGETS = {"gmm2d": gmm2d, "gauss64": gauss64, "diag64": diag64}
 
 
 def noise_conditioning(process: NoiseProcess) -> str:
-    """The c_noise of exact networks: the level of a process that has levels, else 999 t."""
-    return "level" if process.levels else "time_999"
+    """The c_noise of exact networks: the level of a process that has several, else 999 t."""
+    return "level" if (process.levels or 1) > 1 else "time_999"
 
 
 class ExactNetwork:
@@ -136,8 +136,8 @@ class ExactNetwork:
 
     def scales(self, c_noise: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) at c_noise, each (B,), float64."""
-        t = (c_noise.double() + 1) / self.process.levels if self.process.levels else c_noise.double() / 999
-        return self.process.alpha_sigma(t)
+        of_level, c = noise_conditioning(self.process) == "level", c_noise.double()
+        return self.process.alpha_sigma((c + 1) / self.process.levels if of_level else c / 999)
 
     def __call__(self, x: Tensor, c_noise: Tensor) -> Tensor:
         return self.target.eps(x, *self.scales(c_noise))
