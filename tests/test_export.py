@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import math
 import struct
+import threading
 from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -14,6 +18,7 @@ import zygote
 from torch import nn
 
 import diffusion_lab
+from diffusion_lab.config.init_source import missing_source
 from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.interop import diffusers, diffusers_adm
@@ -21,6 +26,7 @@ from diffusion_lab.noise import image_generators
 from diffusion_lab.run import export_command, import_command
 from diffusion_lab.run.export import chosen, export, shared
 from diffusion_lab.run.import_checkpoint import build, contents, import_checkpoint, training
+from diffusion_lab.run.initial import initialise
 from diffusion_lab.storage import hub, safetensors_file
 from diffusion_lab.storage.checkpoint_file import AtomicCheckpointIO
 from diffusion_lab.storage.run_directory import CheckpointError, find
@@ -228,6 +234,60 @@ def test_a_repository_is_loaded_and_imported(cached, exported, tmp_path, monkeyp
 
 
 ADM = ("network.channels=32", "network.multipliers=[1,2]")
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the Hugging Face Hub as a download of one repository asks for."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+
+    def log_message(self, *_: object) -> None: ...
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        tree = [{"type": "file", "path": n, "size": len(b), "oid": "b" * 40} for n, b in self.files.items()]
+        api = {"sha": "a" * 40, "id": "me/ours", "siblings": [{"rfilename": name} for name in self.files]}
+        found = {f"/me/ours/resolve/{'a' * 40}/{name}": content for name, content in self.files.items()}
+        found |= {f"/api/models/me/ours/{place}": json.dumps(answer).encode()
+                  for place, answer in (("revision/main", api), (f"tree/{'a' * 40}", tree))}  # fmt: skip
+        self.send_response(200 if path in found else 404)
+        headers = {"Content-Length": len(found.get(path, b"")), "ETag": "b" * 40, "X-Repo-Commit": "a" * 40}
+        for name, value in headers.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(found.get(path, b""))
+
+    do_HEAD = do_GET
+
+
+def test_sampling_downloads_a_repository(exported, tmp_path):
+    Hub.files = {"model.safetensors": exported[1].read_bytes(), "README.md": b"a card"}
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    words = ("num_samples=2", "sampler.steps=2", "trainer.accelerator=cpu", f"out={tmp_path / 'out'}")
+    place = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hub")}
+    done = zygote.run("-m", "diffusion_lab.sample", "ckpt_path=hub:me/ours", *words, **place)
+    server.shutdown()
+    assert done.returncode == 0, done.stderr
+    ours = diffusion_lab.load(exported[1]).sample(2, steps=2)
+    written = torch.from_numpy(np.load(tmp_path / "out/samples.npz")["arr_0"]).permute(0, 3, 1, 2) / 255
+    torch.testing.assert_close(written, ours, rtol=0, atol=1 / 255)
+    assert not list((tmp_path / "hub").rglob("README.md"))  # nothing but the weights is downloaded
+
+
+def test_a_training_begins_with_an_export(exported, capsys):
+    model = diffusion_lab.load(exported[1])
+    given = {**model.config, "paths": {"log_dir": "logs"}, "init_from": str(exported[1])}
+    wanted = {name: weight.clone() for name, weight in model.network.state_dict().items()}
+    nn.init.zeros_(model.network.conv_in.weight)
+    initialise(model, given)
+    assert all(torch.equal(weight, wanted[name]) for name, weight in model.network.state_dict().items())
+    assert "initialised from the ema weights of step 5" in capsys.readouterr().out
+    assert missing_source({"init_from": "hub:me/ours"}) is None
+    assert "write hub:user/name" in missing_source({"init_from": "hub:ours"})
+
+
 RGB = ("data=patches", "data.shape=[3,8,8]", "metric=digits", "network=unet_small")
 PIPELINES = {
     "ancestral": (["model.output=v"], ["sampler=ancestral", "sampler.steps=20"], "DDPMScheduler"),
