@@ -21,7 +21,7 @@ import diffusion_lab
 from diffusion_lab.config.init_source import missing_source
 from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.errors import ConfigError
-from diffusion_lab.interop import diffusers, diffusers_adm
+from diffusion_lab.interop import diffusers, diffusers_adm, diffusers_ncsnpp
 from diffusion_lab.noise import image_generators
 from diffusion_lab.run import export_command, import_command
 from diffusion_lab.run.export import chosen, export, shared
@@ -366,6 +366,32 @@ def test_diffusers_makes_the_same_images_from_the_same_noise(name, tmp_path):
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
 
 
+VE = (
+    *("data=patches", "data.shape=[3,8,8]", "metric=digits", "model=score_sde", "sde=ve", "sigma_max=0.3"),
+    *("network=ncsnpp", "network.blocks=1", "network.multipliers=[1,1]", "network.attention=[4]"),
+    *("network.progressive=output_skip", "network.progressive_input=input_skip"),
+)
+
+
+def test_ncsnpp_in_diffusers(tmp_path):
+    """The score is that of our network; its sampler is at other noise levels, by about 1e-4."""
+    path, sampler = checkpoint(tmp_path, *VE), ["sampler=pc", "sampler.corrector.norm=batch", "sampler.steps=5"]
+    export(path, "diffusers", tmp_path / "out", "ema", sampler)
+    model, unet = diffusion_lab.load(path), pytest.importorskip("diffusers").UNet2DModel
+    x, sigma = torch.rand(2, 3, 8, 8), torch.tensor([0.02, 0.3])
+    with torch.no_grad():
+        theirs = unet.from_pretrained(tmp_path / "out/unet")(x, sigma).sample
+        ours = model.network(2 * x - 1, sigma.log()) / sigma[:, None, None, None]
+        torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-4)
+        model.sampler = instantiate(chosen(sampler, model.config), "sampler")
+        images = model.prepare_sampling(model.sampler, 2)(image_generators(3, range(2), CPU)).clamp(0, 1)
+    assert ((images > 0) & (images < 1)).float().mean() > 0.3
+    theirs = called(tmp_path / "out", generator=image_generators(3, range(2), CPU))
+    torch.testing.assert_close(theirs, images, rtol=0, atol=2e-4)
+    back = diffusers_ncsnpp.unet(model.network, diffusers_ncsnpp.to_unet2d(model.network))
+    assert all(torch.equal(back[name], weight) for name, weight in model.network.state_dict().items())
+
+
 def test_a_class_conditional_model_in_diffusers(tmp_path):
     path = checkpoint(tmp_path, "model.output=v", classes=3)
     export(path, "diffusers", tmp_path / "out", "ema", ["sampler=ddim", "sampler.steps=10"])
@@ -400,7 +426,7 @@ def test_weights_come_back_from_diffusers(tmp_path):
         (["model=consistency"], [], "no scheduler for Consistency of VE with output=edm"),
         ([], ["sampler=heun"], "DiscreteProcess with output=eps; of this process it has one for Ancestral, DDIM"),
         (["model=score_sde"], [], "no scheduler for EulerMaruyama of VP with output=eps"),
-        (["model=score_sde", "sde=ve"], [], "no scheduler for ReverseDiffusion and Langevin of VE"),
+        (["model=score_sde", "sde=ve"], [], "set sampler.corrector.norm=batch"),
         ([], ["sampler=ode"], "no scheduler for ProbabilityFlow of DiscreteProcess"),
         ([], ["sampler=ddim", "sampler.steps=30", "sampler.spacing=trailing"], "which do not divide 1000 levels"),
         ([], ["sampler=ddim", "sampler.spacing=quadratic"], "choose sampler.spacing=leading, trailing"),
@@ -409,7 +435,9 @@ def test_weights_come_back_from_diffusers(tmp_path):
         (["model=flow"], ["sampler=flow_euler", "sampler.spacing=quadratic"], "use sampler=flow_euler"),
         (["network.up_attention=last"], [], "network.up_attention=last"),
         (["model=iddpm"], [], "norms of [8, 16] groups"),
-        (["model=score_sde", "network=ncsnpp", "network.attention=[4]"], [], "no network that is our NCSNpp"),
+        ([*VE, "network.progressive=none"], ["sampler=pc", "sampler.corrector.norm=batch"], "network.progressive=none"),
+        (["model=score_sde", "sde=ve"], ["sampler=pc", "sampler.corrector.norm=batch"], "NCSN++ goes with"),
+        ([*VE[5:9], "network.channels=32"], [], "no DDPMPipeline with our NCSNpp"),
     ],
 )
 def test_what_diffusers_has_not_is_named(overrides, sampler, message, tmp_path):

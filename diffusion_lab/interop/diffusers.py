@@ -162,12 +162,12 @@ def unet2d_config(network: UNet, size: Sequence[int]) -> dict[str, Any]:
 
 def described(network: nn.Module, size: Sequence[int], labels: nn.Embedding | None) -> dict[str, Any]:
     """What the configurations of all networks say: sizes, and the number of labels with the null label."""
-    height, width = size
+    (height, width), head = size, network.conv_out or network.output_pyramid[-1].head
     return {
         "_class_name": "UNet2DModel",
         "sample_size": height if height == width else [height, width],
         "in_channels": network.conv_in.in_channels,
-        "out_channels": network.conv_out[2].out_channels,
+        "out_channels": head[2].out_channels,
         "num_class_embeds": labels and labels.num_embeddings,
     }
 

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.interop import diffusers, diffusers_adm
-from diffusion_lab.interop.diffusers_scheduler import Pipeline, pipeline_of
-from diffusion_lab.network import ADMUNet, UNet
+from diffusion_lab.interop import diffusers, diffusers_adm, diffusers_ncsnpp
+from diffusion_lab.interop.diffusers_scheduler import SCORE, Pipeline, pipeline_of
+from diffusion_lab.network import ADMUNet, NCSNpp, UNet
 
 VERSION = "0.42.1"
 """Version of diffusers with which the tests read such folders."""
@@ -20,6 +20,7 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 NETWORKS: dict[type, tuple[Callable[..., dict[str, Tensor]], Callable[..., dict[str, Any]]]] = {
     UNet: (diffusers.to_unet2d, diffusers.unet2d_config),
     ADMUNet: (diffusers_adm.to_unet2d, diffusers_adm.unet2d_config),
+    NCSNpp: (diffusers_ncsnpp.to_unet2d, diffusers_ncsnpp.unet2d_config),
 }
 """Our networks that UNet2DModel can be -> their weights under its names, and its configuration."""
 
@@ -41,6 +42,8 @@ def folder(denoiser: Denoiser, sampler: Any, shape: Sequence[int]) -> tuple[dict
         known = ", ".join(one.__name__ for one in NETWORKS)
         raise ValueError(f"no network that is our {type(network).__name__}: it has {known}")
     pipeline = pipeline_of(denoiser, sampler)
+    if (pipeline.name == SCORE) != (type(network) is NCSNpp):
+        raise ValueError(f"no {pipeline.name} with our {type(network).__name__}: NCSN++ goes with the process sde=ve")
     to_unet2d, unet2d_config = NETWORKS[type(network)]
     weights, config = to_unet2d(network), unet2d_config(network, shape[1:])
     if denoiser.parameterization.learned_range and "variance_type" not in pipeline.settings:

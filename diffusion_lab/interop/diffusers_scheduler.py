@@ -13,7 +13,7 @@ import torch
 
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.process import VE, DiscreteProcess, ProbabilityPath, Rectified
-from diffusion_lab.sampler import DDIM, EDM, Ancestral, DPMSolver, Sampler
+from diffusion_lab.sampler import DDIM, EDM, Ancestral, DPMSolver, Langevin, ReverseDiffusion, Sampler
 
 
 class Pipeline(NamedTuple):
@@ -29,6 +29,9 @@ class Pipeline(NamedTuple):
 LABELLED = "ConsistencyModelPipeline"
 """The pipeline that passes class labels, and scales the network's input as the scheduler says."""
 
+SCORE = "ScoreSdeVePipeline"
+"""The pipeline of a network whose output is the score."""
+
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 """Our outputs -> diffusers' names."""
 
@@ -40,17 +43,18 @@ def pipeline_of(denoiser: Denoiser, sampler: Any) -> Pipeline:
         ValueError: if diffusers has none, with the reason.
     """
     kind = next((name for name, belongs in KINDS.items() if belongs(denoiser)), "")
-    step = getattr(sampler, "predictor", None)
-    if type(sampler) is not Sampler or (kind, type(step)) not in ROWS or getattr(sampler, "corrector", None):
-        parts = [type(part).__name__ for part in (step, getattr(sampler, "corrector", None)) if part is not None]
-        known = ", ".join(step.__name__ for name, step in ROWS if name == kind)
+    parts = [part for part in (getattr(sampler, key, None) for key in ("predictor", "corrector")) if part is not None]
+    row = (kind, *map(type, parts))
+    if type(sampler) is not Sampler or row not in ROWS:
+        known = ", ".join(" with ".join(one.__name__ for one in steps) for name, *steps in ROWS if name == kind)
         instead = f"; of this process it has one for {known}" if known else ""
         process = f"{type(denoiser.process).__name__} with output={denoiser.parameterization.output}"
-        raise ValueError(f"no scheduler for {' and '.join(parts) or type(sampler).__name__} of {process}{instead}")
+        what = " and ".join(type(part).__name__ for part in parts) or type(sampler).__name__
+        raise ValueError(f"no scheduler for {what} of {process}{instead}")
     for key, usual in USUAL.items():
         if (given := getattr(sampler, key)) != usual:
             raise ValueError(f"no scheduler with sampler.{key}={given}")
-    pipeline = ROWS[kind, type(step)](denoiser, sampler)
+    pipeline = ROWS[row](denoiser, sampler)
     if denoiser.classes is None or pipeline.name == LABELLED:
         return pipeline
     if more := [key for key in pipeline.call if key != "num_inference_steps"]:
@@ -90,7 +94,19 @@ def is_edm(denoiser: Denoiser) -> bool:
     return isinstance(denoiser.process, VE) and preconditioned and row.unit_input and not row.boundary
 
 
-KINDS: dict[str, Callable[[Denoiser], bool]] = {"betas": has_betas, "straight": is_straight, "edm": is_edm}
+def is_score(denoiser: Denoiser) -> bool:
+    """The variance-exploding process of ScoreSDE, with the score scaled by sigma as output."""
+    row = denoiser.parameterization
+    published = (row.output, row.c_noise, row.low, row.high) == ("scaled_score", "log_sigma", 0, 1)
+    return isinstance(denoiser.process, VE) and published and not row.unit_input
+
+
+KINDS: dict[str, Callable[[Denoiser], bool]] = {
+    "betas": has_betas,
+    "straight": is_straight,
+    "edm": is_edm,
+    "score": is_score,
+}
 
 
 def betas(denoiser: Denoiser, sampler: Sampler, spacings: Spacings) -> tuple[dict[str, Any], list[int]]:
@@ -203,17 +219,38 @@ def of_edm(scheduler: str, denoiser: Denoiser, sampler: Sampler, more: dict[str,
     return Pipeline(LABELLED, scheduler, settings, {"num_inference_steps": len(sigmas)}, differs)
 
 
+def predictor_corrector(denoiser: Denoiser, sampler: Sampler) -> Pipeline:
+    refuse_clip(sampler)
+    corrector, schedule = sampler.corrector, denoiser.process.schedule
+    if corrector.norm != "batch" or sampler.predictor.probability_flow or sampler.spacing != "uniform":
+        raise ValueError(
+            "no such predictor-corrector sampler: set sampler.corrector.norm=batch, sampler.spacing=uniform"
+        )
+    times = sampler.timesteps(denoiser)
+    settings = {
+        "num_train_timesteps": len(times),
+        "snr": corrector.snr,
+        "correct_steps": corrector.steps,
+        "sigma_min": schedule.sigma_min,
+        "sigma_max": schedule.sigma_max,
+        "sampling_eps": times[-1].item(),
+    }
+    differs = "Its noise levels lie within 1e-4 of ours, relatively, and so do its images."
+    return Pipeline(SCORE, "ScoreSdeVeScheduler", settings, {"num_inference_steps": len(times)}, differs)
+
+
 def refuse_clip(sampler: Sampler) -> None:
     if sampler.clip:
         raise ValueError("no such scheduler that clips x_0: set sampler.clip=false")
 
 
-ROWS: dict[tuple[str, type], Callable[[Denoiser, Sampler], Pipeline]] = {
+ROWS: dict[tuple[str | type, ...], Callable[[Denoiser, Sampler], Pipeline]] = {
     ("betas", Ancestral): ancestral,
     ("betas", DDIM): ddim,
     ("betas", DPMSolver): dpm_solver,
     ("straight", DDIM): flow_euler,
     ("edm", EDM): edm_euler,
     ("edm", DPMSolver): edm_dpm_solver,
+    ("score", ReverseDiffusion, Langevin): predictor_corrector,
 }
-"""(process, step of our sampler) -> the pipeline."""
+"""(process, predictor and corrector of our sampler) -> the pipeline."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from diffusion_lab.interop import ddim, diffusers, diffusers_adm, edm, ncsn, openai, score_sde
+from diffusion_lab.interop import ddim, diffusers, diffusers_adm, diffusers_ncsnpp, edm, ncsn, openai, score_sde
 from diffusion_lab.interop.mapping import listed
 from diffusion_lab.network import ADMUNet, NCSNpp, NoisyClassifier, RefineNet, UNet
 
@@ -60,6 +60,15 @@ LAYOUTS = (
         diffusers.unet,
         diffusers.trainable_order,
         diffusers.check_settings,
+    ),
+    Layout(
+        "diffusers",
+        NCSNpp,
+        "network=ncsnpp with both pyramids",
+        "time_embedding.",
+        diffusers_ncsnpp.unet,
+        diffusers_ncsnpp.trainable_order,
+        diffusers_ncsnpp.check_settings,
     ),
     Layout(
         "diffusers",
