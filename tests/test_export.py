@@ -437,7 +437,11 @@ def test_weights_come_back_from_diffusers(tmp_path):
         (["model=iddpm"], [], "norms of [8, 16] groups"),
         ([*VE, "network.progressive=none"], ["sampler=pc", "sampler.corrector.norm=batch"], "network.progressive=none"),
         (["model=score_sde", "sde=ve"], ["sampler=pc", "sampler.corrector.norm=batch"], "NCSN++ goes with"),
-        ([*VE[5:9], "network.channels=32"], [], "no DDPMPipeline with our NCSNpp"),
+        (
+            ["network=ncsnpp", "network.channels=32", "network.multipliers=[1,1]", "network.attention=[4]"],
+            [],
+            "no DDPMPipeline with our NCSNpp",
+        ),
     ],
 )
 def test_what_diffusers_has_not_is_named(overrides, sampler, message, tmp_path):
