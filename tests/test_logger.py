@@ -185,8 +185,8 @@ def test_without_a_key_auto_means_csv_only_and_true_means_offline(clean, tmp_pat
     assert len(offline_runs(tmp_path)) == 1
 
 
-def test_wandb_and_tensorboard_are_imported_only_when_they_are_used(clean, tmp_path):
-    for name in ("wandb", "tensorboard", "torch.utils.tensorboard"):
+def test_packages_are_imported_only_when_they_are_used(clean, tmp_path):
+    for name in ("wandb", "tensorboard", "torch.utils.tensorboard", "mlflow", "trackio"):
         clean.setitem(sys.modules, name, None)  # an import raises
     for module in (wandb_logger, launch_logger):
         names = runpy.run_path(module.__file__, run_name=module.__name__)
@@ -221,7 +221,7 @@ def test_a_missing_wandb_is_told(keyed, tmp_path, capsys):
         build_loggers({"wandb": {"enabled": True}}, tmp_path, {})
 
 
-@pytest.mark.parametrize("group", ["wandb", "tensorboard"])
+@pytest.mark.parametrize("group", ["wandb", "tensorboard", "mlflow", "trackio"])
 def test_yaml_has_every_option_with_its_default(clean, tmp_path, group):
     node = OmegaConf.to_container(OmegaConf.load(CONF / "default.yaml"))[group]
     target = node.pop("_target_")
@@ -235,15 +235,19 @@ def test_yaml_has_every_option_with_its_default(clean, tmp_path, group):
 
 
 @pytest.mark.parametrize(
-    ("name", "wandb", "tensorboard"),
-    [("default", "auto", False), ("csv", False, False), ("wandb", True, False), ("tensorboard", False, True)],
+    ("name", "enabled"),
+    [
+        ("default", {"wandb": "auto"}),
+        ("csv", {}),
+        *((name, {name: True}) for name in ("wandb", "tensorboard", "mlflow", "trackio")),
+    ],
 )
-def test_yaml_choices(name, wandb, tensorboard):
+def test_yaml_choices(name, enabled):
     from hydra import compose, initialize_config_dir
 
     with initialize_config_dir(str(CONF.parent), version_base="1.3"):
         node = compose(overrides=[f"+logger={name}"]).logger
-    assert (node.wandb.enabled, node.tensorboard.enabled) == (wandb, tensorboard)
+    assert {key: options.enabled for key, options in node.items() if options.enabled} == enabled
     assert node.wandb.project == "diffusion_lab"
 
 

@@ -16,7 +16,7 @@ STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused
 
 ELSEWHERE = {
     "callbacks": "add one with +callback.NAME._target_=...",
-    "logger": "choose logger=csv, tensorboard or wandb",
+    "logger": "choose logger=csv, tensorboard, wandb, mlflow or trackio",
     "plugins": "there is no key for them",
     "default_root_dir": "set hydra.run.dir or paths.log_dir",
     "enable_checkpointing": "set callback.checkpoint.every_n_steps",

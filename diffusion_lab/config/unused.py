@@ -85,9 +85,9 @@ def _reasons(key: str, raw: Mapping[str, Any], settings: Mapping[str, Any]) -> I
         advice = WHILE_TRAINING.get(key.rpartition(".")[2])
         if advice:
             yield f" without callback.evaluation.every_n_steps: it applies to evaluations during training; {advice}"
-    wandb = (settings.get("logger") or {}).get("wandb") or {}
-    if parent == "logger.wandb" and wandb.get("enabled") is False and key != "logger.wandb.enabled":
-        yield ": logger.wandb.enabled is false; choose logger=wandb"
+    for name, logger in (settings.get("logger") or {}).items():
+        if parent == f"logger.{name}" and logger.get("enabled") is False and key != f"{parent}.enabled":
+            yield f": {parent}.enabled is false; choose logger={name}"
 
 
 def _exists(config: Mapping[str, Any], key: str) -> bool:

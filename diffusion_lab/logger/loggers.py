@@ -1,4 +1,4 @@
-"""A run's loggers: always a CSV file; Weights & Biases and TensorBoard as configured."""
+"""A run's loggers: always a CSV file; Weights & Biases, TensorBoard, MLflow and Trackio as configured."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.logger.csv import CSVLogger
+from diffusion_lab.logger.mlflow import MLflowOptions, open_mlflow, reopen_mlflow
+from diffusion_lab.logger.optional import require
 from diffusion_lab.logger.tensorboard import TensorBoardLogger, TensorBoardOptions
+from diffusion_lab.logger.trackio import TrackioLogger, TrackioOptions, open_trackio, reopen_trackio
 from diffusion_lab.logger.wandb import (
     WandbLogger,
     WandbOptions,
@@ -43,9 +46,9 @@ def build_loggers(
 ) -> list[Logger]:
     """Open the loggers of the plain node `logger` on rank 0; none on other ranks.
 
-    They record `config`, `run_dir` and the code's revision.  A run resumed in its directory resumes its run of W&B.
-    One that branches off from `checkpoint`, of another directory, copies the numbers up to `step` into its CSV file.
-    No later step is logged twice.  End with `finish_loggers`.
+    They record `config`, `run_dir` and the code's revision.  A run resumed in its directory resumes its runs of W&B,
+    MLflow and Trackio.  One that branches off from `checkpoint`, of another directory, copies the numbers up to `step`
+    into its CSV file.  No later step is logged twice.  End with `finish_loggers`.
 
     Raises:
         ConfigError: for an unknown key, if a package is missing, or for no server where that counts as an error.
@@ -53,7 +56,9 @@ def build_loggers(
     if rank_zero_only.rank != 0:
         return []
     run_dir, checkpoint = Path(run_dir), checkpoint and Path(checkpoint).resolve()
-    wandb, tensorboard = _options(cfg)
+    wandb, tensorboard, mlflow, trackio = _options(cfg)
+    for package, options in (("mlflow", mlflow), ("trackio", trackio)):
+        require(package, options.enabled)
     use_wandb, config = _wants_wandb(wandb), {**config, "run_dir": str(run_dir.resolve()), "revision": revision()}
     csv = CSVLogger(run_dir)
     loggers: list[Logger] = [csv]
@@ -72,33 +77,48 @@ def build_loggers(
             wandb = named(wandb, config)
         run = open_run(wandb, run_dir, config)
         loggers.append(WandbLogger(run, run_dir, sent, lock(run_dir), wandb.log_model))
+    for options, opened in ((mlflow, open_mlflow), (trackio, open_trackio)):
+        loggers += [opened(options, run_dir, config, run_name(config), logged)] if options.enabled else []
     return loggers
+
+
+def run_name(config: Mapping[str, Any]) -> str | None:
+    """The model, the data and the other overrides."""
+    return " ".join(words_of(config))[:LONGEST_NAME] or None
+
+
+def words_of(config: Mapping[str, Any]) -> list[str]:
+    """The names of the model and the data, and the other overrides that say what a run is."""
+    choices = config.get("choices") or {}
+    chosen = [str(choices[group]) for group in ("model", "data") if choices.get(group)]
+    words = [word for word in config.get("overrides") or () if not word.lstrip("+~").startswith(NOT_NAMED)]
+    return [*chosen, *(word for word in words if word.partition("=")[0] not in ("model", "data"))]
 
 
 def named(options: WandbOptions, config: Mapping[str, Any]) -> WandbOptions:
     """Options with a name and tags; by default the model, the data and the other overrides."""
-    choices = config.get("choices") or {}
-    chosen = [str(choices[group]) for group in ("model", "data") if choices.get(group)]
-    words = [word for word in config.get("overrides") or () if not word.lstrip("+~").startswith(NOT_NAMED)]
-    words = [word for word in words if word.partition("=")[0] not in ("model", "data")]
-    name = " ".join([*chosen, *words])[:LONGEST_NAME] or None
-    tags = [word for word in dict.fromkeys([*chosen, *words]) if len(word) <= LONGEST_TAG]
-    return replace(options, name=options.name or name, tags=options.tags or tags)
+    tags = [word for word in dict.fromkeys(words_of(config)) if len(word) <= LONGEST_TAG]
+    return replace(options, name=options.name or run_name(config), tags=options.tags or tags)
 
 
 def reopen(run_dir: str | Path, cfg: Mapping[str, Any]) -> list[Logger]:
     """Open the loggers of a trained run for later results on rank 0; none on other ranks.
 
-    These are W&B's run whose id is in the directory, and TensorBoard, if `cfg`, the training's plain node `logger`, has
-    them enabled; never the CSV file.  Log with the step of the checkpoint, under names that training does not use
-    (sample/...), and end with `finish_loggers`.  Nothing is added to W&B's run while it is still being trained.
+    These are the runs of W&B, MLflow and Trackio that the directory names, and TensorBoard, if `cfg`, the training's
+    plain node `logger`, has them enabled; never the CSV file.  Log with the step of the checkpoint, under names that
+    training does not use (sample/...), and end with `finish_loggers`.  Nothing is added to W&B's run while it is still
+    being trained.
     """
     if rank_zero_only.rank != 0:
         return []
-    run_dir, (wandb, tensorboard) = Path(run_dir), _options(cfg)
+    run_dir, (wandb, tensorboard, mlflow, trackio) = Path(run_dir), _options(cfg)
     run_id, loggers = read_id(run_dir), []
     if tensorboard.enabled and (run_dir / "tensorboard").is_dir():
         loggers.append(TensorBoardLogger(run_dir, part="sample"))
+    if mlflow.enabled and (logger := reopen_mlflow(run_dir)):
+        loggers.append(logger)
+    if trackio.enabled and (logger := reopen_trackio(trackio, run_dir)):
+        loggers.append(logger)
     if run_id and _wants_wandb(wandb):
         held = lock(run_dir)
         if held is None:
@@ -119,11 +139,20 @@ def finish_loggers(loggers: Sequence[Logger], failed: bool = False) -> None:
             stack.callback(logger.finalize, "failed" if failed else "success")
             if isinstance(logger, WandbLogger):
                 stack.callback(logger.finish, failed, rows)
+            elif isinstance(logger, TrackioLogger):
+                stack.callback(logger.finish)
 
 
-def _options(cfg: Mapping[str, Any]) -> tuple[WandbOptions, TensorBoardOptions]:
+def _options(
+    cfg: Mapping[str, Any],
+) -> tuple[WandbOptions, TensorBoardOptions, MLflowOptions, TrackioOptions]:
     """The plain node as options; a logger that it does not contain is disabled."""
-    classes = {"wandb": WandbOptions, "tensorboard": TensorBoardOptions}
+    classes = {
+        "wandb": WandbOptions,
+        "tensorboard": TensorBoardOptions,
+        "mlflow": MLflowOptions,
+        "trackio": TrackioOptions,
+    }
     return tuple(
         instantiate(
             {**cfg.get(name, {"enabled": False}), "_target_": f"{cls.__module__}.{cls.__name__}"}, f"logger.{name}"

@@ -36,6 +36,10 @@ ADDED = {
     "data.augment": 0.0, "data.background": 255, "data.conditional": False, "data.max_pixels": 178_956_970,
     "data.on_corrupt": "refuse", "model.boundary": 0.0, "model.c_noise": "level", "model.learned_range": False,
     "model.network.label_embedding": "table", "model.network.learned_range": False, "model.unit_input": False,
+    "logger.mlflow._target_": "diffusion_lab.logger.mlflow.MLflowOptions", "logger.mlflow.enabled": False,
+    "logger.mlflow.experiment": "diffusion_lab",
+    "logger.trackio._target_": "diffusion_lab.logger.trackio.TrackioOptions", "logger.trackio.enabled": False,
+    "logger.trackio.project": "diffusion_lab",
     "loss.coupling": "independent", "model.loss.coupling": "independent", "network.label_embedding": "table",
     "network.learned_range": False, "report": True, "sde.unit_input": False,
 }  # fmt: skip

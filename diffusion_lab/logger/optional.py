@@ -1,0 +1,58 @@
+"""What the loggers of optional packages have in common: how a missing one is told, and that none can end a training."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from diffusion_lab.errors import ConfigError
+from diffusion_lab.output import say
+from diffusion_lab.storage.atomic_file import atomic_write
+
+
+def require(package: str, enabled: bool = True) -> None:
+    """Refuse an enabled logger whose package is missing; a folder of its name in the working directory is none.
+
+    Raises:
+        ConfigError: with the command that installs it.
+    """
+    found = importlib.util.find_spec(package)
+    if enabled and (found is None or found.origin is None):
+        remedy = f'pip install "diffusion_lab[{package}]" (in a checkout: pip install -e ".[{package}]")'
+        raise ConfigError(f"logger.{package} needs the package {package}: {remedy}")
+
+
+class BestEffort:
+    """A logger whose first failure is printed; training then continues without it."""
+
+    label = ""
+    _failed = False
+
+    def attempt(self, act: Callable[[], Any]) -> None:
+        """Do something that may fail."""
+        if self._failed:
+            return
+        try:
+            act()
+        except Exception as error:  # of any class: training must go on
+            self._failed = True
+            say(f"{self.label} failed and is left out from here on ({first_line(error)}); training continues")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def read_record(path: Path) -> dict[str, str]:
+    """The record of a directory's run; empty if it has none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def write_record(path: Path, run: dict[str, str]) -> None:
+    """Keep in a run's directory which run of the logger is its own, for resuming."""
+    with atomic_write(path) as file:
+        file.write(json.dumps(run).encode())
