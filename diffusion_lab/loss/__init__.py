@@ -2,6 +2,7 @@
 
 from diffusion_lab.loss.base import OneTimeLoss
 from diffusion_lab.loss.consistency import ConsistencyLoss
+from diffusion_lab.loss.continuous_consistency import ContinuousConsistencyLoss
 from diffusion_lab.loss.contrastive import ContrastiveLoss, energy
 from diffusion_lab.loss.cross_entropy import CrossEntropy
 from diffusion_lab.loss.denoising import WEIGHTS, DenoisingLoss, Reduction, Weighting
@@ -17,6 +18,7 @@ __all__ = [
     "Constant",
     "WEIGHTS",
     "ConsistencyLoss",
+    "ContinuousConsistencyLoss",
     "ContrastiveLoss",
     "CrossEntropy",
     "DenoisingLoss",
