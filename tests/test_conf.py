@@ -55,8 +55,9 @@ GROUPS = ["data", "schedule", "loss", "sampler", "likelihood", "metric", "optimi
 NEEDS = {
     "loss=progressive": ["loss.teacher.ckpt_path=."],
     "loss=flash": ["loss.teacher.ckpt_path=."],
-    **{f"loss=consistency_{kind}": ["model=consistency"] for kind in ("improved", "training", "tuning")},
+    **{f"loss=consistency_{kind}": ["model=consistency"] for kind in ("continuous", "improved", "training", "tuning")},
     "loss=consistency_distillation": ["model=consistency", "loss.teacher.ckpt_path=."],
+    "loss=consistency_continuous_distillation": ["model=consistency", "loss.teacher.ckpt_path=."],
     "loss=contrastive": ["model=score", "network=energy_small"],
     "data=image_folder": ["data.root=somewhere"],
     "data=huggingface": ["data.name=somewhere"],
