@@ -12,8 +12,19 @@ from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.errors import ConfigError, as_config_error
 from diffusion_lab.plot.verification import draw
 from diffusion_lab.storage.atomic_file import atomic_write, check_writable
-from diffusion_lab.verification import Chart, Check, check_loss, check_process, check_sampler, check_schedule
+from diffusion_lab.verification import (
+    Chart,
+    Check,
+    check_guidance,
+    check_loss,
+    check_process,
+    check_sampler,
+    check_schedule,
+)
 from diffusion_lab.verification.check import HEADER, Finding, merged
+from diffusion_lab.verification.data import check_data
+from diffusion_lab.verification.metric import check_metric
+from diffusion_lab.verification.network import check_network
 
 FILE = "verification.json"
 """The name of the table in the folder."""
@@ -33,10 +44,21 @@ def built(settings: Mapping[str, Any], path: str) -> Any:
     return instantiate(node, path)
 
 
+def extractor(settings: Mapping[str, Any]) -> Any:
+    """The feature extractor of the metric; None for metrics of points."""
+    return built(settings, "metric.features") if settings["metric"]["features"] is not None else None
+
+
 FINDINGS: dict[str, Callable[[Mapping[str, Any]], Iterable[Finding]]] = {
     "sampler": lambda settings: check_sampler(built(settings, "sampler")),
     "schedule": lambda settings: check_schedule(built(settings, "schedule")),
+    "guidance": lambda settings: check_guidance(built(settings, "guidance")),
     "loss": lambda settings: check_loss(built(settings, "loss")),
+    "network": lambda settings: check_network(
+        built(settings, "network"), settings["data"]["shape"], settings["network"].get("classes")
+    ),
+    "data": lambda settings: check_data(lambda seed: built({"data": {**settings["data"], "seed": seed}}, "data")),
+    "metric": lambda settings: check_metric(extractor(settings), settings["data"]["shape"]),
     "sde": lambda settings: check_process(built(settings, "sde.process")),
 }
 """Kind of part -> from the settings of a command to what its verification finds."""

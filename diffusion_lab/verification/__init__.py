@@ -2,6 +2,7 @@
 
 from diffusion_lab.verification.check import Chart, Check
 from diffusion_lab.verification.gaussian import Gaussian, GaussianLaw
+from diffusion_lab.verification.guidance import check_guidance
 from diffusion_lab.verification.loss import check_loss
 from diffusion_lab.verification.marginal import denoiser_of
 from diffusion_lab.verification.process import check_process
@@ -13,6 +14,7 @@ __all__ = [
     "Check",
     "Gaussian",
     "GaussianLaw",
+    "check_guidance",
     "check_loss",
     "check_process",
     "check_sampler",

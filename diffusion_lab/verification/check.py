@@ -103,5 +103,5 @@ def largest(values: Tensor) -> float:
 
 
 def relative(found: Tensor, want: Tensor) -> float:
-    """The largest difference divided by the largest absolute value."""
-    return largest(found - want) / largest(want)
+    """The largest difference divided by the largest absolute value, where that is not 0."""
+    return largest(found - want) / (largest(want) or 1.0)
