@@ -15,6 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 import zygote
+from test_interop import quick  # noqa: F401 (composes each configuration once)
 from torch import nn
 
 import diffusion_lab
@@ -94,7 +95,11 @@ def test_the_card_says_what_was_measured(exported, tmp_path):
     path, file = exported
     card = file.with_name("README.md").read_text()
     assert "| fd_digits | 1.5 ± 0.1 | 256 | heun | 35.0 | digits held_out |" in card
-    assert "its EMA weights after 5 steps" in card and "library_name: diffusion_lab" in card
+    assert (
+        "imported by diffusion_lab" in card
+        and "its EMA weights after 5 steps" in card
+        and "library_name: diffusion_lab" in card
+    )
     assert 'diffusion_lab.load(".")' in card and "_target_: diffusion_lab.network.UNet" in card
     export(path, "safetensors", tmp_path / "raw", "raw", push=None)
     assert "Not evaluated." in (tmp_path / "raw/README.md").read_text()  # the results are those of the EMA weights

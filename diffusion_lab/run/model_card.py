@@ -32,7 +32,7 @@ pipeline = DiffusionPipeline.from_pretrained("{place}")
 images = pipeline({call}).images
 ```
 
-From the same noise these are the images of diffusion_lab's sampler below, not rounded to grey levels.  {differs}
+From the same noise these are the images of `model.sampler` below in diffusion_lab, not rounded to grey levels.{differs}
 """
 
 TEXT = """\
@@ -41,7 +41,7 @@ TEXT = """\
 
 # {title}
 
-{model} with the network {network} of {count:,} parameters, trained by diffusion_lab on `{data}`, of shape {shape};
+{model} with the network {network} of {count:,} parameters, {origin} diffusion_lab, for `{data}` of shape {shape};
 its {weights} weights after {step:,} steps.
 
 ## Use
@@ -53,9 +53,7 @@ its {weights} weights after {step:,} steps.
 
 ## Training
 
-```bash
-diffusion-lab train {overrides}
-```
+{training}
 
 ## Configuration
 
@@ -63,6 +61,8 @@ diffusion-lab train {overrides}
 {configuration}```
 """
 
+
+TRAIN, IMPORTED = "```bash\n{words}\n```", "These weights are those of another program."
 
 ROW = "| {name} | {value:.4g}{error} | {samples} | {sampler} | {nfe} | {reference} |"
 HEAD = """\
@@ -93,7 +93,7 @@ class Card:
 
     def text(self) -> str:
         """The whole card, a Markdown file."""
-        model, shape = self.model, "x".join(map(str, self.model.shape))
+        model, shape, overrides = self.model, "x".join(map(str, self.model.shape)), self.config.get("overrides")
         return TEXT.format(
             front=yaml(self.front()),
             title=self.title,
@@ -106,7 +106,10 @@ class Card:
             step=self.step,
             use=self.use(shape),
             evaluation=self.evaluation(),
-            overrides=shlex.join(self.config.get("overrides") or []),
+            origin="imported by" if overrides is None else "trained by",
+            training=IMPORTED
+            if overrides is None
+            else TRAIN.format(words=shlex.join(["diffusion-lab", "train", *overrides])),
             configuration=yaml({"model": self.config["model"]}),
         )
 
@@ -145,7 +148,7 @@ class Card:
         words = ", ".join(
             f"{key}={value!r}" for key, value in {"batch_size": 16, **labels, **self.pipeline.call}.items()
         )
-        return DIFFUSERS.format(place=self.place, call=words, differs=self.pipeline.differs)
+        return DIFFUSERS.format(place=self.place, call=words, differs=f"\n{self.pipeline.differs}".rstrip())
 
     def evaluation(self) -> str:
         """A table of the metrics, with what was measured."""
