@@ -76,7 +76,7 @@ class TestClassifierFeatures:
 
     def test_fit_is_the_same_whatever_the_caller_does(self, digits):
         train, labels = digits[:2]
-        plain, other = ClassifierFeatures(steps=20), ClassifierFeatures(steps=20)
+        plain, other = (ClassifierFeatures(steps=20, cache=None) for _ in range(2))
         plain.prepare(train, labels, "cpu")
         torch.manual_seed(1234)
         before, threads = torch.get_rng_state(), torch.get_num_threads()
@@ -91,10 +91,33 @@ class TestClassifierFeatures:
         assert torch.equal(features, plain(train))
         assert other.digest == plain.digest
         assert torch.equal(torch.get_rng_state(), before) and torch.get_num_threads() == threads
-        seeded_otherwise = ClassifierFeatures(steps=20, seed=1)
+        seeded_otherwise = ClassifierFeatures(steps=20, seed=1, cache=None)
         with torch.no_grad():
             seeded_otherwise.prepare(train, labels, "cpu")
         assert seeded_otherwise.digest != plain.digest
+
+    def test_a_machine_trains_it_once(self, digits, tmp_path, monkeypatch):
+        trained = []
+        fit = ClassifierFeatures._fit
+        monkeypatch.setattr(ClassifierFeatures, "_fit", lambda self, *data: trained.append(1) or fit(self, *data))
+
+        def digest(images, cache=tmp_path / "cache", **settings):
+            features = ClassifierFeatures(**{"steps": 5, "cache": str(cache), **settings})
+            features.prepare(images, digits[1])
+            return features.digest
+
+        first = digest(digits[0])
+        assert digest(digits[0]) == first and len(trained) == 1
+        assert len({first, digest(digits[0].flip(0)), digest(digits[0], seed=1), digest(digits[0], steps=6)}) == 4
+        files = list((tmp_path / "cache").glob("*.pt"))
+        assert len(trained) == len(files) == 4
+        for file in files:
+            content = bytearray(file.read_bytes())
+            content[len(content) // 2] ^= 1
+            file.write_bytes(content)
+        assert digest(digits[0]) == first and len(trained) == 5
+        (tmp_path / "file").touch()
+        assert digest(digits[0], tmp_path / "file") == first  # no directory: it is not kept
 
     def test_scores_the_bytes_that_are_saved(self, fitted, digits):
         images = digits[2][:10] + 0.001

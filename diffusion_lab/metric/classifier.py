@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
+from contextlib import suppress
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +14,7 @@ from torch import Tensor
 
 from diffusion_lab.metric.features import QUANTISATION, to_uint8
 from diffusion_lab.ranges import Count, Seed, checked
+from diffusion_lab.storage.atomic_file import atomic_write
 
 _HIDDEN = 256  # width of the first layer
 _BATCH = 100  # images of a fitting step
@@ -36,19 +40,30 @@ class ClassifierFeatures:
 
     Images are first quantised by `to_uint8`. The result depends on images, labels and `seed` alone: training uses its
     own generator and runs in float64 on the CPU, whatever the caller's device, precision or gradient mode.
+
+    A machine trains it once: its weights are kept in the directory `cache`, in a file named by a digest of images,
+    labels and settings (None: they are not kept).
     """
 
     short = "fd"
     learned = True
 
     @checked
-    def __init__(self, name: str = "digits", dimensions: Count = 64, steps: Count = 600, seed: Seed = 0) -> None:
+    def __init__(
+        self,
+        name: str = "digits",
+        dimensions: Count = 64,
+        steps: Count = 600,
+        seed: Seed = 0,
+        cache: str | None = "~/.cache/diffusion_lab",
+    ) -> None:
         if not name.isidentifier():
             raise ValueError(f"name is part of a metric name: letters, digits and _ only, got {name!r}")
         self.name = name
         self.dimensions = dimensions
         self.steps = steps
         self.seed = seed
+        self.cache = cache
         self.classes = 0  # known once it is fitted
         self.digest = ""
         self._layers: list[Tensor] = []
@@ -80,12 +95,30 @@ class ClassifierFeatures:
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
             images = to_uint8(train_images.cpu())
             self._shape = tuple(images.shape[1:])
-            self._layers = self._fit(images, train_labels.cpu().long().clone())
+            self._layers = self._fitted(images, train_labels.cpu().long().clone())
         self.classes = len(self._layers[-1]) - 1
         hidden = self._hidden(images)
         self._mean, self._whitening, self._colouring = _whitening(hidden)
-        state = torch.cat([layer.flatten() for layer in self._layers]).numpy().tobytes()
-        self.digest = hashlib.sha256(f"whitened {_RIDGE}".encode() + state).hexdigest()
+        self.digest = _digest(self._layers)
+
+    def _fitted(self, images: Tensor, labels: Tensor) -> list[Tensor]:
+        """Train the layers, or load those that were trained on the same images with the same settings."""
+        if self.cache is None:
+            return self._fit(images, labels)
+        settings = (self.dimensions, self.steps, self.seed, _HIDDEN, _BATCH, _RATE, _SMOOTHING, _NOISE)
+        digest = hashlib.sha256(f"{torch.__version__} {settings} {tuple(images.shape)}".encode())
+        for values in (images, labels):
+            digest.update(values.contiguous().numpy())
+        path = Path(self.cache).expanduser() / f"classifier_{digest.hexdigest()[:24]}.pt"
+        with suppress(Exception):  # missing, or damaged in any way: it is trained again
+            kept, checksum = torch.load(path, weights_only=True)
+            if _digest(kept) == checksum:
+                return kept
+        layers, content = self._fit(images, labels), io.BytesIO()
+        torch.save((layers, _digest(layers)), content)
+        with suppress(OSError), atomic_write(path) as file:  # a read-only or full disk: the next run trains it again
+            file.write(content.getbuffer())
+        return layers
 
     def _fit(self, images: Tensor, labels: Tensor) -> list[Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
@@ -153,6 +186,11 @@ class ClassifierFeatures:
             "resize": "none",
             "precision": "float64",
         }
+
+
+def _digest(layers: list[Tensor]) -> str:
+    state = torch.cat([layer.flatten() for layer in layers]).numpy().tobytes()
+    return hashlib.sha256(f"whitened {_RIDGE}".encode() + state).hexdigest()
 
 
 def _unit(pixels: Tensor) -> Tensor:
