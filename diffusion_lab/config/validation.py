@@ -48,14 +48,15 @@ def validate(config: Mapping[str, Any]) -> None:
 
 
 def check_network_fits_data(config: Mapping[str, Any]) -> None:
-    """Refuse an image network for points and a point network for images.
+    """Refuse an image network for points and a point network for images, among ours; the rehearsal tries others.
 
     Raises:
         ConfigError: naming the network to choose.
     """
-    shape, network = get(config, "data.shape"), config.get("network")
+    shape = get(config, "data.shape")
     points = get(config, "network.dimensions") is not None or get(config, "network.network.dimensions") is not None
-    if isinstance(shape, list) and shape and network and (len(shape) == 1) != points:
+    ours = str(get(config, "network._target_") or "").startswith("diffusion_lab.")
+    if ours and isinstance(shape, list) and shape and (len(shape) == 1) != points:
         wanted = "network=mlp" if len(shape) == 1 else "an image network, such as network=unet_small"
         raise ConfigError(f"this network cannot take data of shape {list(shape)}: use {wanted}")
 

@@ -56,6 +56,7 @@ shape: [2]
 grey_levels: null
 batch_size: 512
 eval_batch_size: 2000
+flip: false
 conditional: true
 """)
 
@@ -77,7 +78,7 @@ def run(*command, status=0):
 model = ("data=rings", "optimizer.lr=2e-3", "callback.ema.decay=0.99")
 budget = ("trainer.max_steps=600", "hydra.run.dir=run", "logger=csv", "likelihood=none")
 done = run("diffusion_lab.train", *model, *budget)
-print(done[-1200:])
+print(done.split("in run")[0])
 
 # %%
 # In Python, three classes from the same run:
