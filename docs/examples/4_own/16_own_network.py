@@ -70,7 +70,13 @@ def run(*command, status=0):
     return done.stdout if status == 0 else done.stderr.strip()
 
 
-common = ("data=toy2d", "network=plain", "logger=csv", "likelihood=none", "optimizer.lr=3e-3")
+common = (
+    "data=toy2d",
+    "network=plain",
+    "logger=csv",
+    "likelihood=none",
+    "optimizer.lr=3e-3",
+)
 budget = ("trainer.max_steps=1000", "hydra.run.dir=run", "data.name=moons")
 done = run("diffusion_lab.train", *common, *budget)
 print(done.split("in run")[0])

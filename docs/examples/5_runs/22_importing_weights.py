@@ -70,5 +70,6 @@ for row, images in zip(axes, pictures, strict=True):
         axis.set(xticks=[], yticks=[])
 
 # %%
-# After sixty steps they are not digits yet; what counts is that both rows are equal.  A published file is imported in the same way:
-# ``diffusion-lab import checkpoint_24.pth experiment=score_sde/ncsnpp_continuous``.
+# After sixty steps they are not digits yet; what counts is that both rows are equal.  A
+# published file is imported in the same way: ``diffusion-lab import checkpoint_24.pth
+# experiment=score_sde/ncsnpp_continuous``.
