@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from test_sampler_verification import failures
@@ -109,6 +112,14 @@ class VarianceOfTwice(HybridLoss):
 )
 def test_wrong_losses_fail(loss, check):
     assert any(check in one for one in failures(check_loss(loss)))
+
+
+def test_the_loss_of_the_guide_passes():
+    """The mean absolute error has its minimum at the median, which for Gaussian data is the mean."""
+    guide = (Path(__file__).parents[1] / "docs/guide/own_parts.md").read_text()
+    names: dict[str, type] = {}
+    exec(re.search(r"```python\n(from diffusion_lab.noise.*?)```", guide, re.DOTALL)[1], names)
+    assert failures(check_loss(names["AbsoluteError"]())) == []
 
 
 def test_a_loss_that_suits_no_process_is_refused():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,16 @@ from diffusion_lab.storage.atomic_file import atomic_write, check_writable
 from diffusion_lab.verification import (
     Chart,
     Check,
+    check_data,
     check_guidance,
     check_loss,
+    check_metric,
+    check_network,
     check_process,
     check_sampler,
     check_schedule,
 )
 from diffusion_lab.verification.check import HEADER, Finding, merged
-from diffusion_lab.verification.data import check_data
-from diffusion_lab.verification.metric import check_metric
-from diffusion_lab.verification.network import check_network
 
 FILE = "verification.json"
 """The name of the table in the folder."""
@@ -75,8 +76,9 @@ def verify(kind: str, name: str, overrides: Sequence[str], out: str) -> bool:
     with as_config_error(OSError, message="out={}"):
         check_writable(folder)
     settings = plain(composed("train", overrides), overrides)
-    checks, charts = [], []
-    for one in FINDINGS[kind](settings):
+    checks: list[Check] = []
+    charts: list[Chart] = []
+    for one in with_failures(FINDINGS[kind](settings)):
         if isinstance(one, Chart):
             charts.append(one)
             continue
@@ -87,6 +89,24 @@ def verify(kind: str, name: str, overrides: Sequence[str], out: str) -> bool:
     passed = sum(one.passed for one in judged)
     print(f"{passed} of {len(judged)} checks passed; written to {folder}")
     return passed == len(judged)
+
+
+def with_failures(findings: Iterable[Finding]) -> Iterator[Finding]:
+    """The findings; an error of the part itself becomes a check that fails, and ends them.
+
+    Raises:
+        ValueError: for a part that is refused before its first check.
+        Exception: any error, with HYDRA_FULL_ERROR=1.
+    """
+    begun = False
+    try:
+        for one in findings:
+            begun = True
+            yield one
+    except Exception as error:  # the user's code may raise anything
+        if (isinstance(error, ValueError) and not begun) or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        yield Check(f"the part raised {type(error).__name__}: {' '.join(str(error).split())}", 1.0)
 
 
 def write(folder: Path, part: str, overrides: Sequence[str], checks: Sequence[Check], charts: Sequence[Chart]) -> None:

@@ -34,7 +34,7 @@ def check_loss(loss: Callable[..., Tensor]) -> Iterator[Finding]:
             problem = problem_of(loss, process)
             losses_of(problem, problem.optimum, 2)
         except ValueError as error:
-            reason = str(error)
+            reason = reason or str(error)
             continue
         supported = True
         yield from under(name, check_problem(problem))

@@ -14,6 +14,7 @@ from diffusion_lab.class_posterior import ClassPosterior
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.loss import (
     ConsistencyLoss,
+    ContinuousConsistencyLoss,
     ContrastiveLoss,
     CrossEntropy,
     FlashLoss,
@@ -39,8 +40,11 @@ from diffusion_lab.verification.mixture import (
 PLANE = Mixture(gmm2d().w, gmm2d().m, gmm2d().c, (2,))
 """Three modes in the plane, points (B, 2)."""
 
+CORRELATED = Mixture([1.0], [[0.3, -0.2]], [[[0.3, 0.1], [0.1, 0.15]]], (2,))
+"""A Gaussian in the plane with correlated coordinates."""
+
 ONE = Gaussian(torch.tensor([0.3, -0.2], dtype=torch.float64), torch.tensor([0.3, 0.1], dtype=torch.float64))
-"""A Gaussian in the plane, of which maps of the probability flow are known too."""
+"""A Gaussian with independent coordinates, of which maps of the probability flow are known too."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,8 @@ def one_data() -> tuple[Tensor, Tensor]:
 
 
 def denoising(loss: Any, process: NoiseProcess) -> Problem:
-    """Any other loss: its optimum is the exact estimate E[eps | x_t]."""
-    return Problem(loss, exact_denoiser(PLANE, process), PLANE.sample(COUNT, 0))
+    """Any other loss: its optimum is the exact estimate E[eps | x_t]; of Gaussians this is the median too."""
+    return Problem(loss, exact_denoiser(CORRELATED, process), CORRELATED.sample(COUNT, 0))
 
 
 def classification(loss: Any, process: NoiseProcess) -> Problem:
@@ -120,6 +124,15 @@ def consistency(loss: Any, process: NoiseProcess) -> Problem:
     loss.teacher = FrozenDenoiser(teacher) if distilled else None
     loss.pairs, loss.target_decay = Closer(loss.pairs), 0.0
     return Problem(loss, optimum, one_data(), teacher if distilled else None, zero=distilled)
+
+
+def continuous(loss: Any, process: NoiseProcess) -> Problem:
+    """Consistency in continuous time, after the warm-up: the same optimum; distilled, it has the held-out loss 0."""
+    optimum, teacher = (ONE.denoiser(process, consistency=kind) for kind in (True, False))
+    loss = copy.deepcopy(loss)
+    loss.updates, distilled = loss.warmup, loss.teacher is not None
+    loss.teacher = FrozenDenoiser(teacher) if distilled else None
+    return Problem(loss.train(not distilled), optimum, one_data(), teacher if distilled else None, zero=distilled)
 
 
 def flash(loss: Any, process: NoiseProcess) -> Problem:
@@ -207,6 +220,7 @@ PROBLEMS: dict[type, Callable[[Any, NoiseProcess], Problem]] = {
     CrossEntropy: classification,
     ContrastiveLoss: contrast,
     ConsistencyLoss: consistency,
+    ContinuousConsistencyLoss: continuous,
     FlashLoss: flash,
     ProgressiveLoss: progressive,
     HybridLoss: hybrid,

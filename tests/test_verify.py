@@ -1,0 +1,98 @@
+"""The command `diffusion-lab verify`: parts of a user's own package, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from zygote import run
+
+from diffusion_lab.errors import ConfigError
+from diffusion_lab.run.verify_command import KINDS, fitting, subject
+
+WRONG = {
+    "schedule": (
+        "class Mine(Linear):\n    def free_beta(self, t):\n        return self.beta_min + t * self.beta_max\n",
+        "{_target_: my_parts.Mine}",
+        "beta / autograd",
+    ),
+    "loss": (
+        "class Mine(OneTimeLoss):\n    def at(self, denoiser, x0, t, eps):\n"
+        "        return (denoiser(denoiser.process.perturb(x0, t, eps), t).x0 - eps).square().flatten(1).mean(1)\n",
+        "{_target_: my_parts.Mine}",
+        "gradient at the optimum",
+    ),
+    "guidance": (
+        "class Mine(ClassifierFree):\n    def __call__(self, denoiser):\n"
+        "        return Guided(denoiser, denoiser.given(), 1 + self.scale, self.interval)\n",
+        "{_target_: my_parts.Mine, scale: 2.0}",
+        "its closed form",
+    ),
+    "network": (
+        "class Mine(MLP):\n    def forward(self, x, t, label=None):\n        return super().forward(x - x.mean(0), t)\n",
+        "{_target_: my_parts.Mine, dimensions: '${data.shape[0]}'}",
+        "an item alone",
+    ),
+    "data": (
+        "class Mine(DataModule):\n    def load(self):\n"
+        "        return TensorDataset(2 * torch.rand(50, 1, 4, 4), torch.arange(50) % 2)\n",
+        "{_target_: my_parts.Mine, shape: [1, 4, 4], grey_levels: 256, batch_size: 10, conditional: false,"
+        " augment: 0.0, pairs: null}",
+        "refused: Mine",
+    ),
+}
+IMPORTS = """
+import torch
+from torch.utils.data import TensorDataset
+from diffusion_lab.data import DataModule
+from diffusion_lab.guidance import ClassifierFree, Guided
+from diffusion_lab.loss import OneTimeLoss
+from diffusion_lab.network import MLP
+from diffusion_lab.process import Linear
+
+"""
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_wrong_part_of_ones_own_fails_by_its_name(kind, tmp_path):
+    source, yaml, check = WRONG[kind]
+    (tmp_path / "my_parts.py").write_text(IMPORTS + source)
+    (tmp_path / "conf" / kind).mkdir(parents=True)
+    (tmp_path / "conf" / kind / "mine.yaml").write_text(yaml)
+    command = ("-m", "diffusion_lab.verify", f"{kind}=mine", "--config-dir", "conf", "out=found")
+    done = run(*command, cwd=tmp_path, DIFFUSION_LAB_PACKAGES="my_parts")
+    table = json.loads((tmp_path / "found/verification.json").read_text())
+    failed = [row["name"] for row in table["checks"] if row["verdict"] == "FAILED"]
+    assert done.returncode == 1 and not table["passed"], done.stdout + done.stderr
+    assert any(check in one for one in failed) and "FAILED" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ([], "name the part to verify: one of sampler=NAME, schedule=NAME, sde=NAME, loss=NAME"),
+        (["seed=1"], "name the part to verify"),
+        (["sampler=ddim", "schedule=cosine"], "sampler=ddim, schedule=cosine: verify judges one part at a time"),
+        (["schedule=cosin"], "schedule=cosin is not an option of schedule (did you mean cosine?)"),
+        (["sampler=ddim", "sampler.step=3"], "sampler.step"),
+    ],
+)
+def test_wrong_usage_is_refused(words, message):
+    with pytest.raises(ConfigError) as error:
+        fitting(subject(words)[0], words)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_parts_may_be_named_with_their_context():
+    assert subject(["schedule=cosine", "sde=vp"]) == ("sde", "vp")
+    assert subject(["data=toy2d", "network=mlp"]) == ("network", "mlp")
+    assert fitting("network", ["network=mlp"]) == ["data=toy2d", "network=mlp"]
+    assert "loss.teacher.ckpt_path=." in fitting("loss", ["loss=progressive"])
+    assert all(set(kind.context) <= KINDS.keys() for kind in KINDS.values())
+
+
+def test_the_command_refuses_in_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    for words in (["guidance=none"], ["sampler=ddim", "out=file/x"], ["loss=mine"]):
+        done = run("-m", "diffusion_lab.verify", *words, cwd=tmp_path)
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
