@@ -237,3 +237,5 @@ def test_methods_run_on_points_from_training_to_comparison(tmp_path, model):
     nfe = {p["sampler"]: p["nfe"] for p in points if p["metric"].startswith("sliced")}
     assert nfe["ddim"] == 25 and nfe["heun"] == 49 and nfe["pc"] == 50 and nfe["ode"] > 10
     assert next(tmp_path.glob("logs/sample/*compare*/compare.png")).stat().st_size > 10_000
+    page = next(tmp_path.glob("logs/sample/*compare*/report.html")).read_text()
+    assert ">heun 25</th>" in page and ">49</td>" in page

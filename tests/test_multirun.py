@@ -92,6 +92,7 @@ def test_jobs_run_once_and_alone_a_failed_one_stops_none_and_the_same_sweep_goes
     assert (jobs["1"] / "results.json").stat().st_mtime_ns == written and not (jobs["0"] / "error.txt").exists()
     assert json.loads((jobs["0"] / "results.json").read_text())["step"] == 4
     assert [row[2] for row in rows(said)] == ["finished", "skipped, finished"]
+    assert "</html>" in (jobs["0"] / "report.html").read_text(), "of two ranks"
     assert "job 0 finished: resumed from step_00000002.ckpt" in said
     assert (
         "skipped, finished" in (sweep / "report.html").read_text()

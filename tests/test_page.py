@@ -23,7 +23,7 @@ from printed import paste
 from diffusion_lab.page import PAGE, Chart, picture, run_page
 from diffusion_lab.page.chart import BOTTOM, LEFT, MOST, RIGHT, TOP, number, round_numbers
 from diffusion_lab.page.setting import groups
-from diffusion_lab.run.page import RunPage
+from diffusion_lab.run.page import RunPage, recipe
 
 EVIL = "<script>alert(1)</script>\"'><img src=http://example.org/x.png>"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -153,6 +153,16 @@ def test_settings_other_than_those_of_the_recipe_stand_out():
         "model": [("model.levels", "10", "", False)],
     }
     assert not any(one.differs for group in groups(mine, None).values() for one in group)
+
+
+def test_the_recipe_of_a_student_has_the_teacher_that_it_requires():
+    words = ["data=toy2d", "loss=progressive", "loss.teacher.ckpt_path=a.ckpt", "trainer.max_steps=7", "seed=3"]
+    found = recipe([], words)
+    assert found["loss"]["teacher"]["ckpt_path"] == "a.ckpt" and found["seed"] == 0
+    assert found["choices"]["data"] == "toy2d" and found["trainer"]["max_steps"] != 7
+    labelled = {"model": {"labels": {"counts": [1]}, "network": {"classes": 10, "part": {"outputs": 3}}, "levels": 9}}
+    differing = [one.key for group in groups(labelled, {}).values() for one in group if one.differs]
+    assert differing == ["model.levels"]
 
 
 def test_charts_place_points_and_ticks_where_they_belong():

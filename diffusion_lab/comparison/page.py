@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 import yaml
@@ -23,18 +23,10 @@ from diffusion_lab.comparison.report import (
     value_text,
 )
 from diffusion_lab.comparison.table import Comparison
-from diffusion_lab.page import PAGE, Chart, Panel, Picture, common_charts, picture, read_columns, write
+from diffusion_lab.page import PAGE, Chart, Panel, Picture, Row, common_charts, picture, read_columns, write_comparison
 
 PANELS, PICTURES, LINES = 12, 24, 8
 """Largest numbers of plots, of pictures, and of curves in a chart; the runs come in the order of the table."""
-
-
-class Row(NamedTuple):
-    """A row of a table: its cells, the address of a run's own page, and its CSS class."""
-
-    cells: Sequence[str]
-    page: str = ""
-    kind: str = ""
 
 
 def write_page(result: Comparison | None, out: Path, jobs: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -56,13 +48,7 @@ def write_page(result: Comparison | None, out: Path, jobs: Sequence[Mapping[str,
         "charts": curves(named),
         "jobs": [job_row(job, out, same) for job in jobs],
     }
-    write("comparison.html", {**EMPTY, **shown, **(tables(result, out) if result else {})}, out / PAGE)
-
-
-EMPTY: Mapping[str, Any] = {
-    key: () for key in ("headings", "rows", "marks", "notes", "panels", "legend", "protocols", "origins")
-} | {"seeds": ((), ())}
-"""The tables of a sweep without results."""
+    write_comparison({**shown, **(tables(result, out) if result else {})}, out / PAGE)
 
 
 def tables(result: Comparison, out: Path) -> dict[str, Any]:

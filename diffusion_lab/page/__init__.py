@@ -5,6 +5,7 @@ from diffusion_lab.page.metrics_log import common_charts, read_columns
 from diffusion_lab.page.picture import Picture, picture
 from diffusion_lab.page.render import PAGE, write
 from diffusion_lab.page.run import TERMS, Command, run_page
+from diffusion_lab.page.table import Row, write_comparison
 
 __all__ = [
     "PAGE",
@@ -13,9 +14,11 @@ __all__ = [
     "Command",
     "Panel",
     "Picture",
+    "Row",
     "common_charts",
     "picture",
     "read_columns",
     "run_page",
     "write",
+    "write_comparison",
 ]

@@ -98,7 +98,7 @@ class Chart:
     @property
     def x_ticks(self) -> list[tuple[float, str]]:
         """Position and label of each tick of the horizontal axis."""
-        return [(LEFT + self.x_axis.place(x) * (RIGHT - LEFT), number(x)) for x in self.x_axis.ticks]
+        return [(LEFT + self.x_axis.place(x) * (RIGHT - LEFT), number(x)) for x in self.x_axis.ticks if x.is_integer()]
 
     @property
     def y_ticks(self) -> list[tuple[float, str]]:
@@ -176,7 +176,7 @@ def round_numbers(low: float, high: float, most: int) -> list[float]:
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
-    return [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    return [float(i * step) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
 def number(value: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,9 @@ OTHER = "general"
 
 REPEATING = ("callback", "loss", "model")
 """Groups that also repeat keys of the top level."""
+
+OF_THE_DATA = re.compile(r"model\.(labels\.|network\.(.*\.)?(classes|outputs|augmentation)$)")
+"""Settings of a model that a training takes from its data, and no recipe has."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ def groups(settings: Mapping[str, Any], usual: Mapping[str, Any] | None) -> dict
         group, _, rest = key.partition(".")
         if group in NOT_SHOWN or key.endswith(".run_dir") or repeats(key, values):
             continue
-        differs = usual is not None and before.get(key, ...) != value
+        differs = usual is not None and before.get(key, ...) != value and not OF_THE_DATA.match(key)
         was = text(before[key]) if differs and key in before else "not set" if differs else ""
         name = key.removesuffix("._target_") + " (class)" * key.endswith("._target_")
         found.setdefault(group if rest else OTHER, []).append(Setting(name, text(value), was, differs))

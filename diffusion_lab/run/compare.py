@@ -17,7 +17,9 @@ from diffusion_lab.evaluation import Evaluator, SampleStore
 from diffusion_lab.evaluation.results import write_results
 from diffusion_lab.model import Model
 from diffusion_lab.output import say
+from diffusion_lab.page import PAGE, Row, picture, write_comparison
 from diffusion_lab.plot.charts import curves
+from diffusion_lab.run.page import attempted
 from diffusion_lab.run.sample_spec import SampleSpec, claim, folder
 from diffusion_lab.sampler import Sampler
 
@@ -106,9 +108,36 @@ def compare(
         raise ConfigError("compare: no sampler of the list gave samples that could be scored")
     if fabric.is_global_zero:
         draw(records, out / "compare.png")
-        say(f"written to {os.path.relpath(out)}: compare.json, compare.png")
+        page = f", {PAGE}" if config.get("report", True) and write_page(records, str(config.ckpt_path), out) else ""
+        say(f"written to {os.path.relpath(out)}: compare.json, compare.png{page}")
     values = {f"sample/{r['sampler']}_nfe{r['nfe']:g}/{r['metric']}": r["value"] for r in records}
     return values, out / "compare.png"
+
+
+def write_page(records: list[dict[str, Any]], checkpoint: str, out: Path) -> bool:
+    """Write the page of compared samplers; return whether it is written."""
+    points: dict[tuple[str, Any], dict[str, str]] = {}
+    for record in records:
+        cells = points.setdefault((record["sampler"], record["steps"]), {})
+        cells |= {"NFE": f"{record['nfe']:g}", "samples/s": f"{record['samples_per_second']:,.1f}"}
+        cells[record["metric"]] = f"{record['value']:.4g}"
+    headings = list(dict.fromkeys(key for cells in points.values() for key in cells))
+    rows = [
+        Row([f"{name} {steps or ''}".strip(), *map(cells.get, headings)]) for (name, steps), cells in points.items()
+    ]
+    shown = {
+        "title": "Samplers compared",
+        "folder": out.absolute(),
+        "headings": ["sampler", *headings],
+        "rows": rows,
+        "plot": picture(out / "compare.png", "Quality by network evaluations, one line per sampler"),
+        "origins": [("checkpoint", checkpoint)],
+        "protocols": [
+            (record["metric"], ", ".join(f"{key} {value}" for key, value in record["protocol"].items()))
+            for record in {record["metric"]: record for record in records}.values()
+        ],
+    }
+    return attempted(lambda: write_comparison(shown, out / PAGE), out / PAGE)
 
 
 def draw(records: list[dict[str, Any]], path: Path) -> None:

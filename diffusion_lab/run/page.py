@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 
 from diffusion_lab.config import directories
-from diffusion_lab.config.compose import parsed, training
+from diffusion_lab.config.compose import composed, parsed, training
 from diffusion_lab.config.origin import command, invocation
+from diffusion_lab.config.validation import nodes
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.output import say
 from diffusion_lab.page import PAGE, Command, run_page, write
@@ -57,26 +60,44 @@ class RunPage:
             return None
         search = directories.searching(started.get("config_dirs") or ())
         try:
-            groups = directories.groups(directories.directories(search))
-            chosen = parsed(self.settings.get("overrides") or ())
-            return training([*search, *(one.input_line for one in chosen if one.key_or_group in groups)])
-        except ConfigError:  # an option that no longer exists
+            return recipe(search, self.settings.get("overrides") or ())
+        except Exception:  # of any class: the page does without, where an option or a class no longer exists
             return None
 
     def write(self) -> bool:
         """Write the page; a failure is one line, and nothing else.  Return whether it is written."""
-        try:
-            write("run.html", run_page(self.folder, self.settings, self.usual, self.commands()), self.folder / PAGE)
-        except Exception as error:  # of any class: the run matters more
-            say(f"{self.folder / PAGE} is not written: {' '.join(str(error).split()) or type(error).__name__}")
-            return False
-        return True
+        place = self.folder / PAGE
+        return attempted(
+            lambda: write("run.html", run_page(self.folder, self.settings, self.usual, self.commands()), place), place
+        )
 
     def commands(self) -> list[Command]:
         """The commands to go on with."""
         here = self.folder.absolute()
         found = of_run(here, self.settings) if self.trained else of_samples(here)
         return [*found, Command("Write this page again", invocation("report", str(here)))]
+
+
+def attempted(act: Callable[[], None], path: Path) -> bool:
+    """Write a page; a failure is one line, and nothing else.  Return whether it is written."""
+    try:
+        act()
+    except Exception as error:  # of any class: the run matters more
+        say(f"{path} is not written: {' '.join(str(error).split()) or type(error).__name__}")
+        return False
+    return True
+
+
+def recipe(search: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
+    """The configuration that the groups among some overrides give, with what they require to be given."""
+    known, words = directories.groups(directories.directories(search)), parsed(overrides)
+    groups = [*search, *(one.input_line for one in words if one.key_or_group in known)]
+    try:
+        return training(groups)
+    except (MissingMandatoryValue, InterpolationToMissingValueError):  # such as the teacher of a student
+        raw = OmegaConf.to_container(composed("train", groups), resolve=False)
+        missing = {f"{path}.{key}".lstrip(".") for path, node in nodes(raw) for key in node if node[key] == "???"}
+        return training([*groups, *(one.input_line for one in words if one.key_or_group in missing)])
 
 
 def of_run(folder: Path, settings: Mapping[str, Any]) -> list[Command]:
