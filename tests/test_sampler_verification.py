@@ -42,6 +42,15 @@ def noise_twice(p, x, t, s, denoise, noise, past):
     return Ancestral()(p, x, t, s, denoise, noise, past) + noise(math.sqrt(p.reverse_variance(s, t, "fixed_large")))
 
 
+def half_the_noise(p, x, t, s, denoise, noise, past):
+    return Ancestral()(p, x, t, s, denoise, lambda std=1.0: noise(std / 2), past)
+
+
+def off_by_one(p, x, t, s, denoise, noise, past):
+    """The network is told the next time."""
+    return DDIM()(p, x, t, s, lambda x, t: denoise(x, s), noise, past)
+
+
 @dataclass(frozen=True)
 class NoiseAtTheEnd(Step):
     def __call__(self, p, x, t, s, denoise, noise, past):
@@ -73,6 +82,8 @@ WRONG = {
     "sign": (Sampler(wrong_sign), "deviation"),
     "no root": (Sampler(no_root), "deviation"),
     "noise twice": (Sampler(noise_twice), "deviation"),
+    "half the noise": (Sampler(half_the_noise), "deviation"),
+    "off by one": (Sampler(off_by_one), "order of convergence"),
     "noise at the end": (Sampler(NoiseAtTheEnd()), "deviation"),
     "a corrector without its root": (Sampler(None, LangevinWithoutRoot2()), "deviation"),
     "too short a step": (Sampler(heun_of_half_a_step), "order of convergence"),
@@ -110,7 +121,7 @@ def test_a_sampler_of_ones_own_is_verified_by_its_name(tmp_path):
     table = json.loads((folder / "verification.json").read_text())
     orders = [row["value"] for row in table["checks"] if "order of convergence" in row["name"]]
     assert table["passed"] and len(orders) == 4 and all(1.8 < order < 2.2 for order in orders)
-    assert {path.name for path in folder.glob("*.png")} == {"convergence.png", "law.png"}
+    assert {path.name for path in folder.glob("*.png")} == {"convergence.png", "law.png", "samples.png"}
     (tmp_path / "my_samplers.py").write_text(MINE.replace("- p.sigma(s)", "+ p.sigma(s)"))
     failed = run(*command, cwd=tmp_path, DIFFUSION_LAB_PACKAGES="my_samplers")
     assert failed.returncode == 1 and "FAILED" in failed.stdout

@@ -30,6 +30,9 @@ def draw(chart: Chart, path: str | Path, title: str = "") -> None:
             axis.set_ticks(seen)
             axis.set_major_formatter(lambda value, _: plain_number(value))
             axis.set_minor_formatter(NullFormatter())
+    every = [y for line in chart.lines.values() for _, y in line]
+    if chart.scales[1] == "linear" and min(every) >= 0:
+        axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     count = len(chart.lines) + len(chart.exact)

@@ -109,8 +109,9 @@ def charts(data: DataModule) -> Iterator[Chart]:
     for split in ("train", "held_out"):
         x, y = data.images(split, MANY), data.labels(split, MANY)
         low, high = (0.0, 1.0) if data.grey_levels is not None else (x.min().item(), x.max().item())
-        shares = torch.histc(x.flatten(), 32, low, high) / x.numel()
-        width = (high - low) / 32
+        bins = min(data.grey_levels or 32, 32)
+        shares = torch.histc(x.flatten(), bins, low, high) / x.numel()
+        width = (high - low) / bins
         values[split] = [(low + (k + 0.5) * width, share) for k, share in enumerate(shares.tolist())]
         counts = torch.bincount(y.clamp(min=0))[:64] / len(y)
         labels[split] = list(enumerate(counts.tolist()))

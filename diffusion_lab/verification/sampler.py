@@ -16,7 +16,7 @@ from diffusion_lab.process import NoiseProcess
 from diffusion_lab.sampler import ProbabilityFlow, Sampler, for_consistency_models
 from diffusion_lab.sampler.record import Draw, Evaluate, Run
 from diffusion_lab.verification.cases import DATA, WIDE, processes
-from diffusion_lab.verification.check import Chart, Check, Finding, relative, seeded, under
+from diffusion_lab.verification.check import Chart, Check, Finding, points, relative, seeded, under
 from diffusion_lab.verification.gaussian import Gaussian, GaussianLaw
 from diffusion_lab.verification.sampler_run import overhead, precision
 
@@ -97,34 +97,58 @@ def check_steps(sampler: Sampler, process: NoiseProcess) -> Iterator[Finding]:
             yield from check_order(sampler, process)
 
 
-def check_law(sampler: Sampler, process: NoiseProcess, exact: bool) -> Iterator[Check]:
+def check_law(sampler: Sampler, process: NoiseProcess, exact: bool) -> Iterator[Finding]:
     """Check that mean and standard deviation of the samples are those of the data, exactly or by Monte Carlo.
 
     For finitely many Langevin steps of finite size this holds only approximately.
     """
-    mean, std = law_errors(sampler, process, exact)
+    samples = drawn(sampler, process, DATA if exact else WIDE)
+    mean, std = law_errors(sampler, process) if exact else errors(samples.mean(0), samples.std(0) - 1)
     slack, factor = 0.0 if exact else 4.5 / SAMPLES**0.5, 1 if sampler.corrector is None else 5
     yield Check("mean - that of the data, in its deviations", mean, tolerance=0.01 * factor + slack)
     yield Check("deviation / that of the data", 1 + std, 1.0, 0.06 * factor + slack)
+    yield histogram(samples)
 
 
-def law_errors(sampler: Sampler, process: NoiseProcess, exact: bool) -> tuple[float, float]:
-    """The worst errors of mean and deviation of the samples, each in deviations of the data."""
-    data = DATA if exact else WIDE
+def final(sampler: Sampler, process: NoiseProcess, data: Gaussian, times: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation that the samples should have."""
+    return data.moments(process, torch.zeros_like(times[0]) if sampler.denoise else times[-1])
+
+
+def drawn(sampler: Sampler, process: NoiseProcess, data: Gaussian) -> Tensor:
+    """Samples, with mean and deviation of the data removed, which leaves N(0, I)."""
     denoiser = exact_denoiser(sampler, process, data)
-    times = sampler.check(denoiser)
-    like = torch.zeros(SAMPLES, len(data.mean), dtype=torch.float64)
-    if exact:
-        draws = sum(type(one) is Draw for one in sampler.record(denoiser, like).instructions)
-        law = GaussianLaw(data, denoiser, times, 2 + draws, for_consistency_models(sampler))
-        *_, (_, end) = sampler.follow(law, law.begin())
-        found = law.moments(end)
-    else:
-        mean, std = data.moments(process, times[0])
-        samples = sampler.as_written(denoiser, mean + std * like.normal_(generator=seeded()), seeded())
-        found = samples.mean(0), samples.std(0)
-    mean, std = data.moments(process, torch.zeros_like(times[0]) if sampler.denoise else times[-1])
-    return tuple(worst(error) for error in ((found[0] - mean) / std, found[1] / std - 1))
+    times, z = sampler.check(denoiser), torch.randn(SAMPLES, len(data.mean), dtype=torch.float64, generator=seeded(1))
+    mean, std = data.moments(process, times[0])
+    x = sampler.as_written(denoiser, mean + std * z, seeded())
+    mean, std = final(sampler, process, data, times)
+    return (x - mean) / std
+
+
+def law_errors(sampler: Sampler, process: NoiseProcess) -> tuple[float, float]:
+    """The worst errors of mean and deviation of the samples, each in deviations of the data; without sampling."""
+    denoiser = exact_denoiser(sampler, process)
+    times, like = sampler.check(denoiser), torch.zeros(1, len(DATA.mean), dtype=torch.float64)
+    draws = sum(type(one) is Draw for one in sampler.record(denoiser, like).instructions)
+    law = GaussianLaw(DATA, denoiser, times, 2 + draws, for_consistency_models(sampler))
+    *_, (_, end) = sampler.follow(law, law.begin())
+    (found_mean, found_std), (mean, std) = law.moments(end), final(sampler, process, DATA, times)
+    return errors((found_mean - mean) / std, found_std / std - 1)
+
+
+def errors(*each: Tensor) -> tuple[float, ...]:
+    """The worst of each."""
+    return tuple(worst(one) for one in each)
+
+
+def histogram(samples: Tensor) -> Chart:
+    """The density of standardised samples against that of N(0, 1)."""
+    edges = torch.linspace(-4, 4, 33, dtype=torch.float64)
+    counts = torch.histc(samples.flatten(), 32, -4, 4) / samples.numel() * 4
+    fine = torch.linspace(-4, 4, 81, dtype=torch.float64)
+    normal = points(fine, (-(fine**2) / 2).exp() / math.sqrt(2 * math.pi))
+    x, y = "sample, standardised by the moments of the data", "density"
+    return Chart("samples", x, y, {"": points((edges[1:] + edges[:-1]) / 2, counts)}, {"N(0, 1)": normal})
 
 
 def worst(errors: Tensor) -> float:
@@ -138,7 +162,7 @@ def law_chart(sampler: Sampler, process: NoiseProcess) -> Chart:
     for steps in (10, 30, 90):
         chosen = with_settings(sampler, steps)
         with contextlib.suppress(ValueError):  # too few steps for this sampler
-            line.append((chosen.steps, max(*map(abs, law_errors(chosen, process, exact=True)), 1e-12)))
+            line.append((chosen.steps, max(*map(abs, law_errors(chosen, process)), 1e-12)))
     exact = {"order 1": [(n, line[0][1] * line[0][0] / n) for n, _ in line]}
     return Chart("law", "steps N", "error of mean or deviation, in deviations", {"": line}, exact, ("log", "log"))
 
@@ -164,13 +188,15 @@ def flow_error(sampler: Sampler, process: NoiseProcess, count: int) -> float:
     return (part.as_written(denoiser, x) - want).square().mean().sqrt().item()
 
 
-def check_flow(sampler: ProbabilityFlow, process: NoiseProcess) -> Iterator[Check]:
+def check_flow(sampler: ProbabilityFlow, process: NoiseProcess) -> Iterator[Finding]:
     """Yield the checks of an adaptive ODE solver, against the exact map of the flow."""
     denoiser, exact = DATA.denoiser(process), with_settings(sampler, denoise=False)
     times = exact.check(denoiser)
     x = exact.prior(denoiser, (16, 8), seeded())
     *_, last = exact.trajectory(denoiser, x)
     want, slack = DATA.flow(process, x, times[0], times[-1]), 100 * max(sampler.rtol, sampler.atol)
+    mean, std = DATA.moments(process, times[-1])
+    yield histogram((exact(denoiser, (SAMPLES, 8), seeded()) - mean) / std)
     yield Check("solution - the flow's map", relative(last.x, want), tolerance=slack)
     batch, alone = (exact(denoiser, (len(i), 8), image_generators(0, i)) for i in (range(4), [2]))
     yield Check("an image alone - in a batch", relative(alone[0], batch[2]), tolerance=slack)
