@@ -97,7 +97,7 @@ def contrast(loss: Any, process: NoiseProcess) -> Problem:
     std = process.sigma(torch.ones((), dtype=torch.float64)).item()
     target = Mixture([1.0], [[0.0, 0.0]], [[[0.1, 0.0], [0.0, 0.1]]], (2,))
     loss = copy.copy(loss)
-    loss.steps, loss.step_size, loss.noise, loss.clip, loss.l2 = 300, 0.02 * (0.1 + std**2), None, None, 0.0
+    loss.steps, loss.step_size, loss.noise, loss.clip, loss.l2 = 200, 0.03 * (0.1 + std**2), None, None, 0.0
     row = Parameterization("score", noise_conditioning(process))
     return Problem(loss, Denoiser(Energy(target, process), process, row), target.sample(COUNT, 0))
 

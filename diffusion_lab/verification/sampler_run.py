@@ -27,7 +27,7 @@ def precision(sampler: Any, denoiser: Denoiser, x: Tensor) -> Check:
     return Check("float32 - float64", relative(*found), tolerance=1e-3)
 
 
-WIDTH, BATCH, ROUNDS = 512, 64, 5
+WIDTH, BATCH, ROUNDS = 256, 64, 3
 """The network of the measurement of speed, two matrix products; the fastest of the rounds counts."""
 
 
