@@ -29,6 +29,7 @@ from diffusion_lab.errors import ConfigError
         ("train", "sigma_max=3", "sigma_max=3 has no effect: nothing chosen here uses it; schedule=geometric"),
         ("train", "sampler=ddim sampler_steps=20", "sampler_steps=20 has no effect"),
         ("train", "logger=csv logger.wandb.tags=[a]", "logger.wandb.enabled is false; choose logger=wandb"),
+        ("train", "logger=wandb logger.mlflow.name=a", "logger.mlflow.enabled is false; choose logger=mlflow"),
         ("train", "likelihood=flow likelihood.bound.terms=5", "there is no likelihood.bound"),
     ],
 )  # fmt: skip
