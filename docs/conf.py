@@ -72,6 +72,7 @@ sphinx_gallery_conf = {
     "reset_modules": ("matplotlib", "before_example.quiet"),
     "remove_config_comments": True,
     "show_signature": False,
+    "capture_repr": (),
     "image_srcset": ["2x"],
     "min_reported_time": 0,
     "first_notebook_cell": FIRST_CELL,

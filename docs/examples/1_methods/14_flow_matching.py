@@ -78,7 +78,7 @@ start, times = noise[:40], torch.linspace(1, process.t_train_min, 30).tolist()
 for axis, (name, model) in zip(axes, models.items(), strict=True):
     path = torch.stack([start, *flow.solve(model, start, times)])
     length = (path[1:] - path[:-1]).norm(dim=2).sum(0)
-    excess = (length / (path[-1] - path[0]).norm(dim=1)).mean() - 1
+    excess = length.sum() / (path[-1] - path[0]).norm(dim=1).sum() - 1
     axis.plot(path[..., 0], path[..., 1], color="tab:blue", linewidth=0.7)
     axis.scatter(*path[-1].T, s=8, color="tab:orange", zorder=3)
     axis.set(xticks=[], yticks=[], aspect="equal")
