@@ -27,6 +27,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "examples"]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
+highlight_language = "none"  # equations in docstrings
 html_theme = "furo"
 html_title = "diffusion_lab"
 html_static_path = ["_static"]
@@ -52,7 +53,7 @@ def source() -> str:
     """Where a notebook installs the package from: $DIFFUSION_LAB_SOURCE, or the checkout's remote repository."""
     command = ["git", "-C", str(HERE), "remote", "get-url", "origin"]
     origin = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    return os.environ.get("DIFFUSION_LAB_SOURCE") or (f"git+{origin}" if origin else "diffusion_lab")
+    return os.environ.get("DIFFUSION_LAB_SOURCE") or f"git+{origin or 'ADDRESS-OF-THE-REPOSITORY'}"
 
 
 FIRST_CELL = f"""# Where the package is not installed, such as in Colab.

@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 
 from diffusion_lab.config import schema
 from diffusion_lab.config.compose import CONF, PARTS, check, options, plain
+from diffusion_lab.config.validation import check_network_fits_data
 from diffusion_lab.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -159,6 +160,14 @@ def test_mistakes_are_refused_in_one_line(arguments, message):
     with pytest.raises(ConfigError, match=message) as error:
         check("train", [w for w in arguments.split() if w != "-m"], sweep="-m" in arguments)
     assert "\n" not in str(error.value)
+
+
+def test_only_our_networks_are_refused_by_the_shape_of_the_data():
+    config = {"data": {"shape": [2]}, "network": {"_target_": "my_networks.Plain", "width": 8}}
+    check_network_fits_data(config)
+    config["network"]["_target_"] = "diffusion_lab.network.UNet"
+    with pytest.raises(ConfigError, match="use network=mlp"):
+        check_network_fits_data(config)
 
 
 def test_refusal_is_quick_with_exit_code_2_and_starts_nothing(tmp_path):

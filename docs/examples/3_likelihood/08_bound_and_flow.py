@@ -56,7 +56,14 @@ gaps = {
 figure, axis = plt.subplots(figsize=(8, 3.2))
 for (name, variance), gap in gaps.items():
     style = "-" if variance == "fixed_small" else "--"
-    axis.plot(levels, gap, style, color="C0" if name == "linear" else "C1", marker="o", label=f"{name}, {variance}")
+    axis.plot(
+        levels,
+        gap,
+        style,
+        color="C0" if name == "linear" else "C1",
+        marker="o",
+        label=f"{name}, {variance}",
+    )
 axis.set(xscale="log", yscale="log", xlabel="levels T", ylabel="bound - truth, nats")
 axis.set(xticks=levels, xticklabels=levels)
 axis.minorticks_off()

@@ -8,8 +8,9 @@ knows nothing of schedules, losses or image ranges, so one file serves every mod
 """
 
 # %%
-# A perceptron that sees x and cosines of t.  Ranges and options are declared in the
-# signature: a wrong value is refused in a line, before anything is imported.
+# Residual layers of points, each shifted by cosines of the noise level.  Ranges and
+# options are declared in the signature: a wrong value is refused in a line, before
+# anything is imported.
 
 import os
 import subprocess
@@ -28,29 +29,33 @@ from torch import nn
 
 
 class Plain(nn.Module):
-    """Three layers on x and cosines of t."""
+    """Residual layers, each shifted by cosines of the noise level."""
 
     def __init__(
         self,
         width: Annotated[int, Ge(8)] = 128,
-        cosines: Annotated[int, Ge(1)] = 16,
+        depth: Annotated[int, Ge(1)] = 3,
         activation: Literal["silu", "gelu"] = "silu",
     ) -> None:
         super().__init__()
-        self.register_buffer("frequencies", math.pi / 1000 * torch.arange(cosines))
-        act = {"silu": nn.SiLU, "gelu": nn.GELU}[activation]
-        sizes = [2 + cosines, width, width, width]
-        layers = [(nn.Linear(*pair), act()) for pair in zip(sizes, sizes[1:])]
-        self.layers = nn.Sequential(*sum(layers, ()), nn.Linear(width, 2))
+        self.register_buffer("frequencies", math.pi / 1000 * torch.arange(16))
+        self.shifts = nn.Linear(16, depth * width)
+        self.first, self.last = nn.Linear(2, width), nn.Linear(width, 2)
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.act = {"silu": nn.SiLU, "gelu": nn.GELU}[activation]()
 
     def forward(self, x, t):
-        return self.layers(torch.cat([x, (t[:, None] * self.frequencies).cos()], 1))
+        shifts = self.shifts((t[:, None] * self.frequencies).cos())
+        h = self.first(x)
+        for layer, shift in zip(self.layers, shifts.chunk(len(self.layers), dim=1)):
+            h = h + self.act(layer(h) + shift)
+        return self.last(h)
 ''')
 (folder / "conf/network").mkdir(parents=True)
 (folder / "conf/network/plain.yaml").write_text("""
 _target_: my_networks.Plain
 width: 128
-cosines: 16
+depth: 3
 activation: silu   # silu | gelu
 """)
 
@@ -77,7 +82,7 @@ common = (
     "likelihood=none",
     "optimizer.lr=3e-3",
 )
-budget = ("trainer.max_steps=1000", "hydra.run.dir=run", "data.name=moons")
+budget = ("trainer.max_steps=1200", "hydra.run.dir=run", "callback.ema.decay=0.99")
 done = run("diffusion_lab.train", *common, *budget)
 print(done.split("in run")[0])
 
@@ -94,7 +99,7 @@ axis.axis("off")
 # What is wrong is said in a line, within a second: a value out of range, and a name
 # that does not exist.
 
-for wrong in ("network.width=4", "network.activation=relu", "network.depth=4"):
+for wrong in ("network.width=4", "network.activation=relu", "network.heads=4"):
     print(run("diffusion_lab.train", *common, wrong, status=2))
 
 # %%

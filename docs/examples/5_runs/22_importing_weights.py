@@ -36,7 +36,12 @@ small = (
     *("network.blocks=1", "network.groups=8"),
 )
 quick = (
-    *("trainer.max_steps=300", "data.batch_size=32", "optimizer.lr=3e-3", "warmup_steps=0"),
+    *(
+        "trainer.max_steps=300",
+        "data.batch_size=32",
+        "optimizer.lr=3e-3",
+        "warmup_steps=0",
+    ),
     *("callback.ema.decay=0.97", "metric=none", "likelihood=none", "logger=csv"),
 )
 run("diffusion_lab.train", *small, *quick, "hydra.run.dir=run")
@@ -73,6 +78,6 @@ for row, images in zip(axes, pictures, strict=True):
         axis.set(xticks=[], yticks=[])
 
 # %%
-# After so few steps they are not digits yet; what counts is that both rows are equal.  A
-# published file is imported in the same way: ``diffusion-lab import checkpoint_24.pth
+# After so few steps they are not digits yet; what counts is that both rows are equal.
+# A published file is imported in the same way: ``diffusion-lab import checkpoint_24.pth
 # experiment=score_sde/ncsnpp_continuous``.
