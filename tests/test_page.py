@@ -52,7 +52,13 @@ def make_run(folder: Path, name: str = "digits") -> Path:
     (folder / "metrics.csv").write_text("step,train/loss,train/learning_rate,val/loss\n" + "\n".join(rows) + "\n30,\n")
     record = {"value": 1.25, "standard_error": 0.5, "better": "lower", "real": 0.5, "protocol": {"reference": EVIL}}
     bound = {"value": None, "terms": {"prior": 1.0}, "protocol": {"method": "bound"}}
-    results = {"step": 30, "weights": "ema", "parameters": 160777, "metrics": {f"fd_{EVIL}": record, "bound": bound}}
+    results = {
+        "step": 30,
+        "weights": "ema",
+        "parameters": 160777,
+        "training_seconds": 480,
+        "metrics": {f"fd_{EVIL}": record, "bound": bound},
+    }
     (folder / "results.json").write_text(json.dumps(results))
     return folder
 

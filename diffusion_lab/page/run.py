@@ -105,15 +105,21 @@ def facts(settings: Mapping[str, Any], results: Mapping[str, Any], done: int) ->
     if done:
         found.append(("steps", f"{done:,} of {last:,}" if last and last > 0 else f"{done:,}"))
     found += [(name, metric(name, record).value) for name, record in list((results.get("metrics") or {}).items())[:1]]
-    for key, what, unit in (
-        ("parameters", "parameters", ""),
-        ("training_seconds", "training", " s"),
-        ("nfe", "network evaluations per sample", ""),
-        ("samples_per_second", "samples/s", ""),
+    for key, what, form in (
+        ("parameters", "parameters", number),
+        ("training_seconds", "training", duration),
+        ("nfe", "network evaluations per sample", number),
+        ("samples_per_second", "samples/s", number),
     ):
         if isinstance(results.get(key), int | float):
-            found.append((what, f"{number(results[key])}{unit}"))
+            found.append((what, form(results[key])))
     return found
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the largest of s, min and h in which they are 3 or more."""
+    size, unit = next(((size, unit) for size, unit in ((3600, "h"), (60, "min")) if seconds >= 3 * size), (1, "s"))
+    return f"{number(seconds / size)} {unit}"
 
 
 def metric(name: str, record: Mapping[str, Any]) -> Metric:
