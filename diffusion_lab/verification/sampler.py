@@ -102,7 +102,7 @@ def check_law(sampler: Sampler, process: NoiseProcess, exact: bool) -> Iterator[
 
     For finitely many Langevin steps of finite size this holds only approximately.
     """
-    samples = drawn(sampler, process, DATA if exact else WIDE)
+    samples = drawn(with_settings(sampler, 100), process, DATA) if exact else drawn(sampler, process, WIDE)
     mean, std = law_errors(sampler, process) if exact else errors(samples.mean(0), samples.std(0) - 1)
     slack, factor = 0.0 if exact else 4.5 / SAMPLES**0.5, 1 if sampler.corrector is None else 5
     yield Check("mean - that of the data, in its deviations", mean, tolerance=0.01 * factor + slack)
