@@ -86,13 +86,14 @@ def test_wrong_usage_is_refused(words, message):
 def test_parts_may_be_named_with_their_context():
     assert subject(["schedule=cosine", "sde=vp"]) == ("sde", "vp")
     assert subject(["data=toy2d", "network=mlp"]) == ("network", "mlp")
-    assert fitting("network", ["network=mlp"]) == ["data=toy2d", "network=mlp"]
-    assert "loss.teacher.ckpt_path=." in fitting("loss", ["loss=progressive"])
+    assert fitting("network", ["network=mlp"]) == [["data=toy2d", "network=mlp"]]
+    assert fitting("network", ["network=mlp", "data=toy2d"]) == [["network=mlp", "data=toy2d"]]
+    assert "loss.teacher.ckpt_path=." in fitting("loss", ["loss=progressive"])[0]
     assert all(set(kind.context) <= KINDS.keys() for kind in KINDS.values())
 
 
 def test_the_command_refuses_in_one_line(tmp_path):
     (tmp_path / "file").touch()
-    for words in (["guidance=none"], ["sampler=ddim", "out=file/x"], ["loss=mine"]):
+    for words in (["guidance=none"], ["sampler=ddim", "out=file/x"], ["data=cifar10"], ["metric=digits", "data=toy2d"]):
         done = run("-m", "diffusion_lab.verify", *words, cwd=tmp_path)
         assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr

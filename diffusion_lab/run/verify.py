@@ -69,8 +69,7 @@ def verify(kind: str, name: str, overrides: Sequence[str], out: str) -> bool:
     """Whether the part passes all checks.
 
     Raises:
-        ConfigError: if it cannot be built, or `out` not written.
-        ValueError: if it suits none of the processes.
+        ConfigError: if it cannot be built, suits none of the processes, or `out` cannot be written.
     """
     folder = Path(out).expanduser()
     with as_config_error(OSError, message="out={}"):
@@ -95,7 +94,7 @@ def with_failures(findings: Iterable[Finding]) -> Iterator[Finding]:
     """The findings; an error of the part itself becomes a check that fails, and ends them.
 
     Raises:
-        ValueError: for a part that is refused before its first check.
+        ConfigError: for a part that is refused before its first check, such as data without its files.
         Exception: any error, with HYDRA_FULL_ERROR=1.
     """
     begun = False
@@ -104,7 +103,9 @@ def with_failures(findings: Iterable[Finding]) -> Iterator[Finding]:
             begun = True
             yield one
     except Exception as error:  # the user's code may raise anything
-        if (isinstance(error, ValueError) and not begun) or os.environ.get("HYDRA_FULL_ERROR") == "1":
+        if isinstance(error, ValueError | RuntimeError | OSError) and not begun:
+            raise ConfigError(" ".join(str(error).split())) from error
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         yield Check(f"the part raised {type(error).__name__}: {' '.join(str(error).split())}", 1.0)
 

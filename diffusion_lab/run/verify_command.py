@@ -58,7 +58,7 @@ KINDS = {
 ALSO_VALIDATED = {"network": ("data",), "metric": ("data",)}
 
 
-@command(HELP, ValueError)
+@command(HELP)
 def main(arguments: Sequence[str]) -> None:
     """Verify the part that the arguments name; exit with status 1 if a check fails."""
     given = [word.partition("=")[2] for word in arguments if word.startswith("out=")]
@@ -66,13 +66,19 @@ def main(arguments: Sequence[str]) -> None:
     kind, name = subject(overrides)
     if "" in given:
         raise ConfigError("out= is empty: give a folder, such as out=logs/verify/mine")
-    overrides = fitting(kind, overrides)
+    candidates = fitting(kind, overrides)
     # Imported here: torch takes seconds to import, and a typo should be refused at once.
     with quick_imports():
         from diffusion_lab.run.verify import verify
 
-    passed = verify(kind, name, overrides, given[-1] if given else f"logs/verify/{kind}_{name}")
-    sys.exit(not passed)
+    out = given[-1] if given else f"logs/verify/{kind}_{name}"
+    refused: list[ConfigError] = []
+    for overrides in candidates:
+        try:
+            sys.exit(not verify(kind, name, overrides, out))
+        except ConfigError as error:
+            refused.append(error)
+    raise refused[0]
 
 
 def subject(overrides: Sequence[str]) -> tuple[str, str]:
@@ -91,8 +97,8 @@ def subject(overrides: Sequence[str]) -> tuple[str, str]:
     return found[0], named[found[0]]
 
 
-def fitting(kind: str, overrides: list[str]) -> list[str]:
-    """The overrides, with stand-ins for checkpoints, and with data that suits the part unless the user chose some.
+def fitting(kind: str, overrides: list[str]) -> list[list[str]]:
+    """The overrides with stand-ins for checkpoints, and with each data set that may suit the part, unless one is given.
 
     Raises:
         ConfigError: if the part's settings are refused.
@@ -101,6 +107,7 @@ def fitting(kind: str, overrides: list[str]) -> list[str]:
 
     parts = ((kind, *ALSO_VALIDATED.get(kind, ())),)
     refused: list[ConfigError] = []
+    accepted: list[list[str]] = []
     for more in KINDS[kind].tries:
         groups = {word.partition("=")[0] for word in overrides}
         tried = [*(word for word in more if word.partition("=")[0] not in groups), *overrides]
@@ -108,7 +115,9 @@ def fitting(kind: str, overrides: list[str]) -> list[str]:
             check("train", tried, only_names=True)
             tried += [f"{key}=." for key in missing_checkpoints("train", tried, kind)]
             check("train", tried, used=parts)
-            return tried
+            accepted += [tried] if tried not in accepted else []
         except ConfigError as error:
             refused.append(error)
-    raise refused[0]
+    if not accepted:
+        raise refused[0]
+    return accepted

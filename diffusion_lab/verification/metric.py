@@ -63,6 +63,8 @@ def check_metric(extractor: Any, shape: Sequence[int]) -> Iterator[Finding]:
 
 def pictures(shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Images (ROWS, C, H, W) in [0, 1] of stripes of a direction for each class, with noise, and their labels."""
+    if len(shape) != 3:
+        raise ValueError(f"features are of images, and data.shape={list(shape)} is of points: choose another data=NAME")
     _, height, width = shape
     labels = torch.arange(ROWS) % CLASSES
     y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
@@ -95,7 +97,7 @@ def check_extractor(extractor: Any, images: Tensor) -> Iterator[Check]:
 
 def check_distance(name: str, distance: Distance, x: Tensor, itself: float = 1e-9) -> Iterator[Check]:
     """Yield the checks of a distance on rows x (N, D): of a set to itself, symmetry, order, and a shift."""
-    first, second = x[: len(x) // 2], x[len(x) // 2 :] * 1.3 + 0.2 * x.std()
+    first, second = x[: len(x) // 2], x[len(x) // 2 :] * 1.3 + x.std()
     scale = distance(first, second) or 1.0
     if itself < math.inf:
         yield Check(f"{name} of a set to itself, of another's", distance(first, first) / scale, 0.0, max(itself, 1e-6))
