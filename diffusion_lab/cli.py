@@ -37,7 +37,7 @@ COMMANDS = {
         "ema", "make post-hoc EMA weights of any profile, and score them", "sample", ("std=", "out=", "evaluate="),
     ),
     "stats": Command("stats", "measure reference statistics of a data set", "train", ("split=", "out=", "count=")),
-    "verify": Command("verify", "judge one part against exact answers", "train", ("out=",)),
+    "verify": Command("verify", "check one part against exact answers", "train", ("out=",)),
     "referee": Command(
         "referee", "score two sets of images with torch-fidelity", None,
         ("weights=", "download=", "digest=", "batch_size=", "subset_size=", "device="),

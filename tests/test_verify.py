@@ -72,7 +72,7 @@ def test_a_wrong_part_of_ones_own_fails_by_its_name(kind, tmp_path):
     [
         ([], "name the part to verify: one of sampler=NAME, schedule=NAME, sde=NAME, loss=NAME"),
         (["seed=1"], "name the part to verify"),
-        (["sampler=ddim", "schedule=cosine"], "sampler=ddim, schedule=cosine: verify judges one part at a time"),
+        (["sampler=ddim", "schedule=cosine"], "sampler=ddim, schedule=cosine: verify checks one part at a time"),
         (["schedule=cosin"], "schedule=cosin is not an option of schedule (did you mean cosine?)"),
         (["sampler=ddim", "sampler.step=3"], "sampler.step"),
     ],

@@ -12,12 +12,12 @@ from diffusion_lab.config.imports import quick_imports
 from diffusion_lab.errors import ConfigError
 
 HELP = """\
-Judge one part, ours or of your own package, against exact answers; exit status 1 if a check fails.
+Check one part, ours or of your own package, against exact answers; exit status 1 if a check fails.
 
   diffusion-lab verify KIND=NAME [key=value ...] [out=DIR] [--config-dir DIR]
 
-  sampler=ddim           exact mean and deviation of Gaussian data, order of convergence, network evaluations, an image
-                         alone and in a batch, float32 and float64, time beside the network calls
+  sampler=ddim           exact mean and standard deviation on Gaussian data, order of convergence, network evaluations,
+                         an image alone and in a batch, float32 and float64, time relative to the network calls
   schedule=cosine        alpha and sigma, beta against automatic differentiation, log-SNR, its ends
   sde=vp                 drift and diffusion against automatic differentiation, the marginal by simulation of the SDE,
                          the prior, transitions and posteriors (with schedule=NAME)
@@ -31,7 +31,7 @@ Judge one part, ours or of your own package, against exact answers; exit status 
   DIFFUSION_LAB_PACKAGES=my_package diffusion-lab verify loss=mine --config-dir conf
 
 It prints each check with its value, what is expected, and the tolerance, and writes verification.json and pictures to
-out, by default logs/verify/KIND_NAME.  Everything is exact or has a fixed seed; speed is reported, not judged.
+out, by default logs/verify/KIND_NAME.  Everything is exact or has a fixed seed; speed is only reported.
 """
 
 
@@ -93,7 +93,7 @@ def subject(overrides: Sequence[str]) -> tuple[str, str]:
     found = [kind for kind in named if named.keys() - {kind} <= set(KINDS[kind].context)]
     if not found:
         both = ", ".join(f"{kind}={name}" for kind, name in named.items())
-        raise ConfigError(f"{both}: verify judges one part at a time, so name one of them")
+        raise ConfigError(f"{both}: verify checks one part at a time: name one of them")
     return found[0], named[found[0]]
 
 
