@@ -14,10 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_lab.data import ImageFolder, InMemory, scan
+from diffusion_lab.data import ImageFolder, InMemory
 from diffusion_lab.data.encoded import hold_out
 from diffusion_lab.data.framing import Framing
 from diffusion_lab.data.image_file import BIT_DEPTHS, read_image, suffixes
+from diffusion_lab.storage import machine_cache
 
 RED, GREEN, BLUE = (250, 10, 20), (10, 240, 30), (20, 30, 230)
 
@@ -391,7 +392,7 @@ def cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number in (3, 11):
         path = tmp_path / "images" / f"{number:02}.jpg"
         path.write_bytes(path.read_bytes()[:-300])
-    monkeypatch.setenv(scan.CACHE, str(tmp_path / "cache"))
+    monkeypatch.setenv(machine_cache.CACHE, str(tmp_path / "cache"))
     return tmp_path / "images"
 
 
@@ -437,13 +438,15 @@ def test_a_set_that_was_decoded_is_not_decoded_again_until_it_changes(cut: Path,
 
     assert count() == 20 and count() == 0
     assert count(background=0) == 20 and count(background=0) == 0
-    found = [json.loads(path.read_text()) for path in Path(os.environ[scan.CACHE]).rglob("*.json")]
+    found = [json.loads(path.read_text()) for path in Path(os.environ[machine_cache.CACHE]).rglob("*.json")]
     assert len(found) == 4 and all(each["broken"] == {} for each in found)
     path = cut / "05.jpg"
     path.write_bytes(path.read_bytes()[:-300])
     with pytest.raises(ValueError, match="05.jpg is not a readable"):
         count()
-    monkeypatch.setenv(scan.CACHE, "/proc/nowhere")  # where nothing can be kept, the check is made all the same
+    monkeypatch.setenv(
+        machine_cache.CACHE, "/proc/nowhere"
+    )  # where nothing can be kept, the check is made all the same
     with pytest.raises(ValueError, match="05.jpg is not a readable"):
         count()
 

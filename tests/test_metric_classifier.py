@@ -76,7 +76,7 @@ class TestClassifierFeatures:
 
     def test_fit_is_the_same_whatever_the_caller_does(self, digits):
         train, labels = digits[:2]
-        plain, other = (ClassifierFeatures(steps=20, cache=None) for _ in range(2))
+        plain, other = (ClassifierFeatures(steps=20, cache=False) for _ in range(2))
         plain.prepare(train, labels, "cpu")
         torch.manual_seed(1234)
         before, threads = torch.get_rng_state(), torch.get_num_threads()
@@ -91,7 +91,7 @@ class TestClassifierFeatures:
         assert torch.equal(features, plain(train))
         assert other.digest == plain.digest
         assert torch.equal(torch.get_rng_state(), before) and torch.get_num_threads() == threads
-        seeded_otherwise = ClassifierFeatures(steps=20, seed=1, cache=None)
+        seeded_otherwise = ClassifierFeatures(steps=20, seed=1, cache=False)
         with torch.no_grad():
             seeded_otherwise.prepare(train, labels, "cpu")
         assert seeded_otherwise.digest != plain.digest
@@ -102,14 +102,15 @@ class TestClassifierFeatures:
         monkeypatch.setattr(ClassifierFeatures, "_fit", lambda self, *data: trained.append(1) or fit(self, *data))
 
         def digest(images, cache=tmp_path / "cache", **settings):
-            features = ClassifierFeatures(**{"steps": 5, "cache": str(cache), **settings})
+            monkeypatch.setenv("DIFFUSION_LAB_CACHE", str(cache))
+            features = ClassifierFeatures(**{"steps": 5, **settings})
             features.prepare(images, digits[1])
             return features.digest
 
         first = digest(digits[0])
         assert digest(digits[0]) == first and len(trained) == 1
         assert len({first, digest(digits[0].flip(0)), digest(digits[0], seed=1), digest(digits[0], steps=6)}) == 4
-        files = list((tmp_path / "cache").glob("*.pt"))
+        files = list((tmp_path / "cache").rglob("*.pt"))
         assert len(trained) == len(files) == 4
         for file in files:
             content = bytearray(file.read_bytes())

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from diffusion_lab.storage.atomic_file import atomic_write
 from diffusion_lab.storage.lock import exclusive
-
-CACHE = "DIFFUSION_LAB_CACHE"
-"""Environment variable: the folder of cached scans; by default ~/.cache/diffusion_lab."""
+from diffusion_lab.storage.machine_cache import machine_cache
 
 TryDecode = Callable[[int], "set[str] | str"]
 """Index of an image -> its traits, or the reason why it cannot be decoded."""
@@ -42,8 +38,7 @@ def cached_scan(stamp: bytes, scan: Callable[[], Scan]) -> Scan:
 
     It is not cached if the folder cannot be written to.
     """
-    folder = Path(os.environ.get(CACHE) or "~/.cache/diffusion_lab").expanduser() / "decoded"
-    path = folder / f"{hashlib.sha256(stamp).hexdigest()[:32]}.json"
+    path = machine_cache("decoded") / f"{hashlib.sha256(stamp).hexdigest()[:32]}.json"
     with exclusive(path.with_suffix(".lock")):
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             found = json.loads(path.read_text())

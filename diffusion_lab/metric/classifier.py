@@ -6,7 +6,6 @@ import hashlib
 import io
 from contextlib import suppress
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +14,7 @@ from torch import Tensor
 from diffusion_lab.metric.features import QUANTISATION, to_uint8
 from diffusion_lab.ranges import Count, Seed, checked
 from diffusion_lab.storage.atomic_file import atomic_write
+from diffusion_lab.storage.machine_cache import machine_cache
 
 _HIDDEN = 256  # width of the first layer
 _BATCH = 100  # images of a fitting step
@@ -41,8 +41,8 @@ class ClassifierFeatures:
     Images are first quantised by `to_uint8`. The result depends on images, labels and `seed` alone: training uses its
     own generator and runs in float64 on the CPU, whatever the caller's device, precision or gradient mode.
 
-    A machine trains it once: its weights are kept in the directory `cache`, in a file named by a digest of images,
-    labels and settings (None: they are not kept).
+    A machine trains it once: its weights are kept in `machine_cache`, in a file named by a digest of images, labels and
+    settings, unless `cache` is false.
     """
 
     short = "fd"
@@ -55,7 +55,7 @@ class ClassifierFeatures:
         dimensions: Count = 64,
         steps: Count = 600,
         seed: Seed = 0,
-        cache: str | None = "~/.cache/diffusion_lab",
+        cache: bool = True,
     ) -> None:
         if not name.isidentifier():
             raise ValueError(f"name is part of a metric name: letters, digits and _ only, got {name!r}")
@@ -103,13 +103,13 @@ class ClassifierFeatures:
 
     def _fitted(self, images: Tensor, labels: Tensor) -> list[Tensor]:
         """Train the layers, or load those that were trained on the same images with the same settings."""
-        if self.cache is None:
+        if not self.cache:
             return self._fit(images, labels)
         settings = (self.dimensions, self.steps, self.seed, _HIDDEN, _BATCH, _RATE, _SMOOTHING, _NOISE)
         digest = hashlib.sha256(f"{torch.__version__} {settings} {tuple(images.shape)}".encode())
         for values in (images, labels):
             digest.update(values.contiguous().numpy())
-        path = Path(self.cache).expanduser() / f"classifier_{digest.hexdigest()[:24]}.pt"
+        path = machine_cache("classifiers") / f"{digest.hexdigest()[:24]}.pt"
         with suppress(Exception):  # missing, or damaged in any way: it is trained again
             kept, checksum = torch.load(path, weights_only=True)
             if _digest(kept) == checksum:
