@@ -11,22 +11,11 @@ from diffusion_lab.errors import ConfigError
 from diffusion_lab.run.verify_command import KINDS, fitting, subject
 
 WRONG = {
-    "schedule": (
-        "class Mine(Linear):\n    def free_beta(self, t):\n        return self.beta_min + t * self.beta_max\n",
-        "{_target_: my_parts.Mine}",
-        "beta / autograd",
-    ),
     "loss": (
         "class Mine(OneTimeLoss):\n    def at(self, denoiser, x0, t, eps):\n"
         "        return (denoiser(denoiser.process.perturb(x0, t, eps), t).x0 - eps).square().flatten(1).mean(1)\n",
         "{_target_: my_parts.Mine}",
         "gradient at the optimum",
-    ),
-    "guidance": (
-        "class Mine(ClassifierFree):\n    def __call__(self, denoiser):\n"
-        "        return Guided(denoiser, denoiser.given(), 1 + self.scale, self.interval)\n",
-        "{_target_: my_parts.Mine, scale: 2.0}",
-        "its closed form",
     ),
     "network": (
         "class Mine(MLP):\n    def forward(self, x, t, label=None):\n        return super().forward(x - x.mean(0), t)\n",
@@ -45,10 +34,8 @@ IMPORTS = """
 import torch
 from torch.utils.data import TensorDataset
 from diffusion_lab.data import DataModule
-from diffusion_lab.guidance import ClassifierFree, Guided
 from diffusion_lab.loss import OneTimeLoss
 from diffusion_lab.network import MLP
-from diffusion_lab.process import Linear
 
 """
 

@@ -64,9 +64,9 @@ def marginal(x: Tensor, label: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     return TARGET.score(x, alpha, sigma)
 
 
-def classifier_free(guidance: Any, process: NoiseProcess) -> Field:
+def classifier_free(guidance: Any, process: NoiseProcess, output: str = "eps") -> Field:
     """Any other guidance: of a conditional model with a null label, from the marginal score."""
-    return Field(guidance, lambda label: class_denoiser(TARGET, process).given(label=label), marginal)
+    return Field(guidance, lambda label: class_denoiser(TARGET, process, output).given(label=label), marginal)
 
 
 def by_classifier(guidance: Any, process: NoiseProcess) -> Field:
