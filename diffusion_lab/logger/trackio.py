@@ -71,11 +71,16 @@ class TrackioLogger(BestEffort, Logger):
             self.attempt(lambda: self.run.log(media(pictures), step=step))
 
     def finish(self) -> None:
-        """Write what is in memory, and end the run."""
+        """Write what is in memory, and end the run, also one that has failed."""
+        self._failed = False
+        self.attempt(self._end)
+
+    @staticmethod
+    def _end() -> None:
         import trackio
 
         with contextlib.redirect_stdout(io.StringIO()):
-            self.attempt(trackio.finish)  # not run.finish, after which Trackio would finish it again at exit
+            trackio.finish()  # not run.finish, after which Trackio would finish it again at exit
 
 
 def reopen_trackio(options: TrackioOptions, run_dir: Path) -> TrackioLogger | None:
