@@ -102,6 +102,12 @@ def largest(values: Tensor) -> float:
     return values.detach().abs().max().item()
 
 
+def farthest(ratios: Tensor) -> float:
+    """The ratio that is farthest from 1; NaN if there is one."""
+    ratios = ratios.detach().flatten()
+    return ratios[(ratios - 1).abs().argmax()].item()
+
+
 def relative(found: Tensor, want: Tensor) -> float:
     """The largest difference divided by the largest absolute value, where that is not 0."""
     return largest(found - want) / (largest(want) or 1.0)

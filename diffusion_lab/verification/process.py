@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from diffusion_lab.process import NoiseProcess
-from diffusion_lab.verification.check import Chart, Check, Finding, largest, points, seeded
+from diffusion_lab.verification.check import Chart, Check, Finding, farthest, largest, points, seeded
 from diffusion_lab.verification.schedule import grid, rate
 
 STEPS, PATHS = 400, 20_000
@@ -49,7 +49,7 @@ def check_coefficients(process: NoiseProcess) -> Iterator[Finding]:
     error = largest(f * alpha - drift) / (largest(drift) or 1.0)
     yield Check("f alpha - d alpha/dt by autograd, relative", error, tolerance=1e-8)
     want = growth - 2 * drift / alpha * sigma**2
-    yield Check("g^2 / (d sigma^2/dt - 2 f sigma^2) by autograd", 1 + largest(g2 / want - 1), 1.0, 1e-6)
+    yield Check("g^2 / (d sigma^2/dt - 2 f sigma^2) by autograd", farthest(g2 / want), 1.0, 1e-6)
     lines, exact = {"g^2": points(t, g2)}, {"by autograd": points(t, want)}
     yield Chart("diffusion", "t   (0 = data)", "g^2", lines, exact, ("linear", "log"))
 
@@ -59,15 +59,15 @@ def check_steps(process: NoiseProcess) -> Iterator[Check]:
     s, t = grid(50)[:-1], grid(50)[1:]
     (alpha_s, sigma_s), (alpha_t, sigma_t) = process.alpha_sigma(s), process.alpha_sigma(t)
     scale, variance = process.transition(s, t)
-    yield Check("transition: scale alpha_s / alpha_t", 1 + largest(scale * alpha_s / alpha_t - 1), 1.0, 1e-9)
+    yield Check("transition: scale alpha_s / alpha_t", farthest(scale * alpha_s / alpha_t), 1.0, 1e-9)
     total = (scale * sigma_s) ** 2 + variance
-    yield Check("transition: its variance and that at s / sigma_t^2", 1 + largest(total / sigma_t**2 - 1), 1.0, 1e-9)
+    yield Check("transition: its variance and that at s / sigma_t^2", farthest(total / sigma_t**2), 1.0, 1e-9)
     precision = 1 / sigma_s**2 + scale**2 / variance
     a, b, v = process.posterior(s, t)
-    yield Check("posterior variance times the precision", 1 + largest(v * precision - 1), 1.0, 1e-7)
+    yield Check("posterior variance times the precision", farthest(v * precision), 1.0, 1e-7)
     wants = (scale / variance / precision, alpha_s / sigma_s**2 / precision)
     for name, found, want in (("x_t", a, wants[0]), ("x_0", b, wants[1])):
-        yield Check(f"posterior weight of {name} / Bayes' rule", 1 + largest(found / want - 1), 1.0, 1e-7)
+        yield Check(f"posterior weight of {name} / Bayes' rule", farthest(found / want), 1.0, 1e-7)
 
 
 def check_prior(process: NoiseProcess) -> Iterator[Check]:
@@ -123,15 +123,15 @@ def check_levels(process: NoiseProcess) -> Iterator[Check]:
     yield Check("alpha at level 0", alpha[0].item(), 1.0, 0.0)
     yield Check("sigma at level 0", sigma[0].item(), 0.0, 0.0)
     scale, beta = process.transition(t[:-1], t[1:])
-    yield Check("product of the scales / alpha", 1 + largest(scale.cumprod(0) / alpha[1:] - 1), 1.0, 1e-9)
+    yield Check("product of the scales / alpha", farthest(scale.cumprod(0) / alpha[1:]), 1.0, 1e-9)
     total = torch.zeros((), dtype=torch.float64)
     sums = []
     for factor, added in zip(scale, beta, strict=True):
         total = factor**2 * total + added
         sums.append(total)
-    yield Check("sum of the variances / sigma^2", 1 + largest(torch.stack(sums) / sigma[1:] ** 2 - 1), 1.0, 1e-9)
+    yield Check("sum of the variances / sigma^2", farthest(torch.stack(sums) / sigma[1:] ** 2), 1.0, 1e-9)
     variance = process.reverse_variance(t[1:-1], t[2:], "fixed_small")
     want = beta[1:] * sigma[1:-1] ** 2 / sigma[2:] ** 2
-    yield Check("posterior variance / beta sigma_s^2 / sigma_t^2", 1 + largest(variance / want - 1), 1.0, 1e-9)
+    yield Check("posterior variance / beta sigma_s^2 / sigma_t^2", farthest(variance / want), 1.0, 1e-9)
     drawn = process.sample_times(1000, torch.device("cpu"), seeded()).double() * levels
     yield Check("training times are levels: distance to one", largest(drawn - drawn.round()), 0.0, 1e-3)
