@@ -18,6 +18,11 @@ class BadItem(ValueError):
     """An item of a user's data set that cannot be used: which one, and what is wrong, in one line."""
 
 
+def in_one_line(error: Exception) -> str:
+    """The message of an error in one line of at most 300 characters; the name of its class if it has none."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 @contextmanager
 def as_config_error(*classes: type[Exception], message: str = "{}") -> Iterator[None]:
     """Turn errors of these classes into a ConfigError whose one line is `message` with the error's own text.

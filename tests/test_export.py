@@ -131,10 +131,10 @@ def described(text: str) -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no safetensors file"),
+        (b"", "not a safetensors file"),
         (damaged(b"{}", 1 << 60), "a header of 1,152,921,504,606,846,976 bytes is announced"),
-        (damaged(b"[" * 100_000), "no safetensors file"),
-        (damaged(b"[]"), "its header is no table"),
+        (damaged(b"[" * 100_000), "not a safetensors file"),
+        (damaged(b"[]"), "its header is not a table"),
         (damaged(b"{}"), "weights without their configuration"),
         (described("{"), "holds no configuration"),
         (described("[" * 100_000), "holds no configuration"),

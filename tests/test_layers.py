@@ -61,7 +61,7 @@ MAY_IMPORT = {
         *("finite", "noise", "ranks", "storage"),
         *("data", "denoiser", "likelihood", "metric", "model", "sampler"),
     },
-    "page": {"storage"},
+    "page": {"config", "storage"},
     "monkeypatches": {"errors"},
     "callback": {
         *("finite", "monkeypatches", "noise", "power_function", "ranks", "storage"),

@@ -11,10 +11,11 @@ from diffusion_lab.callback.ema import EMA, averaged
 from diffusion_lab.callback.hooks import OptionalHooks
 from diffusion_lab.callback.media import best_effort, log_pictures
 from diffusion_lab.evaluation.accuracy import accuracy
-from diffusion_lab.evaluation.results import RESULTS, read_results, write_results
+from diffusion_lab.evaluation.results import read_results, write_results
 from diffusion_lab.model import Classifier
 from diffusion_lab.plot import charts
 from diffusion_lab.ranges import Count, Seed, checked
+from diffusion_lab.storage.run_directory import RESULTS
 
 
 class Accuracy(OptionalHooks):

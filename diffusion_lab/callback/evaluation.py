@@ -20,9 +20,10 @@ from diffusion_lab.callback.media import best_effort
 from diffusion_lab.data import DataModule
 from diffusion_lab.evaluation import Evaluator, Record, chart_name
 from diffusion_lab.evaluation.duration import estimate_duration, limit_duration
-from diffusion_lab.evaluation.results import RESULTS, read_results, write_results
+from diffusion_lab.evaluation.results import read_results, write_results
 from diffusion_lab.model import Model
 from diffusion_lab.ranges import Count, NonNegativeInt, Positive, SampleSize, checked
+from diffusion_lab.storage.run_directory import RESULTS
 
 LONG = 10_000
 """Steps of a training from which on the duration of its final evaluation is printed at the start."""

@@ -24,6 +24,7 @@ from diffusion_lab.comparison.report import (
 )
 from diffusion_lab.comparison.table import Comparison
 from diffusion_lab.page import PAGE, Chart, Panel, Picture, Row, common_charts, picture, read_columns, write_comparison
+from diffusion_lab.storage.run_directory import CONFIG, REQUEST
 
 PANELS, PICTURES, LINES = 12, 24, 8
 """Largest numbers of plots, of pictures, and of curves in a chart; the runs come in the order of the table."""
@@ -115,7 +116,7 @@ def samples(named: Mapping[Path, str]) -> tuple[list[Picture], int | None]:
 
 def seed_of(folder: Path) -> int | None:
     """The seed of samples.png: that of the training's callback, or of the sampling."""
-    for name, keys in (("config.yaml", ("callback", "samples", "seed")), ("request.json", ("seed",))):
+    for name, keys in ((CONFIG, ("callback", "samples", "seed")), (REQUEST, ("seed",))):
         try:
             node = yaml.load((folder / name).read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
             for key in keys:

@@ -12,8 +12,9 @@ from typing import Any
 
 import yaml
 
-RESULTS = "results.json"
-RUN_FILES = ("config.yaml", "job.json", "request.json")
+from diffusion_lab.storage.run_directory import CONFIG, REQUEST, RESULTS
+
+RUN_FILES = (CONFIG, "job.json", REQUEST)
 """Files that identify a run directory, written at its start."""
 NOT_IN_NAMES = {"paths", "hydra", "logger", "ckpt_path", "data_dir", "device", "batch_size", "evaluate", "num_samples"}
 """Overrides that are not part of names: paths and output, or settings that the protocols contain."""

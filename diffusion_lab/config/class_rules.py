@@ -18,6 +18,13 @@ def nodes(node: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield from nodes(value, f"{path}.{key}".lstrip("."))
 
 
+def leaves(node: Any, path: str = "") -> dict[str, Any]:
+    """Every value of a nested configuration that is not a mapping, by its dotted path."""
+    if not isinstance(node, Mapping):
+        return {path: node}
+    return {p: value for key in node for p, value in leaves(node[key], f"{path}.{key}".lstrip(".")).items()}
+
+
 def get(config: Any, path: str) -> Any:
     """The value of a dotted key, or None.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_lab.config.class_rules import get, nodes
-from diffusion_lab.errors import ConfigError
+from diffusion_lab.errors import ConfigError, in_one_line
 from diffusion_lab.storage import hub
 
 HUB = "hf://"
@@ -78,5 +78,4 @@ def fetched(source: str) -> Path:
     try:
         return Path(hf_hub_download(f"{user}/{repository}", file))
     except Exception as error:  # of the network, the hub or the disk
-        message = " ".join(str(error).split())[:300]
-        raise ConfigError(f"init_from={source} cannot be downloaded: {message}") from error
+        raise ConfigError(f"init_from={source} cannot be downloaded: {in_one_line(error)}") from error

@@ -24,6 +24,7 @@ from diffusion_lab.data.batches import InMemory
 from diffusion_lab.data.framing import Framing, Resampling
 from diffusion_lab.data.image_file import MAX_PIXELS, MODES
 from diffusion_lab.data.scan import Scan, cached_scan, with_progress
+from diffusion_lab.errors import in_one_line
 from diffusion_lab.ranges import Count, Levels, NonNegativeInt
 
 Result = TypeVar("Result")
@@ -99,7 +100,7 @@ class Encoded(Dataset):
         except Exception as error:  # PIL's plugins raise whatever their parsers raise
             if getattr(error, "errno", None):
                 raise
-            return " ".join(str(error).split()) or type(error).__name__
+            return in_one_line(error)
         if into is not None:
             into[index] = pixels
         return traits

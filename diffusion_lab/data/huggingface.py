@@ -16,6 +16,7 @@ from torch import Tensor
 from diffusion_lab.data.base import Splits
 from diffusion_lab.data.encoded import Encoded, EncodedImages, Source, hold_out
 from diffusion_lab.data.framing import Resampling
+from diffusion_lab.errors import in_one_line
 from diffusion_lab.ranges import Fraction
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class HuggingFace(EncodedImages):
                 )
         except Exception as error:  # from the hub, a file format, or the disk
             advice = "" if self.download or folder.exists() else "; set data.download=true, or data.name to a folder"
-            raise FileNotFoundError(f"data.name={self.name} cannot be read ({one_line(error)}){advice}") from error
+            raise FileNotFoundError(f"data.name={self.name} cannot be read ({in_one_line(error)}){advice}") from error
 
     def _split(self, tables: Mapping[str, Table], split: str) -> Table:
         if split not in tables:
@@ -107,7 +108,7 @@ class HuggingFace(EncodedImages):
             )
             images[0]
         except Exception as error:  # Arrow's, of a type that depends on the column
-            raise ValueError(f"data.image_column={self.image_column} holds no images ({one_line(error)})") from error
+            raise ValueError(f"data.image_column={self.image_column} holds no images ({in_one_line(error)})") from error
         framing = self.framing(resampling=self.resampling)
         return Encoded(Rows(self.name, images, self.image_column), self._labels(table), framing)
 
@@ -167,7 +168,3 @@ def hub_access(allowed: bool) -> Iterator[None]:
     finally:
         for module, offline in zip(modules, before, strict=True):
             module.HF_HUB_OFFLINE = offline
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

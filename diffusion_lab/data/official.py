@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from diffusion_lab.errors import in_one_line
+
 
 def missing_error(path: Path, source: Path, md5: str) -> FileNotFoundError:
     """Return the error for a missing file, which names two remedies: download it, or copy its published source."""
@@ -36,7 +38,7 @@ def fetch(path: Path, md5: str, mirrors: Sequence[str]) -> None:
             partial.replace(path)
             return
         except (OSError, RuntimeError) as error:  # torchvision raises RuntimeError for a wrong md5
-            reasons.append(f"{mirror}: {' '.join(str(error).split())}")
+            reasons.append(f"{mirror}: {in_one_line(error)}")
     raise ConnectionError(
         f"{path.name} (md5 {md5}) cannot be downloaded ({'; '.join(reasons)}): put it into {path.parent}"
     )

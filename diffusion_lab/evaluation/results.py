@@ -8,8 +8,6 @@ from typing import Any
 
 from diffusion_lab.storage.atomic_file import atomic_write
 
-RESULTS = "results.json"
-
 
 def write_results(path: Path, results: dict[str, Any]) -> None:
     """Write `results` as JSON, atomically."""

@@ -19,7 +19,7 @@ from diffusion_lab.errors import ConfigError
 from diffusion_lab.launch import process
 from diffusion_lab.output import say
 from diffusion_lab.storage.atomic_file import atomic_write
-from diffusion_lab.storage.run_directory import CONFIG, find
+from diffusion_lab.storage.run_directory import CONFIG, RESULTS, find
 
 HELP = """\
 Distil a model into one that samples in few steps, by progressive distillation (Salimans & Ho 2022).
@@ -129,5 +129,5 @@ def compare(runs: Sequence[Path], out: Path) -> None:
     """Compare the students that were evaluated."""
     from diffusion_lab.comparison.command import main as comparison
 
-    if evaluated := [str(run) for run in runs if (run / "results.json").is_file()]:
+    if evaluated := [str(run) for run in runs if (run / RESULTS).is_file()]:
         comparison([*evaluated, f"out={out}"])

@@ -28,6 +28,7 @@ from diffusion_lab.config.environment import AGENT, cluster_ranks
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.launch import process
 from diffusion_lab.output import say
+from diffusion_lab.storage.run_directory import RESULTS
 
 JOB = "DIFFUSION_LAB_JOB"  # `report.in_sweep` asks for it
 """Environment variable of the processes of a sweep's job: the job's directory."""
@@ -186,7 +187,7 @@ def measured(metric: str | None, directory: Path, job: Mapping[str, Any]) -> flo
 
 def metrics(directory: Path) -> dict[str, Any]:
     """Return the metrics of a job's results.json; empty without one."""
-    path = directory / "results.json"
+    path = directory / RESULTS
     return json.loads(path.read_text(encoding="utf-8"))["metrics"] if path.is_file() else {}
 
 

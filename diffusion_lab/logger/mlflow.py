@@ -15,6 +15,7 @@ from PIL import Image
 from pytorch_lightning import loggers
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from diffusion_lab.config.class_rules import leaves
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.logger.optional import BestEffort, first_line, read_record, require, write_record
 from diffusion_lab.output import say
@@ -73,7 +74,7 @@ class MLflowLogger(BestEffort, loggers.MLFlowLogger):
 
     def _log_new(self, params: Mapping[str, Any]) -> None:
         known = self.experiment.get_run(self.run_id).data.params
-        flat = {key: value for key, value in flattened(params).items() if key not in known}
+        flat = {key: value for key, value in leaves(params).items() if key not in known}
         super().log_hyperparams(flat)
 
     @rank_zero_only
@@ -95,13 +96,6 @@ class MLflowLogger(BestEffort, loggers.MLFlowLogger):
         """End the run."""
         if self.ends:
             self.attempt(functools.partial(super().finalize, status))
-
-
-def flattened(node: Any, path: str = "") -> dict[str, Any]:
-    """Every value of a nested configuration, by its dotted path."""
-    if not isinstance(node, Mapping):
-        return {path: node}
-    return {p: value for key in node for p, value in flattened(node[key], f"{path}.{key}".lstrip(".")).items()}
 
 
 def open_mlflow(

@@ -12,6 +12,7 @@ from diffusion_lab.page.chart import number
 from diffusion_lab.page.metrics_log import charts, read_columns
 from diffusion_lab.page.picture import Picture, picture
 from diffusion_lab.page.setting import groups
+from diffusion_lab.storage.run_directory import RESULTS
 
 MOST_STEPS, STEP_BYTES = 24, 150_000
 """Pictures of samples during training, evenly chosen, and the largest size of each."""
@@ -69,7 +70,7 @@ def run_page(
         settings: the resolved configuration of a training, or the specification of samples.
         usual: the configuration that its choices of groups alone give, None if unknown.
     """
-    results = _json(folder / "results.json")
+    results = _json(folder / RESULTS)
     columns = read_columns(folder / "metrics.csv")
     shown = groups(settings, usual)
     done = int(max((points[-1][0] for points in columns.values()), default=results.get("step") or 0))

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from diffusion_lab.config.class_rules import leaves
+
 NOT_SHOWN = ("choices", "overrides", "paths", "started", "ckpt_path", "model_digest", "weights_digest", "revision")
 """Top-level keys that are no settings, or are shown elsewhere."""
 
@@ -50,13 +52,6 @@ def repeats(key: str, values: Mapping[str, Any]) -> bool:
     group, *inner = key.split(".")
     last = len(inner) if group in REPEATING else len(inner) - 1
     return any(values.get(".".join(inner[i:]), ...) == values[key] for i in range(last))
-
-
-def leaves(node: Any, path: str = "") -> dict[str, Any]:
-    """Every value of a nested configuration that is not a mapping, by its dotted path."""
-    if not isinstance(node, Mapping) or not node:
-        return {path: node} if path and node != {} else {}
-    return {p: value for key in node for p, value in leaves(node[key], f"{path}.{key}".lstrip(".")).items()}
 
 
 def text(value: Any) -> str:

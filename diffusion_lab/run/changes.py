@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from diffusion_lab.config.class_rules import leaves
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.output import listed
 
@@ -124,13 +125,6 @@ def refuse_shapes(before: Mapping[str, torch.Tensor], now: Mapping[str, torch.Te
             raise ConfigError(
                 f"the checkpoint's weights do not fit this model: {name} has shape {old} there and {new} here"
             )
-
-
-def leaves(node: Any, path: str = "") -> dict[str, Any]:
-    """Every value of a nested configuration that is not a mapping, by its dotted path."""
-    if not isinstance(node, Mapping):
-        return {path: node}
-    return {p: value for key in node for p, value in leaves(node[key], f"{path}.{key}".lstrip(".")).items()}
 
 
 def total(values: Mapping[str, Any]) -> int:

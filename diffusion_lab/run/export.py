@@ -15,7 +15,7 @@ from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.config.named_sampler import sampler_settings
 from diffusion_lab.config.packages import RECORD
 from diffusion_lab.errors import ConfigError, as_config_error
-from diffusion_lab.evaluation.results import RESULTS, read_results
+from diffusion_lab.evaluation.results import read_results
 from diffusion_lab.interop.diffusers_folder import folder
 from diffusion_lab.interop.diffusers_scheduler import Pipeline
 from diffusion_lab.model import Model, Training
@@ -24,6 +24,7 @@ from diffusion_lab.run.model_card import Card
 from diffusion_lab.storage import checkpoint_file, hub, safetensors_file
 from diffusion_lab.storage.atomic_file import atomic_write
 from diffusion_lab.storage.revision import revision
+from diffusion_lab.storage.run_directory import RESULTS
 
 PLACE = re.compile(r"[/~]|[A-Za-z]:[\\/]")
 """Beginning of a path of this machine, which is nobody else's business."""

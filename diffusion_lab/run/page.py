@@ -16,20 +16,17 @@ from diffusion_lab.config import directories
 from diffusion_lab.config.compose import composed, parsed, training
 from diffusion_lab.config.origin import command, invocation
 from diffusion_lab.config.validation import nodes
-from diffusion_lab.errors import ConfigError
+from diffusion_lab.errors import ConfigError, in_one_line
 from diffusion_lab.output import say
 from diffusion_lab.page import PAGE, Command, run_page, write
-from diffusion_lab.storage.run_directory import CONFIG, newest_step
-
-REQUEST = "request.json"
-"""File of a directory of samples: everything that they depend on."""
+from diffusion_lab.storage.run_directory import CONFIG, REQUEST, RESULTS, newest_step
 
 MOST_OTHERS = 4
 """Other runs that the command for a comparison names."""
 
 
 class RunPage:
-    """The page `<folder>/report.html`, written anew by `write`, which no failure leaves.
+    """The page `<folder>/report.html` of a directory; `write` writes it again, and never raises.
 
     Args:
         folder: directory of a run of train.py, or of samples of sample.py.
@@ -50,7 +47,7 @@ class RunPage:
                 "for a sweep, use diffusion-lab compare"
             ) from error
         except (OSError, ValueError, yaml.YAMLError) as error:
-            raise ConfigError(f"{folder} is damaged: {' '.join(str(error).split())}") from error
+            raise ConfigError(f"{folder} is damaged: {in_one_line(error)}") from error
 
     @cached_property
     def usual(self) -> Mapping[str, Any] | None:
@@ -83,7 +80,7 @@ def attempted(act: Callable[[], None], path: Path) -> bool:
     try:
         act()
     except Exception as error:  # of any class: the run matters more
-        say(f"{path} is not written: {' '.join(str(error).split()) or type(error).__name__}")
+        say(f"{path} is not written: {in_one_line(error)}")
         return False
     return True
 
@@ -112,9 +109,9 @@ def of_run(folder: Path, settings: Mapping[str, Any]) -> list[Command]:
                 Command("Sample from it", command("sample", folder)),
                 Command("Sample and evaluate", command("sample", folder, "evaluate=true", *count)),
             ]
-    others = [path.parent for path in folder.parent.glob("*/results.json") if path.parent != folder]
+    others = [path.parent for path in folder.parent.glob(f"*/{RESULTS}") if path.parent != folder]
     newest = sorted(others, key=lambda path: path.stat().st_mtime)[-MOST_OTHERS:]
-    if (folder / "results.json").is_file():
+    if (folder / RESULTS).is_file():
         purpose = "Compare it with the runs beside it" if newest else "Compare it: add further runs"
         found.append(Command(purpose, invocation("compare", *map(str, (folder, *newest)))))
     return found
@@ -123,10 +120,10 @@ def of_run(folder: Path, settings: Mapping[str, Any]) -> list[Command]:
 def of_samples(folder: Path) -> list[Command]:
     """The commands of a sampling that was evaluated."""
     try:
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
         checkpoint, run = Path(results["checkpoint"]), Path(results["run"]).absolute()
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    compared = (run, folder) if (run / "results.json").is_file() else (folder,)
+    compared = (run, folder) if (run / RESULTS).is_file() else (folder,)
     found = [Command("Compare with the training's own results", invocation("compare", *map(str, compared)))]
     return [Command("Sample from the same checkpoint", command("sample", checkpoint)), *found]

@@ -12,13 +12,14 @@ import pytorch_lightning as pl
 from diffusion_lab.callback import Accuracy, Evaluation
 from diffusion_lab.config import origin
 from diffusion_lab.data import DataModule
-from diffusion_lab.evaluation.results import RESULTS, read_results
+from diffusion_lab.evaluation.results import read_results
 from diffusion_lab.model import Classifier, Model, Training
 from diffusion_lab.output import listed, print_table, say, shown
 from diffusion_lab.page import PAGE, TERMS
 from diffusion_lab.plot import charts
 from diffusion_lab.sampler import for_consistency_models
 from diffusion_lab.storage.revision import revision
+from diffusion_lab.storage.run_directory import RESULTS
 
 FILES = (
     (PAGE, "all of this on one page"),

@@ -33,6 +33,7 @@ from diffusion_lab.run.report import facts, in_sweep, say_classes, say_limits, t
 from diffusion_lab.run.sample_files import write_samples
 from diffusion_lab.run.sample_spec import SampleSpec, claim, conditioning_spec, folder, sample_spec
 from diffusion_lab.run.subject import Subject, load
+from diffusion_lab.storage.run_directory import RESULTS
 from diffusion_lab.storage.run_lock import locked
 
 
@@ -134,9 +135,9 @@ def sample_and_score(
         results = {**record(config, subject), **cost, "metrics": metrics}
         if not in_sweep():
             table(results)
-        write_results(out / "results.json", with_earlier(results, out / "results.json"))
+        write_results(out / RESULTS, with_earlier(results, out / RESULTS))
         written = write_page(config, out)
-        say(f"written to {os.path.relpath(out)}: results.json{written}")
+        say(f"written to {os.path.relpath(out)}: {RESULTS}{written}")
         name = f"sample/{subject.sampler}_nfe{calls:g}"
         values = {f"{name}/{metric}": record["value"] for metric, record in metrics.items()}
         publish(subject, values, {name: out / "samples.png"})
@@ -146,8 +147,7 @@ def write_page(config: DictConfig, out: Path) -> str:
     """Write the page of samples unless report=false; return its name to be listed after others."""
     if not config.get("report", True):
         return ""
-    RunPage(out).write()
-    return f", {PAGE}" * (out / PAGE).exists()
+    return f", {PAGE}" * RunPage(out).write()
 
 
 def publish(subject: Subject, values: dict[str, float], pictures: dict[str, Path]) -> None:

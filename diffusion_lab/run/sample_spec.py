@@ -17,9 +17,9 @@ from diffusion_lab.errors import ConfigError
 from diffusion_lab.evaluation.results import write_results
 from diffusion_lab.model import Model
 from diffusion_lab.storage.revision import revision
+from diffusion_lab.storage.run_directory import REQUEST, RESULTS
 
-FILE = "request.json"
-WRITTEN = ("samples", "samples.npz", "noise.npy", "samples.png", "png", "trajectory.png", "control.png", "results.json",
+WRITTEN = ("samples", "samples.npz", "noise.npy", "samples.png", "png", "trajectory.png", "control.png", RESULTS,
            "report.html")  # fmt: skip
 """Other files that sampling writes into the directory."""
 
@@ -113,7 +113,7 @@ def claim(path: Path, wanted: SampleSpec) -> None:
         ConfigError: if it holds samples of a different spec, naming what differs, or files that sampling would
             overwrite.
     """
-    file = path / FILE
+    file = path / REQUEST
     if file.is_file():
         found = {k: v for k, v in json.loads(file.read_text()).items() if k != "revision"}
         different = [k for k in {**found, **wanted} if found.get(k) != wanted.get(k)]

@@ -10,7 +10,7 @@ from typing import Any
 
 from diffusion_lab.config.compose import composed, plain
 from diffusion_lab.config.instantiate import instantiate
-from diffusion_lab.errors import ConfigError, as_config_error
+from diffusion_lab.errors import ConfigError, as_config_error, in_one_line
 from diffusion_lab.plot.verification import draw
 from diffusion_lab.storage.atomic_file import atomic_write, check_writable
 from diffusion_lab.verification import (
@@ -107,7 +107,7 @@ def with_failures(findings: Iterable[Finding]) -> Iterator[Finding]:
             raise ConfigError(" ".join(str(error).split())) from error
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        yield Check(f"the part raised {type(error).__name__}: {' '.join(str(error).split())}", 1.0)
+        yield Check(f"the part raised {type(error).__name__}: {in_one_line(error)}", 1.0)
 
 
 def write(folder: Path, part: str, overrides: Sequence[str], checks: Sequence[Check], charts: Sequence[Chart]) -> None:

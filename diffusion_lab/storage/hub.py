@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from diffusion_lab.errors import ConfigError
+from diffusion_lab.errors import ConfigError, in_one_line
 
 HUB = "hub:"
 """Prefix of a repository."""
@@ -31,11 +31,11 @@ def repository(source: str) -> str:
     """The user/name of hub:user/name.
 
     Raises:
-        ConfigError: if it is none, or the Hub's client is not installed.
+        ConfigError: for another text, or if the Hub's client is not installed.
     """
     name = source.removeprefix(HUB)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
-        raise ConfigError(f"{source} is no repository of the Hugging Face Hub: write {HUB}user/name")
+        raise ConfigError(f"{source} is not a repository of the Hugging Face Hub: write {HUB}user/name")
     if importlib.util.find_spec("huggingface_hub") is None:
         raise ConfigError(f"{source} {INSTALL}")
     return name
@@ -73,7 +73,7 @@ def check_login(name: str) -> None:
         ConfigError: with the remedy.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
-        raise ConfigError(f"push={name} is no repository of the Hugging Face Hub: write push=user/name")
+        raise ConfigError(f"push={name} is not a repository of the Hugging Face Hub: write push=user/name")
     if importlib.util.find_spec("huggingface_hub") is None:
         raise ConfigError(f"push={name} {INSTALL}")
     from huggingface_hub import HfApi, get_token
@@ -100,8 +100,3 @@ def upload(folder: Path, name: str, message: str) -> str:
     except Exception as error:  # of the network or the Hub
         raise ConfigError(f"{folder} is written, but cannot be uploaded to {name}: {in_one_line(error)}") from error
     return str(address)
-
-
-def in_one_line(error: Exception) -> str:
-    """The first words of an error's message."""
-    return " ".join(str(error).split())[:300]

@@ -17,6 +17,12 @@ from diffusion_lab.storage.atomic_file import NotWritten, check_writable
 CONFIG = "config.yaml"
 """File of a run directory: the resolved configuration of its training, and the overrides that it was composed from."""
 
+REQUEST = "request.json"
+"""File of a directory of samples: everything that they depend on."""
+
+RESULTS = "results.json"
+"""File of the metrics of a run or of samples, with their protocols."""
+
 UNSTARTED = {".hydra", ".lock"}
 """Files that a run directory holds before its run starts."""
 

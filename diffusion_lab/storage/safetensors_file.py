@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_lab import first_edition
+from diffusion_lab.errors import in_one_line
 from diffusion_lab.storage.atomic_file import atomic_write
 from diffusion_lab.storage.run_directory import CheckpointError
 
@@ -48,7 +49,7 @@ def description(path: Path) -> dict[str, Any] | None:
     """The description in the header of an exported file, found without torch; None for other files of weights.
 
     Raises:
-        CheckpointError: if the file is no safetensors, or the description is not one of ours.
+        CheckpointError: if the file is not in safetensors format, or the description is not ours.
     """
     found = header(path).get("__metadata__")
     text = found.get(KEY) if isinstance(found, dict) else None
@@ -68,7 +69,7 @@ def header(path: Path) -> dict[str, Any]:
     """The header of a safetensors file: names, types and shapes of its tensors, and metadata.
 
     Raises:
-        CheckpointError: if the file is none.
+        CheckpointError: for another file.
     """
     try:
         with path.open("rb") as file:
@@ -77,10 +78,10 @@ def header(path: Path) -> dict[str, Any]:
                 raise ValueError(f"a header of {size:,} bytes is announced")
             found = json.loads(file.read(size))
         if not isinstance(found, dict):
-            raise ValueError("its header is no table")
+            raise ValueError("its header is not a table")
     except (OSError, ValueError, RecursionError) as error:
         reason = f": {error}" if type(error) is ValueError else ""
-        raise CheckpointError(f"{path} is no safetensors file, or a damaged one{reason}") from error
+        raise CheckpointError(f"{path} is not a safetensors file, or is damaged{reason}") from error
     return found
 
 
@@ -111,7 +112,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         weights = load_file(path, device="cpu")
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+        raise CheckpointError(f"{path} is damaged: {in_one_line(error)}") from error
     average = {name.removeprefix(NETWORK): w for name, w in weights.items() if name.startswith(NETWORK)}
     return {
         "config": described["config"],
