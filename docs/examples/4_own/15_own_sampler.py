@@ -67,24 +67,35 @@ predictor: {_target_: my_samplers.Midpoint}
 # deviation right, and of which order does it converge?
 
 
-def run(*command):
+def run(*command, status=0):
     """Run a command in the folder, as in a shell, and return what it prints."""
     names = {"DIFFUSION_LAB_PACKAGES": "my_samplers"}
     command = [sys.executable, "-m", *command, "--config-dir", "conf"]
     settings = {"cwd": folder, "env": os.environ | names, "text": True}
-    return subprocess.run(command, capture_output=True, **settings)
+    done = subprocess.run(command, capture_output=True, **settings)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout
 
 
-verified = run("diffusion_lab.verify", "sampler=mine")
-print(verified.stdout)
+print(run("diffusion_lab.verify", "sampler=mine", "out=verified"))
+
+# %%
+# It draws what it has measured: the error against the number of steps, with the slope
+# of an order, and the law of the samples.
+
+import matplotlib.pyplot as plt
+
+figure, axes = plt.subplots(1, 2, figsize=(8, 3.4))
+for axis, name in zip(axes, ("convergence", "law"), strict=True):
+    axis.imshow(plt.imread(folder / f"verified/{name}.png"))
+    axis.axis("off")
 
 # %%
 # A slip does not pass.  With the wrong sign in the last line:
 
 (folder / "my_samplers.py").write_text(STEP.replace("x - p.sigma(s)", "x + p.sigma(s)"))
-wrong = run("diffusion_lab.verify", "sampler=mine")
-print("exit status", wrong.returncode)
-print("\n".join(line for line in wrong.stdout.splitlines() if "FAILED" in line)[:1200])
+said = run("diffusion_lab.verify", "sampler=mine", "out=wrong", status=1)
+print("\n".join(line for line in said.splitlines() if "FAILED" in line))
 (folder / "my_samplers.py").write_text(STEP)
 
 # %%
@@ -93,7 +104,6 @@ print("\n".join(line for line in wrong.stdout.splitlines() if "FAILED" in line)[
 # model, and in Python.  Here its error beside the library's solvers, on a mixture with
 # exact score.
 
-import matplotlib.pyplot as plt
 import torch
 
 from diffusion_lab.data.toy2d_density import eight_gaussians

@@ -87,6 +87,12 @@ done = run("diffusion_lab.train", *common, *budget)
 print(done.split("in run")[0])
 
 # %%
+# ``verify`` judges it alone: sizes of the output, a gradient for every parameter, no
+# item that depends on another.
+
+print(run("diffusion_lab.verify", "network=plain", "data=toy2d"))
+
+# %%
 # The samples over the true density, and the learned score, as the run has drawn them:
 
 import matplotlib.pyplot as plt

@@ -72,6 +72,21 @@ done = run("diffusion_lab.train", "loss=huber", "hydra.run.dir=huber", *budget)
 print(done.split("in huber")[0])
 
 # %%
+# ``verify`` asks of a loss that its gradient vanishes where it should, at the exact
+# denoiser of Gaussian data, which estimates the *mean* of the noise.  Whether a robust
+# loss has its optimum there is worth knowing: for the symmetric posteriors of Gaussian
+# data it has.
+
+checks = run("diffusion_lab.verify", "loss=huber").splitlines()
+print(
+    "\n".join(
+        line
+        for line in checks
+        if line.startswith(("check", "DDPM")) or "passed" in line
+    )
+)
+
+# %%
 # The loss in Python, on a network of one constant.  The mean-square estimate of the
 # noise is its mean given x; the robust one is nearer to the median, so that few distant
 # points move it less.  The data are two points, one of which is an outlier of weight q.
