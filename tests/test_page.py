@@ -23,7 +23,7 @@ from printed import paste
 from diffusion_lab.page import PAGE, Chart, picture, run_page
 from diffusion_lab.page.chart import BOTTOM, LEFT, MOST, RIGHT, TOP, number, round_numbers
 from diffusion_lab.page.setting import groups
-from diffusion_lab.run.page import RunPage, recipe
+from diffusion_lab.run.page import RunPage, recipe_of
 
 EVIL = "<script>alert(1)</script>\"'><img src=http://example.org/x.png>"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -152,7 +152,7 @@ def test_settings_other_than_those_of_the_recipe_stand_out():
         "model": {"network": {"channels": 16}, "levels": 10},
     }
     found = groups({**mine, "paths": {"log_dir": "."}, "extra": None}, recipe)
-    shown = {name: [(s.key, s.value, s.usual, s.differs) for s in group] for name, group in found.items()}
+    shown = {name: [(s.key, s.value, s.recipe, s.differs) for s in group] for name, group in found.items()}
     assert shown == {
         "general": [("seed", "0", "", False), ("extra", "null", "not set", True)],
         "network": [("network.channels", "16", "8", True), ("network.heads", "[1, 2]", "", False)],
@@ -163,7 +163,7 @@ def test_settings_other_than_those_of_the_recipe_stand_out():
 
 def test_the_recipe_of_a_student_has_the_teacher_that_it_requires():
     words = ["data=toy2d", "loss=progressive", "loss.teacher.ckpt_path=a.ckpt", "trainer.max_steps=7", "seed=3"]
-    found = recipe([], words)
+    found = recipe_of([], words)
     assert found["loss"]["teacher"]["ckpt_path"] == "a.ckpt" and found["seed"] == 0
     assert found["choices"]["data"] == "toy2d" and found["trainer"]["max_steps"] != 7
     labelled = {"model": {"labels": {"counts": [1]}, "network": {"classes": 10, "part": {"outputs": 3}}, "levels": 9}}

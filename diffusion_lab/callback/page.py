@@ -1,4 +1,4 @@
-"""The page of a run, written anew as the run goes on."""
+"""The page of a run, updated while the run goes on."""
 
 from __future__ import annotations
 
@@ -47,6 +47,6 @@ class Page(OptionalHooks):
 
     @staticmethod
     def _save(trainer: pl.Trainer) -> None:
-        """Have what the loggers hold in memory in their files, which the page is made from."""
+        """Flush the loggers to their files, from which the page is made."""
         for logger in trainer.loggers:
             logger.save()

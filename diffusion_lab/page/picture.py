@@ -7,8 +7,8 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-MOST_BYTES, MOST_FILM = 300_000, 6_000_000
-"""Largest picture that is included as it is, and largest film."""
+MOST_BYTES, MOST_ANIMATION = 300_000, 6_000_000
+"""Largest picture that is included as it is, and largest animation."""
 
 SIDE, QUALITY = 1600, 85
 """Longest side in pixels and JPEG quality of a picture that is made smaller."""
@@ -25,14 +25,14 @@ class Picture:
 
 
 def picture(path: Path, caption: str, most_bytes: int = MOST_BYTES) -> Picture | None:
-    """The picture of a .png or .gif file; None if there is none, it is damaged, or a film is too large."""
+    """The picture of a .png or .gif file; None if there is none, it is damaged, or an animation is too large."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         data, kind = path.read_bytes(), path.suffix[1:]
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
-            if kind == "gif" and len(data) > MOST_FILM:
+            if kind == "gif" and len(data) > MOST_ANIMATION:
                 return None
             if kind != "gif" and len(data) > most_bytes:
                 image = image.convert("RGB")

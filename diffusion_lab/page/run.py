@@ -43,7 +43,7 @@ PICTURES = {
 
 
 class Command(NamedTuple):
-    """A command to go on with, and what it does."""
+    """A command and its purpose."""
 
     purpose: str
     line: str
@@ -62,24 +62,24 @@ class Metric:
 
 
 def run_page(
-    folder: Path, settings: Mapping[str, Any], usual: Mapping[str, Any] | None, commands: Sequence[Command]
+    folder: Path, settings: Mapping[str, Any], recipe: Mapping[str, Any] | None, commands: Sequence[Command]
 ) -> dict[str, Any]:
     """What the template run.html shows of a directory.
 
     Args:
         settings: the resolved configuration of a training, or the specification of samples.
-        usual: the configuration that its choices of groups alone give, None if unknown.
+        recipe: the configuration of its groups without its other overrides, None if unknown.
     """
     results = _json(folder / RESULTS)
     columns = read_columns(folder / "metrics.csv")
-    shown = groups(settings, usual)
+    shown = groups(settings, recipe)
     done = int(max((points[-1][0] for points in columns.values()), default=results.get("step") or 0))
     return {
         "title": title(folder, settings),
         "folder": folder.absolute(),
         "facts": facts(settings, results, done),
         "steps": pictures_of_samples(folder, done),
-        "film": [picture(folder / "trajectory.gif", "From noise to samples"),
+        "animation": [picture(folder / "trajectory.gif", "From noise to samples"),
                  picture(folder / "trajectory.png", "From noise to samples, frame by frame")],
         "charts": charts(columns),
         "pictures": [made for name, caption in PICTURES.items() if (made := picture(folder / name, caption))],
@@ -87,7 +87,7 @@ def run_page(
         "results": results,
         "groups": shown,
         "changed": [one for group in shown.values() for one in group if one.differs],
-        "usual": usual is not None,
+        "recipe": recipe is not None,
         "overrides": settings.get("overrides") or (),
         "commands": commands,
     }  # fmt: skip

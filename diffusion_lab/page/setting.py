@@ -1,4 +1,4 @@
-"""The settings of a run in groups, each with the value that its recipe gives."""
+"""The settings of a run in groups, each with the value in its recipe."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from diffusion_lab.config.class_rules import leaves
 
 NOT_SHOWN = ("choices", "overrides", "paths", "started", "ckpt_path", "model_digest", "weights_digest", "revision")
-"""Top-level keys that are no settings, or are shown elsewhere."""
+"""Top-level keys that are not settings, or are shown elsewhere."""
 
 OTHER = "general"
 """Group of the keys at the top level."""
@@ -24,23 +24,23 @@ OF_THE_DATA = re.compile(r"model\.(labels\.|network\.(.*\.)?(classes|outputs|aug
 
 @dataclass(frozen=True)
 class Setting:
-    """A key with its value, and that of the recipe if it is another one."""
+    """A key with its value, and that of the recipe if it differs."""
 
     key: str
     value: str
-    usual: str = ""
+    recipe: str = ""
     differs: bool = False
 
 
-def groups(settings: Mapping[str, Any], usual: Mapping[str, Any] | None) -> dict[str, list[Setting]]:
+def groups(settings: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> dict[str, list[Setting]]:
     """Group -> its settings.  A key that only repeats another one is left out."""
-    values, before = leaves(settings), leaves(usual or {})
+    values, before = leaves(settings), leaves(recipe or {})
     found: dict[str, list[Setting]] = {}
     for key, value in values.items():
         group, _, rest = key.partition(".")
         if group in NOT_SHOWN or key.endswith(".run_dir") or repeats(key, values):
             continue
-        differs = usual is not None and before.get(key, ...) != value and not OF_THE_DATA.match(key)
+        differs = recipe is not None and before.get(key, ...) != value and not OF_THE_DATA.match(key)
         was = text(before[key]) if differs and key in before else "not set" if differs else ""
         name = key.removesuffix("._target_") + " (class)" * key.endswith("._target_")
         found.setdefault(group if rest else OTHER, []).append(Setting(name, text(value), was, differs))

@@ -1,4 +1,4 @@
-"""The page of a run or a sampling: its settings beside those of its recipe, and the commands to go on with."""
+"""The page of a run or a sampling: its settings beside those of its recipe, and the next commands."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ class RunPage:
             raise ConfigError(f"{folder} is damaged: {in_one_line(error)}") from error
 
     @cached_property
-    def usual(self) -> Mapping[str, Any] | None:
-        """The configuration that the run's choices of groups alone give; None if it cannot be composed now."""
+    def recipe(self) -> Mapping[str, Any] | None:
+        """The configuration of the run's groups without its other overrides; None if it cannot be composed now."""
         started = self.settings.get("started") or {}
         if not self.trained or started.get("config_path") or started.get("config_name", "train") != "train":
             return None
         search = directories.searching(started.get("config_dirs") or ())
         try:
-            return recipe(search, self.settings.get("overrides") or ())
+            return recipe_of(search, self.settings.get("overrides") or ())
         except Exception:  # of any class: the page does without, where an option or a class no longer exists
             return None
 
@@ -65,11 +65,11 @@ class RunPage:
         """Write the page; a failure is one line, and nothing else.  Return whether it is written."""
         place = self.folder / PAGE
         return attempted(
-            lambda: write("run.html", run_page(self.folder, self.settings, self.usual, self.commands()), place), place
+            lambda: write("run.html", run_page(self.folder, self.settings, self.recipe, self.commands()), place), place
         )
 
     def commands(self) -> list[Command]:
-        """The commands to go on with."""
+        """The next commands."""
         here = self.folder.absolute()
         found = of_run(here, self.settings) if self.trained else of_samples(here)
         return [*found, Command("Write this page again", invocation("report", str(here)))]
@@ -85,16 +85,16 @@ def attempted(act: Callable[[], None], path: Path) -> bool:
     return True
 
 
-def recipe(search: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
-    """The configuration that the groups among some overrides give, with what they require to be given."""
-    known, words = directories.groups(directories.directories(search)), parsed(overrides)
-    groups = [*search, *(one.input_line for one in words if one.key_or_group in known)]
+def recipe_of(search: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
+    """The configuration of the groups among some overrides, with the values that they require."""
+    known, given = directories.groups(directories.directories(search)), parsed(overrides)
+    groups = [*search, *(one.input_line for one in given if one.key_or_group in known)]
     try:
         return training(groups)
     except (MissingMandatoryValue, InterpolationToMissingValueError):  # such as the teacher of a student
         raw = OmegaConf.to_container(composed("train", groups), resolve=False)
         missing = {f"{path}.{key}".lstrip(".") for path, node in nodes(raw) for key in node if node[key] == "???"}
-        return training([*groups, *(one.input_line for one in words if one.key_or_group in missing)])
+        return training([*groups, *(one.input_line for one in given if one.key_or_group in missing)])
 
 
 def of_run(folder: Path, settings: Mapping[str, Any]) -> list[Command]:

@@ -15,7 +15,7 @@ from diffusion_lab.data import DataModule
 from diffusion_lab.evaluation.results import read_results
 from diffusion_lab.model import Classifier, Model, Training
 from diffusion_lab.output import listed, print_table, say, shown
-from diffusion_lab.page import PAGE, TERMS
+from diffusion_lab.page import PAGE, metric
 from diffusion_lab.plot import charts
 from diffusion_lab.sampler import for_consistency_models
 from diffusion_lab.storage.revision import revision
@@ -185,13 +185,9 @@ def table(results: dict[str, Any]) -> None:
         right = column != "metric"
         grid.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=right)
     for name, record in results["metrics"].items():
-        error, real = record.get("standard_error"), record.get("real")
-        value = f"{record['value']:.4g}" + (f" ± {error:.2g}" if error is not None else "")
-        rows = [(name, value, "" if real is None else f"{real:.4g}")]
-        labels = TERMS.get(record.get("protocol", {}).get("method"), {})
-        rows += [(f"  {labels.get(term, term)}", f"{part:.4g}", "") for term, part in record.get("terms", {}).items()]
-        for row in rows:
-            grid.add_row(*(Text(shown(word)) for word in row))
+        row = metric(name, record)
+        for cells in ((name, row.value, row.real), *((f"  {term}", part, "") for term, part in row.terms)):
+            grid.add_row(*(Text(shown(cell)) for cell in cells))
     sampler = f", sampler {results['sampler']}" if "sampler" in results else ""
     say(f"step {results['step']}, {results['weights']} weights{sampler}")
     if not results["metrics"]:

@@ -13,7 +13,7 @@ from diffusion_lab.output import say
 from diffusion_lab.page import PAGE
 
 HELP = """\
-Write report.html: a run on one page, with its settings, curves, samples, results and the commands to go on with.
+Write report.html: a run on one page, with its settings, curves, samples, results and the next commands.
 
   python -m diffusion_lab.report RUN [RUN ...]
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> None:
     """Write the page of each run."""
     for argument in arguments:
         if argument.startswith("-") or not Path(argument).is_dir():
-            raise ConfigError(f"{argument} is not a directory: give those of runs")
+            raise ConfigError(f"{argument} is not a directory: give the directories of runs")
     from diffusion_lab.run.page import RunPage
 
     for page in [RunPage(Path(argument)) for argument in arguments]:
