@@ -131,7 +131,7 @@ def settings(network: UNet) -> Settings:
 def attention_settings(network: nn.Module) -> Settings:
     """The width of all heads (None: one head), and the number of groups of all norms.
 
-    Raises ValueError if there are several, which UNet2DModel has not.
+    Raises ValueError if there are several, which UNet2DModel does not support.
     """
     attentions = [module for module in network.modules() if hasattr(module, "heads")]
     widths = sorted({module.out.in_features // module.heads for module in attentions})
@@ -161,7 +161,7 @@ def unet2d_config(network: UNet, size: Sequence[int]) -> dict[str, Any]:
 
 
 def described(network: nn.Module, size: Sequence[int], labels: nn.Embedding | None) -> dict[str, Any]:
-    """What the configurations of all networks say: sizes, and the number of labels with the null label."""
+    """The part of the configuration that all networks have: sizes, and the number of labels with the null label."""
     (height, width), head = size, network.conv_out or network.output_pyramid[-1].head
     return {
         "_class_name": "UNet2DModel",

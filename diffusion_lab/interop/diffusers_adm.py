@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from diffusion_lab.interop.diffusers import PARTS as OF_UNET
 from diffusion_lab.interop.diffusers import Settings, attention_settings, check_config, described, separated
 from diffusion_lab.interop.mapping import Link, Parts, Source, convert, links
 from diffusion_lab.network import ADMUNet
@@ -21,11 +22,7 @@ PARTS: Parts = {
         ".modulation": (Source(".time_emb_proj"),),
         ".shortcut": (Source(".conv_shortcut"),),
     },
-    "attention": {
-        ".norm": (Source(".group_norm"),),
-        ".qkv": (Source(".to_q"), Source(".to_k"), Source(".to_v")),
-        ".out": (Source(".to_out.0"),),
-    },
+    "attention": OF_UNET["attention"],
 }
 
 SETTINGS: Settings = {
@@ -54,7 +51,7 @@ def to_unet2d(network: ADMUNet) -> dict[str, Tensor]:
 
 
 def regrouped(network: ADMUNet, weights: dict[str, Tensor], to_heads: bool) -> dict[str, Tensor]:
-    """Weights whose rows of qkv are grouped by q, k, v -> grouped by heads where the network is (IDDPM); or back."""
+    """Reorder rows of qkv from groups of q, k, v to groups of heads, where the network has them (IDDPM), or back."""
     found = dict(weights)
     for name, module in network.named_modules():
         if getattr(module, "new_order", True):

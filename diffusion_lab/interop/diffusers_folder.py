@@ -37,10 +37,10 @@ def folder(denoiser: Denoiser, sampler: Any, shape: Sequence[int]) -> tuple[dict
     """
     network: nn.Module = denoiser.network
     if len(shape) != 3 or not denoiser.parameterization.bounded:
-        raise ValueError("no pipeline of data that are no images")
+        raise ValueError("no pipeline for data that are not images")
     if type(network) not in NETWORKS:
         known = ", ".join(one.__name__ for one in NETWORKS)
-        raise ValueError(f"no network that is our {type(network).__name__}: it has {known}")
+        raise ValueError(f"no network like our {type(network).__name__}, only like {known}")
     pipeline = pipeline_of(denoiser, sampler)
     if (pipeline.name == SCORE) != (type(network) is NCSNpp):
         raise ValueError(f"no {pipeline.name} with our {type(network).__name__}: NCSN++ goes with the process sde=ve")

@@ -30,7 +30,7 @@ SETTINGS: Settings = {
 
 
 def unet(network: NCSNpp, official: Mapping[str, Tensor], strict: bool = True) -> dict[str, Tensor]:
-    """Convert the state dict of a UNet2DModel that computes sigma times less, the score, to one of `NCSNpp`.
+    """Convert the state dict of a UNet2DModel, whose output is the score, to one of `NCSNpp`, whose is sigma times it.
 
     Raises ValueError if weights are missing, unexpected or of another shape.
     """
@@ -87,7 +87,7 @@ def blocks(network: NCSNpp) -> Iterator[tuple[str, str, str]]:
 def unet2d_config(network: NCSNpp, size: Sequence[int]) -> dict[str, Any]:
     """The config.json of the UNet2DModel that computes the score; size: (H, W) of its images.
 
-    Raises ValueError for an NCSN++ that diffusers has not.
+    Raises ValueError for an NCSN++ that diffusers does not have.
     """
     expected = {
         "progressive": "output_skip",

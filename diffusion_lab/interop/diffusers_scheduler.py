@@ -51,8 +51,8 @@ def pipeline_of(denoiser: Denoiser, sampler: Any) -> Pipeline:
         process = f"{type(denoiser.process).__name__} with output={denoiser.parameterization.output}"
         what = " and ".join(type(part).__name__ for part in parts) or type(sampler).__name__
         raise ValueError(f"no scheduler for {what} of {process}{instead}")
-    for key, usual in USUAL.items():
-        if (given := getattr(sampler, key)) != usual:
+    for key, assumed in ASSUMED.items():
+        if (given := getattr(sampler, key)) != assumed:
             raise ValueError(f"no scheduler with sampler.{key}={given}")
     pipeline = ROWS[row](denoiser, sampler)
     if denoiser.classes is None or pipeline.name == LABELLED:
@@ -62,7 +62,7 @@ def pipeline_of(denoiser: Denoiser, sampler: Any) -> Pipeline:
     return pipeline._replace(name=LABELLED)
 
 
-USUAL = {
+ASSUMED = {
     "denoise": True,
     "start": "prior",
     "t_start": None,

@@ -27,7 +27,7 @@ from diffusion_lab.storage.revision import revision
 from diffusion_lab.storage.run_directory import RESULTS
 
 PLACE = re.compile(r"[/~]|[A-Za-z]:[\\/]")
-"""Beginning of a path of this machine, which is nobody else's business."""
+"""Beginning of a path of this machine, which an export must not contain."""
 
 
 def export(
@@ -76,9 +76,10 @@ def to_diffusers(model: Training) -> tuple[dict[str, Any], Pipeline]:
     """
     if not isinstance(model, Model) or model.guidance is not None:
         what = "classifiers" if not isinstance(model, Model) else "guided models"
-        raise ConfigError(f"diffusers has no pipeline of {what}: choose format=safetensors")
-    with as_config_error(ValueError, message="diffusers has {}; or choose format=safetensors"):
+        raise ConfigError(f"diffusers has no pipeline for {what}: choose format=safetensors")
+    with as_config_error(ValueError):
         model.sampler.check(model.denoiser)
+    with as_config_error(ValueError, message="diffusers has {}; or choose format=safetensors"):
         return folder(model.denoiser, model.sampler, model.shape)
 
 
@@ -89,10 +90,10 @@ FORMATS: dict[str, Callable[[Training], tuple[dict[str, Any], Pipeline | None]]]
 """Format -> the contents of its files, and diffusers' pipeline."""
 
 
-def chosen(words: Sequence[str], config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a sampler of overrides such as sampler=ddim and sampler.steps=50."""
-    name = next(word.removeprefix("sampler=") for word in words if word.startswith("sampler="))
-    keys = [word.removeprefix("sampler.") for word in words if word.startswith("sampler.")]
+def chosen(overrides: Sequence[str], config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the sampler that overrides such as sampler=ddim and sampler.steps=50 describe."""
+    name = next(one.removeprefix("sampler=") for one in overrides if one.startswith("sampler="))
+    keys = [one.removeprefix("sampler.") for one in overrides if one.startswith("sampler.")]
     return sampler_settings(name, config.get("variance") or "fixed_large", keys, config.get("sampler_steps"))
 
 
