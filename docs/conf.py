@@ -74,6 +74,7 @@ sphinx_gallery_conf = {
     "remove_config_comments": True,
     "show_signature": False,
     "capture_repr": (),
+    "reference_url": {"diffusion_lab": None},
     "image_srcset": ["2x"],
     "min_reported_time": 0,
     "first_notebook_cell": FIRST_CELL,
