@@ -20,7 +20,8 @@ import zygote
 from PIL import Image
 from printed import paste
 
-from diffusion_lab.page import PAGE, Chart, picture, run_page
+from diffusion_lab.errors import ConfigError
+from diffusion_lab.page import PAGE, Chart, picture, read_columns, run_page
 from diffusion_lab.page.chart import BOTTOM, LEFT, MOST, RIGHT, TOP, number, round_numbers
 from diffusion_lab.page.setting import groups
 from diffusion_lab.run.page import RunPage, recipe_of
@@ -126,8 +127,21 @@ def test_a_run_without_anything_has_a_page_too(tmp_path):
     (tmp_path / "metrics.csv").write_text("")
     (tmp_path / "results.json").write_text("{half a fi")
     (tmp_path / "samples.png").write_text("not a picture")
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples/step_last.png").write_text("not ours")
     assert RunPage(tmp_path).write()
     assert not check_structure(tmp_path / PAGE).of("img", "svg")
+    (tmp_path / "config.yaml").write_text("")
+    with pytest.raises(ConfigError, match="is damaged: config.yaml holds no settings"):
+        RunPage(tmp_path)
+
+
+def test_rows_of_metrics_that_are_cut_short_are_left_out(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(b"step,train/loss,val/loss\n1,0.5,\n,7,\n2,0.25,1e\n3,1,2,4\nst\0ep,\xff,1\n4,1e")
+    assert read_columns(path) == {"train/loss": [(1, 0.5), (2, 0.25), (3, 1)], "val/loss": [(3, 2)]}
+    path.write_text("epoch,train/loss\n1,2\n")
+    assert read_columns(path) == {}
 
 
 def test_a_page_that_cannot_be_written_is_one_line(tmp_path, capsys):
@@ -135,7 +149,7 @@ def test_a_page_that_cannot_be_written_is_one_line(tmp_path, capsys):
     (folder / PAGE).mkdir()
     assert not RunPage(folder).write()
     (folder / PAGE).rmdir()
-    (folder / "metrics.csv").write_text("step,loss\n1,words\n")
+    (folder / "results.json").write_text('{"metrics": [1]}')
     assert not RunPage(folder).write() and not (folder / PAGE).exists()
     assert [line.count("is not written: ") for line in capsys.readouterr().out.splitlines()] == [1, 1]
 

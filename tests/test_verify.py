@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 
 import pytest
 from zygote import run
 
+from diffusion_lab.config.command_line import only_overrides
 from diffusion_lab.errors import ConfigError
+from diffusion_lab.plot.verification import draw, seen
 from diffusion_lab.run.verify_command import KINDS, fitting, subject
+from diffusion_lab.verification import Chart
 
 WRONG = {
     "loss": (
@@ -81,6 +86,30 @@ def test_parts_may_be_named_with_their_context():
 
 def test_the_command_refuses_in_one_line(tmp_path):
     (tmp_path / "file").touch()
-    for words in (["guidance=none"], ["sampler=ddim", "out=file/x"], ["data=cifar10"], ["metric=digits", "data=toy2d"]):
-        done = run("-m", "diffusion_lab.verify", *words, cwd=tmp_path)
+    (tmp_path / "my_parts.py").write_text("class Mine:\n    def __init__(self):\n        raise KeyError('a\\nb')\n")
+    (tmp_path / "conf/network").mkdir(parents=True)
+    (tmp_path / "conf/network/mine.yaml").write_text("_target_: my_parts.Mine")
+    for words in (
+        ["guidance=none"],
+        ["sampler=ddim", "out=file"],
+        ["data=cifar10"],
+        ["metric=digits", "data=toy2d"],
+        ["network=mine", "--config-dir", "conf"],
+    ):
+        done = run("-m", "diffusion_lab.verify", *words, cwd=tmp_path, DIFFUSION_LAB_PACKAGES="my_parts")
         assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_sweep_is_refused():
+    with pytest.raises(ConfigError, match="-m: train and sample sweep, verify takes one value"):
+        only_overrides(["-m", "sampler=ddim,heun"], "verify")
+
+
+def test_a_picture_leaves_out_what_has_no_place_on_it(tmp_path):
+    lines = {"a": [(1.0, 2.0), (2.0, math.nan), (4.0, 0.0), (8.0, 0.5)], "b": [(1.0, math.nan), (2.0, -1.0)]}
+    chart = Chart("order", "steps", "error", lines, {"exact": [(1.0, math.inf)]}, ("log", "log"))
+    assert seen(chart).lines == {"a": [(1.0, 2.0), (8.0, 0.5)], "b": []} and seen(chart).exact == {"exact": []}
+    draw(chart, tmp_path / "order.png")
+    assert (tmp_path / "order.png").stat().st_size > 1000
+    draw(replace(chart, lines={"b": lines["b"]}), tmp_path / "nothing.png")
+    assert not (tmp_path / "nothing.png").exists()

@@ -175,6 +175,8 @@ def only_overrides(arguments: list[str], module: str) -> list[str]:
         ConfigError: for another flag.
     """
     flags, overrides = split(with_absolute_directories(tidy(arguments)))
+    if "--multirun" in flags:
+        raise ConfigError(f"-m: train and sample sweep, {module} takes one value of each setting")
     if flags:
         raise ConfigError(f"unknown option {flags[0]}: see python -m diffusion_lab.{module} --help")
     return overrides

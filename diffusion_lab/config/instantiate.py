@@ -14,7 +14,8 @@ from diffusion_lab.config.imports import complete_torchmetrics
 from diffusion_lab.errors import ConfigError
 
 OURS = ("diffusion_lab.", "torch.", "pytorch_lightning.")
-"""Packages that need no more of torchmetrics than `quick_imports` loads."""
+"""Packages that need no more of torchmetrics than `quick_imports` loads, and whose classes refuse arguments by a
+TypeError or ValueError."""
 
 ALLOWED = (
     "diffusion_lab",
@@ -48,7 +49,8 @@ def instantiate(node: Any, path: str = "") -> Any:
     checkpoint cannot run arbitrary code.
 
     Raises:
-        ConfigError: for a target that is not allowed or does not exist, and for arguments that its class refuses.
+        ConfigError: for a target that is not allowed or does not exist, for arguments that its class refuses, and for
+            any error of a class of the user.
     """
     if isinstance(node, Mapping):
         built = {k: instantiate(v, f"{path}.{k}".lstrip(".")) for k, v in node.items() if k[0] != "_"}
@@ -64,10 +66,11 @@ def _build(node: Mapping[str, Any], arguments: dict[str, Any], path: str) -> Any
         inspect.signature(cls).bind_partial(**arguments)
         return functools.partial(cls, **arguments) if node.get("_partial_") else cls(**arguments)
     except Exception as error:
-        expected = isinstance(error, TypeError | ValueError) or node["_target_"].partition(".")[0] in EXTRAS
-        if isinstance(error, ConfigError) or not expected:
+        told = isinstance(error, TypeError | ValueError)
+        if isinstance(error, ConfigError) or (not told and node["_target_"].startswith(OURS)):
             raise
-        raise ConfigError(f"{path}: {error}") from error
+        text = " ".join(str(error).split())
+        raise ConfigError(f"{path}: {text if told else f'{type(error).__name__}: {text}'}") from error
 
 
 def resolve(target: str, path: str = "") -> type:

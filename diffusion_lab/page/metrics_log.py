@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from diffusion_lab.page.chart import Chart, Point
@@ -21,15 +22,16 @@ NO_CURVES = ("train/cpu_memory_gb", "train/gpu_memory_gb", "train/ema_decay")
 
 
 def read_columns(path: Path) -> dict[str, list[Point]]:
-    """The columns of metrics.csv, as points (step, value)."""
+    """The columns of metrics.csv, as points (step, value); what is no number, as in a row cut short, is left out."""
     columns: dict[str, list[Point]] = {}
     if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            for row in csv.DictReader(line.replace("\0", "") for line in file):
                 for key, value in row.items():
                     if key and key != "step" and value:
-                        columns.setdefault(key, []).append((float(row["step"]), float(value)))
-    return columns
+                        with suppress(ValueError, TypeError):
+                            columns.setdefault(key, []).append((float(row.get("step")), float(value)))
+    return {key: found for key, found in columns.items() if found}
 
 
 def charts(columns: Mapping[str, Sequence[Point]]) -> list[Chart]:

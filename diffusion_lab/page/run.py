@@ -143,7 +143,7 @@ def metric(name: str, record: Mapping[str, Any]) -> Metric:
 
 def pictures_of_samples(folder: Path, done: int) -> list[Picture]:
     """The pictures of samples during training, in order, and at the end those of step `done`."""
-    found = sorted(folder.glob("samples/step_*.png"))
+    found = sorted(path for path in folder.glob("samples/step_*.png") if path.stem[5:].isdecimal())
     count = min(len(found), MOST_STEPS)
     chosen = [found[round(i * (len(found) - 1) / max(count - 1, 1))] for i in range(count)]
     shown = [picture(path, f"Samples at step {int(path.stem[5:]):,}", STEP_BYTES) for path in chosen]

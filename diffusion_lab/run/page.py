@@ -41,6 +41,8 @@ class RunPage:
             self.trained = (folder / CONFIG).is_file()
             text = (folder / (CONFIG if self.trained else REQUEST)).read_text(encoding="utf-8")
             self.settings = yaml.safe_load(text) if self.trained else json.loads(text)
+            if not isinstance(self.settings, Mapping):
+                raise ValueError(f"{CONFIG if self.trained else REQUEST} holds no settings")
         except FileNotFoundError as error:
             raise ConfigError(
                 f"{folder} is not the directory of a run or of samples: it holds neither {CONFIG} nor {REQUEST}; "

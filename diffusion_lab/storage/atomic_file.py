@@ -141,7 +141,7 @@ def check_writable(folder: Path) -> None:
     try:
         with atomic_write(path) as file:
             file.write(bytes(1 << 16))
-    except NotWritten as error:
+    except OSError as error:  # also of a folder whose name is that of a file
         raise NotWritten(error.errno, describe_write_error(folder, error)) from error
     path.unlink(missing_ok=True)
 
