@@ -7,9 +7,9 @@ bound :cite:p:`ho2020`:
 
 .. math::
 
-    -\log p(x_0) \le \underbrace{\mathrm{KL}(q(x_T | x_0) \,\|\, p(x_T))}_{\text{prior}}
-    + \sum_{t > 1} \underbrace{\mathrm{KL}(q(x_{t-1} | x_t, x_0) \,\|\, p(x_{t-1} | x_t))}_{\text{steps}}
-    \underbrace{- \log p(x_0 | x_1)}_{\text{decoder}} .
+    -\log p(x_0) \le {} & \underbrace{\mathrm{KL}(q(x_T | x_0) \,\|\, p(x_T))}_{\text{prior}}
+    \underbrace{- \log p(x_0 | x_1)}_{\text{decoder}} \\
+    & + \sum_{t > 1} \underbrace{\mathrm{KL}(q(x_{t-1} | x_t, x_0) \,\|\, p(x_{t-1} | x_t))}_{\text{steps}} .
 
 Papers quote it beside the exact likelihood of the probability flow, although they
 belong to two different models with the same network.  How far are they apart?  With the
