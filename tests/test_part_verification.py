@@ -251,7 +251,7 @@ def test_metrics_pass(metric, shape):
         (lambda images, features: features.cumsum(0), "in another order"),
         (lambda images, features: features[:, :3], "dimensions"),
         (lambda images, features: features.double(), "float32"),
-        (lambda images, features: 0 * features, "deviation over images"),
+        (lambda images, features: 0 * features, "largest standard deviation"),
         (lambda images, features: images.mul_(0.99).mean(3)[:, 0], "change of the images"),
         (lambda images, features: features + torch.rand(()), "a second call"),
     ],

@@ -84,10 +84,10 @@ def verify(kind: str, name: str, overrides: Sequence[str], out: str) -> bool:
         print(one if checks else f"{HEADER}\n{one}", flush=True)
         checks.append(one)
     write(folder, f"{kind}={name}", overrides, checks, merged(charts))
-    judged = [one for one in checks if one.tolerance is not None]
-    passed = sum(one.passed for one in judged)
-    print(f"{passed} of {len(judged)} checks passed; written to {folder}")
-    return passed == len(judged)
+    with_tolerance = [one for one in checks if one.tolerance is not None]
+    passed = sum(one.passed for one in with_tolerance)
+    print(f"{passed} of {len(with_tolerance)} checks passed; written to {folder}")
+    return passed == len(with_tolerance)
 
 
 def with_failures(findings: Iterable[Finding]) -> Iterator[Finding]:

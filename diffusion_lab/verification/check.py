@@ -34,7 +34,7 @@ class Check:
 
     @property
     def verdict(self) -> str:
-        """In one word."""
+        """In one word: "ok", "FAILED", or "-" for a value that is only reported."""
         return "-" if self.tolerance is None else "ok" if self.passed else "FAILED"
 
     def row(self) -> dict[str, Any]:
@@ -43,9 +43,9 @@ class Check:
         return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
     def __str__(self) -> str:
-        judged = self.tolerance is not None
-        expected = f"{'' if self.relation == '=' else self.relation + ' '}{self.expected:.4g}" if judged else ""
-        tolerance = f"{self.tolerance:.2g}" if judged else ""
+        limited = self.tolerance is not None
+        expected = f"{'' if self.relation == '=' else self.relation + ' '}{self.expected:.4g}" if limited else ""
+        tolerance = f"{self.tolerance:.2g}" if limited else ""
         return f"{self.name:<66} {self.value:>10.4g} {expected:>10} {tolerance:>10}  {self.verdict}"
 
 

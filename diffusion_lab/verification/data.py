@@ -45,7 +45,7 @@ def check_items(data: DataModule, split: str) -> Iterator[Check]:
         steps = x * (data.grey_levels - 1)
         if data.splits.train.limits[1] == data.grey_levels - 1:  # stored as integers
             yield Check(f"{split}: values between grey levels", largest(steps - steps.round()), 0.0, 1e-3)
-    yield Check(f"{split}: deviation of the values", x.std().item(), 1e-3, 0.0, ">=")
+    yield Check(f"{split}: standard deviation of the values", x.std().item(), 1e-3, 0.0, ">=")
     yield Check(f"{split}: items without a label", len(x) - len(labels))
     yield Check(f"{split}: labels that are not whole numbers", int(labels.is_floating_point()))
     yield Check(f"{split}: smallest label", labels.min().item(), 0, 0.0, ">=")

@@ -14,7 +14,7 @@ from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.guidance import Autoguidance, ClassifierGuidance, Guidance
 from diffusion_lab.process import NoiseProcess
 from diffusion_lab.verification.cases import processes
-from diffusion_lab.verification.check import Chart, Check, Finding, points, relative, under
+from diffusion_lab.verification.check import Chart, Check, Finding, points, relative, seeded, under
 from diffusion_lab.verification.mixture import Mixture, class_denoiser, exact_classifier, exact_denoiser, gmm2d
 
 TARGET = gmm2d()
@@ -112,7 +112,7 @@ def check_guidance(guidance: Guidance) -> Iterator[Finding]:
 
 def check_field(field: Field, process: NoiseProcess) -> Iterator[Check]:
     """Yield the checks of a guidance on one process."""
-    z = torch.randn(ITEMS, 2, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(ITEMS, 2, 1, 1, dtype=torch.float64, generator=seeded())
     label, times = torch.arange(ITEMS) % len(TARGET.w), process.timesteps(7)
     states = []
     for t in times:

@@ -69,7 +69,7 @@ def losses_of(problem: Problem, denoiser: Denoiser, count: int, generators: Any 
 
 
 def bound(denoiser: Denoiser, labels: Tensor) -> Denoiser:
-    """The denoiser, bound to labels if it is of classes."""
+    """The denoiser, bound to labels if it is class-conditional."""
     return denoiser if denoiser.classes is None else denoiser.given(label=labels)
 
 
@@ -80,11 +80,11 @@ DIRECTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "the other axis": lambda x, u: x.flip(1).tanh(),
     "x^2": lambda x, u: x.tanh() ** 2,
 }
-"""Changes of a network's output, functions of x (B, D) and of c_noise over 999 (B, 1)."""
+"""Perturbations of a network's output, functions of x (B, D) and of c_noise / 999 (B, 1)."""
 
 
-class Changed(nn.Module):
-    """factor times an exact network, plus sum_k theta_k direction_k with theta (B, K + 1) of each item.
+class Perturbed(nn.Module):
+    """factor times an exact network, plus sum_k theta_k direction_k with theta (B, K + 1), a row for each item.
 
     The last direction is the exact output itself.
     """
@@ -98,27 +98,27 @@ class Changed(nn.Module):
         output = self.exact(x, c_noise, **condition)
         if len(x) != COUNT:  # asked for a part of the batch
             return self.factor * output
-        return self.factor * output + self.change(x, c_noise, output)
+        return self.factor * output + self.perturbation(x, c_noise, output)
 
-    def change(self, x: Tensor, c_noise: Tensor, output: Tensor) -> Tensor:
-        """The change of the output (B, D) at x (B, 2)."""
+    def perturbation(self, x: Tensor, c_noise: Tensor, output: Tensor) -> Tensor:
+        """The perturbation of the output (B, D) at x (B, 2)."""
         u, width = (c_noise / 999).to(x)[:, None], output.shape[1]
         seen = x.repeat(1, -(-width // x.shape[1]))[:, :width]  # as many as outputs
         basis = torch.stack([*(direction(seen, u) for direction in DIRECTIONS.values()), output.to(x)], 1)
-        scales = torch.linspace(1, 0.3, width).to(x)  # else a change of all logits alike
+        scales = torch.linspace(1, 0.3, width).to(x)  # else all logits change alike, and the loss does not
         return torch.einsum("bk,bkd->bd", self.theta.to(x), basis * scales)
 
     def energy(self, x: Tensor, c_noise: Tensor) -> Tensor:
-        """factor times the energy of the exact network, and its change, (B,) or (2 B,)."""
+        """factor times the energy of the exact network, plus its perturbation, (B,) or (2 B,)."""
         value = self.exact.energy(x, c_noise)
         parts = (one.split(COUNT) for one in (x, c_noise, value[:, None].expand(-1, x.shape[1])))
-        return self.factor * value + torch.cat([self.change(*one).sum(1) for one in zip(*parts, strict=True)])
+        return self.factor * value + torch.cat([self.perturbation(*one).sum(1) for one in zip(*parts, strict=True)])
 
 
 def gradient(problem: Problem, dtype: torch.dtype = torch.float64, factor: float = 1.0) -> Tensor:
     """The gradients of the losses of each item in theta, (COUNT, K + 1), at theta = 0."""
     x0, labels = problem.data
-    network = Changed(problem.optimum.network, dtype, factor)
+    network = Perturbed(problem.optimum.network, dtype, factor)
     denoiser = bound(with_network(problem.optimum, network), labels)
     with torch.enable_grad():
         losses = problem.loss(denoiser, x0.to(dtype), seeded(1))
@@ -139,8 +139,8 @@ def chart(problem: Problem) -> Chart:
     return Chart("gradient", "factor of the exact output", y, {"": line}, {"0": [(0.6, 0.0), (1.4, 0.0)]})
 
 
-class Heard:
-    """A network that keeps c_noise of its first call."""
+class Recorder:
+    """A network that records c_noise of its first call."""
 
     def __init__(self, exact: Any) -> None:
         self.exact, self.c_noise = exact, None
@@ -156,14 +156,14 @@ class Heard:
 
 def check_items(problem: Problem) -> Iterator[Check]:
     """The loss of an item, and the time at which it is evaluated, do not depend on its batch."""
-    judged = problem.worse if problem.zero else problem.optimum
-    denoiser = with_network(judged, heard := Heard(judged.network))
+    chosen = problem.worse if problem.zero else problem.optimum
+    denoiser = with_network(chosen, recorder := Recorder(chosen.network))
     whole = losses_of(problem, denoiser, ITEMS, image_generators(0, range(ITEMS)))
-    times, alone, own = heard.c_noise, [], []
+    times, alone, own = recorder.c_noise, [], []
     for k in range(ITEMS):
-        heard.c_noise = None
+        recorder.c_noise = None
         alone.append(losses_of(problem, denoiser, 1, image_generators(0, [k]), first=k))
-        own.append(heard.c_noise)
+        own.append(recorder.c_noise)
     scale = largest(whole)
     yield Check("an item alone - in a batch, of the largest loss", largest(torch.cat(alone) - whole) / scale, 0.0, 1e-6)
     yield Check("items that are not at their own time", int(((torch.cat(own) - times).abs() > 1e-6).sum()))

@@ -49,13 +49,13 @@ def check_metric(extractor: Any, shape: Sequence[int]) -> Iterator[Finding]:
         images, labels = pictures(shape)
         extractor = copy.copy(extractor)
         if getattr(extractor, "learned", False) and hasattr(extractor, "steps"):
-            extractor.steps = min(extractor.steps, 30)  # what it learns is not judged
+            extractor.steps = min(extractor.steps, 30)  # what it learns is not checked
         extractor.prepare(images, labels, "cpu")
         yield from check_extractor(extractor, images)
         x = extractor(images).double()
         spread = x.std(0).sort(descending=True).values
         line = [(index + 1, value) for index, value in enumerate(spread.tolist())]
-        yield Chart("features", "feature, sorted", "deviation over images", {"": line})
+        yield Chart("features", "feature, sorted", "standard deviation over images", {"": line})
     for name, (distance, tolerance) in DISTANCES.items():
         yield from check_distance(name, distance, x, tolerance)
     yield from check_closed_forms()
@@ -88,7 +88,7 @@ def check_extractor(extractor: Any, images: Tensor) -> Iterator[Check]:
     yield Check("in parts - in one batch", relative(halves, features), 0.0, 1e-4)
     order = torch.randperm(ROWS, generator=seeded())
     yield Check("in another order - in order", relative(extractor(images[order]), features[order]), 0.0, 1e-4)
-    yield Check("deviation over images, largest of the features", features.std(0).max().item(), 1e-6, 0.0, ">=")
+    yield Check("largest standard deviation of a feature over images", features.std(0).max().item(), 1e-6, 0.0, ">=")
     yield Check("without a digest", int(not getattr(extractor, "digest", "")))
     if getattr(extractor, "classes", 0):
         logits = extractor.logits(features)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from diffusion_lab.verification.check import Chart, Check, Finding, largest, relative, seeded
 
 ITEMS, CHANGE = 3, 0.1
-"""Items of a batch, and the standard deviation of a change of weights, as zero layers of a new network hide others."""
+"""Items of a batch; standard deviation of the perturbation of weights, as zero layers of a new network hide others."""
 
 TIMES = (2.0, 7.0, 5.0)
 """c_noise of each: valid for networks conditioned on a level of ten, on 999 t, and on log sigma."""
@@ -31,7 +31,7 @@ def check_network(network: nn.Module, shape: Sequence[int], classes: int | None 
     yield Check("outputs of a new network that are not finite", int((~new.isfinite()).sum()))
     yield Check("scale of the output of a new network", new.detach().square().mean().sqrt().item(), 10.0, 0.0, "<=")
     yield Check("change of the input", largest(x - before))
-    network = changed(network)
+    network = perturbed(network)
     yield from check_dependence(network, x, t, labels)
     yield from check_independence(network, x, t, labels)
     yield from check_gradients(network, x, t, labels)
@@ -55,8 +55,8 @@ def wrong_sizes(output: Tensor, x: Tensor) -> int:
     return int(channels not in (given, 2 * given)) + int(output.shape[2:] != x.shape[2:])
 
 
-def changed(network: nn.Module) -> nn.Module:
-    """A copy with small random changes of all weights, in evaluation mode."""
+def perturbed(network: nn.Module) -> nn.Module:
+    """A copy with all weights slightly perturbed at random, in evaluation mode."""
     network, generator = copy.deepcopy(network), seeded()
     with torch.no_grad():
         for parameter in network.parameters():

@@ -27,6 +27,7 @@ from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import NoiseProcess
 from diffusion_lab.sampler import DDIM
 from diffusion_lab.sampler.scalar_process import ScalarProcess
+from diffusion_lab.verification.check import seeded
 from diffusion_lab.verification.gaussian import Gaussian
 from diffusion_lab.verification.mixture import (
     ExactNetwork,
@@ -62,12 +63,12 @@ class Problem:
 
 
 COUNT = 4096
-"""Data points."""
+"""Number of data points."""
 
 
 def one_data() -> tuple[Tensor, Tensor]:
     """Points of `ONE` (COUNT, 2), and labels 0."""
-    z = torch.randn(COUNT, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(COUNT, 2, dtype=torch.float64, generator=seeded())
     return ONE.mean + ONE.variance.sqrt() * z, torch.zeros(COUNT, dtype=torch.int64)
 
 
@@ -104,7 +105,7 @@ def contrast(loss: Any, process: NoiseProcess) -> Problem:
 
 @dataclass(frozen=True)
 class Closer(NoisePairs):
-    """The pairs of another law with r moved to t, where neither the target nor the teacher's step has a bias."""
+    """The pairs of another law with r moved close to t, where the biases of target and of the teacher's step vanish."""
 
     pairs: NoisePairs
 
@@ -225,7 +226,7 @@ PROBLEMS: dict[type, Callable[[Any, NoiseProcess], Problem]] = {
     ProgressiveLoss: progressive,
     HybridLoss: hybrid,
 }
-"""What losses other than `denoising` are minimised by."""
+"""Losses -> their problems; `denoising` for any other."""
 
 
 def problem_of(loss: Any, process: NoiseProcess) -> Problem:

@@ -71,18 +71,19 @@ def check_steps(process: NoiseProcess) -> Iterator[Check]:
 
 
 def check_prior(process: NoiseProcess) -> Iterator[Check]:
-    """x_1 of data of unit variance has the deviation of the prior, and little of the data is left in it."""
+    """x_1 of data of unit variance has the standard deviation of the prior, and little of the data is left in it."""
     if process.levels == 1:
         return  # a single level starts from a heuristic
     alpha, sigma = (one.item() for one in process.alpha_sigma(torch.ones((), dtype=torch.float64)))
-    yield Check("deviation of x_1 / that of the prior", (alpha**2 + sigma**2) ** 0.5 / process.prior_std, 1.0, 0.02)
+    std = (alpha**2 + sigma**2) ** 0.5
+    yield Check("standard deviation of x_1 / that of the prior", std / process.prior_std, 1.0, 0.02)
     yield Check("sigma / alpha at t = 1", sigma / alpha, 10.0, 0.0, ">=")
     alpha, sigma = (one.item() for one in process.alpha_sigma(torch.tensor(process.t_min, dtype=torch.float64)))
     yield Check("sigma / alpha at t_min", sigma / alpha, 0.0, 0.1)
 
 
 def check_simulation(process: NoiseProcess) -> Iterator[Finding]:
-    """Paths of dx = f x dt + g dw from x_0 = 1, in steps of constant f and g, have mean alpha and deviation sigma."""
+    """Paths of dx = f x dt + g dw from x_0 = 1, with f and g constant in a step, have moments alpha and sigma."""
     generator = seeded()
     t = torch.linspace(START, STOP, STEPS + 1, dtype=torch.float64)
     (first, sigma) = (one.item() for one in process.alpha_sigma(t[0]))
@@ -97,10 +98,10 @@ def check_simulation(process: NoiseProcess) -> Iterator[Finding]:
     alpha, sigma = (one.tolist() for one in process.alpha_sigma(t))
     error = 5 / PATHS**0.5
     yield Check("mean of simulated paths - alpha, in sigma", (means[-1] - alpha[-1]) / sigma[-1], 0.0, error + 0.005)
-    yield Check("deviation of simulated paths / sigma", stds[-1] / sigma[-1], 1.0, error + 0.005)
+    yield Check("standard deviation of simulated paths / sigma", stds[-1] / sigma[-1], 1.0, error + 0.005)
     yield Chart(
         "simulation", "t", "paths from x_0 = 1",
-        {"mean": list(zip(t.tolist(), means, strict=True)), "deviation": list(zip(t.tolist(), stds, strict=True))},
+        {"mean": list(zip(t.tolist(), means, strict=True)), "std": list(zip(t.tolist(), stds, strict=True))},
         {"alpha": list(zip(t.tolist(), alpha, strict=True)), "sigma": list(zip(t.tolist(), sigma, strict=True))},
     )  # fmt: skip
 

@@ -38,7 +38,7 @@ def check_sampler(sampler: Sampler) -> Iterator[Finding]:
         if name == "flow" and getattr(sampler, "predictor", sampler) is None:
             continue  # Langevin steps alone are too slow for a mean that moves up to t = 0
         try:
-            with_settings(sampler).check(exact_denoiser(sampler, process))
+            with_settings(sampler).check(denoiser_for(sampler, process))
             supported[name] = process
         except ValueError as error:
             reason = str(error)
@@ -48,11 +48,11 @@ def check_sampler(sampler: Sampler) -> Iterator[Finding]:
         checks = check_flow if isinstance(sampler, ProbabilityFlow) else check_steps
         yield from under(name, checks(sampler, process))
     short = with_settings(sampler, max(2, 50 // corrector_steps(sampler)))
-    yield from under(name, overhead(short, exact_denoiser(sampler, process)))
+    yield from under(name, overhead(short, denoiser_for(sampler, process)))
 
 
-def exact_denoiser(sampler: Sampler, process: NoiseProcess, data: Gaussian = DATA) -> Denoiser:
-    """Return the exact denoiser, or the exact consistency function, that the sampler is for."""
+def denoiser_for(sampler: Sampler, process: NoiseProcess, data: Gaussian = DATA) -> Denoiser:
+    """The exact denoiser of the data, or its consistency function, whichever the sampler is for."""
     return data.denoiser(process, for_consistency_models(sampler))
 
 
@@ -74,7 +74,7 @@ def corrector_steps(sampler: Sampler) -> int:
 
 def check_steps(sampler: Sampler, process: NoiseProcess) -> Iterator[Finding]:
     """Yield the checks of a sampler with discrete timesteps."""
-    denoiser, fine = exact_denoiser(sampler, process), with_settings(sampler)
+    denoiser, fine = denoiser_for(sampler, process), with_settings(sampler)
     times = fine.check(denoiser)
     short = with_settings(sampler, 25)
     start, _ = DATA.moments(process, times[0])
@@ -103,21 +103,21 @@ def check_law(sampler: Sampler, process: NoiseProcess, exact: bool) -> Iterator[
     For finitely many Langevin steps of finite size this holds only approximately.
     """
     samples = drawn(with_settings(sampler, 100), process, DATA) if exact else drawn(sampler, process, WIDE)
-    mean, std = law_errors(sampler, process) if exact else errors(samples.mean(0), samples.std(0) - 1)
+    mean, std = law_errors(sampler, process) if exact else (worst(samples.mean(0)), worst(samples.std(0) - 1))
     slack, factor = 0.0 if exact else 4.5 / SAMPLES**0.5, 1 if sampler.corrector is None else 5
-    yield Check("mean - that of the data, in its deviations", mean, tolerance=0.01 * factor + slack)
-    yield Check("deviation / that of the data", 1 + std, 1.0, 0.06 * factor + slack)
+    yield Check("error of the mean / standard deviation of the data", mean, tolerance=0.01 * factor + slack)
+    yield Check("standard deviation / that of the data", 1 + std, 1.0, 0.06 * factor + slack)
     yield histogram(samples)
 
 
 def final(sampler: Sampler, process: NoiseProcess, data: Gaussian, times: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation that the samples should have."""
+    """The mean and standard deviation that samples should have, (D,) each."""
     return data.moments(process, torch.zeros_like(times[0]) if sampler.denoise else times[-1])
 
 
 def drawn(sampler: Sampler, process: NoiseProcess, data: Gaussian) -> Tensor:
-    """Samples, with mean and deviation of the data removed, which leaves N(0, I)."""
-    denoiser = exact_denoiser(sampler, process, data)
+    """Samples (SAMPLES, D), standardised by the moments of the data: N(0, I) if the sampler is right."""
+    denoiser = denoiser_for(sampler, process, data)
     times, z = sampler.check(denoiser), torch.randn(SAMPLES, len(data.mean), dtype=torch.float64, generator=seeded(1))
     mean, std = data.moments(process, times[0])
     x = sampler.as_written(denoiser, mean + std * z, seeded())
@@ -126,19 +126,14 @@ def drawn(sampler: Sampler, process: NoiseProcess, data: Gaussian) -> Tensor:
 
 
 def law_errors(sampler: Sampler, process: NoiseProcess) -> tuple[float, float]:
-    """The worst errors of mean and deviation of the samples, each in deviations of the data; without sampling."""
-    denoiser = exact_denoiser(sampler, process)
+    """The worst errors of mean and standard deviation, relative to the standard deviation of the data; no sampling."""
+    denoiser = denoiser_for(sampler, process)
     times, like = sampler.check(denoiser), torch.zeros(1, len(DATA.mean), dtype=torch.float64)
     draws = sum(type(one) is Draw for one in sampler.record(denoiser, like).instructions)
     law = GaussianLaw(DATA, denoiser, times, 2 + draws, for_consistency_models(sampler))
     *_, (_, end) = sampler.follow(law, law.begin())
     (found_mean, found_std), (mean, std) = law.moments(end), final(sampler, process, DATA, times)
-    return errors((found_mean - mean) / std, found_std / std - 1)
-
-
-def errors(*each: Tensor) -> tuple[float, ...]:
-    """The worst of each."""
-    return tuple(worst(one) for one in each)
+    return worst((found_mean - mean) / std), worst(found_std / std - 1)
 
 
 def histogram(samples: Tensor) -> Chart:
@@ -157,14 +152,14 @@ def worst(errors: Tensor) -> float:
 
 
 def law_chart(sampler: Sampler, process: NoiseProcess) -> Chart:
-    """The larger of the errors of mean and deviation against the number N of steps."""
+    """The larger of the errors of mean and standard deviation against the number N of steps."""
     line: list[tuple[float, float]] = []
     for steps in (10, 30, 90):
         chosen = with_settings(sampler, steps)
         with contextlib.suppress(ValueError):  # too few steps for this sampler
             line.append((chosen.steps, max(*map(abs, law_errors(chosen, process)), 1e-12)))
     exact = {"order 1": [(n, line[0][1] * line[0][0] / n) for n, _ in line]}
-    return Chart("law", "steps N", "error of mean or deviation, in deviations", {"": line}, exact, ("log", "log"))
+    return Chart("law", "steps N", "error of mean or standard deviation, relative", {"": line}, exact, ("log", "log"))
 
 
 def check_order(sampler: Sampler, process: NoiseProcess) -> Iterator[Finding]:
@@ -179,7 +174,7 @@ def check_order(sampler: Sampler, process: NoiseProcess) -> Iterator[Finding]:
 
 def flow_error(sampler: Sampler, process: NoiseProcess, count: int) -> float:
     """The error of `count` steps from t = 1 to 0.3, evenly in log-SNR, against the probability flow."""
-    denoiser = exact_denoiser(sampler, process)
+    denoiser = denoiser_for(sampler, process)
     part = with_settings(sampler, count + 1, spacing="log_snr", denoise=False, t_end=0.3, times=None, sections=None)
     times = part.timesteps(denoiser)
     mean, std = DATA.moments(process, times[0])

@@ -32,7 +32,7 @@ WIDTH, BATCH, ROUNDS = 256, 64, 3
 
 
 def overhead(sampler: Any, denoiser: Denoiser) -> Iterator[Check]:
-    """The time of a batch, divided by that of the same number of calls of a small network; reported, not judged."""
+    """The time of a batch, divided by that of the same number of calls of a small network; reported only."""
     weights = torch.randn(2, WIDTH, WIDTH, generator=seeded()) / WIDTH**0.5
     small = denoiser.with_network(lambda x, c_noise: (x @ weights[0]).tanh() @ weights[1])
     sampler = copy.copy(sampler)

@@ -55,13 +55,13 @@ def log_snr(schedule: Schedule, t: Tensor) -> Tensor:
 
 
 def check_ends(schedule: Schedule) -> Iterator[Check]:
-    """Near data at t = 0; at t = 1 the deviation of data of unit variance is that of the prior."""
+    """Near data at t = 0; at t = 1 data of unit variance have the standard deviation of the prior."""
     ends = torch.tensor([1e-5, 1.0], dtype=torch.float64)
     (alpha0, alpha1), (sigma0, sigma1) = schedule.alpha(ends).tolist(), schedule.sigma(ends).tolist()
     yield Check("alpha at t = 0", alpha0, 1.0, 0.01)
     yield Check("sigma / alpha at t = 0", sigma0 / alpha0, 0.0, 0.05)
     std = (alpha1**2 + sigma1**2) ** 0.5
-    yield Check("deviation at t = 1 / that of the prior", std / schedule.prior_std, 1.0, 0.02)
+    yield Check("standard deviation at t = 1 / that of the prior", std / schedule.prior_std, 1.0, 0.02)
     yield Check("sigma / alpha at t = 1", sigma1 / alpha1, 10.0, 0.0, ">=")
 
 
