@@ -1,4 +1,4 @@
-"""What the loggers of optional packages have in common: how a missing one is told, and that none can end a training."""
+"""Loggers of optional packages: a missing package is refused, and a logger that fails does not end the training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diffusion_lab.storage.atomic_file import atomic_write
 
 
 def require(package: str, enabled: bool = True) -> None:
-    """Refuse an enabled logger whose package is missing; a folder of its name in the working directory is none.
+    """Refuse an enabled logger whose package is missing; a folder of that name in the working directory does not count.
 
     Raises:
         ConfigError: with the command that installs it.

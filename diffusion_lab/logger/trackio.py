@@ -33,7 +33,7 @@ class TrackioOptions:
 
 
 class TrackioLogger(BestEffort, Logger):
-    """A run of Trackio: metrics by optimiser step, images and films; it got the configuration when it was opened.
+    """A run of Trackio: metrics by optimiser step, images and films; `open_trackio` passes the configuration.
 
     Args:
         run: what `trackio.init` returned.

@@ -36,7 +36,7 @@ class Distance:
     - "l2", "l1": mean of squares, or of absolute values.
     - "huber": sqrt(|a - b|^2 + c^2 D) - c sqrt(D) with D dimensions (Song & Dhariwal 2023, Eq. 9); |a - b| for c = 0.
     - "lpips": of the features of VGG-16 (Zhang et al. 2018), at 224 pixels as in Song et al. 2023's program; grey
-      images are seen as coloured ones.  Its network is no part of a checkpoint.
+      images are seen as coloured ones.  Checkpoints do not contain its network.
     """
 
     def __init__(self, name: DistanceName, c: float = 0.0) -> None:

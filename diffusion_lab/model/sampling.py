@@ -124,7 +124,7 @@ class Sampling(Conditioned):
         """The noise z ~ N(0, I), (B, ...), from which `sample` starts images of the series `seed`; no network runs.
 
         Raises:
-            ValueError: for a sampler that adds more noise, so that an image is no function of z.
+            ValueError: for a sampler that adds more noise, so that an image is not a function of z.
         """
         sampler = sampler or self.sampler
         if not (hasattr(sampler, "adds_no_noise") and sampler.adds_no_noise(self.denoiser)):

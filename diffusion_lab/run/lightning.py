@@ -24,7 +24,7 @@ from diffusion_lab.monkeypatches import set_timeout
 from diffusion_lab.output import say
 
 OF_RANKS = ("timeout", "max_restarts", "rdzv_endpoint")
-"""Keys of group trainer that are no arguments of Lightning's Trainer."""
+"""Keys of group trainer that are not arguments of Lightning's Trainer."""
 
 OF_FABRIC = ("accelerator", "devices", "num_nodes", "strategy", "precision")
 """Keys of group trainer that are arguments of a Fabric."""

@@ -73,13 +73,13 @@ HEAD = """\
 
 @dataclass(frozen=True)
 class Card:
-    """What a model card says.
+    """The contents of a model card.
 
     Args:
         model, config, step: the model, its configuration and its number of training steps.
         weights: ema or raw.
         results: contents of results.json for these weights; None if they were not evaluated.
-        pipeline: that of diffusers; None for our format.
+        pipeline: of diffusers; None for format=safetensors.
         place: the repository that the commands name, or "." for this folder.
     """
 
@@ -172,5 +172,5 @@ class Card:
 
 
 def yaml(settings: dict[str, Any]) -> str:
-    """A table as YAML."""
+    """Settings as YAML."""
     return OmegaConf.to_yaml(OmegaConf.create(settings))

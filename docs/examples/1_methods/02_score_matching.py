@@ -14,13 +14,13 @@ objectives need only samples, and differ from it by a constant:
     J_\text{denoising} &= \tfrac12\, \mathbb E \left\lVert s_\theta(x_0 + \sigma \epsilon) + \frac{\epsilon}{\sigma} \right\rVert^2
 
 They are due to :cite:t:`hyvarinen2005`, :cite:t:`song2019ssm` and
-:cite:t:`vincent2011`; the last is for data with noise :math:`\sigma`, and the others
-here too.
+:cite:t:`vincent2011`.  The last is for the data with noise :math:`\sigma`; here the
+others are evaluated there, too.
 """
 
 # %%
 # One parameter shows it.  The data have modes of standard deviation 0.2; the model is
-# the score of the same mixture with another deviation.  All four objectives, times
+# the score of the same mixture with another one.  All four objectives, times
 # :math:`\sigma^2` as in training, are measured on the same points.  Without their
 # constants they coincide, and their minimum is at the truth.
 

@@ -7,7 +7,7 @@ each.  Any step can be reached at once,
 
 .. math:: x_t = \alpha_t x_0 + \sigma_t \epsilon, \qquad \alpha_t^2 + \sigma_t^2 = 1,
 
-and the loss is the error of the noise that the network guesses, at a random step:
+and the loss is the error of the network's estimate of the noise, at a random step:
 :math:`\lVert \hat\epsilon(x_t, t) - \epsilon \rVert^2`.  This page does all of it for
 8×8 digits, in a minute.
 """
@@ -75,7 +75,7 @@ axis.plot(torch.tensor(curve).unfold(0, 50, 50).mean(1).repeat_interleave(50))
 axis.set(xlabel="training step", ylabel="loss", yscale="log")
 
 # %%
-# Sampling is ancestral: from noise, each step guesses the clean image, and draws from
+# Sampling is ancestral: from noise, each step estimates the clean image, and draws from
 # the posterior of the step before, :math:`q(x_{t-1} | x_t, \hat x_0)`.  Below, the
 # states of six samples, and in the last column the result.
 

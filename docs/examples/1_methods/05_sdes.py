@@ -17,8 +17,8 @@ follow from them.
 
 # %%
 # The three SDEs of the paper differ in alpha and sigma.  VP keeps the variance of the
-# data at 1, sub-VP has less noise at every time, and VE leaves the signal alone and
-# drowns it.
+# data at 1, sub-VP has less noise at every time, and VE keeps the signal as
+# it is, and adds noise of growing variance.
 
 import matplotlib.pyplot as plt
 import torch
@@ -48,8 +48,8 @@ axes[0].legend()
 # %%
 # Forward in time, data of two modes become noise.  Backward, with the exact score,
 # noise becomes data: both follow the same densities.  Each panel shows thirty paths of
-# the first coordinate over the density of the noised data, each moment scaled to its
-# maximum.  The right half is the reverse SDE, solved by Euler-Maruyama.
+# the first coordinate over the density of the noised data, scaled to its maximum at
+# each time.  The right half is the reverse SDE, solved by Euler-Maruyama.
 
 from itertools import pairwise
 

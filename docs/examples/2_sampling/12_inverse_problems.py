@@ -66,7 +66,7 @@ for row, (name, x) in zip(axes, drawn.items(), strict=True):
     row[0].set_ylabel(name)
 for axis, title in zip(
     axes[0],
-    ("truth", "measured", "a sample", "another", "mean", "deviation"),
+    ("truth", "measured", "a sample", "another", "mean", "std"),
     strict=True,
 ):
     axis.set_title(title)

@@ -64,7 +64,7 @@ predictor: {_target_: my_samplers.Midpoint}
 # ``verify`` checks it as it checks ours, on Gaussian data whose denoiser, flow and law
 # of samples are known in closed form: does the recorded step equal the written one,
 # does an image depend on its batch, how many network evaluations are made, are mean and
-# deviation right, and of which order does it converge?
+# standard deviation right, and of which order does it converge?
 
 
 def run(*command, status=0):

@@ -2,8 +2,8 @@ r"""
 A network of your own
 =====================
 
-A network is any module with ``forward(x, t)``: x is what the process has made of the
-data, t what the model tells of the noise level, and the output has the shape of x.  It
+A network is any module with ``forward(x, t)``: x is the noised data, t the noise level
+as the model passes it (c_noise), and the output has the shape of x.  It
 knows nothing of schedules, losses or image ranges, so one file serves every model.
 """
 

@@ -3,7 +3,7 @@ Several devices, and interrupted runs
 =====================================
 
 A long run is stopped sooner or later: by a time limit, a full disk, a person.  Here two
-processes train together (on the CPU, as two GPUs would), are stopped in the middle, and
+ranks train together (on the CPU, as two GPUs would), are stopped in the middle, and
 go on.  The result is bit for bit that of a run that nobody stopped.
 """
 
@@ -69,7 +69,7 @@ print(status)
 
 # %%
 # Both curves are one, and all weights are equal to the last bit: those of the network,
-# of the average, and the optimiser's moments.
+# of the EMA, and the optimiser's moments.
 
 import csv
 

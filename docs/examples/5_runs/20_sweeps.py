@@ -9,7 +9,7 @@ deviation.
 """
 
 # %%
-# Two schedules, three seeds, six runs.  Each is a process of its own; if one fails, the
+# Two schedules, three seeds, six runs.  Each has a worker of its own; if one fails, the
 # others go on, and the same command runs what is missing.
 
 import json
