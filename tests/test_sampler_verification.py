@@ -74,6 +74,11 @@ def heun_of_half_a_step(p, x, t, s, denoise, noise, past):
     return EDM(2)(p, x, t, s + 0.1 * (t - s), denoise, noise, past)
 
 
+def heun_at_one_time(p, x, t, s, denoise, noise, past):
+    """Its second evaluation is told the first time; what is left converges, with order 1."""
+    return EDM(2)(p, x, t, s, lambda x, _: denoise(x, t), noise, past)
+
+
 def looks_at_its_batch(p, x, t, s, denoise, noise, past):
     return DDIM()(p, x, t, s, denoise, noise, past) + 1e-3 * (x - x.mean(0))
 
@@ -87,6 +92,7 @@ WRONG = {
     "noise at the end": (Sampler(NoiseAtTheEnd()), "deviation"),
     "a corrector without its root": (Sampler(None, LangevinWithoutRoot2()), "deviation"),
     "too short a step": (Sampler(heun_of_half_a_step), "order of convergence"),
+    "its second time": (Sampler(heun_at_one_time), "order of convergence"),
     "its batch": (Sampler(looks_at_its_batch), "an image alone"),
 }
 
