@@ -19,8 +19,8 @@ class BadItem(ValueError):
 
 
 def in_one_line(error: Exception) -> str:
-    """The message of an error in one line of at most 300 characters; the name of its class if it has none."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    """The message of an error in one line of at most 500 characters; the name of its class if it has none."""
+    return " ".join(str(error).split())[:500] or type(error).__name__
 
 
 @contextmanager

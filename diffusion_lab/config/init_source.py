@@ -62,7 +62,7 @@ def missing_checkpoint(config: Mapping[str, Any]) -> str | None:
             continue
         if not Path(str(source)).expanduser().exists():
             name = f"{path.removeprefix('model.')}.ckpt_path"
-            return f"{name}={source} does not exist: give a run directory or a .ckpt file"
+            return f"{name}={source} does not exist: give a run directory, a .ckpt file or {hub.HUB}user/name"
     return None
 
 

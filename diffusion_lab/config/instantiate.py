@@ -69,8 +69,8 @@ def _build(node: Mapping[str, Any], arguments: dict[str, Any], path: str) -> Any
         told = isinstance(error, TypeError | ValueError)
         if isinstance(error, ConfigError) or (not told and node["_target_"].startswith(OURS)):
             raise
-        text = " ".join(str(error).split())
-        raise ConfigError(f"{path}: {text if told else f'{type(error).__name__}: {text}'}") from error
+        name = "" if told else f"{type(error).__name__}: "
+        raise ConfigError(f"{path}: {name}{' '.join(str(error).split())}") from error
 
 
 def resolve(target: str, path: str = "") -> type:

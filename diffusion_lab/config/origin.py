@@ -96,7 +96,7 @@ def command(task: str, checkpoint: str | Path, *overrides: str) -> str:
     return " ".join([invocation(task, f"ckpt_path={place}"), *overrides])
 
 
-def invocation(task: str, *words: str) -> str:
+def invocation(task: str, *arguments: str) -> str:
     """A command of the package with these arguments, quoted for a shell, in any directory."""
     python = shutil.which("python")
     executable = "python" if python and Path(python).absolute() == Path(sys.executable).absolute() else sys.executable
@@ -104,7 +104,7 @@ def invocation(task: str, *words: str) -> str:
     before = [f"{FURTHER}={shlex.quote(packages)}"] if packages else []
     is_script = program(task)[0] == "-m" and has_console_script()
     first = program_name(task).split() if is_script else [executable, *program(task)]
-    return " ".join([*before, *map(shlex.quote, (*first, *words))])
+    return " ".join([*before, *map(shlex.quote, (*first, *arguments))])
 
 
 def advice(directory: Path, task: str) -> str:

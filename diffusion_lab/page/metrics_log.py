@@ -22,7 +22,7 @@ NO_CURVES = ("train/cpu_memory_gb", "train/gpu_memory_gb", "train/ema_decay")
 
 
 def read_columns(path: Path) -> dict[str, list[Point]]:
-    """The columns of metrics.csv, as points (step, value); what is no number, as in a row cut short, is left out."""
+    """The columns of metrics.csv, as points (step, value), without what is not a number, as in a truncated row."""
     columns: dict[str, list[Point]] = {}
     if path.is_file():
         with path.open(newline="", encoding="utf-8", errors="replace") as file:

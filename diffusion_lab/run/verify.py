@@ -104,7 +104,7 @@ def with_failures(findings: Iterable[Finding]) -> Iterator[Finding]:
             yield one
     except Exception as error:  # the user's code may raise anything
         if isinstance(error, ValueError | RuntimeError | OSError) and not begun:
-            raise ConfigError(" ".join(str(error).split())) from error
+            raise ConfigError(in_one_line(error)) from error
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         yield Check(f"the part raised {type(error).__name__}: {in_one_line(error)}", 1.0)

@@ -87,7 +87,7 @@ done = run("diffusion_lab.train", *common, *budget)
 print(done.split("in run")[0])
 
 # %%
-# ``verify`` judges it alone: sizes of the output, a gradient for every parameter, no
+# ``verify`` checks it alone: sizes of the output, a gradient for every parameter, no
 # item that depends on another.
 
 print(run("diffusion_lab.verify", "network=plain", "data=toy2d"))

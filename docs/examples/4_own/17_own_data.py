@@ -86,7 +86,7 @@ done = run("diffusion_lab.train", *model, *budget)
 print(done.split("in run")[0])
 
 # %%
-# ``verify`` judges a data set, too: range, shape and labels, no held-out item in the
+# ``verify`` checks a data set, too: range, shape and labels, no held-out item in the
 # training set, and an order that the seed determines.
 
 print(run("diffusion_lab.verify", "data=rings"))
