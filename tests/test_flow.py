@@ -70,9 +70,9 @@ def flowed(target, process, x, t0, t1):
     """
     t = torch.tensor([t0, t1], dtype=torch.float64)
     alpha, sigma = process.alpha(t), process.sigma(t)
-    v = alpha[:, None] ** 2 * target.lam[0] + sigma[:, None] ** 2
-    y = (x.double().flatten(1) - alpha[0] * target.m[0]) @ target.u[0] * (v[1] / v[0]).sqrt()
-    return (y @ target.u[0].T + alpha[1] * target.m[0]).reshape(x.shape), 0.5 * (v[1] / v[0]).log().sum()
+    v = alpha[:, None] ** 2 * target.eigenvalues[0] + sigma[:, None] ** 2
+    y = (x.double().flatten(1) - alpha[0] * target.m[0]) @ target.eigenvectors[0] * (v[1] / v[0]).sqrt()
+    return (y @ target.eigenvectors[0].T + alpha[1] * target.m[0]).reshape(x.shape), 0.5 * (v[1] / v[0]).log().sum()
 
 
 def reparameterized(denoiser, row):
@@ -240,7 +240,7 @@ def test_likelihood_of_an_image_is_the_exact_one(name, published, close, precisi
     for term, nats in got.terms.items():
         assert bits_per_dim(nats - want.pop(term), 64).abs().max().item() < close, term
     assert not want
-    error = (bits_per_dim(got.log_likelihood, 64) - bits_per_dim(target.logpdf(x0), 64)).mean().abs().item()
+    error = (bits_per_dim(got.log_likelihood, 64) - bits_per_dim(target.log_density(x0), 64)).mean().abs().item()
     print(f"{name} {precision}: NFE {got.nfe} (published {published}), bits/dim error {error:.1e}")
     if name != "discrete":
         assert error < 2e-4
@@ -255,7 +255,7 @@ def test_density_of_points_by_the_exact_trace(name):
     likelihood = FlowLikelihood(rtol=1e-6, atol=1e-6, probe="exact", t_min=0.02)
     got = likelihood(exact_denoiser(target, process), x0, None).log_likelihood
     t = torch.tensor(0.02, dtype=torch.float64)
-    want = target.logpdf(x0, process.alpha(t), process.sigma(t))
+    want = target.log_density(x0, process.alpha(t), process.sigma(t))
     assert (got - want).abs().max().item() < 0.02  # x_1 is not quite N(0, prior_std^2)
     assert (got - want).mean().abs().item() < 1e-3
 
@@ -341,7 +341,7 @@ def test_several_dequantizations_are_averaged_inside_the_logarithm():
         for _ in range(count):
             x = dequantize(x0, -1.0, 1.0, levels, generator)
             probe_vectors(x, "rademacher", 1, generator)
-            log_density.append(target.logpdf(x))
+            log_density.append(target.log_density(x))
         want = torch.stack(log_density).logsumexp(0) - math.log(count) + 64 * math.log(2 / levels)
         error = bits_per_dim(found[count].log_likelihood - want, 64).abs().max().item()
         assert error < 2e-4, count

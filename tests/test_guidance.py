@@ -279,6 +279,6 @@ def test_the_likelihood_of_a_bound_denoiser_is_that_of_the_class():
     found = likelihood(denoiser_of(process).given(label=label), x, None).log_likelihood
     for k in range(CLASSES):
         only = mixture.Mixture([1.0], TARGET.m[k : k + 1], TARGET.c[k : k + 1], (2, 1, 1))
-        assert (found - only.logpdf(x))[label == k].abs().max() < 2e-2
+        assert (found - only.log_density(x))[label == k].abs().max() < 2e-2
     marginal = likelihood(denoiser_of(process).given(), x, None).log_likelihood
-    assert (marginal - TARGET.logpdf(x)).abs().max() < 2e-2 and (found - marginal).abs().max() > 0.1
+    assert (marginal - TARGET.log_density(x)).abs().max() < 2e-2 and (found - marginal).abs().max() > 0.1

@@ -21,7 +21,7 @@ def expected_bound(target, process, variance):
 
     E|x_0 - x0_hat|^2 is the trace of the posterior covariance lam sigma^2 / (alpha^2 lam + sigma^2).
     """
-    lam, mean = target.lam[0], target.m[0]
+    lam, mean = target.eigenvalues[0], target.m[0]
     t = torch.arange(1, process.levels + 1, dtype=torch.float64) / process.levels
     alpha, sigma = process.alpha(t), process.sigma(t)
     error = (lam * sigma[:, None] ** 2 / (alpha[:, None] ** 2 * lam + sigma[:, None] ** 2)).sum(1)
@@ -53,7 +53,7 @@ def test_bound_is_the_closed_form_on_gaussian_data(schedule, variance):
     assert list(bound.terms) == ["prior", "steps", "decoder"]
     torch.testing.assert_close(sum(bound.terms.values()), total)
     assert total.std().item() / 1500**0.5 < 0.033 * abs(total.mean().item())  # a lost term would show
-    assert total.mean() > -target.logpdf(x0).mean()
+    assert total.mean() > -target.log_density(x0).mean()
     assert denoiser.nfe == 100
 
 

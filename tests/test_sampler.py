@@ -127,7 +127,7 @@ def test_ddim_with_eta_one_is_ddpm_fixed_small_exactly():
 
 def gaussian(target):
     """A Gaussian target in the eigenbasis of its covariance, where coordinates are independent."""
-    return Gaussian(target.u[0].T @ target.m[0], target.lam[0])
+    return Gaussian(target.eigenvectors[0].T @ target.m[0], target.eigenvalues[0])
 
 
 def affine_law(target, process, sampler):
@@ -136,7 +136,7 @@ def affine_law(target, process, sampler):
     law = GaussianLaw(gaussian(target), denoiser, sampler.check(denoiser))
     for _, x in sampler.follow(law, law.noise(process.prior_std)):
         pass
-    u = target.u[0]
+    u = target.eigenvectors[0]
     return u @ x[0], u @ torch.diag((x[1:] ** 2).sum(0)) @ u.T
 
 
@@ -209,7 +209,7 @@ def test_many_steps_give_the_data_law(process, name):
 
 def exact_flow(target, process, x, t, s):
     """The probability-flow ODE's map from t to s for Gaussian data."""
-    u = target.u[0]
+    u = target.eigenvectors[0]
     return (gaussian(target).flow(process, x.flatten(1) @ u, t, s) @ u.T).reshape(x.shape)
 
 

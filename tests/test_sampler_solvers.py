@@ -157,7 +157,7 @@ def test_samples_have_the_exact_law_of_their_sampler(name):
     denoiser, sampler, n = straight_denoiser(process), Sampler(STOCHASTIC[name], None, 8, "karras"), 2_000
     law = GaussianLaw(gaussian(target), denoiser, sampler.timesteps(denoiser), 400)
     *_, (_, x) = sampler.follow(law, law.noise(process.prior_std))
-    mean, variance = target.u[0] @ x[0], (target.u[0] ** 2) @ (x[1:] ** 2).sum(0)
+    mean, variance = target.eigenvectors[0] @ x[0], (target.eigenvectors[0] ** 2) @ (x[1:] ** 2).sum(0)
     drawn = sampler(denoiser, (n, 1, 8, 8), torch.Generator().manual_seed(0)).flatten(1).double()
     assert ((drawn.mean(0) - mean).abs() < 4.5 * (variance / n).sqrt()).all()
     assert (drawn.var(0) / variance - 1).abs().max() < 4.5 * (2 / n) ** 0.5

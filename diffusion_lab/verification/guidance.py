@@ -56,7 +56,7 @@ class Field:
 
 def class_score(target: Mixture, x: Tensor, label: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """The score of the noised component of each label."""
-    return target.score(x, alpha, sigma) + target.class_grad(x, label, alpha, sigma)
+    return target.score(x, alpha, sigma) + target.class_gradient(x, label, alpha, sigma)
 
 
 def marginal(x: Tensor, label: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ from diffusion_lab.process import NoiseProcess
 
 
 class Mixture:
-    """sum_k w_k N(m_k, C_k) of data points of `shape`, in float64; of x_t = a x_0 + s eps too.
+    """sum_k w_k N(m_k, C_k) of data points of `shape`, in float64; also of x_t = alpha x_0 + sigma eps.
 
-    The scale `a` and the noise level `s` are numbers, or one for each point.  Results have the dtype of x.
+    `alpha` and `sigma` are numbers, or one for each point, (B,).  Results have the dtype of x.
 
     Args:
         weights: w (K,).
@@ -32,7 +32,7 @@ class Mixture:
         self.w = torch.as_tensor(np.asarray(weights), dtype=torch.float64)
         self.m = torch.as_tensor(np.asarray(means), dtype=torch.float64)
         self.c = torch.as_tensor(np.asarray(covs), dtype=torch.float64)
-        self.lam, self.u = torch.linalg.eigh(self.c)  # (K, D), (K, D, D)
+        self.eigenvalues, self.eigenvectors = torch.linalg.eigh(self.c)  # (K, D), (K, D, D)
 
     @property
     def dim(self) -> int:
@@ -43,55 +43,57 @@ class Mixture:
         """Component k alone."""
         return Mixture([1.0], self.m[k : k + 1], self.c[k : k + 1], self.shape)
 
-    def parts(self, x: Tensor, a: Any, s: Any) -> tuple[Tensor, Tensor]:
-        """log w_k N(x; k) (B, K), and its gradient in x (B, K, D)."""
+    def components(self, x: Tensor, alpha: Any, sigma: Any) -> tuple[Tensor, Tensor]:
+        """log w_k p(x_t | component k), (B, K), and its gradient in x, (B, K, D)."""
         batch = x.shape[0]
         v = x.reshape(batch, -1).to(torch.float64)
-        a, s = (torch.as_tensor(one, dtype=torch.float64).reshape(-1, 1, 1).expand(batch, 1, 1) for one in (a, s))
-        variance = a**2 * self.lam[None] + s**2  # (B, K, D)
-        p = torch.einsum("bkd,kde->bke", v[:, None, :] - a * self.m[None], self.u)
-        log_density = -0.5 * (p**2 / variance + torch.log(2 * np.pi * variance)).sum(-1)
-        gradient = -torch.einsum("bke,kde->bkd", p / variance, self.u)
-        return torch.log(self.w)[None] + log_density, gradient
+        alpha, sigma = (
+            torch.as_tensor(one, dtype=torch.float64).reshape(-1, 1, 1).expand(batch, 1, 1) for one in (alpha, sigma)
+        )
+        variance = alpha**2 * self.eigenvalues[None] + sigma**2  # (B, K, D)
+        p = torch.einsum("bkd,kde->bke", v[:, None, :] - alpha * self.m[None], self.eigenvectors)
+        log_densities = -0.5 * (p**2 / variance + torch.log(2 * np.pi * variance)).sum(-1)
+        gradient = -torch.einsum("bke,kde->bkd", p / variance, self.eigenvectors)
+        return torch.log(self.w)[None] + log_densities, gradient
 
-    def logpdf(self, x: Tensor, a: Any = 1.0, s: Any = 0.0) -> Tensor:
+    def log_density(self, x: Tensor, alpha: Any = 1.0, sigma: Any = 0.0) -> Tensor:
         """log p(x_t), (B,), float64."""
-        return torch.logsumexp(self.parts(x, a, s)[0], dim=1)
+        return torch.logsumexp(self.components(x, alpha, sigma)[0], dim=1)
 
-    def score(self, x: Tensor, a: Any = 1.0, s: Any = 0.0) -> Tensor:
+    def score(self, x: Tensor, alpha: Any = 1.0, sigma: Any = 0.0) -> Tensor:
         """grad log p(x_t), of the shape of x."""
-        logs, gradients = self.parts(x, a, s)
+        logs, gradients = self.components(x, alpha, sigma)
         return (torch.softmax(logs, dim=1)[..., None] * gradients).sum(1).reshape(x.shape).to(x.dtype)
 
-    def posterior(self, x: Tensor, a: Any = 1.0, s: Any = 0.0) -> Tensor:
+    def posterior(self, x: Tensor, alpha: Any = 1.0, sigma: Any = 0.0) -> Tensor:
         """p(component | x_t), the exact classifier of noised data, (B, K), float64."""
-        return torch.softmax(self.parts(x, a, s)[0], dim=1)
+        return torch.softmax(self.components(x, alpha, sigma)[0], dim=1)
 
-    def class_grad(self, x: Tensor, y: Tensor, a: Any = 1.0, s: Any = 0.0) -> Tensor:
+    def class_gradient(self, x: Tensor, y: Tensor, alpha: Any = 1.0, sigma: Any = 0.0) -> Tensor:
         """grad log p(component = y | x_t), of the shape of x: the score of the component minus that of all."""
-        logs, gradients = self.parts(x, a, s)
+        logs, gradients = self.components(x, alpha, sigma)
         own = gradients[torch.arange(x.shape[0]), y]
         marginal = (torch.softmax(logs, dim=1)[..., None] * gradients).sum(1)
         return (own - marginal).reshape(x.shape).to(x.dtype)
 
-    def eps(self, x: Tensor, a: Any, s: Any) -> Tensor:
+    def eps(self, x: Tensor, alpha: Any, sigma: Any) -> Tensor:
         """E[eps | x_t], of the shape of x."""
-        score = self.score(x.to(torch.float64), a, s)
-        s = torch.as_tensor(s, dtype=torch.float64).reshape(-1, *([1] * (x.dim() - 1)))
-        return (-s * score).to(x.dtype)
+        score = self.score(x.to(torch.float64), alpha, sigma)
+        sigma = torch.as_tensor(sigma, dtype=torch.float64).reshape(-1, *([1] * (x.dim() - 1)))
+        return (-sigma * score).to(x.dtype)
 
-    def denoise(self, x: Tensor, a: Any, s: Any) -> Tensor:
+    def denoise(self, x: Tensor, alpha: Any, sigma: Any) -> Tensor:
         """E[x_0 | x_t], of the shape of x."""
         v, shape = x.to(torch.float64), (-1, *([1] * (x.dim() - 1)))
-        a, s = (torch.as_tensor(one, dtype=torch.float64).reshape(shape) for one in (a, s))
-        return ((v + s**2 * self.score(v, a, s)) / a).to(x.dtype)
+        alpha, sigma = (torch.as_tensor(one, dtype=torch.float64).reshape(shape) for one in (alpha, sigma))
+        return ((v + sigma**2 * self.score(v, alpha, sigma)) / alpha).to(x.dtype)
 
     def sample(self, n: int, seed: int) -> tuple[Tensor, Tensor]:
         """(n points, their components), of one seed."""
         source = np.random.RandomState(seed)
         k = source.choice(len(self.w), size=n, p=self.w.numpy())
         z = torch.as_tensor(source.randn(n, self.dim))
-        root = self.u * self.lam.clamp(min=0).sqrt()[:, None, :]
+        root = self.eigenvectors * self.eigenvalues.clamp(min=0).sqrt()[:, None, :]
         v = self.m[k] + torch.einsum("bd,bed->be", z, root[k])
         return v.reshape(n, *self.shape), torch.as_tensor(k)
 
@@ -164,7 +166,7 @@ class ClassScores(ExactNetwork):
         shape = (-1, *(1,) * (x.dim() - 1))
         alpha, sigma = (k.reshape(shape) for k in self.scales(c_noise))
         score = self.target.score(x, alpha, sigma)
-        own = score + self.target.class_grad(x, label.clamp(max=classes - 1), alpha, sigma)
+        own = score + self.target.class_gradient(x, label.clamp(max=classes - 1), alpha, sigma)
         eps = -sigma * torch.where((label < classes).reshape(shape), own, score)
         ones, zeros = torch.ones_like(x), torch.zeros_like(x)
         return (eps - self.row.eps(zeros, x, alpha, sigma)) / self.row.eps(ones, zeros, alpha, sigma)
@@ -188,7 +190,7 @@ class ClassLogits(ExactNetwork):
     def __call__(self, seen: Tensor, c_noise: Tensor) -> Tensor:
         alpha, sigma = self.scales(c_noise)
         unit = (alpha**2 + sigma**2).sqrt().reshape(-1, *(1,) * (seen.dim() - 1))
-        return self.target.parts(seen * unit if self.unit_input else seen, alpha, sigma)[0]  # not normalised
+        return self.target.components(seen * unit if self.unit_input else seen, alpha, sigma)[0]  # not normalised
 
 
 def exact_classifier(

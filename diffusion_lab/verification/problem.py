@@ -90,7 +90,7 @@ class Energy(ExactNetwork):
 
     def energy(self, x: Tensor, c_noise: Tensor) -> Tensor:
         """-log p_t(x), (B,)."""
-        return -self.target.logpdf(x, *self.scales(c_noise)).to(x)
+        return -self.target.log_density(x, *self.scales(c_noise)).to(x)
 
 
 def contrast(loss: Any, process: NoiseProcess) -> Problem:
