@@ -278,3 +278,18 @@ def test_a_read_only_directory_is_refused_before_anything_else(tmp_path):
         f"error: {tmp_path}/run cannot be written: Read-only file system; put the run elsewhere by hydra.run.dir=DIR or "
         "paths.log_dir=DIR\n"
     )
+
+
+def test_ctrl_c_ends_a_sampling_in_one_line(tmp_path, monkeypatch):
+    def interrupted(task):
+        with explained(tmp_path, {}, task):
+            raise KeyboardInterrupt
+
+    with pytest.raises(Failure, match=r"^interrupted") as failure:
+        interrupted("sample")
+    assert failure.value.status == 130 and "the same command again resumes" in failure.value.then
+    with pytest.raises(KeyboardInterrupt):
+        interrupted("train")  # there, a callback saves before
+    monkeypatch.setattr("diffusion_lab.run.failure.cluster_ranks", lambda: (0, 1, 2))
+    with pytest.raises(KeyboardInterrupt):
+        interrupted("sample")  # the agent prints the line

@@ -125,7 +125,9 @@ class Evaluation(OptionalHooks):
         if self.at_end and trainer.max_steps >= LONG:
             duration = estimate_duration(model, self.evaluator, data, passes)
             if trainer.is_global_zero:
-                print(f"evaluation at the end: about {duration}", flush=True)
+                print(
+                    f"evaluation at the end: about {duration}; none with callback.evaluation.at_end=false", flush=True
+                )
         if trainer.global_step:
             self.evaluate_if_due(trainer, model)  # an evaluation that was interrupted
 

@@ -97,7 +97,8 @@ def check_option(override: Override, names: Sequence[str], groups: Sequence[str]
     if isinstance(override.value(), dict):
         raise ConfigError(f"{override.input_line}: set single keys, {key}.KEY=VALUE, or choose an option; {shown}")
     if value not in names:
-        raise ConfigError(f"{key}={value} is not an option of {key}{nearest(value, names)}; {shown}")
+        own = "" if key == "experiment" else "; options of your own need --config-dir DIR"
+        raise ConfigError(f"{key}={value} is not an option of {key}{nearest(value, likely)}; {shown}{own}")
 
 
 def check_structure(raw: Mapping[str, Any], base: Mapping[str, Any], path: str = "") -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from diffusion_lab.config.environment import cluster_ranks
 from diffusion_lab.config.origin import advice
 from diffusion_lab.errors import BadItem, ConfigError
 from diffusion_lab.finite import NonFinite
@@ -27,11 +28,21 @@ class Failure(ConfigError):
         super().__init__(message)
 
 
+class Interrupted(Failure):
+    """Ctrl-C while sampling.  The exit status is that of a shell, 128 + SIGINT."""
+
+    status = 130
+
+
 @contextmanager
 def explained(run_dir: Path, settings: Mapping[str, Any], task: Literal["train", "sample"]) -> Iterator[None]:
     """Turn failures that `explain` knows into a `Failure` that says how to resume; other errors pass through."""
     try:
         yield
+    except KeyboardInterrupt:
+        if task == "train" or cluster_ranks()[2] > 1:  # stopped by `callback.Interrupt`, or by the agent
+            raise
+        raise Interrupted("interrupted", advice(run_dir, task)) from None
     except Exception as error:
         found = explain(error, run_dir, settings)
         if found is None or os.environ.get("HYDRA_FULL_ERROR") == "1":

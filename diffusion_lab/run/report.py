@@ -158,13 +158,17 @@ def conclude(trainer: pl.Trainer, run_dir: Path) -> None:
         return
     say(f"in {os.path.relpath(run_dir)}:")
     numbers = (
-        ("the numbers above" if results["metrics"] else "no numbers")
+        (
+            "the numbers above, with their protocol"
+            if results["metrics"]
+            else "settings and times; no metric was computed"
+        )
         if current
-        else f"the numbers of step {(results or {}).get('step')}"
+        else f"the numbers of step {(results or {}).get('step')}, with their protocol"
     )
     for name, what in FILES:
         if (run_dir / name).exists():
-            say(f"  {name + '/' * (run_dir / name).is_dir():<16} {what or f'{numbers}, with their protocol'}")
+            say(f"  {name + '/' * (run_dir / name).is_dir():<16} {what or numbers}")
     if isinstance(trainer.lightning_module, Classifier):
         place = origin.quoted(str(run_dir.absolute()))
         say(f"guide a model of the same data and noise by it:  guidance=classifier guidance.ckpt_path={place}")

@@ -102,7 +102,10 @@ def find(path: str | Path, log_dir: str | Path = "logs") -> Path:
     if not path.is_file():
         there = ", ".join(sorted(other.name for other in path.parent.glob("*.ckpt"))) if path.suffix == ".ckpt" else ""
         kept = f"; {path.parent} holds {there}" if there else ""
-        raise CheckpointError(f"ckpt_path={path} does not exist: give a run directory, a .ckpt file, or last{kept}")
+        raise CheckpointError(
+            f"ckpt_path={path} does not exist: give a run directory, a .ckpt or .safetensors file, hub:user/name, "
+            f"or last{kept}"
+        )
     return path
 
 
