@@ -68,3 +68,14 @@ def test_points_and_missing_weights_are_refused(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=r"weights of VGG-16 .* in .*vgg16-.*\.pth: download them once with python -c"):
         Distance("lpips").check((3, 8, 8))
     Distance("l2").check((2,))
+
+
+def test_damaged_weights_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torchvision.models, "vgg16", lambda weights: torch.load(vgg_weights(), weights_only=True))
+    vgg_weights().parent.mkdir(parents=True)
+    vgg_weights().write_bytes(b"half a file")
+    with pytest.raises(
+        ValueError, match=r"vgg16-.*\.pth is damaged \(\w+\): remove the weights and download them once"
+    ):
+        Distance("lpips")(*torch.zeros(2, 2, 3, 8, 8))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -125,6 +126,22 @@ def test_a_store_that_fails_is_left_out_and_training_continues(store, clean, tmp
     finish_loggers([logger])
     said = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
     assert said == [f"{store.__name__} failed and is left out from here on (the disk is full); training continues"]
+
+
+def test_a_damaged_record_is_left_out(tmp_path, capsys):
+    for content in ("", "{", "[1]", "3"):
+        (tmp_path / "mlflow_run.json").write_text(content)
+        assert read_record(tmp_path / "mlflow_run.json") == {}
+    assert capsys.readouterr().out.count("mlflow_run.json is damaged and is left out\n") == 4
+
+
+def test_the_command_that_shows_a_run_works_where_it_is_pasted(store, clean, tmp_path, capsys):
+    config = {**CONFIG, "paths": {"log_dir": str(tmp_path / "my (own) logs")}}
+    finish_loggers(build_loggers(store.node, tmp_path, config))
+    command = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(store.__name__.lower()))
+    words = shlex.split(command)
+    record = read_record(tmp_path / f"{words[0]}_run.json")
+    assert len(words) == 5 and words[-1] == record["tracking_uri" if store is MLflow else "project"]
 
 
 def test_a_store_that_cannot_be_opened_is_refused(clean, tmp_path):

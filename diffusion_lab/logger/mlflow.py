@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import shlex
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -123,7 +124,9 @@ def open_mlflow(
         write_record(run_dir / RECORD, {"run_id": run_id, "tracking_uri": uri})
     except Exception as error:  # of any class that a store raises
         raise ConfigError(f"logger.mlflow: {uri} cannot be opened: {first_line(error)}") from error
-    say(f"mlflow   mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else f"mlflow   {uri}")
+    say(
+        f"mlflow   mlflow ui --backend-store-uri {shlex.quote(uri)}" if uri.startswith("sqlite:") else f"mlflow   {uri}"
+    )
     logger = MLflowLogger(run_id, uri, logged if before else frozenset())
     logger.log_hyperparams(config)
     return logger
@@ -131,10 +134,10 @@ def open_mlflow(
 
 def _run(uri: str, options: MLflowOptions, run_id: str | None, name: str | None, artifacts: Path | None) -> str:
     """The id of a run, which is running from now on."""
-    for library in ("mlflow", "alembic"):  # which tell of each table that they make
-        logging.getLogger(library).setLevel(logging.WARNING)
     from mlflow.tracking import MlflowClient
 
+    for library in ("mlflow", "alembic"):  # which tell of each table that they make; importing them sets their levels
+        logging.getLogger(library).setLevel(logging.WARNING)
     if artifacts is not None:
         artifacts.mkdir(parents=True, exist_ok=True)
     client = MlflowClient(uri)

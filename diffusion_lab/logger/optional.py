@@ -48,8 +48,14 @@ def first_line(error: Exception) -> str:
 
 
 def read_record(path: Path) -> dict[str, str]:
-    """The record of a directory's run; empty if it has none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """The record of a directory's run; empty if it has none, or a damaged one."""
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        say(f"{path} is damaged and is left out")
+        return {}
 
 
 def write_record(path: Path, run: dict[str, str]) -> None:

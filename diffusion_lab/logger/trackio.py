@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import secrets
+import shlex
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -129,5 +130,5 @@ def open_trackio(
     except Exception as error:  # of any class
         raise ConfigError(f"logger.trackio cannot be opened: {first_line(error)}") from error
     if not before:
-        say(f'trackio  trackio show --project "{run["project"]}"')
+        say(f"trackio  trackio show --project {shlex.quote(run['project'])}")
     return TrackioLogger(opened, logged if before else frozenset())

@@ -12,6 +12,8 @@ from torch.nn.functional import interpolate
 
 DistanceName = Literal["l2", "l1", "huber", "lpips"]
 
+DOWNLOAD = "download them once with python -c \"import torchvision; torchvision.models.vgg16(weights='DEFAULT')\""
+
 VGG_SIZE = 224
 """Pixels of the images that VGG-16 was trained on."""
 
@@ -54,10 +56,7 @@ class Distance:
             raise ValueError("loss.distance=lpips compares images of 1 or 3 channels: choose l2 or l1")
         path = vgg_weights()
         if not path.is_file():
-            raise ValueError(
-                f"loss.distance=lpips needs the weights of VGG-16 (528 MB) in {path}: download them once with "
-                "python -c \"import torchvision; torchvision.models.vgg16(weights='DEFAULT')\""
-            )
+            raise ValueError(f"loss.distance=lpips needs the weights of VGG-16 (528 MB) in {path}: {DOWNLOAD}")
 
     def __call__(self, a: Tensor, b: Tensor, limits: tuple[float, float] | None = None) -> Tensor:
         """d(a, b), shape (B,), for a and b (B, ...); `limits` is the range of images, for lpips."""
@@ -84,7 +83,16 @@ def vgg_weights() -> Path:
 
 
 def lpips_network() -> nn.Module:
-    """The frozen network (a, b) -> distance (B, 1, 1, 1), for images in [-1, 1]."""
+    """The frozen network (a, b) -> distance (B, 1, 1, 1), for images in [-1, 1].
+
+    Raises:
+        ValueError: if the file of VGG-16's weights is damaged.
+    """
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity  # only for this distance
 
-    return LearnedPerceptualImagePatchSimilarity(net_type="vgg").net.eval().requires_grad_(False)
+    try:
+        return LearnedPerceptualImagePatchSimilarity(net_type="vgg").net.eval().requires_grad_(False)
+    except Exception as error:  # of any class that reading a damaged file raises
+        raise ValueError(
+            f"{vgg_weights()} is damaged ({type(error).__name__}): remove the weights and {DOWNLOAD}"
+        ) from error
