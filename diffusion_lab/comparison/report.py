@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from diffusion_lab.comparison.column import Cell, Column, shown
 from diffusion_lab.comparison.run import Run
 from diffusion_lab.comparison.table import Comparison
+from diffusion_lab.page import time_unit
 
 LEGEND = (
     "↓ lower is better, ↑ higher is better; #1 is the best of its column, and no rank is given across columns.",
@@ -35,7 +36,6 @@ COSTS = {
 ORIGIN = ("checkpoint", "step", "weights", "parameters", "sampler", "seed", "revision")
 PLOTTED = ("samples_per_second", "nfe", "training_seconds")
 """Costs that each run has a point for in a plot."""
-TIMES = ((1, "s"), (60, "min"), (3600, "h"))
 
 
 def costs(runs: Sequence[Run]) -> dict[str, tuple[str, list[float | None]]]:
@@ -45,7 +45,7 @@ def costs(runs: Sequence[Run]) -> dict[str, tuple[str, list[float | None]]]:
         numbers = [run.number(key) for run in runs]
         known = [number for number in numbers if number is not None]
         if known and key == "training_seconds":
-            size, unit = next(((s, u) for s, u in TIMES if max(known) < 180 * s), TIMES[-1])
+            size, unit = time_unit(max(known))
             title, numbers = f"{title} ({unit})", [None if number is None else number / size for number in numbers]
         if len(set(numbers)) > 1 or (known and key in PLOTTED):  # equal sizes need no column
             found[key] = (title, numbers)

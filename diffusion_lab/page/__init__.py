@@ -1,6 +1,6 @@
 """Self-contained HTML pages: everything about a run, or about the runs of a comparison, in one file."""
 
-from diffusion_lab.page.chart import Chart, Panel
+from diffusion_lab.page.chart import Chart, Panel, time_unit
 from diffusion_lab.page.comparison import Row, write_comparison
 from diffusion_lab.page.metrics_log import common_charts, read_columns
 from diffusion_lab.page.picture import Picture, picture
@@ -19,6 +19,7 @@ __all__ = [
     "picture",
     "read_columns",
     "run_page",
+    "time_unit",
     "write",
     "write_comparison",
 ]

@@ -179,6 +179,11 @@ def round_numbers(low: float, high: float, most: int) -> list[float]:
     return [float(i * step) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
+def time_unit(seconds: float) -> tuple[int, str]:
+    """The largest of s, min and h in which a time is 3 or more: (its seconds, its name)."""
+    return next(((size, unit) for size, unit in ((3600, "h"), (60, "min")) if seconds >= 3 * size), (1, "s"))
+
+
 def number(value: float) -> str:
     """Format a number in a short form: 0.002, 6, 3,000, 20k, 5e+07."""
     if value and abs(value) >= 1e4 and value % 1000 == 0 and abs(value) < 1e9:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffusion_lab.page.chart import number
+from diffusion_lab.page.chart import number, time_unit
 from diffusion_lab.page.metrics_log import charts, read_columns
 from diffusion_lab.page.picture import Picture, picture
 from diffusion_lab.page.setting import groups
@@ -118,8 +118,8 @@ def facts(settings: Mapping[str, Any], results: Mapping[str, Any], done: int) ->
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the largest of s, min and h in which they are 3 or more."""
-    size, unit = next(((size, unit) for size, unit in ((3600, "h"), (60, "min")) if seconds >= 3 * size), (1, "s"))
+    """Format a time with its `time_unit`."""
+    size, unit = time_unit(seconds)
     return f"{number(seconds / size)} {unit}"
 
 
