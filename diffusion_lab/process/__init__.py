@@ -2,11 +2,12 @@
 
 from diffusion_lab.process.base import NoiseProcess, Spacing, Variance, broadcast, learned
 from diffusion_lab.process.discrete import DiscreteProcess
-from diffusion_lab.process.schedule import Cosine, Geometric, Linear, Rectified, Schedule, Sigmoid
+from diffusion_lab.process.schedule import BetaSchedule, Cosine, Geometric, Linear, Rectified, Schedule, Sigmoid
 from diffusion_lab.process.sde import SDE, VE, VP, ProbabilityPath, SubVP
 from diffusion_lab.process.single import SingleLevel
 
 __all__ = [
+    "BetaSchedule",
     "SDE",
     "VE",
     "VP",
