@@ -78,11 +78,14 @@ class ScalarProcess:
 
         The range of times that holds it is divided by 64 again and again, down to the last digits.
         """
+        if (found := self._known.get(("time", lambda_))) is not None:  # stages at one time, and each new batch
+            return found[0]
         low, width = 0.0, self.t_max
         for _ in range(10):
             width /= 64
             ends = low + width * torch.arange(1, 64, dtype=torch.float64)
             low += width * int((self.process.log_snr(ends) / 2 > lambda_).sum())
+        self._known["time", lambda_] = [low + width]
         return low + width
 
     def inside(self, t: float, s: float, fractions: tuple[float, ...]) -> list[float]:
