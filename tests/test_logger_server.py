@@ -105,3 +105,13 @@ def test_key_is_found_where_wandb_keeps_it(clean):
     assert not has_key()
     clean.setenv("WANDB_API_KEY", KEY)
     assert has_key()
+
+
+def test_a_user_without_a_home_has_no_key(clean):
+    """As in a container of another user, or a job without an environment."""
+    clean.delenv("HOME")
+    for name in ("getpwuid", "getpwnam"):
+        clean.setattr(f"pwd.{name}", lambda *_: {}["nobody"])
+    with pytest.raises(RuntimeError):
+        Path.home()
+    assert not has_key() and wandb_mode() == ("offline", "no API key: set WANDB_API_KEY or run `wandb login`")

@@ -48,8 +48,9 @@ def has_key() -> bool:
     if "api_key" in settings or any(map(os.environ.get, ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"))):
         return True
     host = urlsplit(settings.get("base_url", f"https://{CLOUD[0]}")).netloc
-    candidates = (Path(p).expanduser() for p in (os.environ.get("NETRC") or "~/.netrc", "~/_netrc"))
-    path = next(filter(Path.is_file, candidates), None)
+    # Functions of os.path: those of Path raise for a user without a home, or with that of another user.
+    candidates = map(os.path.expanduser, (os.environ.get("NETRC") or "~/.netrc", "~/_netrc"))
+    path = next(filter(os.path.isfile, candidates), None)
     with contextlib.suppress(OSError, netrc.NetrcParseError):
         stored = netrc.netrc(path) if path else None
         return stored is not None and any(map(stored.authenticators, CLOUD if host in CLOUD else (host,)))
@@ -58,7 +59,7 @@ def has_key() -> bool:
 
 def _settings() -> dict[str, str]:
     """wandb's settings (mode, base_url, api_key) of its files; the environment takes precedence."""
-    folder = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser()
+    folder = Path(os.path.expanduser(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")))
     parser = configparser.RawConfigParser()
     with contextlib.suppress(OSError, UnicodeDecodeError, configparser.Error):
         parser.read([folder / "settings", Path(os.environ.get("WANDB_DIR", "."), "wandb", "settings")])

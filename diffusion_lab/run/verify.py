@@ -71,8 +71,8 @@ def verify(kind: str, name: str, overrides: Sequence[str], out: str) -> bool:
     Raises:
         ConfigError: if it cannot be built, suits none of the processes, or `out` cannot be written.
     """
-    folder = Path(out).expanduser()
-    with as_config_error(OSError, message="out={}"):
+    with as_config_error(OSError, RuntimeError, message="out={}"):
+        folder = Path(out).expanduser()
         check_writable(folder)
     settings = plain(composed("train", overrides), overrides)
     checks: list[Check] = []
