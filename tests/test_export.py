@@ -72,6 +72,10 @@ def test_an_exported_model_samples_bit_equally(tmp_path, weights):
     for place in (tmp_path / "out", tmp_path / "out/model.safetensors"):
         assert torch.equal(diffusion_lab.load(place).sample(2, steps=3), ours)
     assert diffusion_lab.load(tmp_path / "out").sampler.predictor.s_max == math.inf
+    other = {"ema": "raw", "raw": "ema"}[weights]
+    with pytest.raises(ConfigError, match=rf"holds {weights} weights alone: say weights={weights}"):
+        export(tmp_path / "out/model.safetensors", "safetensors", tmp_path / "again", other)
+    assert not (tmp_path / "again").exists()
 
 
 def test_through_the_commands(exported, tmp_path, capsys):

@@ -41,9 +41,11 @@ def export(
         sampler: overrides for the scheduler of diffusers, such as sampler=ddim and sampler.steps=50.
 
     Raises:
-        ConfigError: if the format has no such model; nothing is written then.
+        ConfigError: if the format has no such model, or the file no such weights; nothing is written then.
     """
     contents = checkpoint_file.read(path)
+    if contents.get("exported") not in (None, weights):
+        raise ConfigError(f"{path} holds {contents['exported']} weights alone: say weights={contents['exported']}")
     model, config, step = checkpoint.build(contents, weights), shared(contents["config"]), contents["global_step"]
     if sampler and isinstance(model, Model):
         config["model"]["sampler"] = chosen(sampler, contents["config"])

@@ -97,6 +97,8 @@ def is_export(path: Path) -> bool:
 def read(path: Path) -> dict[str, Any]:
     """The contents of an exported file as those of a checkpoint; its one set of weights is both the raw and the EMA.
 
+    `exported` says which of them it was.
+
     Raises:
         CheckpointError: if it is damaged, or weights without a configuration.
     """
@@ -119,6 +121,7 @@ def read(path: Path) -> dict[str, Any]:
         "global_step": described["step"],
         "state_dict": weights,
         "ema": {"weights": average},
+        "exported": described.get("weights"),
     }
 
 
