@@ -91,6 +91,8 @@ def test_through_the_commands(exported, tmp_path, capsys):
     again = torch.load(find(tmp_path / "imported"), weights_only=True)
     wanted = torch.load(path, weights_only=True)["ema"]["weights"]
     assert again["global_step"] == 5 and all(torch.equal(again["ema"]["weights"][k], w) for k, w in wanted.items())
+    refused = zygote.run("-m", "diffusion_lab.interop", file, "out=")
+    assert refused.returncode == 2 and refused.stderr.startswith("error: out= is empty: give a folder, such as")
     with pytest.raises(ConfigError, match="leave out model=ddpm"):
         import_checkpoint(str(file), ["model=ddpm"], str(tmp_path / "other"))
 

@@ -49,6 +49,8 @@ def main(arguments: Sequence[str]) -> None:
     from diffusion_lab.config.compose import check
 
     out = [argument.removeprefix("out=") for argument in rest if argument.startswith("out=")]
+    if "" in out:
+        raise ConfigError("out= is empty: give a folder, such as out=logs/imported/mine")
     overrides = only_overrides([word for word in rest if not word.startswith("out=")], "interop")
     check("train", overrides, used=USED)
     # Imported here: torch and Lightning take seconds to import, and a typo should be refused at once.

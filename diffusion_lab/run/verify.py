@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,8 @@ def verify(kind: str, name: str, overrides: Sequence[str], out: str) -> bool:
         folder = Path(out).expanduser()
         check_writable(folder)
     settings = plain(composed("train", overrides), overrides)
+    # Torch's own, as it differentiates forwards for the first time.
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     checks: list[Check] = []
     charts: list[Chart] = []
     for one in with_failures(FINDINGS[kind](settings)):
