@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -209,7 +210,7 @@ def test_room_is_looked_for_before_the_first_step(tmp_path, monkeypatch):
     ) as error:
         check_directory(tmp_path / "file" / "run")
     assert "\n" not in str(error.value)
-    with pytest.raises(ConfigError, match=r"file cannot be made a directory \(File exists\); put the run elsewhere"):
+    with pytest.raises(ConfigError, match=r"file cannot be written: File exists; put the run elsewhere"):
         check_directory(tmp_path / "file")
 
 
@@ -293,3 +294,23 @@ def test_ctrl_c_ends_a_sampling_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("diffusion_lab.run.failure.cluster_ranks", lambda: (0, 1, 2))
     with pytest.raises(KeyboardInterrupt):
         interrupted("sample")  # the agent prints the line
+
+
+def test_a_file_that_another_process_is_removing_is_written_under_another_name(tmp_path, monkeypatch):
+    """It takes the new file for a leftover, and locks it before its writer does."""
+    real, threads = atomic_file.lock, []
+
+    def late(file, **settings):
+        if not threads:
+            other = open(file.name, "rb")  # noqa: SIM115
+            assert real(other)
+            remove = threading.Timer(0.2, lambda: (os.unlink(file.name), other.close()))
+            threads.append(remove)
+            remove.start()
+        return real(file, **settings)
+
+    monkeypatch.setattr(atomic_file, "lock", late)
+    with atomic_file.atomic_write(tmp_path / "file") as file:
+        threads[0].join()
+        file.write(b"whole")
+    assert (tmp_path / "file").read_bytes() == b"whole" and len(list(tmp_path.iterdir())) == 1

@@ -75,7 +75,7 @@ def _create(path: Path) -> tuple[Path, BinaryIO]:
         partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
         file = partial.open("xb")
         with contextlib.suppress(OSError):  # a file system without locks
-            lock(file)
+            lock(file, wait=True)  # another process may have locked it in order to remove it
         if partial.exists():  # not removed by another process before it was locked
             return partial, file
         file.close()

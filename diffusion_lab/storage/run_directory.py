@@ -137,9 +137,6 @@ def check_directory(folder: Path) -> None:
         check_writable(folder)
     except NotWritten as error:
         raise ConfigError(f"{error}; put the run elsewhere by hydra.run.dir=DIR or paths.log_dir=DIR") from error
-    except OSError as error:
-        reason = f"{folder} cannot be made a directory ({error.strerror})"
-        raise ConfigError(f"{reason}; put the run elsewhere by hydra.run.dir=DIR or paths.log_dir=DIR") from error
 
 
 def remove_leftover(run_dir: Path, log_dir: Path) -> None:
