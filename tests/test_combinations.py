@@ -192,8 +192,8 @@ def advice_in_messages() -> list[str]:
                     r"\b(?:use|choose|set|add|try|or) ((?:[a-z_/]+(?:\.[a-z_]+)*=[a-z0-9_-]+(?: |, |$)?)+)", node.value
                 ):
                     found += re.findall(r"[a-z_/.]+=[a-z0-9_-]+", words)
-    # of the command diffusion_lab.referee, and of a plug-in that is an extra
-    return sorted(set(found) - {"device=cpu", "hydra/sweeper=optuna"})
+    # of the commands referee and export, and of a plug-in that is an extra
+    return sorted(set(found) - {"device=cpu", "format=safetensors", "hydra/sweeper=optuna"})
 
 
 @pytest.mark.parametrize("word", advice_in_messages())
@@ -203,7 +203,7 @@ def test_every_key_and_value_that_a_message_advises_exists(word):
     context |= {"data.on_corrupt": ["data=image_folder", "data.root=."], "data.download": ["data=cifar10"]}
     context |= {"callback.accuracy": ["model=classifier"], "control/operator": ["control=dps"]}
     context |= {"sampler.predictor.predicts": ["sampler=dpm_solver"]}
-    context |= {"network.conditional": ["network=ddpmpp"]}
+    context |= {"network.conditional": ["network=ddpmpp"], "sampler.corrector.norm": ["sampler=pc"]}
     context |= {"loss.spacing": ["loss=progressive", "loss.teacher.ckpt_path=."]}
     context |= {"metric.features.download": ["metric=inception"], "data.flip": ["data=cifar10"]}
     refusals = []

@@ -375,7 +375,7 @@ def test_files_that_hold_no_weights(recorded, tmp_path, capsys, damage):
         (["network=ncsnplus"], "did you mean ncsnpp"),
         (["network.chanels=16"], "did you mean network.channels"),
         (["seed=1,2"], "seed=1,2 has several values"),
-        (["-m"], "unknown option"),
+        (["-m"], "-m: train and sample sweep, interop takes one value"),
     ],
 )
 def test_settings_that_do_not_fit_are_told_in_one_line(recorded, tmp_path, capsys, change, message):

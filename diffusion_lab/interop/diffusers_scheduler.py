@@ -151,7 +151,9 @@ def ancestral(denoiser: Denoiser, sampler: Sampler) -> Pipeline:
     settings, levels = betas(denoiser, sampler, SPACINGS)
     variance = sampler.predictor.variance
     if levels[-1] and variance != "fixed_small":
-        raise ValueError(f"no scheduler with variance={variance} whose last step has no noise: use spacing=linspace")
+        raise ValueError(
+            f"no scheduler with variance={variance} whose last step has no noise: use sampler.spacing=linspace"
+        )
     settings |= {"variance_type": variance, "clip_sample": sampler.clip}
     return Pipeline("DDPMPipeline", "DDPMScheduler", settings, {"num_inference_steps": len(levels)})
 

@@ -90,7 +90,7 @@ axis.imshow(plt.imread(folder / "verified/convergence.png"))
 axis.axis("off")
 
 # %%
-# A slip does not pass.  With the wrong sign in the last line:
+# A wrong sign does not pass.  With it in the last line:
 
 (folder / "my_samplers.py").write_text(STEP.replace("x - p.sigma(s)", "x + p.sigma(s)"))
 said = run("diffusion_lab.verify", "sampler=mine", "out=wrong", status=1)
