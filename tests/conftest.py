@@ -24,9 +24,9 @@ os.environ["DIFFUSION_LAB_CACHE"] = _cache.name  # what the tests decode is no n
 
 
 QUICK = {
-    *("conditions", "conf", "control", "denoiser", "flow", "guidance", "iddpm", "layers", "likelihood", "loss"),
+    *("conf", "control", "denoiser", "guidance", "iddpm", "layers", "likelihood", "loss"),
     *("metric_frechet", "network_adm", "network_official", "process", "refusals", "sampler"),
-    *("sampler_official", "score_matching", "teacher", "techniques", "typed_keys"),
+    *("sampler_official", "score_matching", "teacher", "techniques"),
 }
 """Files of tests that `pytest -m quick` runs: those in one process that catch most slips."""
 
