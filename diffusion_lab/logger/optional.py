@@ -31,15 +31,19 @@ class BestEffort:
     label = ""
     _failed = False
 
-    def attempt(self, act: Callable[[], Any]) -> None:
-        """Do something that may fail."""
+    def attempt(self, act: Callable[[], Any], instead: str = "training continues") -> None:
+        """Do something that may fail; `instead` says what is left then."""
         if self._failed:
             return
         try:
             act()
         except Exception as error:  # of any class: training must go on
             self._failed = True
-            say(f"{self.label} failed and is left out from here on ({first_line(error)}); training continues")
+            self.abandon()
+            say(f"{self.label} failed and is left out from here on ({first_line(error)}); {instead}")
+
+    def abandon(self) -> None:
+        """What is to be done before the failure is printed."""
 
 
 def first_line(error: Exception) -> str:

@@ -19,6 +19,7 @@ from pytorch_lightning import loggers
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from diffusion_lab.errors import ConfigError
+from diffusion_lab.logger.optional import BestEffort, first_line
 from diffusion_lab.logger.wandb_server import Mode, configured_mode, wandb_mode
 from diffusion_lab.output import say
 from diffusion_lab.storage import lock as file_lock
@@ -50,7 +51,7 @@ class WandbOptions:
     id: str | None = None
 
 
-class WandbLogger(loggers.WandbLogger):
+class WandbLogger(BestEffort, loggers.WandbLogger):
     """An open run; if W&B fails during training, that is reported once, and training continues without it.
 
     Args:
@@ -60,6 +61,8 @@ class WandbLogger(loggers.WandbLogger):
         held: the lock file that `lock` returned, closed at the end.
         log_model: upload the newest checkpoint, and the best one if there is one, at the end.
     """
+
+    label = "W&B"
 
     def __init__(
         self,
@@ -72,14 +75,13 @@ class WandbLogger(loggers.WandbLogger):
         super().__init__(save_dir=str(run_dir), project=run.project, experiment=run)
         self.run_dir, self.sent, self.held, self.log_model = run_dir, sent, held, log_model
         self._newest_sent = max((step for step, _ in sent), default=-1)
-        self._failed = False
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log values for a step."""
         new = {key: value for key, value in metrics.items() if (step, key) not in self.sent}
         if new:
-            self._attempt(functools.partial(super().log_metrics, new, step), "training continues with its other logs")
+            self.attempt(functools.partial(super().log_metrics, new, step), "training continues with its other logs")
 
     @rank_zero_only
     def log_pictures(self, pictures: Mapping[str, Path], step: int) -> None:
@@ -130,21 +132,14 @@ class WandbLogger(loggers.WandbLogger):
         import wandb
 
         if self.log_model:
-            self._attempt(lambda: self.upload(row), "the checkpoints are in the run's directory")
-        self._attempt(lambda: wandb.finish(exit_code=int(failed)), "what it has is in the run's directory")
+            self.attempt(lambda: self.upload(row), "the checkpoints are in the run's directory")
+        self.attempt(lambda: wandb.finish(exit_code=int(failed)), "what it has is in the run's directory")
         end_service()
         if self.held is not None:
             self.held.close()
 
-    def _attempt(self, act: Callable[[], None], instead: str) -> None:
-        if self._failed:
-            return
-        try:
-            act()
-        except Exception as error:  # of any class: training must go on
-            self._failed = True
-            end_service()  # it also captures what is printed
-            say(f"W&B failed and is left out from here on ({_line(error)}); {instead}")
+    def abandon(self) -> None:
+        end_service()  # it also captures what is printed
 
 
 def end_service() -> None:
@@ -176,7 +171,7 @@ def open_run(options: WandbOptions, run_dir: Path, config: Mapping[str, Any]) ->
             try:
                 run = _init(options, run_dir, config, mode)
             except Exception as error:  # of any class: training must go on
-                reason = _line(error)
+                reason = first_line(error)
                 end_service()  # which still holds the run's id
         if run is None:
             if options.on_no_network == "error" and configured_mode(options.mode) == "online":
@@ -236,7 +231,3 @@ def lock(run_dir: Path) -> TextIO | None:
             file.close()
             return None
     return file
-
-
-def _line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
