@@ -24,5 +24,9 @@ def paste(command: str, *more: str, cwd: Path, **environment: str) -> subprocess
     while re.match(r"\w+=", words[0]):
         key, _, value = words.pop(0).partition("=")
         environment[key] = value
-    assert os.path.basename(words[0]).startswith("python"), command
-    return zygote.run(*words[1:], *more, cwd=cwd, **environment)
+    program = os.path.basename(words.pop(0))
+    if program == "diffusion-lab":  # printed where it is on the PATH
+        words = ["-m", "diffusion_lab", *words]
+    else:
+        assert program.startswith("python"), command
+    return zygote.run(*words, *more, cwd=cwd, **environment)
