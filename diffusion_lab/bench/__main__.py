@@ -15,7 +15,10 @@ from threadpoolctl import threadpool_limits
 from diffusion_lab.bench.benchmark import Benchmark, Setting, run
 from diffusion_lab.output import tolerant
 
-BENCHMARKS = ("training", "networks", "optimizer", "sampling", "likelihood", "inception", "frechet", "data", "trainer")
+BENCHMARKS = (
+    *("training", "convolution", "networks", "optimizer", "sampling", "likelihood"),
+    *("inception", "frechet", "data", "trainer"),
+)
 """Modules of this package, each with a function `benchmarks(setting)`."""
 
 

@@ -103,7 +103,7 @@ def measured(program: Program, setting: Setting, channels: int, batch: int) -> W
 def products(setting: Setting, channels: int, batch: int, dtype: torch.dtype) -> Work:
     """As many operations as in our step, as products of large matrices: an upper bound of the device's speed."""
     step, size = (
-        unets.ours(setting, channels),
+        unets.ours(setting, channels, bf16=True),  # with which no layer uses Winograd's algorithm
         512 if setting.small else 4096 if setting.device.type == "cuda" else 2048,
     )
     with FlopCounterMode(display=False) as counter:

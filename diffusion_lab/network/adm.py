@@ -17,6 +17,7 @@ from diffusion_lab.network.adm_blocks import (
     norm,
     zeroed,
 )
+from diffusion_lab.network.layers import Conv3x3
 from diffusion_lab.network.sizes import Multipliers, check_input, check_resolutions
 from diffusion_lab.network.stage import Stage, Unconditional
 from diffusion_lab.ranges import Count, Probability, checked
@@ -57,7 +58,7 @@ class Encoder(nn.Module):
         self.stage: Callable[..., Stage] = stage
         self.widths = [channels * multiplier for multiplier in multipliers]
         self.embedding = Embedding(channels, classes, augmentation)
-        self.conv_in = nn.Conv2d(in_channels, self.widths[0], 3, padding=1)
+        self.conv_in = Conv3x3(in_channels, self.widths[0])
         self.down, self.skips, width = nn.ModuleList(), [self.widths[0]], self.widths[0]
         for level, wider in enumerate(self.widths):
             if level:
@@ -142,7 +143,7 @@ class ADMUNet(Encoder):
                 change = self.stage(width, width, resample=double) if biggan else Unconditional(Upsample(width))
                 self.up.append(change)
         out = (out_channels or in_channels) * (2 if learned_range else 1)
-        self.conv_out = nn.Sequential(norm(width), nn.SiLU(), zeroed(nn.Conv2d(width, out, 3, padding=1)))
+        self.conv_out = nn.Sequential(norm(width), nn.SiLU(), zeroed(Conv3x3(width, out)))
         self.joins = [isinstance(one, Stage) and isinstance(one.residual.resample, nn.Identity) for one in self.up]
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, augmentation: Tensor | None = None) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from diffusion_lab.network.blocks import AttentionBlock
 from diffusion_lab.network.embedding import AugmentationEmbedding, LabelEmbedding, augmented, embedded
-from diffusion_lab.network.layers import Dropout
+from diffusion_lab.network.layers import Conv3x3, Dropout
 
 
 def zeroed(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
@@ -69,10 +69,10 @@ class ScaleShiftBlock(nn.Module):
         resample: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.norm1, self.conv1 = norm(in_channels), nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm1, self.conv1 = norm(in_channels), Conv3x3(in_channels, out_channels)
         self.modulation = nn.Linear(embedding, 2 * out_channels if scale_shift else out_channels)
         self.norm2, self.dropout = norm(out_channels), Dropout(dropout)
-        self.conv2 = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.conv2 = zeroed(Conv3x3(out_channels, out_channels))
         self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
         self.resample, self.scale_shift = resample or nn.Identity(), scale_shift
 
@@ -114,11 +114,11 @@ class Downsample(nn.Conv2d):
         super().__init__(channels, channels, 3, stride=2, padding=1)
 
 
-class Upsample(nn.Conv2d):
+class Upsample(Conv3x3):
     """Nearest-neighbour upsampling by two, then a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
-        super().__init__(channels, channels, 3, padding=1)
+        super().__init__(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))

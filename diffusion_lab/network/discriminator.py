@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from diffusion_lab.network.layers import Conv3x3
 from diffusion_lab.ranges import Count, checked
 
 
@@ -23,7 +24,7 @@ class Discriminator(nn.Module):
 
         def layer(source: int, target: int) -> list[nn.Module]:
             norm = nn.GroupNorm(4 if target % 4 == 0 else 1, target)
-            return [nn.Conv2d(source, target, 3, padding=1), norm, nn.SiLU()]
+            return [Conv3x3(source, target), norm, nn.SiLU()]
 
         self.layers = nn.Sequential(
             *layer(channels, width), *layer(width, 2 * width), nn.Conv2d(2 * width, 1, 1), nn.Flatten()

@@ -7,14 +7,10 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_lab.network.layers import Conv3x3
 from diffusion_lab.network.normalization import ConditionalInstanceNormPlus, InstanceNormPlus, NoNorm, Position
 
 POOLS = {"average": nn.AvgPool2d, "max": nn.MaxPool2d}
-
-
-def convolution(in_channels: int, out_channels: int, size: int = 3, dilation: int = 1, bias: bool = True) -> nn.Conv2d:
-    """Convolution that keeps the resolution, with torch's initialisation as in the official code."""
-    return nn.Conv2d(in_channels, out_channels, size, padding=dilation * (size // 2), dilation=dilation, bias=bias)
 
 
 def normalise(channels: int, levels: int | None) -> nn.Module:
@@ -42,12 +38,14 @@ class DilatedBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.norm1 = normalise(in_channels, levels)
-        self.conv1 = convolution(in_channels, in_channels, dilation=dilation)
+        self.conv1 = Conv3x3(in_channels, in_channels, dilation)
         self.norm2 = normalise(in_channels, levels)
-        self.conv2 = convolution(in_channels, out_channels, dilation=dilation)
+        self.conv2 = Conv3x3(in_channels, out_channels, dilation)
         self.halves = first and dilation == 1
-        size = 1 if self.halves else 3
-        self.shortcut = convolution(in_channels, out_channels, size, dilation) if first else nn.Identity()
+        self.shortcut = nn.Identity()
+        if first:
+            widths = in_channels, out_channels
+            self.shortcut = nn.Conv2d(*widths, 1) if self.halves else Conv3x3(*widths, dilation)
 
     def forward(self, x: Tensor, position: Position | None) -> Tensor:
         # In place: the output of a norm is not needed elsewhere.
@@ -64,7 +62,7 @@ class PreActivated(nn.Module):
     def __init__(self, channels: int, levels: int | None) -> None:
         super().__init__()
         self.norm = normalise_if_conditional(channels, levels)
-        self.conv = convolution(channels, channels, bias=False)
+        self.conv = Conv3x3(channels, channels, bias=False)
 
     def forward(self, x: Tensor, position: Position | None) -> Tensor:
         return self.conv(F.elu(self.norm(x, position)))
@@ -94,7 +92,7 @@ class Fusion(nn.Module):
     def __init__(self, in_channels: list[int], out_channels: int, levels: int | None) -> None:
         super().__init__()
         self.norms = nn.ModuleList(normalise_if_conditional(width, levels) for width in in_channels)
-        self.convs = nn.ModuleList(convolution(width, out_channels) for width in in_channels)
+        self.convs = nn.ModuleList(Conv3x3(width, out_channels) for width in in_channels)
 
     def forward(self, inputs: list[Tensor], position: Position | None) -> Tensor:
         size = inputs[0].shape[2:]
@@ -116,7 +114,7 @@ class ChainedPooling(nn.Module):
         super().__init__()
         self.pool = POOLS[pool](5, stride=1, padding=2)
         self.norms = nn.ModuleList(normalise_if_conditional(channels, levels) for _ in range(2))
-        self.convs = nn.ModuleList(convolution(channels, channels, bias=False) for _ in range(2))
+        self.convs = nn.ModuleList(Conv3x3(channels, channels, bias=False) for _ in range(2))
 
     def forward(self, x: Tensor, position: Position | None) -> Tensor:
         path = total = F.elu(x)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from diffusion_lab.network.embedding import check_label
+from diffusion_lab.network.layers import Conv3x3
 from diffusion_lab.network.normalization import LabelledNorm, Position
-from diffusion_lab.network.refine import DilatedBlock, RefineBlock, convolution, normalise
+from diffusion_lab.network.refine import DilatedBlock, RefineBlock, normalise
 from diffusion_lab.network.sizes import Multipliers, check_input
 from diffusion_lab.ranges import Count, checked
 
@@ -62,7 +63,7 @@ class RefineNet(nn.Module):
         check_size(image_size, self.halvings)
         self.checkpoint = checkpoint
         widths = [channels * multiplier for multiplier in multipliers]
-        self.conv_in = convolution(in_channels, widths[0])
+        self.conv_in = Conv3x3(in_channels, widths[0])
         self.down = nn.ModuleList()
         for stage, (width, dilation) in enumerate(zip(widths, dilations, strict=True)):
             above = widths[max(stage - 1, 0)]
@@ -76,7 +77,7 @@ class RefineNet(nn.Module):
             self.up.append(RefineBlock([widths[stage], under], above, levels, pool, units=1 if stage else 3))
             under = above
         self.norm = normalise(widths[0], levels)
-        self.conv_out = convolution(widths[0], out_channels or in_channels)
+        self.conv_out = Conv3x3(widths[0], out_channels or in_channels)
         for norm in self.modules() if classes is not None else ():
             if isinstance(norm, LabelledNorm):
                 norm.add_labels(classes)
