@@ -77,7 +77,10 @@ MAY_IMPORT = {
         *("callback", "data", "denoiser", "evaluation", "guidance", "interop", "metric", "model", "page", "plot"),
         *("control", "sampler", "verification"),
     },
-    "launch": {"errors", "output", "cli", "monkeypatches", "page", "plot", "storage", "config", "run", "comparison"},
+    "launch": {
+        *("errors", "output", "cli", "memory", "monkeypatches"),
+        *("page", "plot", "storage", "config", "run", "comparison"),
+    },
     "bench": {
         *("errors", "output", "storage", "config", "run", "checkpoint", "interop"),
         *("callback", "data", "denoiser", "evaluation", "likelihood", "loss", "metric", "model", "network", "noise"),

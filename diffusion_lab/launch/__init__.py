@@ -15,6 +15,7 @@ from diffusion_lab.config.environment import AGENT, cluster_ranks
 from diffusion_lab.config.imports import quick_imports
 from diffusion_lab.config.instantiate import FURTHER, PATH, instantiate
 from diffusion_lab.errors import ConfigError, refuse
+from diffusion_lab.memory import keep_freed_memory
 from diffusion_lab.output import tolerant
 from diffusion_lab.storage.run_directory import remove_leftover
 
@@ -141,5 +142,6 @@ def work(task: Literal["train", "sample"], config: Any, run_dir: Path, start: li
         else:
             from diffusion_lab.run.sample import sample as run
     convert(config)
+    keep_freed_memory()
     with errors_recorded(), rank.working(run_dir, task):
         run(config)
