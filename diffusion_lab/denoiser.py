@@ -211,16 +211,17 @@ class Denoiser(nn.Module):
         return self.parameterization.split(self.network(network_input, c.c_noise, **condition))
 
     def output_at(self, preconditioning: Preconditioning) -> Callable[[Tensor], Tensor]:
-        """`network_output` at one time as a function of x, with network and condition looked up only once."""
+        """`network_output` at one time, in the precision of x, with network and condition looked up only once."""
         c = preconditioning
         overridden = type(self).outputs is not Denoiser.outputs or self.parameterization.learned_range
         if overridden or (c.c_in, c.dtype, self.null) != (None, None, None):
-            return lambda x: self.outputs(x, c)[0]
+            return lambda x: self.outputs(x, c)[0].to(x.dtype)
         network, c_noise, condition, calls = self.network, c.c_noise, self.condition, self.calls
 
         def output(x: Tensor) -> Tensor:
             calls[0] += 1
-            return network(x, c_noise, **condition)
+            output = network(x, c_noise, **condition)
+            return output if output.dtype is x.dtype else output.to(x.dtype)
 
         return output
 

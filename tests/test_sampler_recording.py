@@ -33,6 +33,7 @@ from diffusion_lab.sampler import (
     Sampler,
     UniPC,
 )  # fmt: skip
+from diffusion_lab.sampler.plan import loops
 from diffusion_lab.sampler.record import Combine, Draw, Form, NotLinear, Recorder
 from diffusion_lab.sampler.scalar_process import ScalarProcess
 from diffusion_lab.verification import mixture
@@ -270,3 +271,37 @@ def test_heun_takes_as_few_operations_as_its_hand_written_loop():
     plan = Sampler(EDM(), steps=5, spacing="karras").record(denoiser, torch.zeros(2, 3, 4, 4))
     sums = [len(one.weights) for one in plan.instructions if type(one) is Combine]
     assert sums == [2, 3] * 4  # x_s = (x + u + h d_s) / 2 from u = x + h d, instead of from x, d and d_s
+
+
+def test_a_plan_is_the_loop_that_one_would_write():
+    """The registers of a step are those of every other, so that all steps share one body."""
+    denoiser, like = exact_denoiser(mixture.gmm2d(), PROCESSES["vp"]), torch.zeros(2, 2, 1, 1)
+    assert Sampler(DDIM(0.5), steps=40, denoise=False).record(denoiser, like).source.splitlines()[:5] == [
+        "def run(r0, noise):",
+        "    for [c0, c1, c2, c3] in rows[0]:",
+        "        r1 = c0(r0)",
+        "        r2 = noise()",
+        "        r0 = (r0 * c1).addcmul_(r1, c2).addcmul_(r2, c3)",
+    ]
+    plan = Sampler(EDM(), Langevin(), steps=40, spacing="karras").record(denoiser, like)
+    assert plan.source.count(" in rows") < 10 < len(plan.instructions) / 10
+
+
+@pytest.mark.parametrize("texts, want", [
+    ("abababx", [(0, 2, 3), (6, 1, 1)]), ("aabaabaab", [(0, 3, 3)]), ("xaaaa", [(0, 1, 1), (1, 1, 4)]), ("", []),
+    ("abcabd", [(0, 1, 1), (1, 1, 1), (2, 1, 1), (3, 1, 1), (4, 1, 1), (5, 1, 1)]),
+])  # fmt: skip
+def test_lines_that_repeat_become_loops(texts, want):
+    found = list(loops(list(texts)))
+    assert found == want
+    assert "".join(texts[start : start + length] * count for start, length, count in found) == texts
+
+
+def test_a_prediction_that_is_the_networks_output_is_taken_as_it_is():
+    """A product with 1 would be one more pass over memory in each Langevin step."""
+    for output, name in (("score", "score"), ("eps", "eps"), ("x0", "x0")):
+        network = exact_denoiser(mixture.gmm2d(), PROCESSES["ve"]).network
+        denoiser = Denoiser(network, PROCESSES["ve"], Parameterization(output, "log_sigma"))
+        sampler, x = Sampler(DDIM(), steps=3, precision="float64"), start(denoiser.process, (3, 2, 1, 1))
+        prediction = sampler.written(denoiser, sampler.timesteps(denoiser), x).denoise(x, 1.0)
+        assert getattr(prediction, name) is prediction.output

@@ -39,8 +39,8 @@ class Langevin(Corrector):
         for _ in range(self.steps):
             score, z = denoise(x, t).score, noise()
             z_norm, score_norm = norm(z, dim=inside, keepdim=True), norm(score, dim=inside, keepdim=True)
-            if self.norm == "batch":
-                z_norm, score_norm = z_norm.mean(), score_norm.mean()
+            if self.norm == "batch":  # a ratio of averages is one of sums
+                z_norm, score_norm = z_norm.sum(), score_norm.sum()
             ratio = z_norm.div_(score_norm)  # e = size ratio^2
             x = x.addcmul(score, ratio.square(), value=size).addcmul_(z, ratio, value=math.sqrt(2 * size))
         return x

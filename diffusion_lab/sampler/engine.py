@@ -63,6 +63,10 @@ class Engine(ABC):
         self.past = [prediction, *self.past[: HISTORY - 1]]
         return prediction
 
+    def predict_score(self, x: Any, t: float) -> Prediction:
+        """The network's own prediction at x and t, which later steps do not see."""
+        return self.predict(x, t, False)
+
     def before(self, t: float) -> list[Prediction]:
         """Past predictions for a step at t, without those at t where a corrector has moved x since."""
         return [one for one in self.past if one.t != t] if self.corrected else self.past
@@ -79,7 +83,7 @@ class Engine(ABC):
 
     def correct(self, corrector: Callable[..., Any], x: Any, t: float) -> Any:
         """x after a corrector at t, whose predictions are its own."""
-        return corrector(self.p, x, t, partial(self.predict, thresholded=False), self.noise)
+        return corrector(self.p, x, t, self.predict_score, self.noise)
 
     def last(self, step: Callable[..., Any] | None, x: Any, t: float) -> Any:
         """x_0 at the end: as the step before has it in `last`, else as predicted at x and t (Tweedie's formula)."""
@@ -140,10 +144,10 @@ class Written(Engine):
         if self.denoiser.parameterization.learned_range:
             c = self.preconditioning(t)
             output, fraction = self.denoiser.outputs(x, c)
+            output = output.to(x.dtype)
             output = self.bounded(x, output, c) if thresholded else output
         else:
             output, fraction = self.output_at(t, thresholded)(x), None
-        output = output if output.dtype is x.dtype else output.to(x.dtype)
         gradient = self.denoiser.mean_gradient and partial(self.denoiser.mean_gradient, x, t)
         self.latest = Prediction(t, x, output, self.coefficients(t, thresholded), fraction, gradient)
         return self.latest

@@ -1,8 +1,8 @@
-"""A recorded sampler, compiled into plain tensor operations: coefficients on the device, arrays in registers."""
+"""A recorded sampler, compiled into a Python function of plain tensor operations, with a loop for steps that repeat."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -13,12 +13,19 @@ from diffusion_lab.noise import Generators, stream
 from diffusion_lab.sampler.engine import Written
 from diffusion_lab.sampler.record import Combine, Draw, Evaluate, Instruction, Run, Show
 
-Operation = Callable[[list[Any], Callable[[], Tensor]], Tensor]
-"""(registers, function that returns fresh noise) -> array."""
+Line = tuple[str, list[Any]]
+"""A line of Python with {} in place of each constant, and the constants."""
+
+LONGEST = 64
+"""Lines of the longest block that is looked for as the body of a loop."""
 
 
 class Plan:
-    """Runs a recorded sampler on arrays like `written.like` (B, ...)."""
+    """Runs a recorded sampler on arrays like `written.like` (B, ...).
+
+    `source` is the function that it runs: r0 is the initial state, and c0, c1, ... are the constants of a step, that is
+    weights as scalars on the device, the network at one time, and what `Run` calls.
+    """
 
     def __init__(self, instructions: Sequence[Instruction], written: Written) -> None:
         self.instructions, self.written = instructions, written
@@ -27,83 +34,77 @@ class Plan:
         written.prepare(one.t for one in instructions if type(one) is Evaluate)
         last = lifetimes(instructions)
         self.register = registers(instructions, last)
-        kept = overwritten(instructions, last, Draw)
+        self.kept = overwritten(instructions, last, Draw)
         if outputs_share_memory(written):
-            kept |= overwritten(instructions, last, Evaluate)
-        self.parts: list[tuple[list[tuple[int, Operation]], Show]] = []
-        part: list[tuple[int, Operation]] = []
-        for one in instructions:
-            if type(one) is Show:
-                self.parts.append((part, one))
-                part = []
-            else:
-                operation = self.operation(one, *(self.register[array] for array in one.reads))
-                part.append((self.register[one.array], copied(operation) if one.array in kept else operation))
+            self.kept |= overwritten(instructions, last, Evaluate)
+        self.source, rows = program(
+            [self.line(one, [f"r{self.register[k]}" for k in one.reads]) for one in instructions]
+        )
+        scope = {"rows": rows, "written": written}
+        exec(compile(self.source, "<recorded sampler>", "exec"), scope)
+        self.run = scope["run"]
 
-    def operation(self, one: Instruction, *reads: int) -> Operation:
-        """Compile one instruction to operate on registers."""
-        if type(one) is Combine:
-            return weighted_sum(reads, one.weights, self.scalar)
+    def line(self, one: Instruction, reads: Sequence[str]) -> Line:
+        """One instruction, which reads these registers."""
+        if type(one) is Show:
+            x, x0 = (*reads, "written.latest and written.latest.x0")[:2]
+            return f"yield {{}}, {x}, {x0}", [one.t]
         if type(one) is Draw:
-            return fresh
-        (source,), dtype = reads, self.written.like.dtype
-        if type(one) is Run:
-            method, step, times = getattr(self.written, one.kind), one.step, one.times
-            return lambda arrays, noise: method(step, arrays[source], *times)
-        read = self.written.output_at(one.t, one.thresholded)
+            value, constants = "noise()", []
+        elif type(one) is Combine:
+            value, constants = self.weighted_sum(reads, one.weights)
+        elif type(one) is Evaluate:
+            value, constants = f"{{}}({reads[0]})", [self.written.output_at(one.t, one.thresholded)]
+        else:
+            value, constants = f"written.{one.kind}({{}}, {reads[0]}{', {}' * len(one.times)})", [one.step, *one.times]
+        if one.array in self.kept:
+            value += ".clone()"
+        return f"r{self.register[one.array]} = {value}", constants
 
-        def evaluate(arrays: list[Any], noise: Any) -> Tensor:
-            output = read(arrays[source])
-            return output if output.dtype is dtype else output.to(dtype)
-
-        return evaluate
+    def weighted_sum(self, reads: Sequence[str], weights: Sequence[float]) -> Line:
+        """sum_k weights[k] reads[k], in a new array."""
+        (value, scale), *rest = sorted(zip(reads, weights, strict=True), key=lambda term: term[1] != 1)
+        constants, add = [self.scalar[weight] for _, weight in rest], "addcmul"
+        if scale != 1:
+            value, constants, add = f"({value} * {{}})", [self.scalar[scale], *constants], "addcmul_"
+        for array, _ in rest:
+            value, add = f"{value}.{add}({array}, {{}})", "addcmul_"
+        return value, constants
 
     def __call__(self, x: Tensor, generator: Generators = None) -> Iterator[tuple[float, Tensor, Tensor | None]]:
         """(t, x, x_0) of each state that was recorded to be shown, from the initial state x (B, ...)."""
-        arrays: list[Any] = [x] * (1 + max(self.register.values()))
         noise = stream(x.shape, generator, x.dtype, x.device)
         self.written.start(noise)
-        for operations, show in self.parts:
-            for register, operation in operations:
-                arrays[register] = operation(arrays, noise)
-            x, *x0 = (arrays[self.register[array]] for array in show.reads)
-            latest = self.written.latest
-            yield show.t, x, x0[0] if x0 else latest and latest.x0
+        return self.run(x, noise)
 
 
-def fresh(arrays: list[Any], noise: Callable[[], Tensor]) -> Tensor:
-    """Fresh noise, which reuses one buffer."""
-    return noise()
+def program(lines: Sequence[Line]) -> tuple[str, list[list[list[Any]]]]:
+    """Source of a function of the initial state and of `noise`, and the constants in each round of each loop."""
+    source, rows = "def run(r0, noise):\n", []
+    for start, length, count in loops([text for text, _ in lines]):
+        blocks = [lines[first : first + length] for first in range(start, start + length * count, length)]
+        rows.append([[constant for _, constants in block for constant in constants] for block in blocks])
+        names = [f"c{k}" for k in range(len(rows[-1][0]))]
+        source += f"    for [{', '.join(names)}] in rows[{len(rows) - 1}]:\n"
+        source += "".join(f"        {text}\n" for text, _ in blocks[0]).format(*names)
+    return source, rows
 
 
-def weighted_sum(reads: Sequence[int], weights: Sequence[float], scalar: Mapping[float, Tensor]) -> Operation:
-    """sum_k weights[k] reads[k], in a new array."""
-    (first, scale), *rest = sorted(zip(reads, weights, strict=True), key=lambda term: term[1] != 1)
-    rest = [(register, scalar[weight]) for register, weight in rest]
-    if scale != 1:
-        scale = scalar[scale]
-
-        def scaled(arrays: list[Any], noise: Any) -> Tensor:
-            total = arrays[first] * scale
-            for register, weight in rest:
-                total.addcmul_(arrays[register], weight)
-            return total
-
-        return scaled
-    (second, by_second), *rest = rest
-
-    def added(arrays: list[Any], noise: Any) -> Tensor:
-        total = torch.addcmul(arrays[first], arrays[second], by_second)
-        for register, weight in rest:
-            total.addcmul_(arrays[register], weight)
-        return total
-
-    return added
-
-
-def copied(operation: Operation) -> Operation:
-    """Fresh noise in its own memory."""
-    return lambda arrays, noise: operation(arrays, noise).clone()
+def loops(texts: Sequence[str]) -> Iterator[tuple[int, int, int]]:
+    """(start, length, count) of blocks of lines that make up all of them, each repeated `count` times."""
+    start = 0
+    while start < len(texts):
+        best = 1, 1
+        for length in range(1, min(LONGEST, (len(texts) - start) // 2) + 1):
+            if 2 * length <= best[0] * best[1] and length % best[0] == 0:
+                continue  # the best one counted in larger blocks
+            block, count = texts[start : start + length], 1
+            while texts[start + count * length : start + (count + 1) * length] == block:
+                count += 1
+            if count > 1 and length * count > best[0] * best[1]:
+                best = length, count
+        yield start, *best
+        start += best[0] * best[1]
 
 
 def lifetimes(instructions: Sequence[Instruction]) -> dict[int | None, int]:
@@ -115,16 +116,16 @@ def lifetimes(instructions: Sequence[Instruction]) -> dict[int | None, int]:
 
 
 def registers(instructions: Sequence[Instruction], last: Mapping[int | None, int]) -> dict[int, int]:
-    """A register for each array; registers of arrays that are no longer read are reused."""
-    register, free, count = {0: 0}, [], 1
+    """A register for each array: the first whose array is no longer read, so that steps repeat theirs."""
+    register, free, count = {0: 0}, set(), 1
     for position, one in enumerate(instructions):
-        free += [register[array] for array in set(one.reads) if last[array] == position]
+        free |= {register[array] for array in one.reads if last[array] == position}
         if one.array is not None:
-            if not free:
-                free, count = [count], count + 1
-            register[one.array] = free.pop()
+            register[one.array] = chosen = min(free, default=count)
+            free.discard(chosen)
+            count = max(count, chosen + 1)
             if last[one.array] == position:
-                free.append(register[one.array])
+                free.add(chosen)
     return register
 
 

@@ -13,7 +13,7 @@ from diffusion_lab.ranges import check_fields
 from diffusion_lab.sampler.scalar_process import ScalarProcess
 
 Weights = tuple[Any, Any]
-"""Of x and of the network's output; None is 0."""
+"""Of x, where None is 0, and of the network's output, where None is 1: it is taken as it is."""
 
 
 class Coefficients(NamedTuple):
@@ -38,7 +38,8 @@ def coefficients(alpha: float, sigma: float, eps: Callable[..., float] | None) -
         by_x, by_output = eps(0.0, 1.0, alpha, sigma), eps(1.0, 0.0, alpha, sigma)
         left = 1 - sigma * by_x
         x0 = left / alpha if abs(left) > 1e-15 else None, -sigma * by_output / alpha  # no trace of x by rounding alone
-    return Coefficients(alpha, sigma, x0, (by_x or None, by_output), (-by_x / sigma or None, -by_output / sigma))
+    pairs = x0, (by_x or None, by_output), (-by_x / sigma or None, -by_output / sigma)
+    return Coefficients(alpha, sigma, *((of_x, None if of_output == 1 else of_output) for of_x, of_output in pairs))
 
 
 class Prediction:
@@ -65,7 +66,8 @@ class Prediction:
 
     def _combine(self, weights: Weights) -> Any:
         by_x, by_output = weights
-        return by_output * self.output if by_x is None else by_x * self.x + by_output * self.output
+        output = self.output if by_output is None else by_output * self.output
+        return output if by_x is None else by_x * self.x + output
 
     @property
     def x0(self) -> Any:
