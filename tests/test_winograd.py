@@ -67,7 +67,7 @@ def test_forward_mode_goes_through_a_dilated_layer(always):
 
 
 def test_its_error_in_float32_is_small():
-    x, weight = normal(4, 256, 16, 16), normal(256, 256, 3, 3, seed=1) / 48
+    x, weight = normal(8, 256, 16, 16), normal(256, 256, 3, 3, seed=1) / 48
     exact = F.conv2d(x, weight, padding=1)
     x, weight = x.float(), weight.float()
     assert winograd.pays(x, weight, 1)
@@ -76,11 +76,11 @@ def test_its_error_in_float32_is_small():
 
 
 def test_it_is_used_by_wide_layers_in_float32_alone():
-    x, weight = torch.zeros(1, 128, 16, 16), torch.zeros(128, 128, 3, 3)
+    x, weight = torch.zeros(4, 128, 16, 16), torch.zeros(128, 128, 3, 3)
     assert winograd.pays(x, weight, 1) and winograd.pays(x, weight, 4)
     assert not winograd.pays(x, weight, 3), "16 pixels are no multiple of 12"
     assert not winograd.pays(x.double(), weight.double(), 1)
-    assert not winograd.pays(x[:, :, :8, :8], weight, 1)
+    assert not winograd.pays(x[:3], weight, 1)
     assert not winograd.pays(x[:, :64], weight[:, :64], 1)
     with torch.autocast("cpu", torch.bfloat16):
         assert not winograd.pays(x, weight, 1)
@@ -91,7 +91,7 @@ def test_a_network_of_wide_layers_equals_itself_without(monkeypatch):
     network = UNet(3, 16, channels=128, multipliers=(1, 2), blocks=1, attention=(), dropout=0.0)
     for p in network.parameters():
         p.data.copy_(torch.randn_like(p) * p[0].numel() ** -0.5 if p.dim() > 1 else p)
-    x, t = normal(2, 3, 16, 16, dtype=torch.float32), torch.tensor([10, 700])
+    x, t = normal(4, 3, 16, 16, dtype=torch.float32), torch.arange(4)
 
     def gradients() -> list[Tensor]:
         y = network(x, t)
@@ -100,7 +100,7 @@ def test_a_network_of_wide_layers_equals_itself_without(monkeypatch):
     used, plain = [], winograd.convolve
     monkeypatch.setattr(winograd, "convolve", lambda *args: used.append(1) or plain(*args))
     ours = gradients()
-    assert len(used) >= 10
+    assert len(used) >= 8
     monkeypatch.setattr(winograd, "pays", lambda *_: False)
     for a, b in zip(ours, gradients(), strict=True):
         assert (a - b).norm() <= 2e-5 * b.norm()

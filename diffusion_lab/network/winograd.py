@@ -10,7 +10,7 @@ A, D and G evaluate and interpolate polynomials (Cook & Toom) at `POINTS` and in
 float32 is 1e-6 of the outputs' standard deviation (256 channels), against 8e-7 for torch's direct sum in channels_last
 and 2.3e-6 with Lavin & Gray's points 0, +-1, +-2.
 
-Tensors are in channels_last: tiles (T, 6, 6, channels), filters (out_channels, 6, 6, in_channels).
+Images are in channels_last, (B, H, W, C); tiles are (6, 6, T, C), filters (6, 6, K, C).
 """
 
 from __future__ import annotations
@@ -27,8 +27,11 @@ POINTS = (0.0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)
 OUTPUTS, TILE = 4, 6
 TILES = 64
 """Tiles transformed at once, for each thread: few enough to stay in the cache."""
-CHANNELS, PIXELS = 128, 256
-"""From this width and image size on it is faster; `python -m diffusion_lab.bench convolution` measures it."""
+CHANNELS, PIXELS = 128, 1024
+"""From this width and number of pixels in a batch on it is faster, see `python -m diffusion_lab.bench convolution`.
+
+For fewer pixels the transformation of the weights takes too long.
+"""
 
 
 @cache
@@ -54,26 +57,25 @@ def coefficients(roots: Tensor) -> Tensor:
 
 
 def transform(matrix: Tensor, tiles: Tensor) -> Tensor:
-    """matrix (a, n) applied to rows and columns: (T, n, n, C) -> (T, a, a, C)."""
-    (a, n), (count, *_, channels) = matrix.shape, tiles.shape
-    rows = torch.bmm(matrix.expand(count, a, n), tiles.reshape(count, n, n * channels))
-    columns = torch.bmm(matrix.expand(count * a, a, n), rows.view(count * a, n, channels))
-    return columns.view(count, a, a, channels)
+    """M t M^T for every tile t, with M (a, n): (n, n, ...) -> (a, a, ...)."""
+    a, n = matrix.shape
+    rows = torch.mm(matrix, tiles.reshape(n, -1)).view(a, n, -1)
+    return torch.bmm(matrix.expand(a, a, n), rows).view(a, a, *tiles.shape[2:])
 
 
 def overlapping(x: Tensor) -> Tensor:
-    """Tiles (T, 6, 6, C), four pixels apart, of images (B, H, W, C) with a border of zeros."""
+    """Tiles (6, 6, T, C), four pixels apart, of images (B, H, W, C) with a border of zeros."""
     batch, height, width, channels = x.shape
     padded = F.pad(x, (0, 0, 1, 1, 1, 1))
     image, row, column, _ = padded.stride()
-    shape = (batch, height // OUTPUTS, width // OUTPUTS, TILE, TILE, channels)
-    tiles = padded.as_strided(shape, (image, OUTPUTS * row, OUTPUTS * column, row, column, 1))
-    return tiles.reshape(-1, TILE, TILE, channels)
+    shape = (TILE, TILE, batch, height // OUTPUTS, width // OUTPUTS, channels)
+    tiles = padded.as_strided(shape, (row, column, image, OUTPUTS * row, OUTPUTS * column, 1))
+    return tiles.reshape(TILE, TILE, -1, channels)
 
 
 def disjoint(x: Tensor) -> Tensor:
-    """View of images (B, H, W, C) as tiles (B, H/4, W/4, 4, 4, C)."""
-    return x.unflatten(1, (-1, OUTPUTS)).unflatten(3, (-1, OUTPUTS)).transpose(2, 3)
+    """View of images (B, H, W, C) as tiles (4, 4, B, H/4, W/4, C)."""
+    return x.unflatten(1, (-1, OUTPUTS)).unflatten(3, (-1, OUTPUTS)).permute(2, 4, 0, 1, 3, 5)
 
 
 def chunks(*images: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -86,28 +88,26 @@ def chunks(*images: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def convolve(x: Tensor, weight: Tensor, transposed: bool) -> Tensor:
     """The convolution of x (B, C, H, W) with weight (K, C, 3, 3); or its transpose, of x (B, K, H, W)."""
     a, d, g = matrices(x.dtype)
-    filters = transform(g.flip(1) if transposed else g, weight.permute(0, 2, 3, 1))
-    filters = filters if transposed else filters.transpose(0, 3)
-    filters = filters.flatten(1, 2).transpose(0, 1)
+    filters = transform(g.flip(1) if transposed else g, weight.permute(2, 3, 0, 1)).flatten(0, 1)
+    filters = filters if transposed else filters.transpose(1, 2)
     shape = (len(x), filters.shape[-1], *x.shape[2:])
     y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
     for images, outputs in chunks(x, y):
-        tiles = transform(d, overlapping(images)).flatten(1, 2)
-        products = torch.bmm(tiles.transpose(0, 1), filters).transpose(0, 1)
+        products = torch.bmm(transform(d, overlapping(images)).flatten(0, 1), filters)
         target = disjoint(outputs)
-        target.copy_(transform(a, products.unflatten(1, (TILE, TILE))).view(target.shape))
+        target.copy_(transform(a, products.unflatten(0, (TILE, TILE))).view(target.shape))
     return y
 
 
 def correlate(x: Tensor, gradient: Tensor) -> Tensor:
     """Gradient (K, C, 3, 3) of the weight, for inputs x (B, C, H, W) and the gradient (B, K, H, W) of the outputs."""
     a, d, g = matrices(x.dtype)
-    total = x.new_zeros(TILE**2, gradient.shape[1], x.shape[1])
-    for images, outputs in chunks(x, gradient):
-        tiles = transform(d, overlapping(images)).flatten(1, 2)
-        outer = transform(a.T, disjoint(outputs).flatten(0, 2)).flatten(1, 2)
-        total.baddbmm_(outer.permute(1, 2, 0), tiles.transpose(0, 1))
-    return transform(g.T, total.transpose(0, 1).unflatten(1, (TILE, TILE))).permute(0, 3, 1, 2)
+    total = x.new_empty(TILE**2, gradient.shape[1], x.shape[1])
+    for index, (images, outputs) in enumerate(chunks(x, gradient)):
+        tiles = transform(d, overlapping(images)).flatten(0, 1)
+        outer = transform(a.T, disjoint(outputs).flatten(2, 4)).flatten(0, 1)
+        total.baddbmm_(outer.transpose(1, 2), tiles, beta=min(index, 1))
+    return transform(g.T, total.unflatten(0, (TILE, TILE))).permute(2, 3, 0, 1)
 
 
 class Convolution(torch.autograd.Function):
@@ -163,16 +163,13 @@ class Correlation(torch.autograd.Function):
 
 
 def pays(x: Tensor, weight: Tensor, dilation: int) -> bool:
-    """Whether the algorithm is faster than the direct sum: in float32 on a CPU, for wide layers and large images.
-
-    It does not depend on the batch: an image's output should not, either.
-    """
-    height, width = x.shape[2:]
+    """Whether the algorithm is faster than the direct sum: in float32 on a CPU, for wide layers and many pixels."""
+    batch, _, height, width = x.shape
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and min(weight.shape[:2]) >= CHANNELS
-        and height * width >= PIXELS
+        and batch * height * width >= PIXELS
         and height % (OUTPUTS * dilation) == width % (OUTPUTS * dilation) == 0
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
