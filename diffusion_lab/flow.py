@@ -80,13 +80,15 @@ class Velocity:
     Args:
         low, high: range of t in which the velocity is evaluated.
         like: (B, ...), of the device and dtype of z.
-        vectors: `probe_vectors`; with them also d log |det dz| / du = sum_k v_k^T (d velocity / dz) v_k, (B,).
+        vectors: `probe_vectors`; with them also d log |det dz| / du = sum_k v_k^T (d velocity / dz) v_k, (B,), in bits
+            per dimension, the unit of the tolerance.
     """
 
     def __init__(
         self, denoiser: Denoiser, low: float, high: float, like: Tensor, vectors: Tensor | None = None
     ) -> None:
         self.denoiser, self.like, self.vectors = denoiser, like, vectors
+        self.nats = like[0].numel() * math.log(2)  # of a bit per dimension
         self.flow_time = FlowTime(denoiser.process, low, high)
 
     def scale(self, t: Tensor) -> Tensor:
@@ -118,7 +120,7 @@ class Velocity:
                 velocity = torch.add(by_z * z, output, alpha=by_output)
             if self.vectors is None:
                 return (velocity,)
-            return velocity.detach(), divergence(velocity, z, self.vectors) if integrals else None
+            return velocity.detach(), divergence(velocity, z, self.vectors).div_(self.nats) if integrals else None
 
         return at
 
@@ -146,8 +148,14 @@ def solve(
 ) -> list[tuple[Tensor, ...]]:
     """Solve the probability-flow ODE from x (B, ...) at times[0], in either direction; return (x,) at times[1:].
 
-    With `vectors` (of `probe_vectors`) also log |det dx(t) / dx(times[0])|, (B,).  The tolerances apply to
-    x / sqrt(alpha^2 + sigma^2), which has unit variance for data of unit variance and is x at t = 0.
+    With `vectors` (of `probe_vectors`) also log |det dx(t) / dx(times[0])|, (B,), in nats.
+
+    The tolerances bound the estimated error of each step and image, of
+
+        z = x / sqrt(alpha^2 + sigma^2)   root mean square over its entries of error / (atol + rtol |z|) <= 1
+        the log-determinant               error <= max(rtol, atol), in bits per dimension
+
+    z has unit variance for data of unit variance and is x at t = 0.
 
     Raises:
         RuntimeError: if the solver cannot meet the tolerances.
@@ -166,7 +174,7 @@ def solve(
         ) from error
     log_dets = [math.log(scale / scales[0]) * x[0].numel() for scale in scales[1:]]  # of x = scale z
     return [
-        (scale * z, *(change + log_det for change in changes))
+        (scale * z, *(change * flow.nats + log_det for change in changes))
         for (z, *changes), scale, log_det in zip(solved, scales[1:], log_dets, strict=True)
     ]
 

@@ -135,13 +135,14 @@ def test_exact_trace_is_the_trace_of_the_jacobian(make):
     denoiser = exact_denoiser(target, process)
     z = target.sample(5, 0)[0]
     slope, _ = slope_at(denoiser, z, 0.6, probe_vectors(z, "exact", 1))
-    speed, trace = slope(z, True)
+    speed, bits = slope(z, True)
+    trace = bits * target.dim * math.log(2)
     for i in range(5):
         alone, _ = slope_at(denoiser, z[i : i + 1], 0.6)
         jacobian = torch.func.jacrev(lambda y: alone_of(denoiser, y, 0.6))(z[i : i + 1])
         torch.testing.assert_close(alone(z[i : i + 1], True)[0], speed[i : i + 1])
         assert trace[i].item() == pytest.approx(jacobian.reshape(target.dim, -1).trace().item(), rel=1e-10)
-    assert not (speed.requires_grad or trace.requires_grad)
+    assert not (speed.requires_grad or bits.requires_grad)
     assert slope(z, False)[1] is None
 
 
@@ -164,7 +165,7 @@ def test_hutchinson_is_unbiased_and_has_its_variance(probe):
     z = z.expand(n, -1, -1, -1)
     for k in (1, 4, 16):
         vectors = probe_vectors(z, probe, k, seeded(k))
-        got = slope_at(denoiser, z, 0.3, vectors)[0](z, True)[1]
+        got = slope_at(denoiser, z, 0.3, vectors)[0](z, True)[1] * 64 * math.log(2)
         want = (2 * off.square().sum() / k).sqrt().item()
         assert got.std().item() == pytest.approx(want, rel=0.06)  # 4.5 standard errors, tails included
         assert got.mean().item() == pytest.approx(jacobian.trace().item(), abs=4.5 * want / n**0.5)
@@ -212,7 +213,7 @@ def test_a_flow_that_cannot_be_solved_reports_where_and_a_remedy():
         ),
     ):
         denoiser = Denoiser(network, process, Parameterization(c_noise="time_999"))
-        with pytest.raises(RuntimeError, match=r"the ODE solver \(dopri5, rtol=1e-05, atol=1e-05\) failed " + why):
+        with pytest.raises(RuntimeError, match=r"the ODE solver \(bs5, rtol=1e-05, atol=1e-05\) failed " + why):
             FlowLikelihood(precision="float64")(denoiser, torch.ones(2, 2), None, seeded(0))
 
 
@@ -246,6 +247,20 @@ def test_likelihood_of_an_image_is_the_exact_one(name, published, close, precisi
         assert error < 2e-4
     assert got.nfe == denoiser.nfe - 3 <= 1.5 * published
     torch.testing.assert_close(sum(got.terms.values()), -got.log_likelihood)
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
+@pytest.mark.parametrize("name", SDES)
+def test_the_tolerance_is_the_error_in_bits_per_dimension(name, tolerance):
+    """Gaussian images, whose trace one sign vector gives exactly: the error of each is about the tolerance or less, at any."""
+    target, process = mixture.diag64(), PROCESSES[name]
+    x0 = target.sample(8, 0)[0]
+    likelihood = FlowLikelihood(tolerance, tolerance, precision="float64")
+    got = likelihood(exact_denoiser(target, process), x0, None, seeded(0)).log_likelihood
+    z, change = flowed(target, process, x0, process.t_train_min, 1.0)
+    prior = torch.distributions.Normal(torch.tensor(0.0, dtype=torch.float64), process.prior_std)
+    want = prior.log_prob(z).flatten(1).sum(1) + change
+    assert bits_per_dim(got - want, 64).abs().max().item() < 1.5 * tolerance
 
 
 @pytest.mark.parametrize("name", SDES)

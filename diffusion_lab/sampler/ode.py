@@ -49,7 +49,7 @@ class ProbabilityFlow(Sampler):
         self,
         rtol: Positive = 1e-5,
         atol: Positive = 1e-5,
-        method: Literal["dopri5", "dopri8", "bosh3"] = "dopri5",
+        method: Literal["dopri5", "bs5", "dopri8", "bosh3"] = "dopri5",
         denoise: bool = True,
         frames: Count = 20,
         precision: Literal["float32", "float64"] = "float32",
