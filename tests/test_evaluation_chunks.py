@@ -90,10 +90,10 @@ def test_sharing_fills_what_lacks_and_nothing_else(tmp_path):
 
     def work(chunk):
         done.append(chunk)
-        chunks.write(chunk, values[chunk.start : chunk.stop])
+        return lambda: chunks.write(chunk, values[chunk.start : chunk.stop])
 
-    compute_missing(chunks, 23, work, "rows")
-    compute_missing(chunks, 23, work, "rows")
+    compute_missing(chunks, 23, work, "rows", "cpu")
+    compute_missing(chunks, 23, work, "rows", "cpu")
     assert done == [range(10, 15)] and torch.equal(Rows(chunks, range(23))[:], values)
 
 

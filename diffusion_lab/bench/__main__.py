@@ -16,8 +16,8 @@ from diffusion_lab.bench.benchmark import Benchmark, Setting, run
 from diffusion_lab.output import tolerant
 
 BENCHMARKS = (
-    *("training", "convolution", "networks", "optimizer", "sampling", "likelihood"),
-    *("inception", "frechet", "data", "trainer"),
+    *("training", "convolution", "networks", "optimizer", "sampling", "pipeline"),
+    *("likelihood", "inception", "frechet", "data", "trainer"),
 )
 """Modules of this package, each with a function `benchmarks(setting)`."""
 

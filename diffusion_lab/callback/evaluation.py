@@ -125,9 +125,8 @@ class Evaluation(OptionalHooks):
         if self.at_end and trainer.max_steps >= LONG:
             duration = estimate_duration(model, self.evaluator, data, passes)
             if trainer.is_global_zero:
-                print(
-                    f"evaluation at the end: about {duration}; none with callback.evaluation.at_end=false", flush=True
-                )
+                without = "none with callback.evaluation.at_end=false"
+                print(f"evaluation at the end: about {duration}; {without}", flush=True)
         if trainer.global_step:
             self.evaluate_if_due(trainer, model)  # an evaluation that was interrupted
 
@@ -179,6 +178,7 @@ class Evaluation(OptionalHooks):
         self._trained, start = self.training_seconds, time.perf_counter()
         has_ema = any(isinstance(callback, EMA) for callback in trainer.callbacks)
         metrics: dict[str, Record] = {}
+        evaluator.seconds.clear()
         try:
             if evaluator is self.evaluator:
                 self.print_plan(trainer, model)
@@ -201,6 +201,7 @@ class Evaluation(OptionalHooks):
             "weights": self.weights if has_ema else "raw",
             **self.facts,
             "seconds": round(time.perf_counter() - start, 1),
+            "seconds_by_part": {part: round(seconds, 3) for part, seconds in evaluator.seconds.items()},
             "training_seconds": round(self._trained, 1),
             **dict(zip(("nfe", "samples_per_second"), evaluator.cost or (), strict=False)),
             "metrics": metrics,

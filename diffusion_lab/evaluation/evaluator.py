@@ -19,8 +19,9 @@ from diffusion_lab.evaluation.agreement import agreement, agreement_names
 from diffusion_lab.evaluation.chunked_array import ChunkedArray, Rows
 from diffusion_lab.evaluation.likelihood import likelihood_name, score_likelihood
 from diffusion_lab.evaluation.reference import Reference
-from diffusion_lab.evaluation.sample_store import SampleStore, compute_missing
+from diffusion_lab.evaluation.sample_store import SampleStore
 from diffusion_lab.evaluation.scorer import Features, Measure, Record, Scorer, repeated, with_real
+from diffusion_lab.evaluation.seconds import Seconds
 from diffusion_lab.evaluation.toy2d import point_names, score_points
 from diffusion_lab.metric import Extractor
 from diffusion_lab.model import Model
@@ -78,6 +79,7 @@ class Evaluator:
         self.seed, self.cache = seed, Path(cache)
         self.skipped_features = ""  # name of the extractor, if the data have no grey levels
         self.cost: tuple[float, float] | None = None  # (NFE, samples/s) of the latest samples
+        self.seconds = Seconds()  # of each part since they were cleared
         self._loaded: dict[str, Reference] = {}
         self._real: dict[tuple[Path, ...], dict[str, Record]] = {}
 
@@ -108,29 +110,25 @@ class Evaluator:
         total = self.samples * self.repeats
         if not self.scores_samples(data):
             return {}
-        store.complete(total)
+        with self.seconds.of("sampling"):
+            store.complete(total)
         if self.features is not None:
             records = self.image_quality(store, data, total)
         else:
-            records = ranks.on_first(lambda: repeated([score_points(p, data) for p in self.points(store)]))
-        records |= ranks.on_first(lambda: agreement(store, self.features, data, self.samples, self.repeats))
+            with self.seconds.of("metrics"):
+                records = ranks.on_first(lambda: repeated([score_points(p, data) for p in self.points(store)]))
+        with self.seconds.of("metrics"):
+            records |= ranks.on_first(lambda: agreement(store, self.features, data, self.samples, self.repeats))
         self.cost = ranks.on_first(lambda: store.cost(total))
         return store.annotate({name: {**record, "nfe": self.cost[0]} for name, record in records.items()})
 
     def image_quality(self, store: SampleStore, data: DataModule, total: int) -> dict[str, Record]:
         """Return every measure of the samples' features relative to the reference, with the values of real images."""
         extractor, device = self.features, store.model.device
-        features = store.features(extractor)
-        compute_missing(features, total, lambda c: features.write(c, extractor(store.chunk(c).to(device))), "features")
-        paths = {}
-        if self.reference in SPLITS and data.size(self.reference) > 1:
-            options = (extractor, device, self.cache)
-            paths["reference"] = references.measure(data, self.reference, *options, batch_size=self.batch_size)
-            other = SPLITS[self.reference]
-            if data.size(other) > 1:
-                paths["real"] = references.measure(
-                    data, other, *options, count=self.samples, batch_size=self.batch_size
-                )
+        with self.seconds.of("features"):
+            features = store.complete_features(extractor, total)
+        with self.seconds.of("reference"):
+            paths = self.measure_references(data, device)
 
         def score() -> dict[str, Record]:
             scorer = self.planned_scorer(data)  # used if the reference is too small for any measure
@@ -141,7 +139,20 @@ class Evaluator:
             records = repeated([scorer(Features.of(rows)) for rows in self.spans(features)])
             return self.add_real(records, scorer, tuple(paths.values())) if "real" in paths else records
 
-        return ranks.on_first(score)
+        with self.seconds.of("metrics"):
+            return ranks.on_first(score)
+
+    def measure_references(self, data: DataModule, device: torch.device) -> dict[str, Path]:
+        """Return the files of statistics of the reference split, and of the other one as real images; both may lack."""
+        paths: dict[str, Path] = {}
+        if self.reference in SPLITS and data.size(self.reference) > 1:
+            options = (self.features, device, self.cache)
+            paths["reference"] = references.measure(data, self.reference, *options, batch_size=self.batch_size)
+            other = SPLITS[self.reference]
+            if data.size(other) > 1:
+                counts = {"count": self.samples, "batch_size": self.batch_size}
+                paths["real"] = references.measure(data, other, *options, **counts)
+        return paths
 
     def points(self, store: SampleStore) -> Iterator[Tensor]:
         """Yield the samples of each repeat in the format of the data: points, or images of any channels in [0, 1]."""
@@ -177,16 +188,9 @@ class Evaluator:
         """Return the model's likelihoods of held-out data, with their terms."""
         records: dict[str, Record] = {}
         for name in model.likelihood if self.likelihood_items(data) else ():
-            records |= score_likelihood(
-                model,
-                name,
-                data,
-                folder,
-                self.likelihood_samples,
-                self.likelihood_repeats,
-                self.likelihood_batch_size,
-                self.seed,
-            )
+            counts = (self.likelihood_samples, self.likelihood_repeats, self.likelihood_batch_size)
+            with self.seconds.of("likelihood"):
+                records |= score_likelihood(model, name, data, folder, *counts, self.seed)
         return records
 
     def likelihood_items(self, data: DataModule) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -57,7 +59,7 @@ def score_likelihood(
     digest = hashlib.sha256(json.dumps([protocol, seed], sort_keys=True).encode()).hexdigest()[:8]
     store = ChunkedArray(folder / f"likelihood_{name}_{digest}", batch_size)
 
-    def work(chunk: range) -> None:
+    def work(chunk: range) -> Callable[[], None]:
         # Row r is item r modulo count: a chunk may contain items of two repeats.
         items = torch.tensor([row % count for row in chunk])
         first, last = items.min().item(), items.max().item()
@@ -75,9 +77,10 @@ def score_likelihood(
                 "another checkpoint, weights=raw or trainer.precision=32-true; this chunk is not stored"
             )
         cost = torch.full((len(chunk),), float(model.denoiser.nfe - calls))
-        store.write(chunk, torch.stack([*(v.detach().cpu().double() for v in found), cost.double()], 1))
+        rows = torch.stack([*(v.detach().cpu().double() for v in found), cost.double()], 1)
+        return partial(store.write, chunk, rows)
 
-    compute_missing(store, count * repeats, work, f"likelihood ({name})")
+    compute_missing(store, count * repeats, work, f"likelihood ({name})", model.device)
     record = ranks.on_first(lambda: summary(model, name, Rows(store, range(count * repeats))[:], repeats))
     return {likelihood_name(model, name): {**record, "protocol": protocol}}
 

@@ -6,7 +6,9 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +78,9 @@ def measure(
     path = Path(cache) / f"{name}_{digest}.npz"
     store = ChunkedArray(path.with_name(f".{path.stem}"), batch_size)
 
-    def work(chunk: range) -> None:
+    def work(chunk: range) -> Callable[[], None]:
         images = data.images(split, len(chunk), first=chunk.start)
-        store.write(chunk, extractor(images.to(device)))
+        return partial(store.write, chunk, extractor(images.to(device)).cpu())
 
     def save() -> None:
         features = Features.of(Rows(store, range(count)))
@@ -88,7 +90,7 @@ def measure(
     first = ranks.rank_and_world()[0] == 0  # the others wait for it in what follows
     with exclusive(store.folder.with_suffix(".lock")) if first else nullcontext():
         if not ranks.from_first(path.is_file()):
-            compute_missing(store, count, work, f"features of {protocol['reference']}")
+            compute_missing(store, count, work, f"features of {protocol['reference']}", device)
             ranks.on_first(save)
     return path
 

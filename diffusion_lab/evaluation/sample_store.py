@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_lab import ranks
+from diffusion_lab.evaluation.background import Background
 from diffusion_lab.evaluation.chunked_array import ChunkedArray, Rows
 from diffusion_lab.metric import Extractor, to_uint8
 from diffusion_lab.model import Model
 from diffusion_lab.sampler import Sampler
+
+Work = Callable[[range], Callable[[], None]]
+"""Computes the rows of a chunk, and returns the function that stores them."""
 
 
 class SampleStore:
@@ -56,23 +61,33 @@ class SampleStore:
             NonFinite: if they are not finite; they are not stored then.
         """
         if not self.samples.has(chunk):
-            self.generate(chunk)
+            self.generate(chunk)()
         stored = self.samples.read(chunk)
         return stored.permute(0, 3, 1, 2).float() / 255 if self.images else stored
 
-    def generate(self, chunk: range) -> None:
-        """Generate and store the samples of a chunk."""
+    def generate(self, chunk: range, then: Callable[[range], None] | None = None) -> Callable[[], None]:
+        """Generate the samples of a chunk; return the function that stores them, and then calls `then(chunk)`."""
         self.model.denoiser.nfe, start = 0, time.perf_counter()
         samples = self.model.sample(
             len(chunk), seed=self.seed, first=chunk.start, batch_size=len(chunk), sampler=self.sampler
         )
         cost = [self.model.denoiser.nfe, time.perf_counter() - start, len(chunk)]
-        self.costs.write(self._cost(chunk), torch.tensor([cost], dtype=torch.float64))
-        self.samples.write(chunk, to_uint8(samples).permute(0, 2, 3, 1) if self.images else samples)
+        rows = to_uint8(samples).permute(0, 2, 3, 1) if self.images else samples
 
-    def complete(self, count: int) -> None:
-        """Generate the missing ones of samples 0..count-1, together with the other ranks."""
-        compute_missing(self.samples, count, self.generate, "sampling")
+        def store() -> None:
+            self.costs.write(self._cost(chunk), torch.tensor([cost], dtype=torch.float64))
+            self.samples.write(chunk, rows)
+            if then is not None:
+                then(chunk)
+
+        return store
+
+    def complete(self, count: int, then: Callable[[range], None] | None = None) -> None:
+        """Generate the missing ones of samples 0..count-1, together with the other ranks.
+
+        `then(chunk)` follows when a chunk is stored, on the rank that generated it.
+        """
+        compute_missing(self.samples, count, partial(self.generate, then=then), "sampling", self.model.device)
 
     def rows(self, span: range) -> Rows:
         """Return stored samples as one array."""
@@ -81,6 +96,16 @@ class SampleStore:
     def features(self, extractor: Extractor) -> ChunkedArray:
         """Return the array in which the samples' features are stored."""
         return ChunkedArray(self.folder / f"features_{extractor.digest[:8]}", self.batch_size)
+
+    def complete_features(self, extractor: Extractor, count: int) -> ChunkedArray:
+        """Extract the missing features of samples 0..count-1, together with the other ranks; return their array."""
+        features, device = self.features(extractor), self.model.device
+
+        def extract(chunk: range) -> Callable[[], None]:
+            return partial(features.write, chunk, extractor(self.chunk(chunk).to(device)).cpu())
+
+        compute_missing(features, count, extract, "features", device)
+        return features
 
     def labels(self, span: range) -> Tensor | None:
         """Return the label (n,) of each sample; None for a model without labels."""
@@ -106,9 +131,10 @@ class SampleStore:
         return range(chunk.start, chunk.start + 1)
 
 
-def compute_missing(store: ChunkedArray, count: int, work: Callable[[range], None], what: str) -> None:
+def compute_missing(store: ChunkedArray, count: int, work: Work, what: str, device: torch.device | str) -> None:
     """Call `work(chunk)` for the missing chunks of rows 0..count-1, each on one rank; return when all are stored.
 
+    What it returns stores the chunk, on an accelerator in the background while the next one is computed.
     Rank 0 shows a progress bar with the rate of all ranks and the time left.
     """
     missing = ranks.from_first(store.missing(count))
@@ -120,8 +146,13 @@ def compute_missing(store: ChunkedArray, count: int, work: Callable[[range], Non
     with (
         ranks.synchronized(),
         tqdm(total=left, desc=what, unit="sample", disable=not shown, leave=False, mininterval=interval) as bar,
+        Background(device) as background,
     ):
-        for chunk in ranks.shard(missing):
-            work(chunk)
+
+        def finish(save: Callable[[], None]) -> None:
+            save()
             if shown:  # the others' chunks count too
                 bar.update(left - sum(len(c) for c in missing if not store.path(c).exists()) - bar.n)
+
+        for chunk in ranks.shard(missing):
+            background(partial(finish, work(chunk)))

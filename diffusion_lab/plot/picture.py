@@ -105,13 +105,15 @@ def _pillow(image: Tensor) -> Image.Image:
 def replacing(path: str | Path) -> Iterator[Path]:
     """Context with a temporary path in the same folder, which is renamed to `path` if nothing is raised."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
 
 
 def plane_plot(

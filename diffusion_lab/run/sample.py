@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from diffusion_lab.run.page import RunPage
 from diffusion_lab.run.plan import announce_plan
 from diffusion_lab.run.rehearsal import rehearse_sampling
 from diffusion_lab.run.report import facts, in_sweep, say_classes, say_limits, table
-from diffusion_lab.run.sample_files import write_samples
+from diffusion_lab.run.sample_files import write_pngs, write_samples
 from diffusion_lab.run.sample_spec import SampleSpec, claim, conditioning_spec, folder, sample_spec
 from diffusion_lab.run.subject import Subject, load
 from diffusion_lab.storage.run_directory import RESULTS
@@ -120,7 +121,7 @@ def sample_and_score(
     """Generate the missing samples; then score all of them, if there is an evaluator."""
     out = series.folder
     with as_config_error(ValueError, RuntimeError), fabric.autocast():
-        series.complete(count)
+        series.complete(count, partial(write_pngs, series, out=out / "png") if config.png else None)
     write_samples(series, count, out, config, data)
     calls, rate = series.cost(count)
     if fabric.is_global_zero:

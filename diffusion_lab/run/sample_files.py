@@ -24,8 +24,7 @@ MOST = 1000
 
 def write_samples(series: SampleStore, count: int, out: Path, config: DictConfig, data: Any) -> None:
     """Write samples.png and, on request, samples.npz, every image as a PNG, and the trajectory."""
-    if config.png:
-        (out / "png").mkdir(exist_ok=True)
+    if config.png:  # those of samples that existed already
         with ranks.synchronized():
             for chunk in ranks.shard(series.samples.ranges(count)):
                 write_pngs(series, chunk, out / "png")
@@ -72,10 +71,11 @@ def left_behind(out: Path, count: int, config: DictConfig) -> list[str]:
 
 def write_pngs(series: SampleStore, chunk: range, out: Path) -> None:
     """Write every image of a chunk as `<index>.png`; existing files are kept."""
-    for index, image in zip(chunk, series.samples.read(chunk).permute(0, 3, 1, 2), strict=True):
-        path = out / f"{index:06d}.png"
-        if not path.exists():
-            picture.save_png(image, path)
+    paths = [out / f"{index:06d}.png" for index in chunk]
+    if missing := [k for k, path in enumerate(paths) if not path.exists()]:
+        images = series.samples.read(chunk).permute(0, 3, 1, 2)
+        for k in missing:
+            picture.save_png(images[k], paths[k])
 
 
 def write_noise(series: SampleStore, count: int, path: Path) -> None:
