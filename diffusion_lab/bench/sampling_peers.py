@@ -140,6 +140,6 @@ HEUN: dict[str, Peer] = {
 }
 CORRECTED: dict[str, Peer] = {
     "diffusers": diffusers_corrected,
-    "azula (noise of fixed size)": azula("PCSampler", "VESchedule"),
+    "azula (half the noise, no norms)": azula("PCSampler", "VESchedule"),
     "score_sde": score_sde("VESDE", "reverse_diffusion", "langevin", 1e-5),
 }
