@@ -96,8 +96,6 @@ def loops(texts: Sequence[str]) -> Iterator[tuple[int, int, int]]:
     while start < len(texts):
         best = 1, 1
         for length in range(1, min(LONGEST, (len(texts) - start) // 2) + 1):
-            if 2 * length <= best[0] * best[1] and length % best[0] == 0:
-                continue  # the best one counted in larger blocks
             block, count = texts[start : start + length], 1
             while texts[start + count * length : start + (count + 1) * length] == block:
                 count += 1
