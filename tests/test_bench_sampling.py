@@ -55,3 +55,8 @@ def test_the_whole_race_samples():
     assert all(len(values) == 1 and values[0] > 0 for values in result.measured.values())
     images = benchmark.implementations["ours"]()()
     assert images.shape == (2, 3, 32, 32) and torch.equal(images, benchmark.implementations["ours"]()())
+
+
+def test_the_steps_of_azulas_corrector_sample():
+    result = run(sampling.without_fresh_noise((2, 3, 4, 4), 5, SETTING), SETTING)
+    assert result.measured["ours, with norms"][0] > 0

@@ -165,6 +165,18 @@ STEPS = {"ddpm": (1000, 20), "ddim": (100, 100), "heun": (18, 18), "corrected": 
 """Steps for a tiny image, and for 64 images of CIFAR-10's size."""
 
 
+def without_fresh_noise(shape: tuple[int, ...], steps: int, setting: Setting) -> Benchmark:
+    """A Langevin and a DDIM step, as in azula's predictor-corrector: noise is drawn once a step, not twice."""
+    network = ConstantNetwork(0.1 * torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(setting.device))
+    sampler = Sampler(DDIM(), Langevin(SNR), steps)
+    implementations = {
+        "ours, with norms": partial(ours, VE_X0, sampler, network, shape, setting),
+        "azula, without": partial(peers.azula("PCSampler", "VESchedule"), network, shape, steps, setting),
+    }
+    title = f"DDIM and corrector, {steps} steps, {'x'.join(map(str, shape))}, float32, outside the network"
+    return Benchmark(title, implementations, "us a step", steps)
+
+
 class SineNetwork(ConstantNetwork):
     """A network that depends on x, to compare samplers."""
 
@@ -228,4 +240,6 @@ def benchmarks(setting: Setting) -> Iterator[Benchmark]:
     for name, counts in STEPS.items():
         for shape, steps in zip(shapes, counts, strict=True):
             yield overhead(name, shape, 5 if setting.small else steps, setting)
+    for shape, steps in zip(shapes, STEPS["corrected"], strict=True):
+        yield without_fresh_noise(shape, 5 if setting.small else steps, setting)
     yield end_to_end(setting)
