@@ -61,22 +61,22 @@ class Problem:
         return DDPM(network, Linear(), DenoisingLoss(), sampler, {}, None, shape, grey_levels=levels).to(self.device)
 
 
-def whole(problem: Problem, cache: str) -> Work:
-    """Everything that `sample.py png=true evaluate=true` does with a loaded model; returns the seconds of its parts."""
+def whole(problem: Problem, scratch: str) -> Work:
+    """What `sample.py png=true evaluate=true` does with a loaded model; returns seconds of parts, leaves its files."""
     network = TimedNetwork(problem.network)
     model, count = problem.model(network), problem.count
-    evaluator = Evaluator(problem.features, count, measures=["frechet"], batch_size=problem.batch, cache=cache)
+    evaluator = Evaluator(problem.features, count, measures=["frechet"], batch_size=problem.batch, cache=scratch)
     evaluator.prepare(problem.data, problem.device)
 
     def work() -> dict[str, float]:
         start, network.seconds = time.perf_counter(), 0.0
-        with tempfile.TemporaryDirectory() as folder:
-            store = SampleStore(Path(folder), model, batch_size=problem.batch)
-            store.complete(count, partial(write_pngs, store, out=Path(folder, "png")))
-            drawn = count / store.cost(count)[1]
-            join(store, count, Path(folder, "samples.npz"))
-            evaluator.seconds.clear()
-            evaluator.quality(store, problem.data)
+        folder = Path(tempfile.mkdtemp(dir=scratch))
+        store = SampleStore(folder, model, batch_size=problem.batch)
+        store.complete(count, partial(write_pngs, store, out=folder / "png"))
+        drawn = count / store.cost(count)[1]
+        join(store, count, folder / "samples.npz")
+        evaluator.seconds.clear()
+        evaluator.quality(store, problem.data)
         parts = {"network": network.seconds, "sampler": drawn - network.seconds}
         parts |= {part: evaluator.seconds[part] for part in ("features", "metrics")}
         return parts | {"files and the rest": time.perf_counter() - start - sum(parts.values())}
