@@ -13,8 +13,9 @@ from diffusion_lab.metric import ClassifierFeatures
 
 
 def test_digits_are_sampled_and_scored():
-    benchmark = next(pipeline.benchmarks(setting := Setting(rounds=1, small=True)))
-    result = run(benchmark, setting)
+    setting = Setting(rounds=1, small=True)
+    prepared = pipeline.benchmarks(setting)  # its files are there as long as it is
+    result = run(next(prepared), setting)
     assert set(result.measured) == {"ours", "its network evaluations alone"} and not result.left_out
     found = dict(part.rsplit(" ", 2)[:2] for part in result.note.removeprefix("share of each part: ").split(", "))
     assert list(found) == ["network", "sampler", "features", "metrics", "files and the rest"]
