@@ -16,8 +16,8 @@ WAITING = 2
 class Background:
     """Context that does pieces of work in one thread, in order, beside a computation; at its end all are done.
 
-    Beside a computation on the CPU each piece is done at once: a second thread would take the network's cores and wait
-    for the interpreter, which costs more than it saves.
+    Beside a computation on the CPU each piece is done at once: a second thread would compete with the network for its
+    cores, which gains nothing.
 
     An error of a piece is raised in the caller's thread, by the next call or at the end, and no later piece is begun.
     If the caller fails, the pieces that it has handed over are completed first.
