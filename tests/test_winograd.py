@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import jvp
+from torch.func import functional_call, grad, jvp, vmap
 
 from diffusion_lab.network import UNet, winograd
 from diffusion_lab.network.layers import Conv3x3
@@ -64,6 +64,18 @@ def test_forward_mode_goes_through_a_dilated_layer(always):
     _, along = jvp(layer, (x,), (direction,))
     expected = F.conv2d(direction, layer.weight, padding=2, dilation=2)
     torch.testing.assert_close(along, expected, rtol=0, atol=1e-12)
+
+
+def test_gradients_of_each_image_by_vmap(always):
+    layer = Conv3x3(2, 3).double()
+    x, parameters = normal(4, 2, 8, 8), dict(layer.named_parameters())
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(layer, parameters, (x[None],)).square().sum()
+
+    found = vmap(grad(loss), in_dims=(None, 0))(parameters, x)["weight"]
+    expected = torch.stack([grad(loss)(parameters, one)["weight"] for one in x])
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_its_error_in_float32_is_small():

@@ -110,7 +110,16 @@ def correlate(x: Tensor, gradient: Tensor) -> Tensor:
     return transform(g.T, total.unflatten(0, (TILE, TILE))).permute(2, 3, 0, 1)
 
 
-class Convolution(torch.autograd.Function):
+class Bilinear(torch.autograd.Function):
+    """A function of two tensors, each slice in turn under `torch.vmap`."""
+
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+        slices = [[x] * info.batch_size if d is None else x.unbind(d) for x, d in zip(inputs, in_dims, strict=True)]
+        return torch.stack([cls.apply(*one) for one in zip(*slices, strict=True)]), 0
+
+
+class Convolution(Bilinear):
     """`convolve`, with its derivatives of every order: the gradient of a convolution is the transposed one."""
 
     @staticmethod
@@ -145,7 +154,7 @@ class Convolution(torch.autograd.Function):
         return sum(terms[1:], terms[0])
 
 
-class Correlation(torch.autograd.Function):
+class Correlation(Bilinear):
     """`correlate`, with its derivatives."""
 
     @staticmethod
