@@ -15,6 +15,8 @@ Images are in channels_last, (B, H, W, C); tiles are (6, 6, T, C), filters (6, 6
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -56,21 +58,44 @@ def coefficients(roots: Tensor) -> Tensor:
     return product
 
 
-def transform(matrix: Tensor, tiles: Tensor) -> Tensor:
-    """M t M^T for every tile t, with M (a, n): (n, n, ...) -> (a, a, ...)."""
-    a, n = matrix.shape
-    rows = torch.mm(matrix, tiles.reshape(n, -1)).view(a, n, -1)
-    return torch.bmm(matrix.expand(a, a, n), rows).view(a, a, *tiles.shape[2:])
+class Workspace(threading.local):
+    """Memory of this thread for intermediate tiles, kept between calls.
+
+    New memory, which the kernel has to supply, and memory that has left the cache take as long as the arithmetic.
+    """
+
+    def __init__(self) -> None:
+        self.memory: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def __call__(self, name: str, dtype: torch.dtype, *shape: int) -> Tensor:
+        """A tensor whose values are undefined; it is overwritten by the next one of this name."""
+        size, flat = math.prod(shape), self.memory.get((name, dtype))
+        if flat is None or len(flat) < size:
+            with torch.inference_mode(False):
+                flat = self.memory[name, dtype] = torch.empty(size, dtype=dtype)
+        return flat[:size].view(shape)
 
 
-def overlapping(x: Tensor) -> Tensor:
-    """Tiles (6, 6, T, C), four pixels apart, of images (B, H, W, C) with a border of zeros."""
+work = Workspace()
+
+
+def transform(matrix: Tensor, tiles: Tensor, rows: str, result: str) -> Tensor:
+    """M t M^T for every tile t, with M (a, n): (n, n, ...) -> (a, a, ...); rows and result name its memory."""
+    (a, n), rest = matrix.shape, tiles.shape[2:]
+    size = math.prod(rest)
+    half = torch.mm(matrix, tiles.reshape(n, -1), out=work(rows, matrix.dtype, a, n * size)).view(a, n, size)
+    return torch.bmm(matrix.expand(a, a, n), half, out=work(result, matrix.dtype, a, a, size)).view(a, a, *rest)
+
+
+def overlapping(x: Tensor, name: str) -> Tensor:
+    """Tiles (6, 6, T, C), four pixels apart, of images (B, H, W, C) with a border of zeros, in named memory."""
     batch, height, width, channels = x.shape
-    padded = F.pad(x, (0, 0, 1, 1, 1, 1))
+    padded = work("padded", x.dtype, batch, height + 2, width + 2, channels).zero_()
+    padded[:, 1:-1, 1:-1].copy_(x)
     image, row, column, _ = padded.stride()
     shape = (TILE, TILE, batch, height // OUTPUTS, width // OUTPUTS, channels)
     tiles = padded.as_strided(shape, (row, column, image, OUTPUTS * row, OUTPUTS * column, 1))
-    return tiles.reshape(TILE, TILE, -1, channels)
+    return work(name, x.dtype, *shape).copy_(tiles).flatten(2, 4)
 
 
 def disjoint(x: Tensor) -> Tensor:
@@ -88,26 +113,31 @@ def chunks(*images: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def convolve(x: Tensor, weight: Tensor, transposed: bool) -> Tensor:
     """The convolution of x (B, C, H, W) with weight (K, C, 3, 3); or its transpose, of x (B, K, H, W)."""
     a, d, g = matrices(x.dtype)
-    filters = transform(g.flip(1) if transposed else g, weight.permute(2, 3, 0, 1)).flatten(0, 1)
+    filters = transform(g.flip(1) if transposed else g, weight.permute(2, 3, 0, 1), "one", "filters").flatten(0, 1)
     filters = filters if transposed else filters.transpose(1, 2)
     shape = (len(x), filters.shape[-1], *x.shape[2:])
     y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
     for images, outputs in chunks(x, y):
-        products = torch.bmm(transform(d, overlapping(images)).flatten(0, 1), filters)
+        tiles = transform(d, overlapping(images, "one"), "two", "one").flatten(0, 1)
+        products = work("two", x.dtype, TILE**2, tiles.shape[1], filters.shape[-1])
+        torch.bmm(tiles, filters, out=products)
         target = disjoint(outputs)
-        target.copy_(transform(a, products.unflatten(0, (TILE, TILE))).view(target.shape))
+        target.copy_(transform(a, products.unflatten(0, (TILE, TILE)), "one", "two").view(target.shape))
     return y
 
 
 def correlate(x: Tensor, gradient: Tensor) -> Tensor:
     """Gradient (K, C, 3, 3) of the weight, for inputs x (B, C, H, W) and the gradient (B, K, H, W) of the outputs."""
     a, d, g = matrices(x.dtype)
-    total = x.new_empty(TILE**2, gradient.shape[1], x.shape[1])
+    total = work("filters", x.dtype, TILE**2, gradient.shape[1], x.shape[1])
     for index, (images, outputs) in enumerate(chunks(x, gradient)):
-        tiles = transform(d, overlapping(images)).flatten(0, 1)
-        outer = transform(a.T, disjoint(outputs).flatten(2, 4)).flatten(0, 1)
+        tiles = transform(d, overlapping(images, "one"), "two", "one").flatten(0, 1)
+        outer = disjoint(outputs)
+        outer = work("two", x.dtype, *outer.shape).copy_(outer).flatten(2, 4)
+        outer = transform(a.T, outer, "three", "two").flatten(0, 1)
         total.baddbmm_(outer.transpose(1, 2), tiles, beta=min(index, 1))
-    return transform(g.T, total.unflatten(0, (TILE, TILE))).permute(2, 3, 0, 1)
+    sums = transform(g.T, total.unflatten(0, (TILE, TILE)), "one", "two")
+    return sums.permute(2, 3, 0, 1).clone(memory_format=torch.channels_last)
 
 
 class Bilinear(torch.autograd.Function):
