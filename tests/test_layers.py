@@ -105,7 +105,7 @@ MAY_IMPORT = {
 }
 HYDRA, MAY_USE_HYDRA = {"hydra", "omegaconf"}, {"config", "monkeypatches", "run", "launch"}
 TORCH_ONLY = {"torch", "math", "typing", "abc", "collections", "diffusion_lab", "__future__", "functools", "dataclasses",
-              "itertools", "annotated_types"}  # fmt: skip
+              "itertools", "annotated_types", "threading"}  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
