@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from diffusion_lab.bench.benchmark import Work, clock
 from diffusion_lab.network import NCSNpp, RefineNet, UNet
 from diffusion_lab.output import tolerant
 
 DIGITS = {"channels": 24, "multipliers": (1, 1), "blocks": 1, "attention": (4,), "groups": 6, "dropout": 0.0}
 STAGES = {"channels": 16, "multipliers": (1, 2), "dilations": (1, 1)}
-Step = Callable[[], Any]
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "U-Net for digits": (lambda: UNet(1, 8, **DIGITS), 1, 64),
     "RefineNet of NCSNv2 for digits": (lambda: RefineNet(1, 8, **STAGES), 1, 64),
@@ -30,9 +28,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
 """Name -> network, channels of the images, batch; the images are 8x8 (1 channel) or 32x32."""
 
 
-def step_of(
-    network: nn.Module, channels: int, batch: int, device: torch.device, bf16: bool = False
-) -> Callable[[], Any]:
+def step_of(network: nn.Module, channels: int, batch: int, device: torch.device, bf16: bool = False) -> Work:
     """A step of training on noise: output, gradient, Adam."""
     network.to(device, memory_format=torch.channels_last)
     side = 8 if channels == 1 else 32
@@ -51,14 +47,6 @@ def step_of(
     return step
 
 
-def seconds(step: Step, device: torch.device) -> float:
-    start = time.perf_counter()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def row(name: str, rounds: int, device: torch.device) -> str:
     """Time the steps in turn; return a row of a Markdown table."""
     make, channels, batch = NETWORKS[name]
@@ -69,11 +57,11 @@ def row(name: str, rounds: int, device: torch.device) -> str:
         "compiled": step_of(compiled, channels, batch, device),
         "bf16": step_of(make(), channels, batch, device, bf16=True),
     }
-    first = {kind: seconds(step, device) for kind, step in steps.items()}
+    first = {kind: clock(step, device)[0] for kind, step in steps.items()}
     times: dict[str, list[float]] = {kind: [] for kind in steps}
     for _ in range(rounds + 1):
         for kind, step in steps.items():
-            times[kind].append(seconds(step, device))
+            times[kind].append(clock(step, device)[0])
     ratios = {
         kind: statistics.median(a / b for a, b in zip(times["plain"][1:], times[kind][1:], strict=True))
         for kind in ("compiled", "bf16")

@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffusion_lab.callback import EMA
+from diffusion_lab.bench.benchmark import Work, clock
+from diffusion_lab.bench.unets import training_step
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.loss import DenoisingLoss
 from diffusion_lab.network import UNet
 from diffusion_lab.output import tolerant
 from diffusion_lab.parameterization import Parameterization
 from diffusion_lab.process import DiscreteProcess, Linear
 from diffusion_lab.sampler import DDIM, Sampler
 
-Work = Callable[[], Any]
 ROW = Parameterization(output="eps", c_noise="level", low=-1.0, high=1.0, unit_input=True)
 
 
@@ -76,9 +73,7 @@ def measured(title: str, sizes: Iterable[int], make: Callable[[int], Work], roun
         work()
     for _ in range(rounds):
         for size, work in works.items():
-            start = time.perf_counter()
-            work()
-            seconds[size].append(time.perf_counter() - start)
+            seconds[size].append(clock(work, torch.device("cpu"))[0])
     return Curve(title, list(works), [statistics.median(values) for values in seconds.values()])
 
 
@@ -93,21 +88,10 @@ def denoiser(size: int, channels: int, levels: int = 1000, attends: bool = False
 
 def training(size: int, batch: int, channels: int, attends: bool = False) -> Work:
     """A step of training on images (batch, 3, size, size): loss, gradient, Adam, EMA."""
-    model, loss, average = denoiser(size, channels, attends=attends), DenoisingLoss(), EMA(0.9999)
-    optimizer = torch.optim.Adam(model.network.parameters(), lr=2e-4, fused=True)
-    average.start(model.network)
-    images = torch.rand(batch, 3, size, size) * 2 - 1
-
-    def step() -> None:
-        optimizer.zero_grad()
-        loss(model, images).mean().backward()
-        optimizer.step()
-        average.update()
-
-    return step
+    step, images = training_step(denoiser(size, channels, attends=attends)), torch.rand(batch, 3, size, size) * 2 - 1
+    return lambda: step(images)
 
 
-@torch.no_grad()
 def sampling(count: int, steps: int, size: int, channels: int, levels: int = 1000) -> Work:
     """DDIM from noise to `count` images, in batches of 64."""
     model, sampler = denoiser(size, channels, levels), Sampler(DDIM(), steps=steps, spacing="trailing")

@@ -48,22 +48,28 @@ def ours(setting: Setting, channels: int, bf16: bool = False, compiled: bool = F
     network.to(memory_format=torch.channels_last)
     row = Parameterization(output="eps", c_noise="level", low=-1.0, high=1.0, unit_input=True)
     denoiser = Denoiser(network, DiscreteProcess(Linear(), 1000), row)
-    optimizer = torch.optim.Adam(network.parameters(), lr=RATE, fused=True)
-    loss, average = DenoisingLoss(), EMA(DECAY)
-    average.start(network)
+    take = training_step(denoiser, bf16)
     if compiled:
         network.compile()
+    return Step(network, take)
+
+
+def training_step(denoiser: Denoiser, bf16: bool = False) -> Callable[[Tensor], Tensor]:
+    """Loss, gradient, fused Adam and our EMA callback for images; returns the loss."""
+    network, loss, average = denoiser.network, DenoisingLoss(), EMA(DECAY)
+    optimizer = torch.optim.Adam(network.parameters(), lr=RATE, fused=True)
+    average.start(network)
 
     def take(images: Tensor) -> Tensor:
         optimizer.zero_grad()
-        with torch.autocast(setting.device.type, torch.bfloat16, enabled=bf16):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             value = loss(denoiser, images).mean()
         value.backward()
         optimizer.step()
         average.update()
         return value.detach()
 
-    return Step(network, take)
+    return take
 
 
 def diffusers(setting: Setting, channels: int, bf16: bool = False, compiled: bool = False) -> Step:
