@@ -22,4 +22,4 @@ def test_a_curve_of_two_power_laws_bends_between_them():
 
 def test_the_command_prints_every_curve_and_draws_them(tmp_path, capsys):
     main(["--small", "--rounds", "1", "--threads", "1", "--out", str(tmp_path / "scaling.png")])
-    assert capsys.readouterr().out.count("\n| ") == 6 and (tmp_path / "scaling.png").stat().st_size > 10_000
+    assert capsys.readouterr().out.count("\n| ") == 7 and (tmp_path / "scaling.png").stat().st_size > 10_000

@@ -81,6 +81,13 @@ def train_steps(group: Group, steps: int) -> tuple[float, Tensor]:
     return max(seconds for seconds, _ in found), found[0][1]
 
 
+def end(group: Group) -> None:
+    """End the processes of a group."""
+    for process, line in group:
+        line.send(0)
+        process.join()
+
+
 def compare(options: argparse.Namespace) -> str:
     """Time both groups over some rounds after warm-up steps; return a report."""
     images = options.steps * options.batch_size
@@ -91,9 +98,7 @@ def compare(options: argparse.Namespace) -> str:
             train_steps(group, 1)  # DDP rebuilds its buckets after the first step
         rounds = [[train_steps(group, options.steps)[0] for group in groups] for _ in range(options.rounds)]
         for group in groups:
-            for process, line in group:
-                line.send(0)
-                process.join()
+            end(group)
     error = (gradients[1] - gradients[0]).norm() / gradients[0].norm()
     rates = [[images / seconds for seconds in column] for column in zip(*rounds, strict=True)]
     ratios = [one / several for one, several in rounds]
@@ -109,8 +114,8 @@ def compare(options: argparse.Namespace) -> str:
     ])  # fmt: skip
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the training speed of one process, and of several that share its threads."""
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
     parser = argparse.ArgumentParser(prog="python -m diffusion_lab.bench.ddp", description=main.__doc__)
     parser.add_argument("--batch-size", type=int, default=8, help="images in a step, over all processes")
     parser.add_argument("--size", type=int, default=32, help="pixels of an image's side")
@@ -122,7 +127,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--bucket-mb", type=float, default=25.0, help="megabytes of gradients sent at once")
     parser.add_argument("--bucket-view", action=argparse.BooleanOptionalAction, default=True, help="no second copy")
     parser.add_argument("--static-graph", action=argparse.BooleanOptionalAction, default=False, help="same every step")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the training speed of one process, and of several that share its threads."""
+    options = parser().parse_args(arguments)
     count = sum(p.numel() for p in UNet(3, options.size, channels=options.channels).parameters())
     print(
         f"U-Net of {count:,} parameters, {options.batch_size} images of {options.size}x{options.size} a step, "

@@ -1,4 +1,4 @@
-"""The command `python -m diffusion_lab.bench.scaling`: how the cost grows with image size, batch, levels and samples.
+"""The command `python -m diffusion_lab.bench.scaling`: how cost grows with image size, batch, ranks, levels, samples.
 
 Each curve is a time against a size. Its exponent is the slope of the least-squares line in logarithms: 1 for a cost in
 proportion to the size. It bends at the size that best divides it into two lines, if two fit much better than one.
@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from diffusion_lab.bench import ddp
 from diffusion_lab.bench.benchmark import Work, clock
 from diffusion_lab.bench.unets import training_step
 from diffusion_lab.denoiser import Denoiser
@@ -92,6 +95,24 @@ def training(size: int, batch: int, channels: int, attends: bool = False) -> Wor
     return lambda: step(images)
 
 
+@contextmanager
+def ranks(channels: int) -> Iterator[Callable[[int], Work]]:
+    """A step of training 16x16 by a number of processes on a CPU, with one thread and 4 images each."""
+    options, groups = ddp.parser().parse_args(["--size", "16", "--channels", str(channels)]), []
+
+    def training_by(count: int) -> Work:
+        options.threads, options.batch_size = count, 4 * count
+        group = ddp.start(count, Path(folder, str(count)), options)
+        groups.append(group)
+        ddp.train_steps(group, 1)  # DDP rebuilds its buckets after the first step
+        return lambda: ddp.train_steps(group, 1)
+
+    with tempfile.TemporaryDirectory() as folder:
+        yield training_by
+        for group in groups:
+            ddp.end(group)
+
+
 def sampling(count: int, steps: int, size: int, channels: int, levels: int = 1000) -> Work:
     """DDIM from noise to `count` images, in batches of 64."""
     model, sampler = denoiser(size, channels, levels), Sampler(DDIM(), steps=steps, spacing="trailing")
@@ -119,6 +140,9 @@ def curves(small: bool, rounds: int) -> Iterator[Curve]:
     yield curve(step, powers(3, 7), lambda n: training(n, 4, channels))
     yield curve(f"{step}, attention at half of it", powers(3, 7), lambda n: training(n, 4, channels, attends=True))
     yield curve(f"training step, {size}x{size}, against the batch", powers(0, 6), lambda n: training(size, n, channels))
+    with ranks(32 if small else 64) as training_by:
+        title = "training step, 4 images 16x16 and one thread a rank, against the ranks"
+        yield curve(title, powers(0, 3), training_by)
     title = f"10 steps of DDIM, {side}x{side}, against the images"
     yield curve(title, powers(0, 9), lambda n: sampling(n, 10, side, 32))
     yield curve("DDIM, 1 image 8x8, against the steps", powers(1, 9), lambda n: sampling(1, n, 8, 8))
