@@ -1,4 +1,4 @@
-"""Files are written in a second thread while the next chunk is drawn: order, bound, errors, what is on the disk."""
+"""Files are written and features extracted while the next chunk is drawn: order, bound, errors, what is on the disk."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from PIL import Image
 
 from diffusion_lab.evaluation import SampleStore, sample_store
 from diffusion_lab.evaluation.background import WAITING, Background
+from diffusion_lab.evaluation.chunked_array import Rows
+from diffusion_lab.evaluation.seconds import DeviceClock
 from diffusion_lab.finite import NonFinite
 from diffusion_lab.metric import to_uint8
 from diffusion_lab.run.sample_files import write_pngs
@@ -122,17 +124,75 @@ def test_drawing_goes_on_while_files_are_written(tmp_path, monkeypatch):
         log.append((chunk, store.samples.has(chunk)))
 
     monkeypatch.setattr(store.model, "sample", sample)
-    store.complete(6, then)
+    store.complete(6, then=then)
     assert log == [(range(3), True), (range(3, 6), True)]
-    store.complete(6, then)
+    store.complete(6, then=then)
     assert len(log) == 2, "nothing is drawn again"
+
+
+class Brightness:
+    """An extractor: (mean, mean of squares) of an image; logs its calls."""
+
+    digest = "0123456789"
+
+    def __init__(self, log):
+        self.log = log
+
+    def __call__(self, images):
+        self.log.append(f"features of {len(images)}")
+        return torch.stack([images.mean((1, 2, 3)), images.square().mean((1, 2, 3))], 1)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_features_are_extracted_before_the_next_chunk_is_drawn(tmp_path, monkeypatch, device):
+    monkeypatch.setattr(sample_store, "Background", lambda _: Background(device))
+    store, log = SampleStore(tmp_path, tiny_model(), batch_size=3), []
+    draw = store.model.sample
+    monkeypatch.setattr(store.model, "sample", lambda *size, **options: log.append("drawn") or draw(*size, **options))
+    assert store.complete(8, Brightness(log), 5) > 0, "seconds of the features"
+    assert log == ["drawn", "features of 3", "drawn", "features of 3", "drawn"], "5 samples are scored"
+    features = store.complete_features(Brightness(log), 5)
+    assert len(log) == 5 and store.complete(8, Brightness(log), 8) == 0, "nothing is extracted again"
+    later = SampleStore(tmp_path / "later", store.model, batch_size=3)
+    for chunk in store.samples.ranges(8):
+        later.samples.write(chunk, store.samples.read(chunk))
+    assert torch.equal(Rows(features, range(6))[:], Rows(later.complete_features(Brightness(log), 8), range(6))[:])
+
+
+def test_the_seconds_of_a_device_are_those_of_its_queue(monkeypatch):
+    """CUDA's events as stand-ins on a queue that lags behind the host."""
+    queue = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            queue.append(self)
+
+        def synchronize(self):
+            for place, event in enumerate(queue):
+                event.time = 500.0 * place**2  # ms
+
+        def elapsed_time(self, end):
+            return end.time - self.time
+
+    monkeypatch.setattr("torch.cuda.Event", Event)
+    clocks = [DeviceClock("cuda") for _ in range(2)]
+    for clock in clocks:
+        with clock:
+            pass
+    assert [clock.seconds() for clock in clocks] == [0.5, 2.5]
+    with DeviceClock("cpu") as clock:
+        time.sleep(0.05)
+    assert 0.05 <= clock.seconds() < 5
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_files_and_pictures_are_those_of_the_model(tmp_path, monkeypatch, device):
     monkeypatch.setattr(sample_store, "Background", lambda _: Background(device))
     store, expected = SampleStore(tmp_path, tiny_model(), seed=3, batch_size=3), tiny_model()
-    store.complete(11, partial(write_pngs, store, out=tmp_path / "png"))
+    store.complete(11, then=partial(write_pngs, store, out=tmp_path / "png"))
     rows = to_uint8(expected.sample(11, seed=3, batch_size=3)).permute(0, 2, 3, 1)
     assert torch.equal(store.rows(range(11))[:], rows)
     names = [f"{index:06d}.png" for index in range(11)]

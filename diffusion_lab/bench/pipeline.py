@@ -72,13 +72,13 @@ def whole(problem: Problem, scratch: str) -> Work:
         start, network.seconds = time.perf_counter(), 0.0
         folder = Path(tempfile.mkdtemp(dir=scratch))
         store = SampleStore(folder, model, batch_size=problem.batch)
-        store.complete(count, partial(write_pngs, store, out=folder / "png"))
+        extraction = store.complete(count, problem.features, count, partial(write_pngs, store, out=folder / "png"))
         drawn = count / store.cost(count)[1]
         join(store, count, folder / "samples.npz")
         evaluator.seconds.clear()
         evaluator.quality(store, problem.data)
         parts = {"network": network.seconds, "sampler": drawn - network.seconds}
-        parts |= {part: evaluator.seconds[part] for part in ("features", "metrics")}
+        parts |= {"features": extraction, "metrics": evaluator.seconds["metrics"]}
         return parts | {"files and the rest": time.perf_counter() - start - sum(parts.values())}
 
     return work

@@ -23,7 +23,7 @@ class Background:
     If the caller fails, the pieces that it has handed over are completed first.
 
     Pieces should only write files: torch's precision of products is global, so that features extracted in this thread
-    would change the arithmetic of a network that runs meanwhile.
+    would change the arithmetic of a network that runs meanwhile (`SampleStore.generate` queues them in the caller's).
 
     Args:
         device: where the computation runs.

@@ -50,12 +50,12 @@ def estimate_duration(model: Model, evaluator: Evaluator, data: DataModule, pass
 
     Feature extraction is not included, as it costs little compared with sampling.
     """
-    batch = min(evaluator.batch_size, evaluator.samples * evaluator.repeats)
+    batch = min(evaluator.batch_size, evaluator.total)
     timed = batch if model.device.type != "cpu" else min(batch, PROBE)
     seconds = ranks.from_first(seconds_per_call(model, timed)) / timed  # per call and sample
     seconds *= passes / ranks.rank_and_world()[1]
     denoiser = model.sampling_denoiser(model.labels_of([0], 0), images=[0])
-    sampling = evaluator.samples * evaluator.repeats * network_calls(model.sampler, denoiser, model.shape)
+    sampling = evaluator.total * network_calls(model.sampler, denoiser, model.shape)
     items = evaluator.likelihood_items(data) * evaluator.likelihood_repeats
     likelihood = items * sum(likelihood_calls(model, name) for name in model.likelihood)
     return Duration(seconds * sampling if evaluator.scores_samples(data) else 0.0, seconds * likelihood)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated
@@ -107,26 +108,31 @@ class Evaluator:
 
     def quality(self, store: SampleStore, data: DataModule) -> dict[str, Record]:
         """Return the metrics of the first `samples` x `repeats` samples of a store; missing samples are generated."""
-        total = self.samples * self.repeats
         if not self.scores_samples(data):
             return {}
         with self.seconds.of("sampling"):
-            store.complete(total)
+            extraction = store.complete(self.total, self.features, self.total)
+        self.seconds.move(extraction, "sampling", "features")
         if self.features is not None:
-            records = self.image_quality(store, data, total)
+            records = self.image_quality(store, data)
         else:
             with self.seconds.of("metrics"):
                 records = ranks.on_first(lambda: repeated([score_points(p, data) for p in self.points(store)]))
         with self.seconds.of("metrics"):
             records |= ranks.on_first(lambda: agreement(store, self.features, data, self.samples, self.repeats))
-        self.cost = ranks.on_first(lambda: store.cost(total))
+        self.cost = ranks.on_first(lambda: store.cost(self.total))
         return store.annotate({name: {**record, "nfe": self.cost[0]} for name, record in records.items()})
 
-    def image_quality(self, store: SampleStore, data: DataModule, total: int) -> dict[str, Record]:
+    @property
+    def total(self) -> int:
+        """Number of samples of all repeats."""
+        return self.samples * self.repeats
+
+    def image_quality(self, store: SampleStore, data: DataModule) -> dict[str, Record]:
         """Return every measure of the samples' features relative to the reference, with the values of real images."""
         extractor, device = self.features, store.model.device
         with self.seconds.of("features"):
-            features = store.complete_features(extractor, total)
+            features = store.complete_features(extractor, self.total)
         with self.seconds.of("reference"):
             paths = self.measure_references(data, device)
 
@@ -146,12 +152,11 @@ class Evaluator:
         """Return the files of statistics of the reference split, and of the other one as real images; both may lack."""
         paths: dict[str, Path] = {}
         if self.reference in SPLITS and data.size(self.reference) > 1:
-            options = (self.features, device, self.cache)
-            paths["reference"] = references.measure(data, self.reference, *options, batch_size=self.batch_size)
-            other = SPLITS[self.reference]
-            if data.size(other) > 1:
-                counts = {"count": self.samples, "batch_size": self.batch_size}
-                paths["real"] = references.measure(data, other, *options, **counts)
+            measure = partial(references.measure, data, batch_size=self.batch_size)
+            where = self.features, device, self.cache
+            paths["reference"] = measure(self.reference, *where)
+            if data.size(other := SPLITS[self.reference]) > 1:
+                paths["real"] = measure(other, *where, count=self.samples)
         return paths
 
     def points(self, store: SampleStore) -> Iterator[Tensor]:
@@ -212,11 +217,9 @@ class Evaluator:
         """Return one line for each configured metric (and the likelihood) that cannot be computed, with the reason."""
         empty = likelihood and self.likelihood_samples != 0 and not data.size("held_out")
         lines = ["the likelihood needs held-out items, and there are none"] if empty else []
-        if self.skipped_features:
-            name = type(data).__name__
-            lines.append(
-                f"{self.skipped_features} features need images, and {name} has no grey levels: distances are used"
-            )
+        if name := self.skipped_features:
+            kind = type(data).__name__
+            lines.append(f"{name} features need images, and {kind} has no grey levels: distances are used")
         if self.features is None:
             return lines
         scorer = self.planned_scorer(data)
@@ -228,9 +231,8 @@ class Evaluator:
             return []
         known = self.planned_scorer(data).reference.statistics.moments.count
         few = {"samples": self.samples, "reference images": known}
-        size = self.features.dimensions
         return [
-            f"{count} {what} for {size} dimensions: the Fréchet distance is strongly biased"
+            f"{count} {what} for {self.features.dimensions} dimensions: the Fréchet distance is strongly biased"
             for what, count in few.items()
             if count is not None and 2 <= count <= self.features.dimensions
         ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,12 +15,16 @@ from tqdm import tqdm
 from diffusion_lab import ranks
 from diffusion_lab.evaluation.background import Background
 from diffusion_lab.evaluation.chunked_array import ChunkedArray, Rows
+from diffusion_lab.evaluation.seconds import DeviceClock
 from diffusion_lab.metric import Extractor, to_uint8
 from diffusion_lab.model import Model
 from diffusion_lab.sampler import Sampler
 
 Work = Callable[[range], Callable[[], None]]
 """Computes the rows of a chunk, and returns the function that stores them."""
+
+Then = Callable[[range], None] | None
+"""Follows when a chunk is stored."""
 
 
 class SampleStore:
@@ -33,6 +36,7 @@ class SampleStore:
 
         samples/00000000.npy, ...   the samples
         cost/00000000.npy, ...      of each chunk: network evaluations, seconds, samples, one row (1, 3)
+        features_<digest>/...       the features of each extractor
 
     Args:
         folder: directory of the samples.
@@ -48,6 +52,7 @@ class SampleStore:
         self.folder, self.model, self.sampler = Path(folder), model, sampler or model.sampler
         self.seed, self.batch_size = seed, batch_size
         self.samples, self.costs = ChunkedArray(folder / "samples", batch_size), ChunkedArray(folder / "cost", 1)
+        self._feature_seconds = 0.0
 
     @property
     def images(self) -> bool:
@@ -62,32 +67,57 @@ class SampleStore:
         """
         if not self.samples.has(chunk):
             self.generate(chunk)()
-        stored = self.samples.read(chunk)
-        return stored.permute(0, 3, 1, 2).float() / 255 if self.images else stored
+        return self.from_rows(self.samples.read(chunk))
 
-    def generate(self, chunk: range, then: Callable[[range], None] | None = None) -> Callable[[], None]:
-        """Generate the samples of a chunk; return the function that stores them, and then calls `then(chunk)`."""
-        self.model.denoiser.nfe, start = 0, time.perf_counter()
-        samples = self.model.sample(
-            len(chunk), seed=self.seed, first=chunk.start, batch_size=len(chunk), sampler=self.sampler
-        )
-        cost = [self.model.denoiser.nfe, time.perf_counter() - start, len(chunk)]
+    def from_rows(self, rows: Tensor) -> Tensor:
+        """Return stored samples as images (B, C, H, W) in [0, 1] or real numbers."""
+        return rows.permute(0, 3, 1, 2).float() / 255 if self.images else rows
+
+    def generate(self, chunk: range, extractor: Extractor | None = None, then: Then = None) -> Callable[[], None]:
+        """Generate the samples of a chunk, and their features; return the function that stores both.
+
+        On an accelerator the features are queued and not awaited: it extracts them while the next chunk begins.
+        """
+        self.model.denoiser.nfe = 0
+        with DeviceClock(self.model.device) as sampling:
+            samples = self.model.sample(
+                len(chunk), seed=self.seed, first=chunk.start, batch_size=len(chunk), sampler=self.sampler
+            )
+        calls = self.model.denoiser.nfe
         rows = to_uint8(samples).permute(0, 2, 3, 1) if self.images else samples
+        with DeviceClock(self.model.device) as extraction:
+            features = None if extractor is None else extractor(self.from_rows(rows))
 
         def store() -> None:
-            self.costs.write(self._cost(chunk), torch.tensor([cost], dtype=torch.float64))
+            cost = torch.tensor([[calls, sampling.seconds(), len(chunk)]], dtype=torch.float64)
+            self.costs.write(self._cost(chunk), cost)
             self.samples.write(chunk, rows)
+            if features is not None:
+                self.features(extractor).write(chunk, features)
+                self._feature_seconds += extraction.seconds()
             if then is not None:
                 then(chunk)
 
         return store
 
-    def complete(self, count: int, then: Callable[[range], None] | None = None) -> None:
+    def complete(self, count: int, extractor: Extractor | None = None, scored: int = 0, then: Then = None) -> float:
         """Generate the missing ones of samples 0..count-1, together with the other ranks.
 
-        `then(chunk)` follows when a chunk is stored, on the rank that generated it.
+        Returns the seconds of the features on this rank.
+
+        Args:
+            count: N.
+            extractor: extracts features of the new ones among samples 0..scored-1.
+            scored: see `extractor`.
+            then: `then(chunk)` follows when a chunk is stored, on the rank that generated it.
         """
-        compute_missing(self.samples, count, partial(self.generate, then=then), "sampling", self.model.device)
+
+        def generate(chunk: range) -> Callable[[], None]:
+            return self.generate(chunk, extractor if chunk.start < scored else None, then)
+
+        before = self._feature_seconds
+        compute_missing(self.samples, count, generate, "sampling", self.model.device)
+        return self._feature_seconds - before
 
     def rows(self, span: range) -> Rows:
         """Return stored samples as one array."""

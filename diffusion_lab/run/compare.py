@@ -88,13 +88,13 @@ def compare(
         series = sample_store(point, wanted, model, config.paths.log_dir)
         try:
             with fabric.autocast():
-                series.complete(evaluator.samples * evaluator.repeats)
+                series.complete(evaluator.total, evaluator.features, evaluator.total)
         except (ValueError, RuntimeError) as error:
             if fabric.is_global_zero:
                 say(f"left out  {name} with {steps or 'its'} steps: {error}")
             continue
         found = evaluator.quality(series, data)
-        calls, rate = series.cost(evaluator.samples * evaluator.repeats)
+        calls, rate = series.cost(evaluator.total)
         records += [
             {"sampler": name, "steps": steps, "nfe": calls, "samples_per_second": rate, "metric": metric, **record}
             for metric, record in found.items()

@@ -66,7 +66,7 @@ def sample(config: DictConfig) -> None:
         return
     out = folder(spec, subject.sampler, config.paths.log_dir, config.out)
     series = SampleStore(out, subject.model, seed=config.seed, batch_size=config.batch_size)
-    count = config.num_samples if evaluator is None else max(config.num_samples, evaluator.samples * evaluator.repeats)
+    count = config.num_samples if evaluator is None else max(config.num_samples, evaluator.total)
     if rank_zero_only.rank == 0:
         announce_plan(config, fabric, [series], count, what(config, subject), evaluator, data)
     with (
@@ -96,7 +96,7 @@ def sample_and_compare(
     if rank_zero_only.rank == 0:
         points = planned(config, subject.model, quiet=True)
         stores = [sample_store(p, spec, subject.model, config.paths.log_dir, write=False) for p in points]
-        count = evaluator.samples * evaluator.repeats
+        count = evaluator.total
         announce_plan(config, fabric, stores, count, what(config, subject), evaluator, data)
     fabric.launch()
     values, curves = compare(config, fabric, spec, subject.model, evaluator, data)
@@ -121,7 +121,8 @@ def sample_and_score(
     """Generate the missing samples; then score all of them, if there is an evaluator."""
     out = series.folder
     with as_config_error(ValueError, RuntimeError), fabric.autocast():
-        series.complete(count, partial(write_pngs, series, out=out / "png") if config.png else None)
+        features = (None, 0) if evaluator is None else (evaluator.features, evaluator.total)
+        series.complete(count, *features, partial(write_pngs, series, out=out / "png") if config.png else None)
     write_samples(series, count, out, config, data)
     calls, rate = series.cost(count)
     if fabric.is_global_zero:

@@ -196,7 +196,7 @@ def prepare_evaluation(
     evaluation.facts = facts(choices, model, settings.get("seed"), choices["sampler"], settings["sampler"])
     prepare_features(settings, evaluation, data, model, trainer)
     evaluator, place = evaluation.evaluator, Path(evaluation.run_dir)
-    samples = evaluator.samples * evaluator.repeats * evaluator.scores_samples(data)
+    samples = evaluator.total * evaluator.scores_samples(data)
     check_room(size_on_disk(model, samples, evaluator), place, f"the {samples:,} samples of an evaluation")
     if trainer.is_global_zero:
         say_limits(evaluation.evaluator, data, bool(model.likelihood))
