@@ -9,13 +9,19 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from importlib.metadata import version
 from typing import Any
 
 from diffusion_lab.errors import ConfigError
 
 PACKAGES = {"hydra": "hydra-core", "pytorch_lightning": "pytorch-lightning", "lightning_fabric": "lightning-fabric"}
 """The packages that are changed here, by their modules."""
+
+
+def version(package: str) -> str:
+    """The installed version of a package."""
+    from importlib import metadata  # only for an error: every command imports this module
+
+    return metadata.version(package)
 
 
 def check(owner: Any, name: str) -> None:

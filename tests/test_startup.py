@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {
     *("torch", "numpy", "pytorch_lightning", "lightning_fabric", "torchmetrics", "torchvision", "torchdiffeq", "scipy"),
     *("sklearn", "pandas", "matplotlib", "PIL", "wandb", "tensorboard", "torch_fidelity", "safetensors", "rich"),
+    *("importlib.metadata", "diffusion_lab.comparison", "diffusion_lab.page"),
 }
 
 PROGRAM = """

@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import gc
 import importlib
-import importlib.metadata
 import importlib.util
 import logging
 import sys
@@ -43,10 +42,12 @@ def torchmetrics_on_demand() -> None:
     It is executed once in this module when a name is missing (PEP 562), so that the result is the same.
     If that does not work, with another version of torchmetrics, torchmetrics is imported as usual.
     """
+    from importlib.metadata import version
+
     try:
         spec = importlib.util.find_spec("torchmetrics")
         module = importlib.util.module_from_spec(spec)
-        module.__version__ = importlib.metadata.version("torchmetrics")
+        module.__version__ = version("torchmetrics")
         module._logger = logging.getLogger("torchmetrics")
         sys.modules["torchmetrics"] = module
         importlib.import_module("torchmetrics.utilities")  # first: it and torchmetrics.metric import one another

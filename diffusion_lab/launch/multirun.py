@@ -17,14 +17,11 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from diffusion_lab import output
-from diffusion_lab.comparison.command import compare
-from diffusion_lab.comparison.page import write_page
 from diffusion_lab.config.environment import cluster_ranks
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.launch.job import LOG, metrics
 from diffusion_lab.monkeypatches import hydra_config
 from diffusion_lab.output import say
-from diffusion_lab.page import PAGE
 from diffusion_lab.storage.run_directory import check_directory, make_new_directory
 
 NAME = "DIFFUSION_LAB_SWEEP"
@@ -117,6 +114,9 @@ def sweeping(arguments: Sequence[str]) -> Iterator[None]:
 
 def conclude(sweep: Path, since: float) -> bool:
     """Print a table of the jobs begun after `since` and compare their results; return whether all are finished."""
+    from diffusion_lab.comparison.command import compare  # not for --help, which imports this module
+    from diffusion_lab.comparison.page import PAGE, write_page
+
     lines = (sweep / LOG).read_text(encoding="utf-8").splitlines() if (sweep / LOG).is_file() else []
     jobs = sorted((j for j in map(json.loads, lines) if j["begun"] >= since), key=lambda j: j["number"])
     if jobs:
