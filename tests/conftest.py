@@ -13,8 +13,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers and what they start
 
 import numpy as np
 import pytest
+import quick_hydra
 import torch
 
+quick_hydra.install()
 sys.path.insert(0, str(Path(__file__).parent / "reference"))
 
 torch.set_num_threads(1)

@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+import quick_hydra
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from diffusion_lab.config import schema
 from diffusion_lab.config.compose import CONF, PARTS, check, options, plain
@@ -50,6 +52,40 @@ def test_the_published_run_composes_to_the_published_numbers():
         "output": c["model"]["output"],
         "fid_samples": c["metric"]["samples"],
     } == official
+
+
+def test_what_the_tests_keep_of_hydra_composes_as_hydra_does(monkeypatch):
+    """tests/quick_hydra.py, whose copies nobody else sees."""
+    commands = (
+        (), ("data=toy2d", "model=edm", "sampler.steps=7", "+trainer.x={a: [1, '${seed}']}"),
+        ("experiment=score_sde/table1/vp_probability_flow_pc1000", "sampler=ddim"),
+    )  # fmt: skip
+
+    def texts() -> list[str]:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            made = [compose("train", [*words], return_hydra_config=True) for words in commands]
+        written = [OmegaConf.to_yaml(one) for one in made]
+        for one in made:
+            OmegaConf.set_struct(one, False)
+            one.model.clear()
+            one.callback.ema = one.data.pop("batch_size")
+        return written
+
+    assert texts() == texts(), "someone sees what another does"
+    kept = texts()
+    for owner, name in quick_hydra.REPLACED:
+        monkeypatch.setattr(owner, name, quick_hydra.ORIGINAL[name])
+    assert texts() == kept
+
+
+def test_a_changed_file_is_read_again(tmp_path):
+    """By the tests, which keep what they have read."""
+    (tmp_path / "schedule").mkdir()
+    for value in (1, 22):
+        (tmp_path / "schedule" / "own.yaml").write_text(f"a: {value}\n")
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            assert compose("train", [f"hydra.searchpath=[{tmp_path}]", "schedule=own"]).schedule == {"a": value}
+        assert OmegaConf.load(tmp_path / "schedule" / "own.yaml") == {"a": value}
 
 
 GROUPS = ["data", "schedule", "loss", "sampler", "likelihood", "metric", "optimizer", "logger", "debug", *PARTS[:2]]

@@ -39,11 +39,19 @@ def run(*words: object, cwd: Path = ROOT, **environment: str) -> subprocess.Comp
 
 def serve() -> None:
     """Fork for every line that comes in, and tell the exit status when that process has ended."""
+    import quick_hydra
+    from hydra import compose, initialize_config_dir
+
     from diffusion_lab.config.imports import quick_imports
 
+    quick_hydra.install()
     with quick_imports():
         import diffusion_lab.run.sample
         import diffusion_lab.run.train  # noqa: F401
+
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            for task, data in (("train", "toy2d"), ("train", "digits"), ("sample", None)):
+                compose(task, [f"data={data}"] if data else [])
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
