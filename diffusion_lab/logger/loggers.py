@@ -20,14 +20,7 @@ from diffusion_lab.logger.mlflow import MLflowOptions, open_mlflow, reopen_mlflo
 from diffusion_lab.logger.optional import require
 from diffusion_lab.logger.tensorboard import TensorBoardLogger, TensorBoardOptions
 from diffusion_lab.logger.trackio import TrackioLogger, TrackioOptions, open_trackio, reopen_trackio
-from diffusion_lab.logger.wandb import (
-    WandbLogger,
-    WandbOptions,
-    choose_id,
-    lock,
-    open_run,
-    read_id,
-)
+from diffusion_lab.logger.wandb import WandbLogger, WandbOptions, choose_id, lock, open_run, read_id
 from diffusion_lab.logger.wandb_server import configured_mode, has_key
 from diffusion_lab.output import say
 from diffusion_lab.storage.revision import revision
@@ -143,22 +136,14 @@ def finish_loggers(loggers: Sequence[Logger], failed: bool = False) -> None:
                 stack.callback(logger.finish)
 
 
-def _options(
-    cfg: Mapping[str, Any],
-) -> tuple[WandbOptions, TensorBoardOptions, MLflowOptions, TrackioOptions]:
+OPTIONS = {"wandb": WandbOptions, "tensorboard": TensorBoardOptions, "mlflow": MLflowOptions, "trackio": TrackioOptions}
+
+
+def _options(cfg: Mapping[str, Any]) -> tuple[WandbOptions, TensorBoardOptions, MLflowOptions, TrackioOptions]:
     """The plain node as options; a logger that it does not contain is disabled."""
-    classes = {
-        "wandb": WandbOptions,
-        "tensorboard": TensorBoardOptions,
-        "mlflow": MLflowOptions,
-        "trackio": TrackioOptions,
-    }
-    return tuple(
-        instantiate(
-            {**cfg.get(name, {"enabled": False}), "_target_": f"{cls.__module__}.{cls.__name__}"}, f"logger.{name}"
-        )
-        for name, cls in classes.items()
-    )
+    nodes = {name: cfg.get(name, {"enabled": False}) for name in OPTIONS}
+    targets = {name: f"{cls.__module__}.{cls.__name__}" for name, cls in OPTIONS.items()}
+    return tuple(instantiate({**node, "_target_": targets[name]}, f"logger.{name}") for name, node in nodes.items())
 
 
 def _wants_wandb(options: WandbOptions) -> bool:

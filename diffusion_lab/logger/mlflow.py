@@ -48,7 +48,7 @@ class MLflowLogger(BestEffort, loggers.MLFlowLogger):
     Args:
         run_id: of the run, which exists.
         tracking_uri: where it is stored.
-        sent: the (step, metric) that it has received before it was resumed; they are not sent again.
+        sent: see `BestEffort`.
         ends: whether the run ends with this logger.
     """
 
@@ -57,16 +57,8 @@ class MLflowLogger(BestEffort, loggers.MLFlowLogger):
     def __init__(
         self, run_id: str, tracking_uri: str, sent: AbstractSet[tuple[int, str]] = frozenset(), ends: bool = True
     ) -> None:
-        super().__init__(tracking_uri=tracking_uri, run_id=run_id)
-        self.sent, self.ends = sent, ends
-        self._newest_sent = max((step for step, _ in sent), default=-1)
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log values for a step."""
-        new = {key: float(value) for key, value in metrics.items() if (step, key) not in self.sent}
-        if new:
-            self.attempt(functools.partial(super().log_metrics, new, step))
+        super().__init__(sent, tracking_uri=tracking_uri, run_id=run_id)
+        self.ends = ends
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any], *_: Any) -> None:
@@ -78,13 +70,8 @@ class MLflowLogger(BestEffort, loggers.MLFlowLogger):
         flat = {key: value for key, value in leaves(params).items() if key not in known}
         super().log_hyperparams(flat)
 
-    @rank_zero_only
-    def log_pictures(self, pictures: Mapping[str, Path], step: int) -> None:
-        """Log images, which MLflow shows by step, and films as artifacts."""
-        if step >= self._newest_sent:
-            self.attempt(lambda: self._log_pictures(pictures, step))
-
-    def _log_pictures(self, pictures: Mapping[str, Path], step: int) -> None:
+    def send_pictures(self, pictures: Mapping[str, Path], step: int) -> None:
+        """Send images, which MLflow shows by step, and films as artifacts."""
         for name, path in pictures.items():
             if path.suffix == ".gif":
                 self.experiment.log_artifact(self.run_id, str(path), f"{name}/step_{step:08d}")
@@ -99,6 +86,12 @@ class MLflowLogger(BestEffort, loggers.MLFlowLogger):
             self.attempt(functools.partial(super().finalize, status))
 
 
+def set_environment() -> None:
+    """Set the variables of `ENVIRONMENT` that are not set."""
+    for variable, value in ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+
+
 def open_mlflow(
     options: MLflowOptions,
     run_dir: Path,
@@ -109,11 +102,8 @@ def open_mlflow(
     """Open the directory's run of MLflow, or a new one called `name`, and log the configuration.
 
     Raises:
-        ConfigError: without the package, or if the store cannot be opened.
+        ConfigError: if the store cannot be opened.
     """
-    require("mlflow")
-    for variable, value in ENVIRONMENT.items():
-        os.environ.setdefault(variable, value)
     before = read_record(run_dir / RECORD)
     folder = Path((config.get("paths") or {}).get("log_dir") or run_dir).resolve() / "mlflow"
     uri = before.get("tracking_uri") or options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
@@ -134,6 +124,7 @@ def open_mlflow(
 
 def _run(uri: str, options: MLflowOptions, run_id: str | None, name: str | None, artifacts: Path | None) -> str:
     """The id of a run, which is running from now on."""
+    set_environment()
     from mlflow.tracking import MlflowClient
 
     for library in ("mlflow", "alembic"):  # which tell of each table that they make; importing them sets their levels
@@ -159,6 +150,5 @@ def reopen_mlflow(run_dir: Path) -> MLflowLogger | None:
     if not before:
         return None
     require("mlflow")
-    for variable, value in ENVIRONMENT.items():
-        os.environ.setdefault(variable, value)
+    set_environment()
     return MLflowLogger(before["run_id"], before["tracking_uri"], ends=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from PIL import Image
 from pytorch_lightning import loggers
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from diffusion_lab.errors import ConfigError
+from diffusion_lab.logger.optional import require
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,7 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
     """
 
     def __init__(self, run_dir: str | Path, resumed_from: int | None = None, part: str | None = None) -> None:
-        if importlib.util.find_spec("tensorboard") is None:
-            remedy = 'pip install "diffusion_lab[tensorboard]" (in a checkout: pip install -e ".[tensorboard]")'
-            raise ConfigError(f"logger.tensorboard needs the package tensorboard: {remedy}")
+        require("tensorboard")
         purge = None if resumed_from is None else resumed_from + 1
         super().__init__(
             run_dir, name="tensorboard", version="", sub_dir=part, default_hp_metric=False, purge_step=purge

@@ -14,10 +14,9 @@ from typing import Any
 
 import yaml
 from pytorch_lightning.loggers.logger import Logger
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from diffusion_lab.errors import ConfigError
-from diffusion_lab.logger.optional import BestEffort, first_line, read_record, require, write_record
+from diffusion_lab.logger.optional import BestEffort, first_line, media, read_record, require, write_record
 from diffusion_lab.output import say
 from diffusion_lab.storage.run_directory import CONFIG
 
@@ -38,14 +37,14 @@ class TrackioLogger(BestEffort, Logger):
 
     Args:
         run: what `trackio.init` returned.
-        sent: the (step, metric) that it has received before it was resumed; they are not sent again.
+        sent: see `BestEffort`.
     """
 
     label = "Trackio"
 
     def __init__(self, run: Any, sent: AbstractSet[tuple[int, str]] = frozenset()) -> None:
-        self.run, self.sent = run, sent
-        self._newest_sent = max((step for step, _ in sent), default=-1)
+        super().__init__(sent)
+        self.run = run
 
     @property
     def name(self) -> str:
@@ -58,18 +57,13 @@ class TrackioLogger(BestEffort, Logger):
     def log_hyperparams(self, params: Any, *_: Any) -> None:
         """Do nothing: `open_trackio` passes the configuration."""
 
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log values for a step."""
-        new = {key: float(value) for key, value in metrics.items() if (step, key) not in self.sent}
-        if new:
-            self.attempt(lambda: self.run.log(new, step=step))
+    def send(self, values: Mapping[str, float], step: int | None) -> None:
+        self.run.log(values, step=step)
 
-    @rank_zero_only
-    def log_pictures(self, pictures: Mapping[str, Path], step: int) -> None:
-        """Log images and films, which Trackio copies at once."""
-        if step >= self._newest_sent:
-            self.attempt(lambda: self.run.log(media(pictures), step=step))
+    def send_pictures(self, pictures: Mapping[str, Path], step: int) -> None:
+        import trackio
+
+        self.run.log(media(trackio, pictures), step=step)
 
     def finish(self) -> None:
         """Write what is in memory, and end the run, also one that has failed."""
@@ -88,18 +82,9 @@ def reopen_trackio(options: TrackioOptions, run_dir: Path) -> TrackioLogger | No
     """The directory's run for later results; None if it has none."""
     if not (run_dir / RECORD).is_file():
         return None
+    require("trackio")
     config = run_dir / CONFIG  # Trackio would forget the one before
     return open_trackio(options, run_dir, yaml.safe_load(config.read_bytes()) if config.is_file() else {})
-
-
-def media(pictures: Mapping[str, Path]) -> dict[str, Any]:
-    """Images and films as Trackio takes them."""
-    import trackio
-
-    return {
-        name: trackio.Video(str(path), format="gif") if path.suffix == ".gif" else trackio.Image(str(path))
-        for name, path in pictures.items()
-    }
 
 
 def open_trackio(
@@ -112,9 +97,8 @@ def open_trackio(
     """Open the directory's run of Trackio, or a new one called `name` and four digits, as names are its only ids.
 
     Raises:
-        ConfigError: without the package, or if the store cannot be opened.
+        ConfigError: if the store cannot be opened.
     """
-    require("trackio")
     before = read_record(run_dir / RECORD)
     new = {"project": options.project, "name": f"{options.name or name or run_dir.name} {secrets.token_hex(2)}"}
     run = before or new

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import secrets
 import shlex
@@ -16,10 +15,9 @@ from typing import Any, Literal, TextIO
 
 import torch
 from pytorch_lightning import loggers
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from diffusion_lab.errors import ConfigError
-from diffusion_lab.logger.optional import BestEffort, first_line
+from diffusion_lab.logger.optional import BestEffort, first_line, media
 from diffusion_lab.logger.wandb_server import Mode, configured_mode, wandb_mode
 from diffusion_lab.output import say
 from diffusion_lab.storage import lock as file_lock
@@ -57,12 +55,12 @@ class WandbLogger(BestEffort, loggers.WandbLogger):
     Args:
         run: the run that `open_run` opened.
         run_dir: the run's directory.
-        sent: the (step, metric) that the run has received before it was resumed; they are not sent again.
+        sent: see `BestEffort`.
         held: the lock file that `lock` returned, closed at the end.
         log_model: upload the newest checkpoint, and the best one if there is one, at the end.
     """
 
-    label = "W&B"
+    label, instead = "W&B", "training continues with its other logs"
 
     def __init__(
         self,
@@ -72,29 +70,13 @@ class WandbLogger(BestEffort, loggers.WandbLogger):
         held: TextIO | None = None,
         log_model: bool = False,
     ) -> None:
-        super().__init__(save_dir=str(run_dir), project=run.project, experiment=run)
-        self.run_dir, self.sent, self.held, self.log_model = run_dir, sent, held, log_model
-        self._newest_sent = max((step for step, _ in sent), default=-1)
+        super().__init__(sent, save_dir=str(run_dir), project=run.project, experiment=run)
+        self.run_dir, self.held, self.log_model = run_dir, held, log_model
 
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log values for a step."""
-        new = {key: value for key, value in metrics.items() if (step, key) not in self.sent}
-        if new:
-            self.attempt(functools.partial(super().log_metrics, new, step), "training continues with its other logs")
-
-    @rank_zero_only
-    def log_pictures(self, pictures: Mapping[str, Path], step: int) -> None:
-        """Log images and films, which W&B copies at once."""
+    def send_pictures(self, pictures: Mapping[str, Path], step: int) -> None:
         import wandb
 
-        if step < self._newest_sent:  # already sent
-            return
-        media = {
-            name: wandb.Video(str(path), format="gif") if path.suffix == ".gif" else wandb.Image(str(path))
-            for name, path in pictures.items()
-        }
-        self.log_metrics(media, step)
+        self.send(media(wandb, pictures), step)
 
     def upload(self, row: Callable[[int], Mapping[str, float]]) -> None:
         """Upload the newest and the best checkpoint as versions of the artifact model-<run id>, under those aliases.
