@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 from collections.abc import Sequence, Set
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
@@ -166,6 +167,24 @@ def with_absolute_directories(arguments: Sequence[str]) -> list[str]:
 def override(key: str, value: str) -> str:
     """`key=value`, quoted so that Hydra parses the value back unchanged."""
     return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+
+
+def own_keys(arguments: Sequence[str], *keys: str) -> tuple[dict[str, str], list[str]]:
+    """(values of a command's own keys, its other arguments)."""
+    own = [word for word in arguments if "=" in word and word.partition("=")[0] in keys]
+    return dict(word.split("=", 1) for word in own), [word for word in arguments if word not in own]
+
+
+def run_and_keys(arguments: Sequence[str], *keys: str) -> tuple[str, dict[str, str], list[str]]:
+    """(run, values of the command's own keys, other arguments) of a command whose first argument is a run.
+
+    Raises:
+        ConfigError: if it starts with a setting.
+    """
+    run, *rest = arguments
+    if "=" in run and not Path(run).exists():
+        raise ConfigError(f"{run} is not a run: give the run first, then {keys[0]}=...")
+    return run, *own_keys(rest, *keys)
 
 
 def only_overrides(arguments: list[str], module: str) -> list[str]:

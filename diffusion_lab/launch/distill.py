@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_lab.cli import command
-from diffusion_lab.config.command_line import override, split, tidy, with_absolute_directories
+from diffusion_lab.config.command_line import override, run_and_keys, split, tidy, with_absolute_directories
 from diffusion_lab.config.compose import parsed
 from diffusion_lab.config.environment import cluster_ranks
 from diffusion_lab.config.origin import program
@@ -51,11 +51,8 @@ OF_THE_COMMAND = (
 @command(HELP)
 def main(arguments: Sequence[str]) -> None:
     """Distil as the arguments say."""
-    run, *rest = arguments
-    if "=" in run and not Path(run).exists():
-        raise ConfigError(f"{run} is not a run: give the run first, then steps=...")
-    ours = {word.split("=", 1)[0]: word.split("=", 1)[1] for word in rest if word.startswith(("steps=", "out="))}
-    flags, overrides = split(with_absolute_directories(tidy([w for w in rest if w.split("=", 1)[0] not in ours])))
+    run, ours, rest = run_and_keys(arguments, "steps", "out")
+    flags, overrides = split(with_absolute_directories(tidy(rest)))
     steps, teacher = halvings(ours.get("steps", "")), find(run).resolve()
     if cluster_ranks()[2] > 1:
         raise ConfigError(

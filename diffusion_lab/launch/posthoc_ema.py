@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_lab.cli import command
-from diffusion_lab.config.command_line import override, tidy
+from diffusion_lab.config.command_line import override, run_and_keys, tidy
 from diffusion_lab.config.imports import quick_imports
 from diffusion_lab.config.origin import program
 from diffusion_lab.errors import ConfigError
@@ -36,11 +36,7 @@ Each checkpoint can be given to sample.py as ckpt_path, to diffusion_lab.load, a
 @command(HELP)
 def main(arguments: Sequence[str]) -> None:
     """Make and score averages as the arguments say."""
-    run, *rest = arguments
-    given = {word.split("=", 1)[0]: word.split("=", 1)[1] for word in rest if word.startswith(("std=", "out="))}
-    overrides = [word for word in rest if word.split("=", 1)[0] not in given]
-    if "=" in run and not Path(run).exists():
-        raise ConfigError(f"{run} is not a run: give the run first, then std=...")
+    run, given, overrides = run_and_keys(arguments, "std", "out")
     stds, path = numbers(given.get("std", "")), find(run)
     if not is_complete(path, b"posthoc_averages"):
         raise ConfigError(

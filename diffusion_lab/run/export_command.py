@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_lab.cli import command
-from diffusion_lab.config.command_line import override, tidy
+from diffusion_lab.config.command_line import override, run_and_keys, tidy
 from diffusion_lab.config.imports import quick_imports
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.storage import hub
@@ -34,10 +34,8 @@ ALLOWED = {"format": ("safetensors", "diffusers"), "weights": ("ema", "raw"), "o
 @command(HELP)
 def main(arguments: Sequence[str]) -> None:
     """Export as the arguments say."""
-    run, *rest = arguments
-    if "=" in run and not Path(run).exists():
-        raise ConfigError(f"{run} is not a run: give the run first, then format=...")
-    given, sampler = read(rest)
+    run, given, rest = run_and_keys(arguments, *ALLOWED)
+    given, sampler = read(given, rest)
     if sampler and given["format"] != "diffusers":
         raise ConfigError(f"{sampler[0]} chooses the scheduler of format=diffusers: add it, or leave the sampler out")
     path = find(run)
@@ -55,26 +53,22 @@ def main(arguments: Sequence[str]) -> None:
     export(path, given["format"], out, given["weights"], sampler, push)
 
 
-def read(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+def read(given: dict[str, str], rest: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """(the values of the keys, overrides of the sampler) of a command line.
 
     Raises:
         ConfigError: for anything else.
     """
-    given = {key: values[0] for key, values in ALLOWED.items() if values}
-    sampler = [word for word in words if word.startswith(("sampler=", "sampler."))]
-    for word in words:
-        key, equals, value = word.partition("=")
-        if word in sampler:
-            continue
-        if key not in ALLOWED or not equals or not value:
-            raise ConfigError(f"{word} is not an argument: use {', '.join(f'{key}=...' for key in ALLOWED)}")
+    sampler = [word for word in rest if word.startswith(("sampler=", "sampler."))]
+    unknown = [*(word for word in rest if word not in sampler), *(f"{key}=" for key in given if not given[key])]
+    if unknown:
+        raise ConfigError(f"{unknown[0]} is not an argument: use {', '.join(f'{key}=...' for key in ALLOWED)}")
+    for key, value in given.items():
         if ALLOWED[key] and value not in ALLOWED[key]:
-            raise ConfigError(f"{word} must be one of {', '.join(ALLOWED[key])}")
-        given[key] = value
+            raise ConfigError(f"{key}={value} must be one of {', '.join(ALLOWED[key])}")
     if sampler and not any(word.startswith("sampler=") for word in sampler):
         raise ConfigError(f"{sampler[0]} changes a sampler: name it by sampler=...")
-    return given, sampler
+    return {key: values[0] for key, values in ALLOWED.items() if values} | given, sampler
 
 
 def folder(path: Path, given: dict[str, str]) -> Path:

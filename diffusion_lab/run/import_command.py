@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_lab.cli import command
-from diffusion_lab.config.command_line import only_overrides
+from diffusion_lab.config.command_line import only_overrides, own_keys
 from diffusion_lab.config.imports import quick_imports
 from diffusion_lab.errors import ConfigError
 
@@ -48,13 +48,13 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError(f"{file} is not a file: give the checkpoint first, then model=... and data=...")
     from diffusion_lab.config.compose import check
 
-    out = [argument.removeprefix("out=") for argument in rest if argument.startswith("out=")]
-    if "" in out:
+    given, overrides = own_keys(rest, "out")
+    if given.get("out") == "":
         raise ConfigError("out= is empty: give a folder, such as out=logs/imported/mine")
-    overrides = only_overrides([word for word in rest if not word.startswith("out=")], "interop")
+    overrides = only_overrides(overrides, "interop")
     check("train", overrides, used=USED)
     # Imported here: torch and Lightning take seconds to import, and a typo should be refused at once.
     with quick_imports():
         from diffusion_lab.run.import_checkpoint import import_checkpoint
 
-    import_checkpoint(file, overrides, *out[-1:])
+    import_checkpoint(file, overrides, given.get("out"))

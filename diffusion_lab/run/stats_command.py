@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from diffusion_lab.cli import command
-from diffusion_lab.config.command_line import only_overrides
+from diffusion_lab.config.command_line import only_overrides, own_keys
 from diffusion_lab.config.imports import quick_imports
 from diffusion_lab.errors import ConfigError
 
@@ -31,8 +31,7 @@ USED = (("data",), ("metric",), ("trainer",))
 @command(HELP)
 def main(arguments: Sequence[str]) -> None:
     """Measure as the arguments say."""
-    given = dict(a.split("=", 1) for a in arguments if a.split("=", 1)[0] in ("split", "out", "count") and "=" in a)
-    overrides = [a for a in arguments if a.split("=", 1)[0] not in given]
+    given, overrides = own_keys(arguments, "split", "out", "count")
     overrides = only_overrides(overrides, "stats")
     split, count = given.get("split", "train"), given.get("count")
     if split not in ("train", "held_out", "all"):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from diffusion_lab.cli import command
-from diffusion_lab.config.command_line import only_overrides
+from diffusion_lab.config.command_line import only_overrides, own_keys
 from diffusion_lab.config.imports import quick_imports
 from diffusion_lab.errors import ConfigError
 
@@ -61,17 +61,17 @@ ALSO_VALIDATED = {"network": ("data",), "metric": ("data",)}
 @command(HELP)
 def main(arguments: Sequence[str]) -> None:
     """Verify the part that the arguments name; exit with status 1 if a check fails."""
-    given = [word.partition("=")[2] for word in arguments if word.startswith("out=")]
-    overrides = only_overrides([word for word in arguments if not word.startswith("out=")], "verify")
+    given, overrides = own_keys(arguments, "out")
+    overrides = only_overrides(overrides, "verify")
     kind, name = subject(overrides)
-    if "" in given:
+    if given.get("out") == "":
         raise ConfigError("out= is empty: give a folder, such as out=logs/verify/mine")
     candidates = fitting(kind, overrides)
     # Imported here: torch takes seconds to import, and a typo should be refused at once.
     with quick_imports():
         from diffusion_lab.run.verify import verify
 
-    out = given[-1] if given else f"logs/verify/{kind}_{name}"
+    out = given.get("out", f"logs/verify/{kind}_{name}")
     refused: list[ConfigError] = []
     for overrides in candidates:
         try:
