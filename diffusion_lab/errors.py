@@ -23,6 +23,13 @@ def in_one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:500] or type(error).__name__
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, the error that caused it or during whose handling it was raised, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 @contextmanager
 def as_config_error(*classes: type[Exception], message: str = "{}") -> Iterator[None]:
     """Turn errors of these classes into a ConfigError whose one line is `message` with the error's own text.

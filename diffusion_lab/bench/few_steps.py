@@ -25,12 +25,12 @@ from diffusion_lab.bench.students import METHODS, default_teacher, students
 from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.data import DataModule
 from diffusion_lab.evaluation import Evaluator
-from diffusion_lab.evaluation.results import write_results
 from diffusion_lab.model import Model
 from diffusion_lab.output import tolerant
 from diffusion_lab.run.compare import Point, sample_store
 from diffusion_lab.run.sample_spec import SampleSpec, sample_spec
 from diffusion_lab.storage import checkpoint_file, run_directory
+from diffusion_lab.storage.atomic_file import write_json
 from diffusion_lab.storage.run_directory import CheckpointError
 
 Records = dict[int, dict[str, Any]]
@@ -159,7 +159,7 @@ def write(records: Mapping[str, Records], report: str, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "few_steps.md").write_text(f"{report}\n", encoding="utf-8")
-    write_results(folder / "few_steps.json", dict(records))
+    write_json(folder / "few_steps.json", dict(records))
     lines = {name: [(nfe, record["value"]) for nfe, record in row.items()] for name, row in records.items()}
     real = next((record.get("real") for row in records.values() for record in row.values()), None)
     curves(lines, folder / "few_steps.png", "network evaluations", "Fréchet distance", real)

@@ -11,10 +11,11 @@ from diffusion_lab.callback.ema import EMA, averaged
 from diffusion_lab.callback.hooks import OptionalHooks
 from diffusion_lab.callback.media import best_effort, log_pictures
 from diffusion_lab.evaluation.accuracy import accuracy
-from diffusion_lab.evaluation.results import read_results, write_results
+from diffusion_lab.evaluation.results import read_results
 from diffusion_lab.model import Classifier
 from diffusion_lab.plot import charts
 from diffusion_lab.ranges import Count, Seed, checked
+from diffusion_lab.storage.atomic_file import write_json
 from diffusion_lab.storage.run_directory import RESULTS
 
 
@@ -72,7 +73,7 @@ class Accuracy(OptionalHooks):
         self.results = {"run": str(self.run_dir), "checkpoint": None, **facts, "metrics": {"accuracy": record}}
         if trainer.is_global_zero:
             with best_effort(self.run_dir / RESULTS):
-                write_results(self.run_dir / RESULTS, self.results)
+                write_json(self.run_dir / RESULTS, self.results)
 
     def is_concluded(self, step: int) -> bool:
         """Whether results.json has the results of this step."""

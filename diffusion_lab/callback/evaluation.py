@@ -20,9 +20,10 @@ from diffusion_lab.callback.media import best_effort
 from diffusion_lab.data import DataModule
 from diffusion_lab.evaluation import Evaluator, Record, chart_name
 from diffusion_lab.evaluation.duration import estimate_duration, limit_duration
-from diffusion_lab.evaluation.results import read_results, write_results
+from diffusion_lab.evaluation.results import read_results
 from diffusion_lab.model import Model
 from diffusion_lab.ranges import Count, NonNegativeInt, Positive, SampleSize, checked
+from diffusion_lab.storage.atomic_file import write_json
 from diffusion_lab.storage.run_directory import RESULTS
 
 LONG = 10_000
@@ -215,7 +216,7 @@ class Evaluation(OptionalHooks):
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=trainer.global_step)
             with best_effort(self.run_dir / RESULTS):
-                write_results(self.run_dir / RESULTS, self.results)
+                write_json(self.run_dir / RESULTS, self.results)
         self._since = time.perf_counter()
         self.keep_best(trainer, metrics)
 

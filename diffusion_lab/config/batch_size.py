@@ -6,14 +6,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from diffusion_lab.config.environment import local_ranks
 from diffusion_lab.memory import memory_of_machine
 
 
 def ranks(config: Mapping[str, Any]) -> int | None:
     """Number of devices of a training; None where it depends on the machine."""
     trainer = config.get("trainer") or {}
-    count = len(trainer["devices"]) if isinstance(trainer.get("devices"), list) else trainer.get("devices")
-    return count * (trainer.get("num_nodes") or 1) if isinstance(count, int) and count > 0 else None
+    count = local_ranks(trainer)
+    return count and count * (trainer.get("num_nodes") or 1)
 
 
 def batch_divides(config: Mapping[str, Any]) -> str | None:

@@ -10,19 +10,27 @@ import yaml
 from diffusion_lab.config import schema
 
 
-def nodes(node: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+def entries(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a nested configuration, mappings included, with its dotted path; nothing of any other value."""
+    for key, value in node.items() if isinstance(node, Mapping) else ():
+        name = f"{path}.{key}".lstrip(".")
+        yield name, value
+        yield from entries(value, name)
+
+
+def nodes(node: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Every mapping of a configuration with its dotted path."""
-    if isinstance(node, Mapping):
-        yield path, node
-        for key, value in node.items():
-            yield from nodes(value, f"{path}.{key}".lstrip("."))
+    return ((path, value) for path, value in (("", node), *entries(node)) if isinstance(value, Mapping))
 
 
-def leaves(node: Any, path: str = "") -> dict[str, Any]:
+def leaves(node: Mapping[str, Any]) -> dict[str, Any]:
     """Every value of a nested configuration that is not a mapping, by its dotted path."""
-    if not isinstance(node, Mapping):
-        return {path: node}
-    return {p: value for key in node for p, value in leaves(node[key], f"{path}.{key}".lstrip(".")).items()}
+    return {path: value for path, value in entries(node) if not isinstance(value, Mapping)}
+
+
+def missing(node: Any) -> list[str]:
+    """The keys that must be given, and are not."""
+    return [path for path, value in entries(node) if value == "???"]
 
 
 def get(config: Any, path: str) -> Any:

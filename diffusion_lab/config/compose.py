@@ -16,6 +16,7 @@ from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.config import directories, resolvers, schema
+from diffusion_lab.config.class_rules import entries, missing
 from diffusion_lab.config.directories import CONF, PARTS, SEARCH
 from diffusion_lab.config.hydra_part import check_hydra
 from diffusion_lab.config.refusals import (
@@ -28,7 +29,7 @@ from diffusion_lab.config.refusals import (
 )
 from diffusion_lab.config.typed import convert, name_typed_keys
 from diffusion_lab.config.unused import refuse_unused, unused
-from diffusion_lab.config.validation import check_network_fits_data, nearest, nodes, validate
+from diffusion_lab.config.validation import check_network_fits_data, nearest, validate
 from diffusion_lab.errors import ConfigError
 
 resolvers.register()
@@ -135,9 +136,8 @@ def _check_job(
         raw = OmegaConf.to_container(config, resolve=False)
         check_structure(raw, base)
         raw = {key: raw[key] for part in used for key in part if key in raw} or raw
-        missing = [f"{path}.{k}".lstrip(".") for path, node in nodes(raw) for k in node if node[k] == "???"]
-        if missing:
-            raise ConfigError(f"{', '.join(missing)} must be given: add {missing[0]}=...")
+        if lacking := missing(raw):
+            raise ConfigError(f"{', '.join(lacking)} must be given: add {lacking[0]}=...")
         check_network_fits_data(raw)  # unresolved: an image network refers to data.shape[1]
         convert(config)
         settings, typed = plain(config, job), parsed(job)
@@ -151,7 +151,7 @@ def missing_checkpoints(task: str, overrides: Sequence[str], part: str) -> list[
     """Keys of checkpoints that a part of the configuration needs and that are not given."""
     with in_one_line():
         raw = OmegaConf.to_container(composed(task, overrides), resolve=False)
-    return [f"{path}.ckpt_path" for path, node in nodes({part: raw[part]}) if node.get("ckpt_path") == "???"]
+    return [path for path in missing({part: raw[part]}) if path.endswith(".ckpt_path")]
 
 
 def parsed(overrides: Sequence[str]) -> list[Override]:
@@ -255,5 +255,4 @@ def _search_path() -> list[str]:
 
 def _keys(config: DictConfig) -> set[str]:
     """Every dotted path of a configuration."""
-    raw = OmegaConf.to_container(config, resolve=False)
-    return {f"{path}.{key}".lstrip(".") for path, node in nodes(raw) for key in node}
+    return {path for path, _ in entries(OmegaConf.to_container(config, resolve=False))}

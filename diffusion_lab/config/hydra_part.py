@@ -9,8 +9,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import OmegaConf
 
+from diffusion_lab.config.class_rules import entries
 from diffusion_lab.config.refusals import composed_by_hydra, first_line
-from diffusion_lab.config.validation import nearest, nodes
+from diffusion_lab.config.validation import nearest
 from diffusion_lab.errors import ConfigError, refuse
 
 EXTRAS = {"hydra/launcher": ("joblib", "submitit_slurm", "submitit_local"), "hydra/sweeper": ("optuna",)}
@@ -36,8 +37,7 @@ def check_hydra(task: str, overrides: Sequence[Override], sweep: bool) -> None:
     if not of_hydra:
         return
     config = composed_by_hydra(task, [o.input_line for o in of_hydra], with_hydra=True)
-    raw = OmegaConf.to_container(config, resolve=False)
-    keys = {f"{path}.{key}".lstrip(".") for path, node in nodes(raw) for key in node}
+    keys = {path for path, _ in entries(OmegaConf.to_container(config, resolve=False))}
     for override in of_hydra:
         lost = [key for key in re.findall(r"\$\{([\w.]+)\}", override.input_line) if key not in keys]
         if lost:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from diffusion_lab.config.environment import cluster_ranks
+from diffusion_lab.config.environment import cluster_ranks, local_ranks
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.output import say
 
@@ -82,7 +82,7 @@ def compare_devices(trainer: Mapping[str, Any], gpus: int, cores: int) -> str | 
         ConfigError: with the key that selects ranks on the CPU.
     """
     devices, accelerator = trainer.get("devices"), trainer.get("accelerator")
-    ranks = int(devices) if str(devices).isdecimal() else 1
+    ranks = local_ranks(trainer) or 1
     if not gpus and accelerator == "auto" and (devices == -1 or isinstance(devices, list)):
         raise ConfigError(f"trainer.devices={devices} means GPUs, but no GPU was found: set trainer.devices=1")
     if not gpus and accelerator == "auto" and ranks > 1:

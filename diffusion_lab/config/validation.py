@@ -19,9 +19,9 @@ from diffusion_lab.config.resolvers import BETWEEN_LEVELS
 from diffusion_lab.errors import ConfigError
 
 
-def nearest(word: str, allowed: Iterable[str]) -> str:
-    """ " (did you mean X?)" for the closest of the allowed words, or an empty string."""
-    close = difflib.get_close_matches(word, list(map(str, allowed)), 1, cutoff=0.5)
+def nearest(word: str, allowed: Iterable[str], least: float = 0.5) -> str:
+    """ " (did you mean X?)" for the closest of the allowed words, if that is at least so similar."""
+    close = difflib.get_close_matches(word, list(map(str, allowed)), 1, least)
     return f" (did you mean {close[0]}?)" if close else ""
 
 

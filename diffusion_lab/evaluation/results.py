@@ -6,14 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from diffusion_lab.storage.atomic_file import atomic_write
-
-
-def write_results(path: Path, results: dict[str, Any]) -> None:
-    """Write `results` as JSON, atomically."""
-    with atomic_write(path) as file:
-        file.write((json.dumps(results, indent=2) + "\n").encode())
-
 
 def read_results(path: Path) -> dict[str, Any] | None:
     """Return the contents of a results.json; None if it is missing or another file."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from diffusion_lab.config.environment import AGENT, cluster_ranks
+from diffusion_lab.config.environment import AGENT, cluster_ranks, local_ranks
 from diffusion_lab.config.origin import advice
 from diffusion_lab.config.trainer_keys import machine
 from diffusion_lab.launch.process import signals_go_to
@@ -30,16 +30,12 @@ KINDS = ("silent", "refused", "failed", "killed", "ended", "lost")
 
 def ranks_to_start(trainer: Mapping[str, Any]) -> int:
     """Number of ranks to start on this machine; 0 for a single process, and if torchrun or SLURM has started them."""
-    devices, nodes = trainer.get("devices"), trainer.get("num_nodes") or 1
     if cluster_ranks()[2] > 1 or AGENT in os.environ:
         return 0
-    if isinstance(devices, list):
-        count = len(devices)
-    elif str(devices).isdecimal():
-        count = int(devices)
-    else:  # auto or -1: all GPUs
+    count = local_ranks(trainer)
+    if count is None:  # auto or -1: all GPUs
         count = machine()[0] if trainer.get("accelerator") != "cpu" else 1
-    return count if count > 1 or nodes > 1 else 0
+    return count if count > 1 or (trainer.get("num_nodes") or 1) > 1 else 0
 
 
 def run(command: Sequence[str], trainer: Mapping[str, Any], ranks: int, directory: Path, task: str) -> int:

@@ -18,7 +18,7 @@ from diffusion_lab.config.student import of_teacher
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.launch import process
 from diffusion_lab.output import say
-from diffusion_lab.storage.atomic_file import atomic_write
+from diffusion_lab.storage.atomic_file import write_json
 from diffusion_lab.storage.run_directory import CONFIG, RESULTS, find
 
 HELP = """\
@@ -107,8 +107,7 @@ def distil(teacher: Path, steps: Sequence[int], out: Path, flags: Sequence[str],
             if code or signum:
                 sys.exit(128 + signum if signum else code)
             finished[str(count)] = [*flags, *more]
-            with atomic_write(out / RECORD) as file:
-                file.write(json.dumps(finished, indent=2).encode())
+            write_json(out / RECORD, finished)
         teacher = find(place).resolve()
     compare([out / f"steps_{count:04d}" for count in steps], out)
 

@@ -15,7 +15,6 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.config.command_line import override
 from diffusion_lab.config.environment import AGENT, cluster_ranks
+from diffusion_lab.config.validation import nearest
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.launch import process
 from diffusion_lab.output import say
+from diffusion_lab.storage.atomic_file import write_json
 from diffusion_lab.storage.run_directory import RESULTS
 
 JOB = "DIFFUSION_LAB_JOB"  # `report.in_sweep` asks for it
@@ -179,9 +180,8 @@ def measured(metric: str | None, directory: Path, job: Mapping[str, Any]) -> flo
         raise RuntimeError(f"job {job['number']} {job['status']}: {job['note']}")
     found = metrics(directory)
     if metric not in found:
-        close = get_close_matches(metric, found, 1, cutoff=0.4)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise RuntimeError(f"optimized_metric={metric}: no such metric{hint}; there are: {', '.join(found) or 'none'}")
+        there = f"{nearest(metric, found, 0.4)}; there are: {', '.join(found) or 'none'}"
+        raise RuntimeError(f"optimized_metric={metric}: no such metric{there}")
     return float(found[metric]["value"])
 
 
@@ -200,9 +200,7 @@ def read(directory: Path) -> dict[str, Any]:
 def record(directory: Path, job: Mapping[str, Any]) -> None:
     """Write a job's record with its status, on rank 0."""
     if cluster_ranks()[1] == 0:
-        temporary = directory / f".{RECORD}.partial"
-        temporary.write_text(json.dumps(job, indent=2), encoding="utf-8")
-        temporary.replace(directory / RECORD)
+        write_json(directory / RECORD, job)
 
 
 def log(sweep: Path, job: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ import psutil
 
 from diffusion_lab.config.environment import AGENT, cluster_ranks
 from diffusion_lab.config.origin import advice
-from diffusion_lab.errors import ConfigError
+from diffusion_lab.errors import ConfigError, causes
 from diffusion_lab.launch.job import record_error
 from diffusion_lab.launch.process import die_with_parent
 
@@ -121,17 +121,10 @@ def write_error_file(cause: dict[str, Any]) -> None:
         record_error(sentence(cause, "").split(";")[0])
 
 
-def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and the errors that caused it."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
 def caused_by_another(error: BaseException) -> bool:
     """Whether another rank has caused an error."""
     dist, ranks = (sys.modules.get(module) for module in ("torch.distributed", "diffusion_lab.ranks"))
-    for found in chain(error):
+    for found in causes(error):
         text = str(found).lower()
         if ranks is not None and isinstance(found, ranks.RankFailed):
             return True
@@ -149,7 +142,7 @@ def diagnosed(error: Exception) -> dict[str, Any]:
     mine = described("lost", f"lost contact with another rank ({reason(error)}){elsewhere}")
     write_error_file(mine)
     time.sleep(SETTLING)
-    if not any("timed out" in str(found).lower() for found in chain(error)):
+    if not any("timed out" in str(found).lower() for found in causes(error)):
         return mine
     silent = {rank: process for rank, process in other_ranks().items() if not has_reported(process)}
     stopped = {rank: process for rank, process in silent.items() if process.status() == psutil.STATUS_STOPPED}

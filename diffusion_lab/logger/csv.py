@@ -14,7 +14,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from diffusion_lab.output import say
-from diffusion_lab.storage.atomic_file import atomic_write, describe_write_error
+from diffusion_lab.storage.atomic_file import describe_write_error, write_text
 
 Rows = dict[int, dict[str, Any]]
 
@@ -118,8 +118,7 @@ class CSVLogger(Logger):
     def _replace(self, columns: list[str], rows: Rows) -> None:
         used = {k for row in rows.values() for k in row} - {"step"}
         self._columns = [k for k in dict.fromkeys(columns) if k in used]
-        with atomic_write(self.path) as file:
-            file.write(self._text(rows, header=True).encode())
+        write_text(self.path, self._text(rows, header=True))
         self._last = max(rows, default=-1)
 
     def _append(self, rows: Rows) -> None:

@@ -18,8 +18,9 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from diffusion_lab.config.class_rules import leaves
 from diffusion_lab.errors import ConfigError
-from diffusion_lab.logger.optional import BestEffort, first_line, read_record, require, write_record
+from diffusion_lab.logger.optional import BestEffort, first_line, read_record, require
 from diffusion_lab.output import say
+from diffusion_lab.storage.atomic_file import write_json
 from diffusion_lab.storage.lock import exclusive
 
 RECORD = "mlflow_run.json"
@@ -111,7 +112,7 @@ def open_mlflow(
     try:
         with exclusive(folder / ".lock"):  # only one of a sweep's jobs makes the tables
             run_id = _run(uri, options, before.get("run_id"), name, folder / "artifacts" if local else None)
-        write_record(run_dir / RECORD, {"run_id": run_id, "tracking_uri": uri})
+        write_json(run_dir / RECORD, {"run_id": run_id, "tracking_uri": uri})
     except Exception as error:  # of any class that a store raises
         raise ConfigError(f"logger.mlflow: {uri} cannot be opened: {first_line(error)}") from error
     say(

@@ -13,7 +13,6 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.output import say
-from diffusion_lab.storage.atomic_file import atomic_write
 
 
 def require(package: str, enabled: bool = True) -> None:
@@ -101,9 +100,3 @@ def read_record(path: Path) -> dict[str, str]:
     except (ValueError, TypeError):
         say(f"{path} is damaged and is left out")
         return {}
-
-
-def write_record(path: Path, run: dict[str, str]) -> None:
-    """Keep in a run's directory which run of the logger is its own, for resuming."""
-    with atomic_write(path) as file:
-        file.write(json.dumps(run).encode())

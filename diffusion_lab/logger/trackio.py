@@ -16,8 +16,9 @@ import yaml
 from pytorch_lightning.loggers.logger import Logger
 
 from diffusion_lab.errors import ConfigError
-from diffusion_lab.logger.optional import BestEffort, first_line, media, read_record, require, write_record
+from diffusion_lab.logger.optional import BestEffort, first_line, media, read_record, require
 from diffusion_lab.output import say
+from diffusion_lab.storage.atomic_file import write_json
 from diffusion_lab.storage.run_directory import CONFIG
 
 RECORD = "trackio_run.json"
@@ -110,7 +111,7 @@ def open_trackio(
                 **run, config=dict(config), resume="allow", embed=False, auto_log_cpu=False,
                 auto_log_gpu=False,
             )  # fmt: skip
-        write_record(run_dir / RECORD, run)
+        write_json(run_dir / RECORD, run)
     except Exception as error:  # of any class
         raise ConfigError(f"logger.trackio cannot be opened: {first_line(error)}") from error
     if not before:

@@ -21,7 +21,7 @@ from diffusion_lab.logger.optional import BestEffort, first_line, media
 from diffusion_lab.logger.wandb_server import Mode, configured_mode, wandb_mode
 from diffusion_lab.output import say
 from diffusion_lab.storage import lock as file_lock
-from diffusion_lab.storage.atomic_file import atomic_write
+from diffusion_lab.storage.atomic_file import write_text
 from diffusion_lab.storage.run_directory import newest_step
 
 INIT_SECONDS, FINISH_SECONDS, UPLOAD_SECONDS = 10.0, 300.0, 3600.0
@@ -163,8 +163,7 @@ def open_run(options: WandbOptions, run_dir: Path, config: Mapping[str, Any]) ->
             say(f"W&B is offline ({reason}); upload the run later with: wandb sync {pieces}")
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-        with atomic_write(run_dir / ID_FILE) as file:
-            file.write(f"{options.id}\n".encode())
+        write_text(run_dir / ID_FILE, f"{options.id}\n")
     except BaseException:
         end_service()  # nobody else would, and the next job would log into this run
         raise

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_lab.page import chart
-from diffusion_lab.storage.atomic_file import atomic_write
+from diffusion_lab.storage.atomic_file import write_text
 
 PAGE = "report.html"
 """Name of the page in the directory of a run, a sweep or a comparison."""
@@ -45,6 +45,4 @@ def write(template: str, values: Mapping[str, Any], path: Path) -> None:
     Raises:
         OSError: if it cannot be written.
     """
-    text = render(template, values)
-    with atomic_write(path) as file:
-        file.write(text.encode())
+    write_text(path, render(template, values))

@@ -14,7 +14,6 @@ from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.config.named_sampler import sampler_settings
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.evaluation import Evaluator, SampleStore
-from diffusion_lab.evaluation.results import write_results
 from diffusion_lab.model import Model
 from diffusion_lab.output import say
 from diffusion_lab.page import PAGE, Row, picture, write_comparison
@@ -22,6 +21,7 @@ from diffusion_lab.plot.charts import curves
 from diffusion_lab.run.page import attempted
 from diffusion_lab.run.sample_spec import SampleSpec, claim, folder
 from diffusion_lab.sampler import Sampler
+from diffusion_lab.storage.atomic_file import write_json
 
 
 class Point(NamedTuple):
@@ -103,7 +103,7 @@ def compare(
             shown = ", ".join(f"{metric} {record['value']:.4g}" for metric, record in list(found.items())[:2])
             say(f"{name:<22} steps {steps or '-':>5}   nfe {calls:>6g}   {rate:>8.1f}/s   {shown}")
             out.mkdir(parents=True, exist_ok=True)
-            write_results(out / "compare.json", {"checkpoint": str(config.ckpt_path), "points": records})
+            write_json(out / "compare.json", {"checkpoint": str(config.ckpt_path), "points": records})
     if not records:
         raise ConfigError("compare: no sampler of the list gave samples that could be scored")
     if fabric.is_global_zero:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from diffusion_lab.model import Model, Training
 from diffusion_lab.output import say
 from diffusion_lab.run.model_card import Card
 from diffusion_lab.storage import checkpoint_file, hub, safetensors_file
-from diffusion_lab.storage.atomic_file import atomic_write
+from diffusion_lab.storage.atomic_file import write_json, write_text
 from diffusion_lab.storage.revision import revision
 from diffusion_lab.storage.run_directory import RESULTS
 
@@ -136,7 +135,7 @@ def write(file: Path, content: Any, described: dict[str, Any] | None) -> None:
     """Write weights by name, a table as JSON, or a text."""
     if file.suffix == safetensors_file.SUFFIX:
         safetensors_file.write(file, content, described)
-        return
-    text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
-    with atomic_write(file) as stream:
-        stream.write(text.encode())
+    elif isinstance(content, str):
+        write_text(file, content)
+    else:
+        write_json(file, content)

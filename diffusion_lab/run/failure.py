@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from diffusion_lab.config.environment import cluster_ranks
+from diffusion_lab.config.environment import cluster_ranks, local_ranks
 from diffusion_lab.config.origin import advice
 from diffusion_lab.errors import BadItem, ConfigError
 from diffusion_lab.finite import NonFinite
@@ -103,8 +103,7 @@ def lighter_training(settings: Mapping[str, Any]) -> str:
     """Settings that train on the same batches with less memory: accumulation, lower precision, recomputation."""
     trainer, network = settings["trainer"], settings["model"]["network"]
     batch, parts = settings["data"]["batch_size"], trainer["accumulate_grad_batches"]
-    devices = trainer["devices"] if isinstance(trainer["devices"], int) and trainer["devices"] > 0 else 1
-    world = devices * trainer["num_nodes"]
+    world = (local_ranks(trainer) or 1) * trainer["num_nodes"]
     divisor = next((d for d in range(2, batch + 1) if batch % (d * world) == 0), None)
     options = []
     if divisor is not None:

@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 
 from diffusion_lab.config import directories
+from diffusion_lab.config.class_rules import missing
 from diffusion_lab.config.compose import composed, parsed, training
 from diffusion_lab.config.origin import command, invocation
-from diffusion_lab.config.validation import nodes
 from diffusion_lab.errors import ConfigError, in_one_line
 from diffusion_lab.output import say
 from diffusion_lab.page import PAGE, Command, run_page, write
@@ -95,8 +95,7 @@ def recipe_of(search: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]
         return training(groups)
     except (MissingMandatoryValue, InterpolationToMissingValueError):  # such as the teacher of a student
         raw = OmegaConf.to_container(composed("train", groups), resolve=False)
-        missing = {f"{path}.{key}".lstrip(".") for path, node in nodes(raw) for key in node if node[key] == "???"}
-        return training([*groups, *(one.input_line for one in given if one.key_or_group in missing)])
+        return training([*groups, *(one.input_line for one in given if one.key_or_group in missing(raw))])
 
 
 def of_run(folder: Path, settings: Mapping[str, Any]) -> list[Command]:

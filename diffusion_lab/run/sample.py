@@ -18,7 +18,6 @@ from diffusion_lab.config.compose import plain
 from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.errors import ConfigError, as_config_error
 from diffusion_lab.evaluation import Evaluator, SampleStore
-from diffusion_lab.evaluation.results import write_results
 from diffusion_lab.logger.loggers import finish_loggers, reopen
 from diffusion_lab.model import Model
 from diffusion_lab.output import say
@@ -34,6 +33,7 @@ from diffusion_lab.run.report import facts, in_sweep, say_classes, say_limits, t
 from diffusion_lab.run.sample_files import write_pngs, write_samples
 from diffusion_lab.run.sample_spec import SampleSpec, claim, conditioning_spec, folder, sample_spec
 from diffusion_lab.run.subject import Subject, load
+from diffusion_lab.storage.atomic_file import write_json
 from diffusion_lab.storage.run_directory import RESULTS
 from diffusion_lab.storage.run_lock import locked
 
@@ -137,7 +137,7 @@ def sample_and_score(
         results = {**record(config, subject), **cost, "metrics": metrics}
         if not in_sweep():
             table(results)
-        write_results(out / RESULTS, with_earlier(results, out / RESULTS))
+        write_json(out / RESULTS, with_earlier(results, out / RESULTS))
         written = write_page(config, out)
         say(f"written to {os.path.relpath(out)}: {RESULTS}{written}")
         name = f"sample/{subject.sampler}_nfe{calls:g}"

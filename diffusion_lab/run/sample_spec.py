@@ -14,8 +14,8 @@ from torch import nn
 
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.errors import ConfigError
-from diffusion_lab.evaluation.results import write_results
 from diffusion_lab.model import Model
+from diffusion_lab.storage.atomic_file import write_json
 from diffusion_lab.storage.revision import revision
 from diffusion_lab.storage.run_directory import REQUEST, RESULTS
 
@@ -127,4 +127,4 @@ def claim(path: Path, wanted: SampleSpec) -> None:
                 "choose another out=..."
             )
         path.mkdir(parents=True, exist_ok=True)
-        write_results(file, {**wanted, "revision": revision()})
+        write_json(file, {**wanted, "revision": revision()})

@@ -39,7 +39,7 @@ from diffusion_lab.run.plan import check_room, size_on_disk
 from diffusion_lab.run.rehearsal import prepare_features, rehearse_training
 from diffusion_lab.run.report import announce, conclude, facts, say_limits
 from diffusion_lab.storage import checkpoint_file, run_directory
-from diffusion_lab.storage.atomic_file import atomic_write
+from diffusion_lab.storage.atomic_file import write_text
 from diffusion_lab.storage.run_directory import CONFIG, checkpoints, is_complete
 from diffusion_lab.storage.run_lock import locked
 
@@ -218,5 +218,4 @@ def keep_configuration(path: Path, settings: dict[str, Any], step: int) -> None:
     if path.exists() and any(changes(OmegaConf.to_container(OmegaConf.load(path)), settings)):
         names = (f"config_until_step_{step:08d}{'_' * number}.yaml" for number in itertools.count())
         path.replace(next(new for new in map(path.with_name, names) if not new.exists()))
-    with atomic_write(path) as file:
-        file.write(OmegaConf.to_yaml(OmegaConf.create(settings)).encode())
+    write_text(path, OmegaConf.to_yaml(OmegaConf.create(settings)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from diffusion_lab.config.compose import composed, plain
 from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.errors import ConfigError, as_config_error, in_one_line
 from diffusion_lab.plot.verification import draw
-from diffusion_lab.storage.atomic_file import atomic_write, check_writable
+from diffusion_lab.storage.atomic_file import check_writable, write_json
 from diffusion_lab.verification import (
     Chart,
     Check,
@@ -117,7 +116,6 @@ def write(folder: Path, part: str, overrides: Sequence[str], checks: Sequence[Ch
     """Write the table and a picture of each chart."""
     rows = [one.row() for one in checks]
     table = {"part": part, "overrides": list(overrides), "passed": all(one.passed for one in checks), "checks": rows}
-    with atomic_write(folder / FILE) as file:
-        file.write((json.dumps(table, indent=2) + "\n").encode())
+    write_json(folder / FILE, table)
     for chart in charts:
         draw(chart, folder / f"{chart.name}.png", part)

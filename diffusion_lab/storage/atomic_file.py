@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import math
 import os
 import re
@@ -12,8 +13,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from diffusion_lab.errors import causes
 from diffusion_lab.storage.lock import lock
 
 PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.partial")
@@ -69,6 +71,17 @@ def atomic_write(path: Path, size: int | None = None) -> Iterator[BinaryIO]:
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain containers as a JSON file atomically."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
 def _create(path: Path) -> tuple[Path, BinaryIO]:
     """Create a file in the directory of `path`, locked while it is open."""
     while True:
@@ -100,13 +113,9 @@ def remove_partials(folder: Path) -> None:
                     path.unlink()
 
 
-def file_system_error(error: BaseException | None) -> OSError | None:
+def file_system_error(error: BaseException) -> OSError | None:
     """The error of the file system that an error is or was caused by: torch.save raises another one for it."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in REFUSALS:
-            return error
-        error = error.__cause__ or error.__context__
-    return None
+    return next((one for one in causes(error) if isinstance(one, OSError) and one.errno in REFUSALS), None)
 
 
 def describe_write_error(path: Path, refusal: OSError, size: int | None = None) -> str:
