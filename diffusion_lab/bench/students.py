@@ -13,8 +13,7 @@ from diffusion_lab.bench.benchmark import Unavailable
 from diffusion_lab.config.command_line import override
 from diffusion_lab.config.compose import options
 from diffusion_lab.config.origin import program
-from diffusion_lab.config.resume import stored_config
-from diffusion_lab.config.student import of_teacher
+from diffusion_lab.config.resume import of_teacher, stored_config
 from diffusion_lab.output import say
 from diffusion_lab.storage.run_directory import find
 

@@ -1,8 +1,9 @@
-"""Resume a run: find its checkpoint, its directory and its original overrides."""
+"""Resume a run, or train a student of it: find its checkpoint, its directory and its original overrides."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,12 @@ from diffusion_lab.storage.run_lock import locked
 
 OF_THE_START = ("ckpt_path", "allow_changes")
 """Keys that belong to one start of a run, not to the run."""
+
+OF_THE_TEACHER = (
+    "allow_changes", "ckpt_path", "hydra", "init_from", "init_strict", "init_weights", "loss", "sampler",
+    "sampler_steps", "time_law",
+)  # fmt: skip
+"""Keys of a teacher's training, with all below them, that its students do without."""
 
 PLACE = "hydra.run.dir"
 
@@ -123,6 +130,15 @@ def original_overrides(run: Path) -> list[Override]:
     """The overrides that a run was started with; without paths.run_dir, which had no effect and is refused now."""
     given = [first_edition.override(line) for line in stored_config(run).get("overrides", [])]
     return parsed([line for line in given if not line.startswith("paths.run_dir=")])
+
+
+def of_teacher(run: Path, flags: Sequence[str], overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return (flags, overrides) of a training with the settings of the teacher's run, replaced by `overrides`."""
+    part = re.compile(r"[+~]*(\w+)")
+    kept = [one for one in original_overrides(run) if part.match(one.get_key_element())[1] not in OF_THE_TEACHER]
+    found, given = with_origin(run, list(flags), {one.get_key_element(): one for one in parsed(overrides)})
+    words = {one.get_key_element(): one.input_line for one in (*kept, *given.values())}
+    return found, list(words.values())
 
 
 def run_directory(given: Mapping[str, Override], wanted: str | None) -> Path | None:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from diffusion_lab import first_edition
-from diffusion_lab.config import class_rules, declared, guide, schema, trainer_keys
-from diffusion_lab.config.batch_size import batch_divides, batch_fits_memory
+from diffusion_lab.config import declared, schema
 from diffusion_lab.config.class_rules import get, nodes
-from diffusion_lab.config.environment import disagreement
-from diffusion_lab.config.init_source import missing_checkpoint, missing_pairs, missing_source
 from diffusion_lab.config.instantiate import allowed, refused
-from diffusion_lab.config.labelled import augmentation_fits, labels_exist
-from diffusion_lab.config.network_size import network_takes_size
-from diffusion_lab.config.resolvers import BETWEEN_LEVELS
+from diffusion_lab.config.rules import RULES
 from diffusion_lab.errors import ConfigError
 
 
@@ -89,54 +84,3 @@ def check_signature(path: str, node: Mapping[str, Any]) -> None:
     missing = [k for k, p in needed.items() if p.required and k not in node]
     if missing and not node.get("_partial_"):
         raise ConfigError(f"{path} needs a value for {', '.join(missing)}")
-
-
-def _levels(config: Mapping[str, Any]) -> int | None:
-    levels = get(config, "model.levels") or get(config, "model.process.levels")
-    return levels if isinstance(levels, int) else None
-
-
-def _steps_within_levels(config: Mapping[str, Any]) -> str | None:
-    steps, levels = get(config, "sampler.steps"), _levels(config)
-    free = get(config, "sampler.spacing") in BETWEEN_LEVELS
-    fits = free or not (isinstance(steps, int) and levels) or steps <= levels
-    return None if fits else f"sampler.steps={steps} is more than the model's {levels} levels: use at most {levels}"
-
-
-def _sde_belongs(config: Mapping[str, Any]) -> str | None:
-    known = schema.parameters(str(get(config, "model._target_") or ""))
-    if config.get("sde") and known is not None and "process" not in known:
-        return (
-            "sde=... chooses the process of model=score_sde or classifier: add model=score_sde or model=classifier, or "
-            "leave it out"
-        )
-    return None
-
-
-def _groups_are_complete(config: Mapping[str, Any]) -> str | None:
-    sampler, guidance = config.get("sampler") or {}, config.get("guidance") or {"_target_": None}
-    if config.get("model") and "_target_" not in sampler:
-        return "sampler=trained only makes sense for sample.py: choose ancestral, ddim, ..."
-    if config.get("model") and "_target_" not in guidance:
-        return "guidance=trained only makes sense for sample.py: choose none, classifier_free, classifier, ..."
-    return None
-
-
-RULES: tuple[Callable[[Mapping[str, Any]], str | None], ...] = (
-    disagreement,
-    missing_checkpoint,
-    missing_source,
-    missing_pairs,
-    batch_divides,
-    batch_fits_memory,
-    _groups_are_complete,
-    _steps_within_levels,
-    class_rules.complaint,
-    _sde_belongs,
-    network_takes_size,
-    trainer_keys.complaint,
-    labels_exist,
-    augmentation_fits,
-    guide.complaint,
-)
-"""Rules between keys; each returns what is wrong, or None."""

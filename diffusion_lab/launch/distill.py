@@ -14,7 +14,7 @@ from diffusion_lab.config.command_line import override, run_and_keys, split, tid
 from diffusion_lab.config.compose import parsed
 from diffusion_lab.config.environment import cluster_ranks
 from diffusion_lab.config.origin import program
-from diffusion_lab.config.student import of_teacher
+from diffusion_lab.config.resume import of_teacher
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.launch import process
 from diffusion_lab.output import say
