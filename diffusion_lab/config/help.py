@@ -7,6 +7,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from diffusion_lab.config.command_line import separate, with_absolute_directories
@@ -105,18 +106,13 @@ def overview(task: str, found: Places = (CONF,)) -> str:
 
 def listed(group: str, task: str, found: Places = (CONF,)) -> list[str]:
     """A group's options, each with the first comment in its file."""
-    names = [
-        name
-        for name in options(group, found)
-        if not name.startswith("small/") and (name != "trained" or task != "train")
-    ]
+    names = [n for n in options(group, found) if not n.startswith("small/") and (n, task) != ("trained", "train")]
     if group in MANY[task]:
         folders = [f"{folder}/..." for folder in dict.fromkeys(n.split("/")[0] for n in names if "/" in n)]
         message = ", ".join([n for n in names if "/" not in n] + folders)
         return textwrap.wrap(message, WIDTH, initial_indent=f"{group + '=':<12}", subsequent_indent=" " * 12)
     shown = [f"{name:<22}{summary(option_file(group, name, found))}".rstrip() for name in names]
-    heads = [f"{group}=", *[""] * len(shown)]
-    return [f"{head:<12}{text}" for head, text in zip(heads, shown, strict=False)]
+    return [f"{head:<12}{text}" for head, text in zip_longest([f"{group}="], shown, fillvalue="")]
 
 
 def line(key: Key) -> str:
@@ -137,10 +133,9 @@ def topic(task: str, word: str, found: Places = (CONF,)) -> str:
         names = options(group, found)
         if name and name not in names:
             raise ConfigError(f"{word} is not an option of {group}{nearest(name, names)}")
-        return "\n\n".join(
-            f"{group}={n}\n{textwrap.indent(contents(group, n, found), '  ')}" for n in ([name] if name else names)
-        )
-    keyed = every_key(task, found=found)
+        shown = [name] if name else names
+        return "\n\n".join(f"{group}={n}\n{textwrap.indent(contents(group, n, found), '  ')}" for n in shown)
+    keyed = every_key(task, found)
     lines = [f"{where}{line(key)}" for where, key in keyed if key.name == group or ends(key.name, group)]
     if lines:
         return "\n".join(dict.fromkeys(lines))
@@ -157,12 +152,12 @@ def keys_of(task: str) -> list[Key]:
     """The keys in the overview."""
     if task == "sample":
         return keys(CONF / "sample.yaml")
-    found = {key.name: key for _, key in every_key(task, reverse=True)}
+    found = {key.name: key for _, key in reversed(every_key(task))}  # the first file that has a key counts
     return [found[name] for name in KEYS[task] if name in found]
 
 
 @functools.cache
-def every_key(task: str, reverse: bool = False, found: Places = (CONF,)) -> tuple[tuple[str, Key], ...]:
+def every_key(task: str, found: Places = (CONF,)) -> tuple[tuple[str, Key], ...]:
     """(option that has it, key) of all files of a command's groups; "" for the command's own keys."""
     at_top = [("", key) for key in keys(CONF / f"{task}.yaml")]
     of_groups = [
@@ -172,7 +167,7 @@ def every_key(task: str, reverse: bool = False, found: Places = (CONF,)) -> tupl
         for name in options(group, found)
         for key in keys(option_file(group, name, found))
     ]
-    return tuple(reversed([*at_top, *of_groups])) if reverse else (*at_top, *of_groups)
+    return (*at_top, *of_groups)
 
 
 def groups_of(task: str, found: Places = (CONF,)) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from diffusion_lab.config.resume import of_teacher
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.launch import process
 from diffusion_lab.output import say
-from diffusion_lab.storage.atomic_file import write_json
+from diffusion_lab.storage.atomic_file import read_json, write_json
 from diffusion_lab.storage.run_directory import CONFIG, RESULTS, find
 
 HELP = """\
@@ -92,7 +91,7 @@ def distil(teacher: Path, steps: Sequence[int], out: Path, flags: Sequence[str],
     Raises:
         ConfigError: if the directory holds other students.
     """
-    finished = json.loads((out / RECORD).read_text(encoding="utf-8")) if (out / RECORD).is_file() else {}
+    finished = read_json(out / RECORD)
     for count in steps:
         place = out / f"steps_{count:04d}"
         more = [*words, *of_student(teacher, count)]

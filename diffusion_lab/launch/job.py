@@ -28,7 +28,7 @@ from diffusion_lab.config.validation import nearest
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.launch import process
 from diffusion_lab.output import say
-from diffusion_lab.storage.atomic_file import write_json
+from diffusion_lab.storage.atomic_file import read_json, write_json
 from diffusion_lab.storage.run_directory import RESULTS
 
 JOB = "DIFFUSION_LAB_JOB"  # `report.in_sweep` asks for it
@@ -50,7 +50,7 @@ def run_job(start: Sequence[str], config: DictConfig, directory_keys: Sequence[s
     """
     hydra = HydraConfig.get()
     directory = Path(hydra.runtime.output_dir)
-    before, job = read(directory), describe(config, hydra)
+    before, job = read_json(directory / RECORD), describe(config, hydra)
     note = obstacle(directory, before, job)
     if note:
         job |= {"status": "refused", "note": note}
@@ -187,14 +187,7 @@ def measured(metric: str | None, directory: Path, job: Mapping[str, Any]) -> flo
 
 def metrics(directory: Path) -> dict[str, Any]:
     """Return the metrics of a job's results.json; empty without one."""
-    path = directory / RESULTS
-    return json.loads(path.read_text(encoding="utf-8"))["metrics"] if path.is_file() else {}
-
-
-def read(directory: Path) -> dict[str, Any]:
-    """Return the record of a job of an earlier start of the sweep; empty if there is none."""
-    path = directory / RECORD
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(directory / RESULTS).get("metrics", {})
 
 
 def record(directory: Path, job: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.config.origin import command
-from diffusion_lab.errors import ConfigError, as_config_error
+from diffusion_lab.errors import as_config_error
 from diffusion_lab.output import say
 from diffusion_lab.power_function import Profile, coefficients, gamma_of
 from diffusion_lab.storage import checkpoint_file
@@ -38,7 +38,7 @@ def reconstruct(path: Path, stds: Sequence[float], out: Path | None = None) -> l
     newest, run_dir = contents["posthoc_averages"], path.parents[1]
     step = newest[0]["updates"]
     files = [file for file in sorted(run_dir.glob("ema/step_*.pt")) if int(file.stem[5:]) < step]
-    stored = [profile(state) for states in (*map(read, files), newest) for state in states]
+    stored = [Profile(gamma_of(one["std"]), one["updates"]) for states in (*map(read, files), newest) for one in states]
     wanted = [Profile(gamma_of(std), step) for std in stds]
     solved = [coefficients(stored, one) for one in wanted]
     averages = combine([c for c, _ in solved], files, newest)
@@ -60,15 +60,9 @@ def read(file: Path) -> list[State]:
     Raises:
         ConfigError: if it cannot be read.
     """
-    try:
+    errors = (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError)
+    with as_config_error(*errors, message=f"{file} cannot be read as a snapshot of averages: {{}}; remove it"):
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        raise ConfigError(f"{file} cannot be read as a snapshot of averages: {error}; remove it") from error
-
-
-def profile(state: State) -> Profile:
-    """The profile of an average."""
-    return Profile(gamma_of(state["std"]), state["updates"])
 
 
 def combine(solved: Sequence[Tensor], files: Sequence[Path], newest: list[State]) -> list[dict[str, Tensor]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import nullcontext
 from functools import partial
@@ -33,7 +32,7 @@ from diffusion_lab.run.report import facts, in_sweep, say_classes, say_limits, t
 from diffusion_lab.run.sample_files import write_pngs, write_samples
 from diffusion_lab.run.sample_spec import SampleSpec, claim, conditioning_spec, folder, sample_spec
 from diffusion_lab.run.subject import Subject, load
-from diffusion_lab.storage.atomic_file import write_json
+from diffusion_lab.storage.atomic_file import read_json, write_json
 from diffusion_lab.storage.run_directory import RESULTS
 from diffusion_lab.storage.run_lock import locked
 
@@ -203,5 +202,4 @@ def record(config: DictConfig, subject: Subject) -> dict[str, Any]:
 
 def with_earlier(results: dict[str, Any], path: Path) -> dict[str, Any]:
     """Add metrics that were computed earlier from the same samples to results."""
-    earlier = json.loads(path.read_text())["metrics"] if path.is_file() else {}
-    return {**results, "metrics": {**earlier, **results["metrics"]}}
+    return {**results, "metrics": {**read_json(path).get("metrics", {}), **results["metrics"]}}

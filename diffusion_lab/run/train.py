@@ -44,18 +44,8 @@ from diffusion_lab.storage.run_directory import CONFIG, checkpoints, is_complete
 from diffusion_lab.storage.run_lock import locked
 
 CHOICES = (
-    "model",
-    "sde",
-    "data",
-    "schedule",
-    "loss",
-    "time_law",
-    "network",
-    "sampler",
-    "likelihood",
-    "guidance",
-    "metric",
-)
+    "model", "sde", "data", "schedule", "loss", "time_law", "network", "sampler", "likelihood", "guidance", "metric",
+)  # fmt: skip
 """Groups whose chosen option is recorded by name in checkpoints and results."""
 
 

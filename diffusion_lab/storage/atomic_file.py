@@ -82,6 +82,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """The contents of a JSON file; an empty mapping if it does not exist."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 def _create(path: Path) -> tuple[Path, BinaryIO]:
     """Create a file in the directory of `path`, locked while it is open."""
     while True:
