@@ -100,13 +100,19 @@ def resolve(target: str, path: str = "") -> type:
     return found
 
 
+def named_in(variable: str) -> list[str]:
+    """The packages (of FURTHER) or directories (of PATH) that an environment variable names."""
+    separator = "," if variable == FURTHER else os.pathsep
+    return [name.strip() for name in os.environ.get(variable, "").split(separator) if name.strip()]
+
+
 def allowed_packages() -> tuple[str, ...]:
     """`ALLOWED` and the packages that the environment names.
 
     Raises:
         ConfigError: for an invalid package name.
     """
-    further = [name.strip() for name in os.environ.get(FURTHER, "").split(",") if name.strip()]
+    further = named_in(FURTHER)
     for name in further:
         if not all(part.isidentifier() for part in name.split(".")):
             raise ConfigError(f"{FURTHER} names packages, separated by commas, but {name!r} is not a package name")
@@ -115,8 +121,8 @@ def allowed_packages() -> tuple[str, ...]:
 
 def extend_path() -> None:
     """Append to sys.path the directories of the packages that the environment names, and the current one."""
-    for place in [*os.environ.get(PATH, "").split(os.pathsep), os.getcwd()]:
-        if place and place not in sys.path:
+    for place in [*named_in(PATH), os.getcwd()]:
+        if place not in sys.path:
             sys.path.append(place)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from diffusion_lab.config.command_line import override
 from diffusion_lab.config.directories import CONF, PACKAGE, SEARCH, listed
-from diffusion_lab.config.instantiate import FURTHER, PATH
+from diffusion_lab.config.instantiate import FURTHER, PATH, named_in
 from diffusion_lab.config.packages import key_file, seal
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.storage.run_directory import newest_step
@@ -37,7 +37,7 @@ def origin(before: Mapping[str, Any] | None = None) -> dict[str, Any]:
 
     hydra = HydraConfig.get()
     sources = {source.provider: source.path for source in hydra.runtime.config_sources}
-    packages = [name.strip() for name in os.environ.get(FURTHER, "").split(",") if name.strip()]
+    packages = named_in(FURTHER)
     found: dict[str, Any] = {
         "directory": (before or {}).get("directory") or hydra.runtime.cwd,
         "program": program("train"),
@@ -45,7 +45,7 @@ def origin(before: Mapping[str, Any] | None = None) -> dict[str, Any]:
         "config_path": sources.get("main") if sources.get("main") != str(CONF) else None,
         "config_dirs": list(hydra.searchpath),
         "packages": packages,
-        "path": [place for place in os.environ.get(PATH, "").split(os.pathsep) if place] if packages else [],
+        "path": named_in(PATH) if packages else [],
     }
     return {**found, "seal": seal(found) if packages else None}
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_lab.config.instantiate import FURTHER, PATH
+from diffusion_lab.config.instantiate import FURTHER, PATH, named_in
 
 RECORD = "started"
 """Key of a run's configuration that records how it was started."""
@@ -23,20 +23,15 @@ def admit(started: Mapping[str, Any] | None) -> None:
     Only if this user started it: a configuration from elsewhere must not extend what it may build.
     """
     record = {key: value for key, value in (started or {}).items() if key != "seal"}
-    known = record.get("packages") and hmac.compare_digest(str(started.get("seal")), seal(record) or "unsealed")
-    for variable, values, separator in (
-        (FURTHER, record.get("packages"), ","),
-        (PATH, record.get("path"), os.pathsep),
-    ):
-        if known:
-            now = [value for value in os.environ.get(variable, "").split(separator) if value]
-            os.environ[variable] = separator.join(dict.fromkeys([*now, *values]))
+    if not (record.get("packages") and hmac.compare_digest(str(started.get("seal")), seal(record) or "unsealed")):
+        return
+    for variable, key, separator in ((FURTHER, "packages", ","), (PATH, "path", os.pathsep)):
+        os.environ[variable] = separator.join(dict.fromkeys([*named_in(variable), *record[key]]))
 
 
 def lacking(started: Mapping[str, Any] | None) -> str:
     """What to set in the environment for a run whose packages are not allowed; empty if nothing is missing."""
-    now = os.environ.get(FURTHER, "").split(",")
-    missing = [name for name in (started or {}).get("packages") or () if name not in now]
+    missing = [name for name in (started or {}).get("packages") or () if name not in named_in(FURTHER)]
     if not missing:
         return ""
     return f"; its run was started with {FURTHER}={','.join(missing)} in {started['directory']}: set it if you trust it"

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from diffusion_lab.config.instantiate import PATH
+from diffusion_lab.config.instantiate import PATH, named_in
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -43,8 +43,7 @@ def _root(name: str) -> Path | None:
         return PACKAGE
     if not name or name in sys.stdlib_module_names:
         return None
-    further = [place for place in [*os.environ.get(PATH, "").split(os.pathsep), os.getcwd()] if place]
-    spec = importlib.machinery.PathFinder.find_spec(name, [*sys.path, *further])
+    spec = importlib.machinery.PathFinder.find_spec(name, [*sys.path, *named_in(PATH), os.getcwd()])
     place = spec and next(iter(spec.submodule_search_locations or ()), spec.origin)
     return Path(place) if place and not place.endswith((".so", ".pyd")) else None
 

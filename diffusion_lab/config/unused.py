@@ -8,12 +8,14 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 
+from diffusion_lab.config.class_rules import entries
 from diffusion_lab.config.directories import option_file, options
-from diffusion_lab.config.validation import nodes
 from diffusion_lab.errors import ConfigError
 
+OF_THE_SAMPLER = ("variance", "sampler_steps")
+
 REFERRED = (
-    *("variance", "sigma_min", "sigma_max", "sampler_steps", "warmup_steps", "decay_steps"),
+    *(*OF_THE_SAMPLER, "sigma_min", "sigma_max", "warmup_steps", "decay_steps"),
     *("schedule", "loss", "time_law", "network", "optimizer", "sde", "sampler", "likelihood", "guidance", "metric"),
 )
 """Keys and groups that only have an effect if another key refers to them."""
@@ -70,15 +72,14 @@ def unused(overrides: Sequence[Override], raw: Mapping[str, Any], settings: Mapp
 def _reasons(key: str, raw: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
     """Why a key has no effect, as the end of a sentence."""
     root, parent = key.partition(".")[0], key.rpartition(".")[0]
-    if _exists(raw, key) and parent and not _exists(settings, parent):
+    if key in dict(entries(raw)) and parent and parent not in dict(entries(settings)):
         yield f": there is no {parent}"
     if "num_samples" in settings:
         for keys, met, message in OF_SAMPLING:
             if root in keys and not met(settings):
                 yield f" {message}"
-    elif root in REFERRED and not _referred(root, raw) and not settings.get("compare"):
-        yield f": nothing chosen here uses it{_users(root)}"
-    if root in ("variance", "sampler_steps") and not _referred(root, raw) and not settings.get("compare"):
+    referred = OF_THE_SAMPLER if "num_samples" in settings else REFERRED
+    if root in referred and not _referred(root, raw) and not settings.get("compare"):
         yield f": nothing chosen here uses it{_users(root)}"
     evaluation = (settings.get("callback") or {}).get("evaluation") or {}
     if parent == "callback.evaluation" and evaluation and evaluation.get("every_n_steps") is None:
@@ -90,19 +91,10 @@ def _reasons(key: str, raw: Mapping[str, Any], settings: Mapping[str, Any]) -> I
             yield f": {parent}.enabled is false; choose logger={name}"
 
 
-def _exists(config: Mapping[str, Any], key: str) -> bool:
-    node: Any = config
-    for part in key.split("."):
-        if not isinstance(node, Mapping) or part not in node:
-            return False
-        node = node[part]
-    return True
-
-
 def _referred(key: str, raw: Mapping[str, Any]) -> bool:
     """Whether any value of an unresolved configuration refers to a key or to part of its value."""
     pattern = re.compile(rf"\$\{{{key}[.}}\[]")
-    return any(pattern.search(str(value)) for _, node in nodes(raw) for value in node.values() if value)
+    return any(pattern.search(str(value)) for _, value in entries(raw) if value)
 
 
 def _users(key: str) -> str:

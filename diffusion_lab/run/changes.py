@@ -89,8 +89,10 @@ def refuse_changes(
     """
     training, harmless = changes(before, now, ignored)
     decay = next((message for message in training if message.startswith(("decay_steps=", "model.decay_steps="))), None)
-    if decay and any(word.startswith("decay_steps=") for word in now["overrides"]) and trains_longer(before, now):
-        training.remove(decay)  # given explicitly on the command line
+    typed = any(word.startswith("decay_steps=") for word in now["overrides"])
+    end, new_end = (settings["trainer"].get("max_steps") or 0 for settings in (before, now))
+    if decay and typed and new_end > end:
+        training.remove(decay)
         harmless.append(decay)
         decay = None
     if ranks_before and ranks_before != ranks_now:
@@ -105,12 +107,6 @@ def refuse_changes(
             )
         raise ConfigError(message)
     return f"; changed: {listed([*training, *harmless], 8)}" if training or harmless else ""
-
-
-def trains_longer(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether max_steps is larger than before."""
-    old, new = (settings["trainer"].get("max_steps") or 0 for settings in (before, now))
-    return new > old
 
 
 def refuse_shapes(before: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor]) -> None:

@@ -19,8 +19,7 @@ from diffusion_lab.output import say
 from diffusion_lab.run.changes import changes
 from diffusion_lab.storage import checkpoint_file, hub, safetensors_file
 from diffusion_lab.storage.run_directory import find, is_complete
-
-NETWORK = "denoiser.network."
+from diffusion_lab.storage.safetensors_file import NETWORK
 
 
 class Initial(NamedTuple):

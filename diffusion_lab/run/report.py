@@ -157,15 +157,12 @@ def conclude(trainer: pl.Trainer, run_dir: Path) -> None:
     if in_sweep():
         return
     say(f"in {os.path.relpath(run_dir)}:")
-    numbers = (
-        (
-            "the numbers above, with their protocol"
-            if results["metrics"]
-            else "settings and times; no metric was computed"
-        )
-        if current
-        else f"the numbers of step {(results or {}).get('step')}, with their protocol"
-    )
+    if not current:
+        numbers = f"the numbers of step {(results or {}).get('step')}, with their protocol"
+    elif results["metrics"]:
+        numbers = "the numbers above, with their protocol"
+    else:
+        numbers = "settings and times; no metric was computed"
     for name, what in FILES:
         if (run_dir / name).exists():
             say(f"  {name + '/' * (run_dir / name).is_dir():<16} {what or numbers}")

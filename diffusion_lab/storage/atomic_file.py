@@ -58,17 +58,13 @@ def atomic_write(path: Path, size: int | None = None) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
             partial.replace(path)  # while it is locked: no process removes it as a leftover
         _flush_directory(path.parent)
-    except Exception as error:
+    except BaseException as error:
         if partial is not None:
             partial.unlink(missing_ok=True)
-        refusal = file_system_error(error)
+        refusal = file_system_error(error) if isinstance(error, Exception) else None
         if refusal is None:
             raise
         raise NotWritten(refusal.errno, describe_write_error(path, refusal, size), str(path)) from error
-    except BaseException:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
-        raise
 
 
 def write_text(path: Path, text: str) -> None:

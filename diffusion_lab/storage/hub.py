@@ -24,8 +24,6 @@ WEIGHTS = (
 BESIDE = ("unet/config.json", "config.json")
 """Files that describe them."""
 
-INSTALL = 'needs huggingface_hub: pip install "diffusion_lab[huggingface]"'
-
 
 def repository(source: str) -> str:
     """The user/name of hub:user/name.
@@ -33,11 +31,16 @@ def repository(source: str) -> str:
     Raises:
         ConfigError: for another text, or if the Hub's client is not installed.
     """
-    name = source.removeprefix(HUB)
+    return _checked(source, HUB)
+
+
+def _checked(source: str, before: str) -> str:
+    """The user/name of a text that starts with `before`."""
+    name = source.removeprefix(before)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
-        raise ConfigError(f"{source} is not a repository of the Hugging Face Hub: write {HUB}user/name")
+        raise ConfigError(f"{source} is not a repository of the Hugging Face Hub: write {before}user/name")
     if importlib.util.find_spec("huggingface_hub") is None:
-        raise ConfigError(f"{source} {INSTALL}")
+        raise ConfigError(f'{source} needs huggingface_hub: pip install "diffusion_lab[huggingface]"')
     return name
 
 
@@ -72,10 +75,7 @@ def check_login(name: str) -> None:
     Raises:
         ConfigError: with the remedy.
     """
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
-        raise ConfigError(f"push={name} is not a repository of the Hugging Face Hub: write push=user/name")
-    if importlib.util.find_spec("huggingface_hub") is None:
-        raise ConfigError(f"push={name} {INSTALL}")
+    _checked(f"push={name}", "push=")
     from huggingface_hub import HfApi, get_token
 
     if get_token() is None:
