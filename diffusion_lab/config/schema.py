@@ -38,32 +38,20 @@ def parameters(target: str) -> dict[str, Parameter] | None:
 @functools.cache
 def constants(target: str, name: str) -> tuple[Any, ...]:
     """Values that a class and its bases assign to a name, as literals; the class's own first."""
-    found = find(target)
-    return tuple(_constants(found, name)) if found is not None else ()
-
-
-def _constants(found: Definition, name: str) -> Iterator[Any]:
-    path, node = found
-    if isinstance(node, ast.ClassDef):
-        for statement in node.body:
-            if assigned(statement) == name:
-                with contextlib.suppress(UnreadableError):
-                    yield value(path, statement.value)
-        for base in _bases(path, node):
-            yield from _constants(base, name)
+    found = []
+    for path, node in _lineage(find(target)):
+        for statement in (one for one in node.body if assigned(one) == name):
+            with contextlib.suppress(UnreadableError):
+                found.append(value(path, statement.value))
+    return tuple(found)
 
 
 @functools.cache
 def has_method(target: str, name: str) -> bool | None:
     """Whether a class or one of its bases defines a method; None if the class cannot be found."""
-    found = find(target)
-    return _has_method(found, name) if found is not None and isinstance(found[1], ast.ClassDef) else None
-
-
-def _has_method(found: Definition, name: str) -> bool:
-    path, node = found
-    methods = (n.name for n in getattr(node, "body", ()) if isinstance(n, ast.FunctionDef))
-    return name in methods or any(_has_method(base, name) for base in _bases(path, node))
+    classes = [node for _, node in _lineage(find(target))]
+    methods = (n.name for node in classes for n in node.body if isinstance(n, ast.FunctionDef))
+    return name in methods if classes else None
 
 
 def _of_class(path: Path, node: ast.stmt) -> dict[str, Parameter] | None:
@@ -93,19 +81,21 @@ def _unpacked(path: Path, kwarg: ast.arg | None) -> dict[str, Parameter]:
     annotation = kwarg and kwarg.annotation
     if not isinstance(annotation, ast.Subscript) or ast.unparse(annotation.value).rpartition(".")[2] != "Unpack":
         return {}
-    found = named(path, annotation.slice)
-    return _fields(*found) if found else {}
-
-
-def _fields(path: Path, node: ast.ClassDef) -> dict[str, Parameter]:
-    """The optional fields of a typed dictionary, with those of its base classes."""
-    inherited = {name: one for base in _bases(path, node) for name, one in _fields(*base).items()}
-    own = [n for n in node.body if isinstance(n, ast.AnnAssign)]
-    return inherited | {n.target.id: Parameter(hint(path, n.annotation), required=False) for n in own}
+    classes = reversed([*_lineage(named(path, annotation.slice))])
+    fields = ((where, n) for where, node in classes for n in node.body if isinstance(n, ast.AnnAssign))
+    return {n.target.id: Parameter(hint(where, n.annotation), required=False) for where, n in fields}
 
 
 def _is_required(field: ast.AnnAssign) -> bool:
     return field.value is None or ast.unparse(field.value) == "field()"
+
+
+def _lineage(found: Definition | None) -> Iterator[Definition]:
+    """A class and its bases, those that can be found."""
+    if found is not None and isinstance(found[1], ast.ClassDef):
+        yield found
+        for base in _bases(*found):
+            yield from _lineage(base)
 
 
 def _bases(path: Path, node: ast.ClassDef) -> list[Definition]:
@@ -122,19 +112,15 @@ def _inherited(path: Path, node: ast.ClassDef) -> dict[str, Parameter] | None:
     return {} if PACKAGE in path.parents or not node.bases else None
 
 
-def converted(parameter: Parameter, given: Any) -> Any:
-    """Convert a value to a type its parameter accepts, if nothing is lost: integral floats to int, numbers to str.
+def converted(hint: Any, given: Any) -> Any:
+    """Convert a value to a type that a hint accepts, if nothing is lost: integral floats to int, numbers to str.
 
     Integers in a list of real numbers become floats: torch.optim refuses betas=[0, 0.9].
     """
-    return _converted(parameter.hint, given)
-
-
-def _converted(hint: Any, given: Any) -> Any:
     if isinstance(given, list):
         kind = _element(hint)
         real = kind is not Any and ranges.verdict(kind, 0.5) != ranges.OTHER_TYPE
-        elements = [float(one) if real and type(one) is int else _converted(kind, one) for one in given]
+        elements = [float(one) if real and type(one) is int else converted(kind, one) for one in given]
         return elements if any(a is not b for a, b in zip(elements, given, strict=True)) else given
     if type(given) not in (int, float) or ranges.verdict(hint, given) != ranges.OTHER_TYPE:
         return given

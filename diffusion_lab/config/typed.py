@@ -29,7 +29,7 @@ def convert(config: DictConfig) -> None:
     for path, node in nodes(OmegaConf.to_container(config, resolve=True)):
         known = declared.parameters(path, node) or {}
         for key in known.keys() & node.keys():
-            value = schema.converted(known[key], node[key])
+            value = schema.converted(known[key].hint, node[key])
             if value is not node[key]:
                 OmegaConf.update(config, typed_key(raw, f"{path}.{key}".lstrip(".")), value)
 
