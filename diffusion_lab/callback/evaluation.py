@@ -254,8 +254,7 @@ class Evaluation(OptionalHooks):
         record = metrics.get(self.best_name or "")
         if record is None or not math.isfinite(record["value"]):
             return
-        value, lower = record["value"], record["better"] == "lower"
-        before = self.best_value
+        value, lower, before = record["value"], record["better"] == "lower", self.best_value
         if before is None or (value < before if lower else value > before):
             self.best_value = value
             trainer.save_checkpoint(self.run_dir / "checkpoints" / "best.ckpt")
