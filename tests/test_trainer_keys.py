@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from omegaconf import OmegaConf
 from zygote import ROOT, run
 
 from diffusion_lab.config.compose import check
 from diffusion_lab.config.trainer_keys import compare_devices, count_in_steps
 from diffusion_lab.errors import ConfigError
+from diffusion_lab.launch.agent import ranks_to_start
 
 
 @pytest.mark.parametrize(
@@ -70,6 +72,11 @@ def test_gpus_that_are_not_there_are_refused(trainer, gpus, message):
     with pytest.raises(ConfigError) as error:
         compare_devices(trainer, gpus, cores=2)
     assert message in str(error.value)
+
+
+def test_a_list_of_gpus_is_a_rank_for_each_also_as_hydra_composes_it():
+    for devices, count in (([0, 2], 2), (2, 2), ("3", 3), (1, 0), ([4], 0)):
+        assert ranks_to_start(OmegaConf.create({"devices": devices, "accelerator": "gpu"})) == count
 
 
 def test_more_ranks_than_cores_are_remarked_upon():
