@@ -18,7 +18,7 @@ from diffusion_lab.config.origin import command
 from diffusion_lab.errors import ConfigError, as_config_error
 from diffusion_lab.interop.files import Found, averaged, find, read
 from diffusion_lab.interop.layout import CLASSES, Layout, recognise
-from diffusion_lab.model import Model, Training
+from diffusion_lab.model import Model
 from diffusion_lab.output import say
 from diffusion_lab.run.data import add_augmentation, set_everywhere
 from diffusion_lab.storage import hub, safetensors_file
@@ -60,9 +60,10 @@ def import_checkpoint(file: str, overrides: Sequence[str], out: str | None = Non
     add_classes(settings, found.raw)
     model = build(settings)
     layout, average = fill(model, found, path, settings)
-    target = save(model, average, found.step or 0, settings, run_dir)
-    report(found, layout, model, path)
-    say_written(target)
+    target = run_dir / "checkpoints" / f"step_{found.step or 0:08d}.ckpt"
+    with as_config_error(OSError, message=f"{target} cannot be written: {{}}"):
+        AtomicCheckpointIO().save_checkpoint(contents(model, average, found.step or 0, settings), target)
+    report(found, layout, model, path, target)
     return run_dir
 
 
@@ -87,9 +88,12 @@ def import_export(path: Path, run_dir: Path, overrides: Sequence[str]) -> None:
     found = safetensors_file.read(path)
     model, settings, step = checkpoint.build(found), found["config"], found["global_step"]
     settings["paths"]["run_dir"] = str(run_dir)
-    target = save(model, found["ema"]["weights"], step, settings, run_dir)
+    target = run_dir / "checkpoints" / f"step_{step:08d}.ckpt"
+    with as_config_error(OSError, message=f"{target} cannot be written: {{}}"):
+        AtomicCheckpointIO().save_checkpoint(contents(model, found["ema"]["weights"], step, settings), target)
     say(f"read     {path}: an exported model of step {step:,}, with one set of weights, used both as raw and as EMA")
-    say_written(target)
+    say(f"written  {os.path.relpath(target)}")
+    say(f"sample from it:  {command('sample', run_dir)}")
 
 
 def add_classes(settings: dict[str, Any], weights: dict[str, Tensor]) -> None:
@@ -128,10 +132,10 @@ def fill(model: Model, found: Found, path: Path, settings: dict[str, Any]) -> tu
     return layout, {name: average[name] for name, _ in network.named_parameters()}
 
 
-def save(model: Training, average: dict[str, Tensor], step: int, settings: dict[str, Any], run_dir: Path) -> Path:
-    """Write a checkpoint of this package, without the state of the training, and return its path."""
-    target, ema = run_dir / "checkpoints" / f"step_{step:08d}.ckpt", settings["callback"]["ema"]
-    contents = {
+def contents(model: Model, average: dict[str, Tensor], step: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """The contents of a checkpoint of this package, without the state of the training."""
+    ema = settings["callback"]["ema"]
+    return {
         "epoch": 0,
         "global_step": step,
         "pytorch-lightning_version": pl.__version__,
@@ -139,19 +143,10 @@ def save(model: Training, average: dict[str, Tensor], step: int, settings: dict[
         "config": settings,
         "ema": {"decay": ema["decay"], "warmup": ema["warmup"], "updates": step, "weights": average},
     }
-    with as_config_error(OSError, message=f"{target} cannot be written: {{}}"):
-        AtomicCheckpointIO().save_checkpoint(contents, target)
-    return target
 
 
-def say_written(target: Path) -> None:
-    """Say what was written, and how to sample from it."""
-    say(f"written  {os.path.relpath(target)}")
-    say(f"sample from it:  {command('sample', target.parents[1])}")
-
-
-def report(found: Found, layout: Layout, model: Model, path: Path) -> None:
-    """Say what was read."""
+def report(found: Found, layout: Layout, model: Model, path: Path, target: Path) -> None:
+    """Say what was read, what was written, and how to sample from it."""
     count = sum(p.numel() for p in model.network.parameters())
     step = "step unknown" if found.step is None else f"step {found.step:,}"
     sets = "with raw and EMA weights" if found.average else "with one set of weights, used both as raw and as EMA"
@@ -163,6 +158,8 @@ def report(found: Found, layout: Layout, model: Model, path: Path) -> None:
     caution = noise_differs(model, found.raw.get("sigmas"))
     if caution:
         say(f"warning  {caution}")
+    say(f"written  {os.path.relpath(target)}")
+    say(f"sample from it:  {command('sample', target.parents[1])}")
 
 
 def noise_differs(model: Model, sigmas: Tensor | None) -> str | None:
