@@ -9,8 +9,9 @@ import torch
 
 from diffusion_lab.control import DPS, BlockAverage, Blur, Grey, Mask, PiGDM, RePaint, Replacement, SDEdit
 from diffusion_lab.control.operator import LinearOperator, conjugate_gradients
+from diffusion_lab.guidance import ClassifierGuidance, ClassPosterior
 from diffusion_lab.loss import DenoisingLoss
-from diffusion_lab.model import DDPM
+from diffusion_lab.model import DDPM, rehearse
 from diffusion_lab.process import VE, VP, DiscreteProcess, Geometric, Linear, SubVP
 from diffusion_lab.sampler import DDIM, EDM, Ancestral, Langevin, ReverseDiffusion, Sampler
 from diffusion_lab.sampler.ode import ProbabilityFlow
@@ -219,6 +220,31 @@ def test_an_image_does_not_depend_on_its_batch_and_recorded_steps_equal_written_
     *_, last = loop.trajectory(denoiser, x, torch.Generator().manual_seed(3))
     written = loop.as_written(denoiser, x, torch.Generator().manual_seed(3))
     torch.testing.assert_close(last.x, written, atol=1e-4, rtol=1e-4)
+
+
+class Logits(torch.nn.Module):
+    """A classifier of images with weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(PIXELS, 3)
+
+    def forward(self, x, t):
+        return self.layer(x.flatten(1))
+
+
+@pytest.mark.parametrize("form", ["score", "mean"])
+@pytest.mark.parametrize("name", CONTROLS)
+def test_a_classifier_guides_controlled_samples_too(name, form):
+    torch.manual_seed(0)
+    loop = Sampler(Ancestral(), steps=8)
+    model = DDPM(Squash(), Linear(), DenoisingLoss(), loop, shape=SHAPE)
+    model.control = CONTROLS[name](torch.rand(3, *SHAPE))
+    posterior = ClassPosterior(Logits(), model.denoiser.process, model.denoiser.parameterization, 3, SHAPE)
+    off, on = (ClassifierGuidance(posterior, 1, scale, form=form) for scale in (0.0, 5.0))
+    model.guidance = on
+    rehearse(model, torch.rand(2, *SHAPE), training=False)
+    assert (model.sample(4) - model.sample(4, guidance=off)).abs().max() > 0.05
 
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)

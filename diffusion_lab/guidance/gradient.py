@@ -37,6 +37,7 @@ class ShiftedScore(Denoiser):
         super().__init__(denoiser.network, denoiser.process, denoiser.parameterization)
         self.unshifted, self.control, self.calls = denoiser, denoiser.control, denoiser.calls
         self.classes, self.null, self.condition = denoiser.classes, denoiser.null, denoiser.condition
+        self.mean_gradient = denoiser.mean_gradient
 
     @abstractmethod
     def evaluate(self, x: Tensor, c: GradientPreconditioning) -> tuple[Tensor, Tensor | None, Tensor]:

@@ -151,7 +151,7 @@ def check_guidance(model: Model) -> None:
         return
     x = torch.randn(2, *model.shape, device=model.device)
     with component_errors(f"the guidance {name_of(model.guidance)}"):
-        guided = model.sampling_denoiser(model.labels_of(range(2), 0))
+        guided = model.sampling_denoiser(model.labels_of(range(2), 0), images=range(2))
         eps = getattr(guided, "weak", guided)(x, torch.ones(2, device=model.device)).eps
         if guided.mean_gradient is not None:
             guided.mean_gradient(x, 1.0)
