@@ -11,9 +11,11 @@ import pytest
 import torch
 from evaluation_job import evaluator, tiny_model
 
+from diffusion_lab.control import DPS, Mask, RePaint
 from diffusion_lab.data import Digits
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.evaluation import ChunkedArray, SampleStore
+from diffusion_lab.guidance import Guided
 from diffusion_lab.run import plan
 from diffusion_lab.run.sample_files import join, left_behind
 from diffusion_lab.storage.atomic_file import format_bytes
@@ -72,6 +74,24 @@ def test_what_takes_longer_than_a_day_needs_a_key(tmp_path, free, seconds, capsy
     assert asked == [5] and capsys.readouterr().out == ""
     tell(tmp_path, 400_000, allow_long=True)
     assert "sampling 400000 from step 7 on 2 x cpu, about 3 days, 51.2 MB in " in capsys.readouterr().out
+
+
+def test_the_jumps_of_a_control_and_both_networks_of_a_guidance_are_counted(tmp_path, free, seconds, capsys):
+    free(1e18), seconds(1.0)
+    mask, guide = Mask(torch.eye(8)), torch.rand(1, 1, 8, 8)
+    for guidance, control, evaluations in (
+        (None, RePaint(mask, guide, jump_length=1, resamplings=5), 11),
+        (None, DPS(mask, guide), 3),
+        (lambda denoiser: Guided(denoiser, denoiser, 2.0), None, 6),
+    ):
+        model = tiny_model()
+        model.guidance, model.control = guidance, control
+        model.denoiser.nfe = 0
+        model.sample(1)
+        assert model.denoiser.nfe == evaluations
+        series = SampleStore(tmp_path / "out", model, batch_size=5)
+        plan.announce_plan(config(), FABRIC, [series], 2000, "step 7", None, None)
+        assert f"about {plan.format_seconds(1000 * evaluations)}," in capsys.readouterr().out
 
 
 def test_what_is_there_is_neither_counted_nor_drawn_again(tmp_path, free, seconds, capsys):

@@ -43,9 +43,8 @@ def announce_plan(
     left = [count - min(count, stored(one)) for one in series]
     size = size_on_disk(model, sum(left), evaluator) + (config.npz + config.png) * size_of(model) * count
     check_room(size, place, f"{sum(left):,} samples")
-    calls = sum(
-        n * network_calls(one.sampler, model.denoiser, model.shape) for one, n in zip(series, left, strict=True)
-    )
+    denoiser = model.sampling_denoiser(model.labels_of([0], 0), images=[0])
+    calls = sum(n * network_calls(one.sampler, denoiser, model.shape) for one, n in zip(series, left, strict=True))
     scored = 0.0 if config.compare else scored_calls(model, evaluator, data)
     call = seconds_of_a_sample(config, fabric, model, max(left), calls + scored)
     times = None if call is None else [call * n / fabric.world_size for n in (calls, scored)]
