@@ -16,8 +16,11 @@ from test_classifier_guidance import PROCESSES, TARGET, classifier_of
 
 import diffusion_lab
 from diffusion_lab.class_posterior import ClassPosterior
+from diffusion_lab.config.compose import training
+from diffusion_lab.config.instantiate import instantiate
 from diffusion_lab.data import Toy2D
 from diffusion_lab.evaluation.accuracy import accuracy, correct
+from diffusion_lab.guidance.classifier import check_classifier_of
 from diffusion_lab.loss import CrossEntropy
 from diffusion_lab.model import Classifier, Labels, rehearse
 from diffusion_lab.network import MLP, NoisyClassifier
@@ -128,6 +131,36 @@ def test_a_classifier_of_images_has_the_number_of_outputs_it_is_given():
     assert network(torch.zeros(3, 1, 8, 8), torch.zeros(3)).shape == (3, 7)
     with pytest.raises(ValueError, match="outputs=None must be the number of classes"):
         NoisyClassifier(1, 8, None, **small)
+
+
+DOCUMENTED = {  # words of a model -> those of its classifier, in docs/guide/sampling.md
+    "model=ddpm": "",
+    "model=adm": "schedule=cosine",
+    "model=iddpm": "schedule=cosine",
+    **{f"model=score_sde sde={sde}": f"sde={sde}" for sde in ("vp", "subvp", "ve", "vp_discrete", "ve_discrete")},
+    "model=flow": "sde=flow",
+    "model=edm": "sde=edm sigma_min=0.002 sigma_max=80",
+    "model=ncsn": "sde=ve_discrete sde.process.levels=20 sigma_min=0.04 sigma_max=1",
+    "model=ncsnv2": "sde=ve_discrete sde.process.levels=50",
+}
+
+
+@pytest.mark.parametrize(
+    "words, data", [*((words, "digits") for words in DOCUMENTED), ("model=score_sde sde=ve", "toy2d")]
+)
+def test_the_documented_classifier_of_each_model_has_its_noise(words, data):
+    ours, theirs = (
+        training([*chosen.split(), f"data={data}"])["model"]
+        for chosen in (words, f"model=classifier {DOCUMENTED[words]}")
+    )
+    model = instantiate({**ours, "likelihood": None}, "model")
+    process = instantiate(theirs["process"], "process")
+    row = Parameterization(c_noise=theirs["c_noise"], low=theirs["low"], high=theirs["high"])
+    check_classifier_of(model.denoiser, ClassPosterior(MLP(outputs=3), process, row, 3))
+    documented = (ROOT / "docs" / "guide" / "sampling.md").read_text()
+    assert all(
+        f"{key}=" in documented and value in documented for key, value in re.findall(r"(\S+)=(\S+)", DOCUMENTED[words])
+    )
 
 
 def run(script, *arguments, cwd, code=0):
