@@ -24,10 +24,12 @@ import zygote
 from analytic import recipe_weights
 from hostile import Hostile
 from omegaconf import DictConfig
+from reference.record_adm import weights_of
 from torch import Tensor
 
 import diffusion_lab
 from diffusion_lab.config import origin, refusals
+from diffusion_lab.guidance import ClassifierGuidance
 from diffusion_lab.interop.__main__ import main
 from diffusion_lab.interop.diffusers import check_settings
 from diffusion_lab.interop.files import NUMPY, find, read
@@ -147,6 +149,57 @@ def is_official(run: Path, name: str, record, weights: str) -> bool:
             estimate = model.to(dtype).denoiser(record["x"].to(dtype), time(record["cond"].double()))
         errors.append(((getattr(estimate, output) - truth).abs().max() / truth.abs().max()).item() / bound)
     return max(errors) < 1
+
+
+# --------------------------------------------------------------------------- improved-diffusion, guided-diffusion
+
+ADM = np.load(ROOT / "tests" / "reference" / "adm_networks.npz")
+ADM_SIZES = ["network.channels=32", "network.blocks=1", "network.attention=[8,4]", "network.head_channels=16"]
+OPENAI = {
+    "iddpm": ["model=iddpm", *ADM_SIZES[:1], "network.multipliers=[1,2,2]", "network.blocks=2", ADM_SIZES[2]],
+    "adm": ["model=adm", *ADM_SIZES, "network.multipliers=[1,2,3]"],
+    "classifier": ["model=classifier", "schedule=cosine", *ADM_SIZES, "network.multipliers=[1,2,3]"],
+}
+
+
+def of_openai(folder: Path, name: str) -> Path:
+    """A file as those programs write it: the weights of an EMA by name."""
+    file = folder / "ema_0.9999_000007.pt"
+    torch.save(weights_of(json.loads(str(ADM[f"{name}_shapes"]))), file)
+    return file
+
+
+@pytest.mark.parametrize("name", OPENAI)
+def test_models_and_classifiers_of_openai_become_runs_of_ours(tmp_path, capsys, name):
+    main(
+        [
+            str(of_openai(tmp_path, name)),
+            *OPENAI[name],
+            *SMALL[: 3 if name != "classifier" else 2],
+            f"out={tmp_path / 'out'}",
+        ]
+    )
+    said, model = capsys.readouterr().out, diffusion_lab.load(tmp_path / "out")
+    labels = {"adm": 5, "classifier": 10}.get(name)
+    assert (model.labels and model.labels.classes) == labels and (f"{labels} classes" in said) == bool(labels)
+    x, t = torch.from_numpy(ADM["x"]), torch.from_numpy(ADM["t"])
+    with torch.no_grad():
+        out = model.network(x, t, *([torch.from_numpy(ADM["label"])] if name == "adm" else []))
+    wanted = torch.from_numpy(ADM[f"{name}_out"])
+    assert ((out - wanted).abs().max() / wanted.abs().max()).item() < 5e-6
+    if name == "classifier":
+        assert f"guidance=classifier guidance.ckpt_path={tmp_path / 'out'}\n" in said
+        assert ClassifierGuidance(model).posterior.classes == 10
+
+
+@pytest.mark.parametrize(
+    "file, words, hint", [("adm", "classifier", "model=iddpm or adm"), ("classifier", "adm", "model=classifier")]
+)
+def test_a_model_is_no_classifier_of_openai(tmp_path, capsys, file, words, hint):
+    with pytest.raises(SystemExit) as stopped:
+        main([str(of_openai(tmp_path, file)), *OPENAI[words], *SMALL[:2], f"out={tmp_path / 'out'}"])
+    assert stopped.value.code == 2 and not (tmp_path / "out").exists()
+    assert re.search(f"these are weights of ADM, not of .*: add {hint}$", capsys.readouterr().err.strip())
 
 
 # --------------------------------------------------------------------------- the containers

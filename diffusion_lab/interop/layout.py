@@ -17,8 +17,8 @@ def no_check(network: nn.Module, file: Path) -> None:
     """Names and shapes determine all settings."""
 
 
-CLASSES = {"map_label.weight": 1, "label_emb.weight": 0}
-"""Official names of the weights of class labels -> the dimension whose size is the number of classes."""
+CLASSES = {"map_label.weight": 1, "label_emb.weight": 0, "out.2.c_proj.weight": 0}
+"""Official names of the weights of class labels or logits -> the dimension whose size is the number of classes."""
 
 
 class Layout(NamedTuple):

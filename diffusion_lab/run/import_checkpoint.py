@@ -13,14 +13,15 @@ from torch import Tensor
 
 from diffusion_lab import checkpoint
 from diffusion_lab.config.compose import training
-from diffusion_lab.config.instantiate import instantiate
+from diffusion_lab.config.instantiate import instantiate, resolve
 from diffusion_lab.config.origin import command
 from diffusion_lab.errors import ConfigError, as_config_error
 from diffusion_lab.interop.files import Found, averaged, find, read
 from diffusion_lab.interop.layout import CLASSES, Layout, recognise
-from diffusion_lab.model import Model
+from diffusion_lab.model import Model, Training
 from diffusion_lab.output import say
 from diffusion_lab.run.data import add_augmentation, set_everywhere
+from diffusion_lab.run.report import guide_by
 from diffusion_lab.storage import hub, safetensors_file
 from diffusion_lab.storage.checkpoint_file import AtomicCheckpointIO
 from diffusion_lab.storage.run_directory import checkpoints
@@ -97,23 +98,27 @@ def import_export(path: Path, run_dir: Path, overrides: Sequence[str]) -> None:
 
 
 def add_classes(settings: dict[str, Any], weights: dict[str, Tensor]) -> None:
-    """Write the number of classes of class-conditional weights into the settings; their null label is not trained."""
+    """Write the number of classes of the weights into the settings; no null label is trained."""
+    predicted = getattr(resolve(settings["model"]["_target_"], "model"), "PREDICTS_LABELS", False)
     count = next((weights[name].shape[dim] for name, dim in CLASSES.items() if name in weights), None)
+    if predicted and count is None:
+        count = 2  # of any number: the weights are those of another network, and `recognise` says so
     if count is not None:
-        set_everywhere(settings["model"]["network"], "classes", count)
+        set_everywhere(settings["model"]["network"], "outputs" if predicted else "classes", count)
         settings["data"]["conditional"] = True
         settings["model"]["labels"] = {"_target_": "diffusion_lab.model.Labels", "counts": [1] * count, "dropout": 0.0}
 
 
-def build(settings: dict[str, Any]) -> Model:
-    """Build the model of a configuration and check its sampler."""
+def build(settings: dict[str, Any]) -> Training:
+    """Build the model of a configuration and check its sampler, if it has one."""
     model = instantiate(settings["model"], "model")
     with as_config_error(ValueError):
-        model.sampler.check(model.denoiser)
+        if isinstance(model, Model):
+            model.sampler.check(model.denoiser)
     return model
 
 
-def fill(model: Model, found: Found, path: Path, settings: dict[str, Any]) -> tuple[Layout, dict[str, Tensor]]:
+def fill(model: Training, found: Found, path: Path, settings: dict[str, Any]) -> tuple[Layout, dict[str, Tensor]]:
     """Load the raw weights into the model's network; return (their layout, the EMA weights by parameter name)."""
     network = model.network
     with as_config_error(ValueError, message=f"{path}: {{}}"):
@@ -132,7 +137,7 @@ def fill(model: Model, found: Found, path: Path, settings: dict[str, Any]) -> tu
     return layout, {name: average[name] for name, _ in network.named_parameters()}
 
 
-def contents(model: Model, average: dict[str, Tensor], step: int, settings: dict[str, Any]) -> dict[str, Any]:
+def contents(model: Training, average: dict[str, Tensor], step: int, settings: dict[str, Any]) -> dict[str, Any]:
     """The contents of a checkpoint of this package, without the state of the training."""
     ema = settings["callback"]["ema"]
     return {
@@ -145,7 +150,7 @@ def contents(model: Model, average: dict[str, Tensor], step: int, settings: dict
     }
 
 
-def report(found: Found, layout: Layout, model: Model, path: Path, target: Path) -> None:
+def report(found: Found, layout: Layout, model: Training, path: Path, target: Path) -> None:
     """Say what was read, what was written, and how to sample from it."""
     count = sum(p.numel() for p in model.network.parameters())
     step = "step unknown" if found.step is None else f"step {found.step:,}"
@@ -159,10 +164,14 @@ def report(found: Found, layout: Layout, model: Model, path: Path, target: Path)
     if caution:
         say(f"warning  {caution}")
     say(f"written  {os.path.relpath(target)}")
-    say(f"sample from it:  {command('sample', target.parents[1])}")
+    run_dir = target.parents[1]
+    if isinstance(model, Model):
+        say(f"sample from it:  {command('sample', run_dir)}")
+    else:
+        say(guide_by(run_dir))
 
 
-def noise_differs(model: Model, sigmas: Tensor | None) -> str | None:
+def noise_differs(model: Training, sigmas: Tensor | None) -> str | None:
     """A warning if the sigmas stored with the official weights differ from those of a variance-exploding process."""
     process = model.denoiser.process
     ends = torch.tensor([1.0, 1 / process.levels if process.levels else 0.0], dtype=torch.float64)

@@ -31,6 +31,7 @@ The other arguments are those with which train.py would train such a model; the 
   model=ncsn data=cifar10                       model=ncsnv2 data=cifar10
   model=ddpm data=cifar10                       DDPM, from ddim or diffusers
   model=edm data=cifar10                        EDM, VP; network=edm_ncsnpp for VE
+  model=iddpm data=cifar10                      IDDPM; experiment=adm/imagenet64, adm/classifier: ADM and its classifier
 Set network.channels=..., network.multipliers=... and so on where the weights differ from these.
   out=DIRECTORY         where to write; default logs/imported/NAME-OF-THE-FILE
 

@@ -167,13 +167,18 @@ def conclude(trainer: pl.Trainer, run_dir: Path) -> None:
         if (run_dir / name).exists():
             say(f"  {name + '/' * (run_dir / name).is_dir():<16} {what or numbers}")
     if isinstance(trainer.lightning_module, Classifier):
-        place = origin.quoted(str(run_dir.absolute()))
-        say(f"guide a model of the same data and noise by it:  guidance=classifier guidance.ckpt_path={place}")
+        say(guide_by(run_dir))
         return
     model = trainer.lightning_module
     only = model.denoiser.process.levels == 1 or for_consistency_models(model.sampler)
     other = [] if only else ["sampler=ddim"]
     say(f"sample from it:  {origin.command('sample', run_dir, *other)}")
+
+
+def guide_by(run_dir: Path) -> str:
+    """How to use a classifier, in words."""
+    place = origin.quoted(str(run_dir.absolute()))
+    return f"guide a model of the same data and noise by it:  guidance=classifier guidance.ckpt_path={place}"
 
 
 def table(results: dict[str, Any]) -> None:
