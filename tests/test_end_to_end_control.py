@@ -115,11 +115,12 @@ MISFITS = {
     "control=inpaint guide=guides mask=grey.png": "mask=grey.png has grey pixels",
     "control=inpaint guide=guides mask=black.png": "mask=black.png has one colour only",
     "control=inpaint guide=guides mask=two": "mask=two holds 2 masks for 3 guides: give one, or one for each guide",
-    "control=sdedit guide=short.png": "guide of shape (1, 4, 8) does not fit images of shape (1, 8, 8)",
+    "control=sdedit guide=short.png": "guide of shape (1, 4, 8) does not fit images of shape (1, 8, 8); guide_resize=true makes the guide 8x8",
+    "control=sdedit guide=guides t0=0.0005": "t0=0.0005 leaves no step to make: it must be in (0.001, 1]",
     "control=sdedit guide=mixed": "images of one size are needed, found 8x4, 8x8: guide_resize=true",
     "control=sdedit guide=empty": "guide=empty is neither an image file nor a folder of images",
     "control=sdedit guide=broken.png": "broken.png is not an image file that Pillow reads",
-    "control=colorize guide=guides": "a grey measurement needs images of several channels, and these have 1",
+    "control=colorize guide=guides": "needs images of several channels, and these have 1: use another control",
     "control=sdedit guide=guides likelihood=bound evaluate=true": "a controlled model has no likelihood",
 }
 

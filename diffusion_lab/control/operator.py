@@ -107,7 +107,9 @@ class Grey(LinearOperator):
         channels = like.shape[1]
         if self.channels not in (None, channels) or channels == 1:
             wanted = self.channels if channels > 1 else "several"
-            raise ValueError(f"a grey measurement needs images of {wanted} channels, and these have {channels}")
+            raise ValueError(
+                f"a grey measurement needs images of {wanted} channels, and these have {channels}: use another control"
+            )
         return Grey(channels)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -52,9 +52,26 @@ def choose_control(config: DictConfig, model: Model) -> Control | None:
         if not isinstance(control, Control):
             raise TypeError(f"{made.func.__name__} must be a subclass of diffusion_lab.control.Control")
         control.of([0], model.encode, torch.empty(1, *model.shape))
+        check_start(control, model)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"control: {error}") from error
+        height, width = model.shape[1:]
+        other = tuple(guide.shape[2:]) != (height, width)
+        resize = f"; guide_resize=true makes the guide {width}x{height}" if other else ""
+        raise ConfigError(f"control: {error}{resize}") from error
     return control
+
+
+def check_start(control: Control, model: Model) -> None:
+    """Raise ValueError if a control begins where the model leaves no step to make."""
+    process = model.denoiser.process
+    if control.t_start is None or process.levels == 1:
+        return
+    try:
+        process.span(control.t_start, None)
+    except ValueError:
+        raise ValueError(
+            f"t0={control.t_start:g} leaves no step to make: it must be in ({process.t_min:.4g}, 1]"
+        ) from None
 
 
 def read_images(key: str, place: str, channels: int, size: tuple[int, int] | None = None) -> Tensor:
