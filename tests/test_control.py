@@ -264,6 +264,35 @@ def test_the_law_of_sdedit_given_its_guide_is_the_flow_of_the_noised_guide(proce
     assert x.std().item() == pytest.approx((sigma * std_s / std).item(), abs=0.04)
 
 
+@pytest.mark.parametrize("process", [PROCESSES["vp"], PROCESSES["ve"], PROCESSES["ddpm"]], ids=["vp", "ve", "ddpm"])
+@pytest.mark.parametrize("t0", [0.25, 0.6])
+@pytest.mark.parametrize("repeats", [1, 3])
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+def test_the_law_of_sdedit_by_the_reverse_process_is_that_of_repeated_posteriors(process, t0, repeats, masked):
+    """A pass draws x_0 from p(x_0 | x_t0), and an edited pixel of independent ones does not see the kept pixels.
+
+    With x_t0 = alpha x + sigma z the posterior has the gain k = alpha v / (alpha^2 v + sigma^2), so that a pass takes
+    N(m, s^2) to N(mean + k alpha (m - mean), (k alpha s)^2 + (k sigma)^2 + v (1 - k alpha)).
+    """
+    variance, mean, guide = 0.6, 0.5, 2.0
+    mask = torch.tensor([[1.0, 0.0], [1.0, 1.0]]) if masked else None
+    control = SDEdit(torch.full((1, *SHAPE), guide, dtype=torch.float64), t0, mask, repeats)
+    denoiser = gaussian(process, variance * eye(), mean)
+    spacing = "uniform" if process.levels else "log_snr"
+    x = sampled(control, denoiser, Sampler(Ancestral("fixed_small"), steps=150, spacing=spacing))
+    x = x if mask is None else x[..., mask.bool()]
+    bound = control.of(range(1), lambda x: x, torch.zeros(1, *SHAPE, dtype=torch.float64))(denoiser)
+    alpha, sigma = (
+        k.item() for k in process.alpha_sigma(Sampler(Ancestral(), steps=150, spacing=spacing).timesteps(bound)[0])
+    )
+    gain, m, square = alpha * variance / (alpha**2 * variance + sigma**2), guide, 0.0
+    for _ in range(repeats):
+        m = mean + gain * alpha * (m - mean)
+        square = (gain * alpha) ** 2 * square + (gain * sigma) ** 2 + variance * (1 - gain * alpha)
+    assert x.mean().item() == pytest.approx(m, abs=0.04)
+    assert x.std().item() == pytest.approx(square**0.5, abs=0.04)
+
+
 def test_sdedit_with_a_mask_keeps_the_guide_elsewhere():
     guide, mask = torch.rand(2, *SHAPE, dtype=torch.float64), torch.tensor([[1.0, 0.0], [0.0, 0.0]])
     x = sampled(SDEdit(guide, 0.5, mask), gaussian(PROCESSES["vp"], eye()), count=4)
