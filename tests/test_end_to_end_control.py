@@ -121,6 +121,7 @@ MISFITS = {
     "control=sdedit guide=empty": "guide=empty is neither an image file nor a folder of images",
     "control=sdedit guide=broken.png": "broken.png is not an image file that Pillow reads",
     "control=colorize guide=guides": "needs images of several channels, and these have 1: use another control",
+    "control=inpaint guide=guides mask=mask.png noise=true sampler=ddim": "controlled samples depend on their guides",
     "control=sdedit guide=guides likelihood=bound evaluate=true": "a controlled model has no likelihood",
 }
 

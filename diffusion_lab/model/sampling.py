@@ -124,8 +124,10 @@ class Sampling(Conditioned):
         """The noise z ~ N(0, I), (B, ...), from which `sample` starts images of the series `seed`; no network runs.
 
         Raises:
-            ValueError: for a sampler that adds more noise, so that an image is not a function of z.
+            ValueError: for a sampler that adds more noise, or a control, so that an image is not a function of z.
         """
+        if self.control is not None:
+            raise ValueError("noise=true: controlled samples depend on their guides, too: leave out control")
         sampler = sampler or self.sampler
         if not (hasattr(sampler, "adds_no_noise") and sampler.adds_no_noise(self.denoiser)):
             raise ValueError("noise=true: samples of this sampler depend on more noise: use sampler=ode, heun or ddim")
