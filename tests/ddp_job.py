@@ -20,7 +20,7 @@ from diffusion_lab.callback import EMA, Checkpoint, Interrupt, RankSeed
 from diffusion_lab.callback.interrupt import Stopped
 from diffusion_lab.data import Digits
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.loss import ConsistencyLoss, ContrastiveLoss, DenoisingLoss, KarrasPairs
+from diffusion_lab.loss import ConsistencyLoss, ContrastiveLoss, DenoisingLoss, KarrasPairs, LossSecondMoment
 from diffusion_lab.model import DDPM, Model, ScoreMatching, ScoreSDE
 from diffusion_lab.network import Energy, UNet
 from diffusion_lab.parameterization import Parameterization
@@ -86,14 +86,15 @@ class Signalled(pl.Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def build(loss: DenoisingLoss, dropout: float = 0.0) -> DDPM:
+def build(loss: DenoisingLoss, dropout: float = 0.0, levels: int = 1000) -> DDPM:
     torch.manual_seed(0)
     network = Buffered(dropout)
     with torch.no_grad():
         for p in network.parameters():  # the last layers start at almost zero, which would hide the others
             p.add_(0.1 * torch.randn_like(p))
     adam = lambda parameters: torch.optim.Adam(parameters, lr=1e-3)  # noqa: E731
-    model = DDPM(network, Linear(), loss, Sampler(DDIM(), steps=2), None, adam, (1, 8, 8), 17, warmup_steps=3)
+    options = {"warmup_steps": 3, "levels": levels}
+    model = DDPM(network, Linear(), loss, Sampler(DDIM(), steps=2), None, adam, (1, 8, 8), 17, **options)
     model.config = {}
     return model
 
@@ -108,6 +109,11 @@ def build_energy() -> ScoreMatching:
     )
     model.config = {}
     return model
+
+
+def build_moments() -> DDPM:
+    """A model whose times follow the last losses of each level."""
+    return build(DenoisingLoss(time_law=LossSecondMoment(10, history=2)), levels=10)
 
 
 def build_consistency() -> ScoreSDE:
@@ -166,6 +172,7 @@ def trained(
         stopped = str(message)
     ema = next(c for c in run.callbacks if isinstance(c, EMA)).weights
     kept = {name: getattr(model.loss, name, None) for name in ("seen", "replay")}
+    kept["losses"] = getattr(getattr(model.loss, "time_law", None), "losses", None)
     kept["target"] = model.loss.target.state_dict() if hasattr(model.loss, "target") else None
     return {"weights": model.network.state_dict(), "ema": ema, "stopped": stopped, **kept}
 
@@ -181,7 +188,7 @@ def rank(number: int, world: int, folder: Path, port: int) -> None:
     seen["broken"] = trained(folder / "broken", world, Signalled())
     torch.manual_seed(99 + number)  # as a new process would
     seen["resumed"] = trained(folder / "resumed", world, resume=folder / f"broken/checkpoints/step_{STOPPED:08d}.ckpt")
-    for kind, made in (("energy", build_energy), ("consistency", build_consistency)):
+    for kind, made in (("energy", build_energy), ("moments", build_moments), ("consistency", build_consistency)):
         for name, more, path in (("whole", [], None), ("broken", [Signalled()], None), ("resumed", [], "broken")):
             last = path and folder / f"{kind}_{path}/checkpoints/step_{STOPPED:08d}.ckpt"
             seen[f"{kind}_{name}"] = trained(folder / f"{kind}_{name}", world, *more, resume=last, model=made())

@@ -19,7 +19,7 @@ def job(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ddp")
     environment = {k: v for k, v in os.environ.items() if "PYTEST" not in k}
     done = subprocess.run(
-        [sys.executable, ddp_job.__file__, str(folder)], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, ddp_job.__file__, str(folder)], env=environment, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return folder, [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
@@ -70,6 +70,14 @@ def test_each_rank_keeps_samples_of_its_own_and_a_checkpoint_those_of_all(job):
     assert first.shape == second.shape == (150, 1, 8, 8) and len(torch.cat([first, second]).unique(dim=0)) == 300
     saved = torch.load(folder / f"energy_whole/checkpoints/step_{STEPS:08d}.ckpt", weights_only=True)["loss"]["replay"]
     assert torch.equal(saved[0::2], first) and torch.equal(saved[1::2], second)
+
+
+def test_both_ranks_share_the_losses_of_each_level_and_resume_with_them(job):
+    whole, resumed = ([rank[f"moments_{name}"] for rank in job[1]] for name in ("whole", "resumed"))
+    assert_bit_equal(whole, resumed)
+    assert_bit_equal(whole[0]["weights"], whole[1]["weights"])
+    assert whole[0]["losses"].equal(whole[1]["losses"]) and whole[0]["losses"].min() > 0
+    assert len(whole[0]["losses"].unique()) == 20  # two of each of ten levels
 
 
 def test_a_student_and_its_target_are_the_same_on_both_ranks_and_resume(job):
