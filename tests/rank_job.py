@@ -1,4 +1,7 @@
-"""Ranks that only meet, and one that fails, or their agent: rank_job.py FOLDER FAULT RANK (for test_rank_failures.py)."""
+"""Ranks that only meet, and one that fails, or their agent: rank_job.py FOLDER FAULT RANK (for test_rank_failures.py).
+
+`rank_job.py serve` becomes such an agent for each line FOLDER FAULT RANK that it reads.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,44 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from diffusion_lab.config.environment import AGENT
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.launch import agent, rank
 
+
+def serve() -> None:
+    """Return in a process of its own for every line, so that all agents import torch but once.
+
+    What each says, and its exit status, come to FOLDER/said and FOLDER/status.
+    """
+    import torch.distributed.elastic.multiprocessing.errors
+    import torch.distributed.launcher.api  # noqa: F401
+
+    for line in sys.stdin:
+        if os.fork():
+            continue
+        folder, pid = Path(line.split()[0]), os.fork()
+        if pid == 0:
+            os.chdir(folder)
+            for number, name in enumerate((os.devnull, "said", "said")):
+                os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)
+            sys.argv[1:] = line.split()
+            return
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        (folder / "status.part").write_text(str(status))
+        (folder / "status.part").rename(folder / "status")
+        os._exit(0)
+    with suppress(ChildProcessError):
+        while True:
+            os.wait()
+    sys.exit()
+
+
+if sys.argv[1:] == ["serve"]:
+    serve()
 FOLDER, FAULT, FAILING = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 WORLD, TIMEOUT = 3 if FAULT == "kill" else 2, 4
 

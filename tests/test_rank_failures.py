@@ -37,12 +37,13 @@ TOLD = {
 }
 
 
-def started(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
+def started(folder: Path, *words: str, stdin: int | None = None, **environment: str) -> subprocess.Popen[str]:
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     return subprocess.Popen(
         [sys.executable, *words],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": path, "DIFFUSION_LAB_PACKAGES": "sweep_witness", **environment},
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -71,20 +72,28 @@ def ended(tmp_path_factory):
     """{(fault, rank): (folder, exit status, what was said, seconds from the fault on)} of all cases, three at a time: most of it is waiting."""
 
     place = tmp_path_factory.mktemp("ranks")
+    agents = started(place, str(ROOT / "tests" / "rank_job.py"), "serve", stdin=subprocess.PIPE)
 
     def run(fault, rank, _):
         folder = place / f"{fault}_{rank}"
         (folder / "checkpoints").mkdir(parents=True)
         for step in (8, 16):
             (folder / "checkpoints" / f"step_{step:08d}.ckpt").touch()
-        job = started(folder, str(ROOT / "tests" / "rank_job.py"), str(folder), fault, str(rank))
-        said = job.communicate(timeout=90)[0]
+        agents.stdin.write(f"{folder} {fault} {rank}\n")
+        agents.stdin.flush()
+        end = time.monotonic() + 90
+        while not (folder / "status").exists():
+            assert time.monotonic() < end and agents.poll() is None, f"{fault} {rank} has not ended"
+            time.sleep(0.02)
+        code, said = int((folder / "status").read_text()), (folder / "said").read_text()
         assert gone(folder, 5), f"a process of {fault} {rank} is left"
         seconds = time.time() - float((folder / "fault").read_text()) if (folder / "fault").exists() else 0.0
-        return (fault, rank), (folder, job.returncode, said, seconds)
+        return (fault, rank), (folder, code, said, seconds)
 
     with ThreadPoolExecutor(3) as pool:
-        return dict(pool.map(lambda case: run(*case), CASES))
+        found = dict(pool.map(lambda case: run(*case), CASES))
+    assert agents.communicate(timeout=30)[0] == "" and agents.returncode == 0
+    return found
 
 
 @pytest.mark.parametrize("fault, rank, status", CASES[:-4])
