@@ -104,10 +104,11 @@ def test_the_command_refuses_epochs_and_absent_devices_and_takes_any_seed(tmp_pa
     words = ("data=digits", "data.batch_size=256", "debug=fast", "logger=csv", "callback.evaluation.at_end=false")
     done = run(ROOT / "train.py", *words, "trainer.max_epochs=1", "trainer.accelerator=cpu", cwd=tmp_path)
     assert done.returncode == 2 and "1 epoch = 6 steps" in done.stderr and done.stderr.count("\n") == 1, done.stderr
-    done = run(ROOT / "train.py", *words, "trainer.devices=2", cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
-    assert done.returncode == 2 and "if you mean 2 CPU ranks" in done.stderr and done.stderr.count("\n") == 1, (
-        done.stderr
+    done = run(ROOT / "train.py", *words, "trainer.devices=8", cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2 and done.stderr.startswith("error: trainer.devices=8, but no GPU was found: add"), (
+        done.stderr  # by no rank
     )
+    assert "if you mean 8 CPU ranks" in done.stderr and done.stderr.count("\n") == 1
     run_dir = tmp_path / "run"
     seeds = (f"seed={2**63 - 1}", "trainer.val_check_interval=2.0", "trainer.max_steps=2e0", "trainer.accelerator=cpu")
     done = run(ROOT / "train.py", *words, *seeds, f"hydra.run.dir={run_dir}", cwd=tmp_path)

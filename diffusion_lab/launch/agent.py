@@ -16,7 +16,7 @@ import psutil
 
 from diffusion_lab.config.environment import AGENT, cluster_ranks, local_ranks
 from diffusion_lab.config.origin import advice
-from diffusion_lab.config.trainer_keys import machine
+from diffusion_lab.config.trainer_keys import compare_devices, machine
 from diffusion_lab.launch.process import signals_go_to
 from diffusion_lab.launch.rank import sentence
 from diffusion_lab.output import say
@@ -48,7 +48,12 @@ def run(command: Sequence[str], trainer: Mapping[str, Any], ranks: int, director
         ranks: their number on this machine.
         directory: of the run.
         task: "train" or "sample".
+
+    Raises:
+        ConfigError: for devices that this machine does not have.
     """
+    compare_devices(trainer, *machine())  # before each rank imports torch to refuse them
+
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
 
