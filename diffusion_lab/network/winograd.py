@@ -87,11 +87,13 @@ def transform(matrix: Tensor, tiles: Tensor, rows: str, result: str) -> Tensor:
     return torch.bmm(matrix.expand(a, a, n), half, out=work(result, matrix.dtype, a, a, size)).view(a, a, *rest)
 
 
-def overlapping(x: Tensor, name: str) -> Tensor:
-    """Tiles (6, 6, T, C), four pixels apart, of images (B, H, W, C) with a border of zeros, in named memory."""
-    batch, height, width, channels = x.shape
+def overlapping(x: Tensor, rows: slice, name: str) -> Tensor:
+    """Tiles (6, 6, T, C), four pixels apart, for outputs in these rows of (B, H, W, C) with a border of zeros."""
+    batch, _, width, channels = x.shape
+    height, above = rows.stop - rows.start, max(rows.start - 1, 0)
     padded = work("padded", x.dtype, batch, height + 2, width + 2, channels).zero_()
-    padded[:, 1:-1, 1:-1].copy_(x)
+    known = x[:, above : rows.stop + 1]
+    padded[:, above - rows.start + 1 :, 1:-1][:, : known.shape[1]].copy_(known)
     image, row, column, _ = padded.stride()
     shape = (TILE, TILE, batch, height // OUTPUTS, width // OUTPUTS, channels)
     tiles = padded.as_strided(shape, (row, column, image, OUTPUTS * row, OUTPUTS * column, 1))
@@ -103,11 +105,15 @@ def disjoint(x: Tensor) -> Tensor:
     return x.unflatten(1, (-1, OUTPUTS)).unflatten(3, (-1, OUTPUTS)).permute(2, 4, 0, 1, 3, 5)
 
 
-def chunks(*images: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Split images (B, C, H, W) into chunks (b, H, W, C) of a number of tiles that stays in the cache."""
-    _, _, height, width = images[0].shape
-    size = max(1, TILES * torch.get_num_threads() * OUTPUTS**2 // (height * width))
-    return zip(*(x.permute(0, 2, 3, 1).split(size) for x in images), strict=True)
+def chunks(x: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Images, and rows of them, of x (B, H, W, C) for a number of tiles that stays in the cache."""
+    batch, height, width, _ = x.shape
+    tiles = TILES * torch.get_num_threads()
+    rows = min(height, max(1, OUTPUTS * tiles // width) * OUTPUTS)
+    images = max(1, OUTPUTS**2 * tiles // (rows * width))
+    for image in range(0, batch, images):
+        for row in range(0, height, rows):
+            yield slice(image, image + images), slice(row, min(row + rows, height))
 
 
 def convolve(x: Tensor, weight: Tensor, transposed: bool) -> Tensor:
@@ -117,11 +123,12 @@ def convolve(x: Tensor, weight: Tensor, transposed: bool) -> Tensor:
     filters = filters if transposed else filters.transpose(1, 2)
     shape = (len(x), filters.shape[-1], *x.shape[2:])
     y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
-    for images, outputs in chunks(x, y):
-        tiles = transform(d, overlapping(images, "one"), "two", "one").flatten(0, 1)
+    pixels, outputs = x.permute(0, 2, 3, 1), y.permute(0, 2, 3, 1)
+    for images, rows in chunks(pixels):
+        tiles = transform(d, overlapping(pixels[images], rows, "one"), "two", "one").flatten(0, 1)
         products = work("two", x.dtype, TILE**2, tiles.shape[1], filters.shape[-1])
         torch.bmm(tiles, filters, out=products)
-        target = disjoint(outputs)
+        target = disjoint(outputs[images, rows])
         target.copy_(transform(a, products.unflatten(0, (TILE, TILE)), "one", "two").view(target.shape))
     return y
 
@@ -130,9 +137,10 @@ def correlate(x: Tensor, gradient: Tensor) -> Tensor:
     """Gradient (K, C, 3, 3) of the weight, for inputs x (B, C, H, W) and the gradient (B, K, H, W) of the outputs."""
     a, d, g = matrices(x.dtype)
     total = work("filters", x.dtype, TILE**2, gradient.shape[1], x.shape[1])
-    for index, (images, outputs) in enumerate(chunks(x, gradient)):
-        tiles = transform(d, overlapping(images, "one"), "two", "one").flatten(0, 1)
-        outer = disjoint(outputs)
+    pixels, outputs = x.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
+    for index, (images, rows) in enumerate(chunks(pixels)):
+        tiles = transform(d, overlapping(pixels[images], rows, "one"), "two", "one").flatten(0, 1)
+        outer = disjoint(outputs[images, rows])
         outer = work("two", x.dtype, *outer.shape).copy_(outer).flatten(2, 4)
         outer = transform(a.T, outer, "three", "two").flatten(0, 1)
         total.baddbmm_(outer.transpose(1, 2), tiles, beta=min(index, 1))
