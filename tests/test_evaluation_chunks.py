@@ -181,7 +181,7 @@ def test_points_stand_beside_as_many_real_ones(tmp_path):
     model = SimpleNamespace(shape=(2,), has_grey_levels=False, is_image=False, sampler=None, guidance=None)
     model.sampled_labels = lambda: None
     series = SampleStore(tmp_path, model, batch_size=300)
-    series.complete, series.cost = lambda *_: None, lambda count: (1, 2)
+    series.complete, series.cost = lambda *_: 0.0, lambda count: (1, 2)
     for chunk in series.samples.ranges(1400):
         series.samples.write(chunk, drawn[chunk.start : chunk.stop])
     both = Evaluator(samples=700, repeats=2).quality(series, data)["log_density_700"]

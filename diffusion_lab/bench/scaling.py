@@ -142,7 +142,7 @@ def curves(small: bool, rounds: int) -> Iterator[Curve]:
     yield curve(f"training step, {size}x{size}, against the batch", powers(0, 6), lambda n: training(size, n, channels))
     with ranks(32 if small else 64) as training_by:
         title = "training step, 4 images 16x16 and one thread a rank, against the ranks"
-        yield curve(title, powers(0, 3), training_by)
+        yield curve(title, powers(0, 3)[: 2 if small else None], training_by)
     title = f"10 steps of DDIM, {side}x{side}, against the images"
     yield curve(title, powers(0, 9), lambda n: sampling(n, 10, side, 32))
     yield curve("DDIM, 1 image 8x8, against the steps", powers(1, 9), lambda n: sampling(1, n, 8, 8))
