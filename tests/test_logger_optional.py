@@ -19,7 +19,7 @@ from diffusion_lab.callback.media import log_pictures
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.logger.loggers import build_loggers, finish_loggers, reopen
 from diffusion_lab.logger.mlflow import MLflowLogger
-from diffusion_lab.logger.optional import read_record
+from diffusion_lab.logger.optional import BestEffort, read_record
 from diffusion_lab.logger.trackio import TrackioLogger
 
 clean = wandb_offline.clean
@@ -159,3 +159,16 @@ def test_a_missing_package_is_told_before_anything_is_opened(package, clean, tmp
     with pytest.raises(ConfigError, match=rf'needs the package {package}: pip install "diffusion_lab\[{package}\]"'):
         build_loggers({package: {"enabled": True}}, tmp_path, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home"]
+
+
+def test_a_logger_takes_values_of_any_type_that_its_library_takes():
+    class Library:
+        def log_metrics(self, values, step):
+            self.received = values, step
+
+    class Logger(BestEffort, Library):
+        pass
+
+    logger, histogram = Logger(sent={(1, "loss")}), object()
+    logger.log_metrics({"loss": 0.5, "weights": histogram}, 1)
+    assert logger.received == ({"weights": histogram}, 1)

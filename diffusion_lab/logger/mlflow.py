@@ -71,6 +71,9 @@ class MLflowLogger(BestEffort, loggers.MLFlowLogger):
         flat = {key: value for key, value in leaves(params).items() if key not in known}
         super().log_hyperparams(flat)
 
+    def send(self, values: Mapping[str, Any], step: int | None) -> None:
+        super().send({key: float(value) for key, value in values.items()}, step)
+
     def send_pictures(self, pictures: Mapping[str, Path], step: int) -> None:
         """Send images, which MLflow shows by step, and films as artifacts."""
         for name, path in pictures.items():

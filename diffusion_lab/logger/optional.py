@@ -45,7 +45,7 @@ class BestEffort:
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log values for a step."""
-        new = {key: float(value) for key, value in metrics.items() if (step, key) not in self.sent}
+        new = {key: value for key, value in metrics.items() if (step, key) not in self.sent}
         if new:
             self.attempt(lambda: self.send(new, step))
 
@@ -55,8 +55,8 @@ class BestEffort:
         if step >= self._newest_sent:
             self.attempt(lambda: self.send_pictures(pictures, step))
 
-    def send(self, values: Mapping[str, float], step: int | None) -> None:
-        """Send values that have not been sent."""
+    def send(self, values: Mapping[str, Any], step: int | None) -> None:
+        """Send values that have not been sent, of any type that the logger takes."""
         super().log_metrics(values, step)
 
     def send_pictures(self, pictures: Mapping[str, Path], step: int) -> None:

@@ -58,8 +58,8 @@ class TrackioLogger(BestEffort, Logger):
     def log_hyperparams(self, params: Any, *_: Any) -> None:
         """Do nothing: `open_trackio` passes the configuration."""
 
-    def send(self, values: Mapping[str, float], step: int | None) -> None:
-        self.run.log(values, step=step)
+    def send(self, values: Mapping[str, Any], step: int | None) -> None:
+        self.run.log({key: float(value) for key, value in values.items()}, step=step)
 
     def send_pictures(self, pictures: Mapping[str, Path], step: int) -> None:
         import trackio
