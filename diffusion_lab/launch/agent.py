@@ -52,13 +52,14 @@ def run(command: Sequence[str], trainer: Mapping[str, Any], ranks: int, director
     Raises:
         ConfigError: for devices that this machine does not have.
     """
-    compare_devices(trainer, *machine())  # before each rank imports torch to refuse them
+    gpus, cores = machine()
+    compare_devices(trainer, gpus, cores)  # before each rank imports torch to refuse them
 
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # `report_failure` prints it in one line
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, machine()[1] // ranks)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
     os.environ[AGENT] = str(os.getpid())
     # All other signals are forwarded here: torchelastic would kill ranks that still save.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
