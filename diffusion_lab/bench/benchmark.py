@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -17,6 +16,8 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+from diffusion_lab.evaluation.seconds import DeviceClock
 
 Work = Callable[[], Any]
 """One timed run of an implementation."""
@@ -115,16 +116,10 @@ def spread(ratios: list[float]) -> str:
 def clock(work: Work, device: torch.device) -> tuple[float, Any]:
     """Return the seconds of a run (on a CUDA device between two events), and its result."""
     if device.type == "cuda":
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda.synchronize()
-        begin.record()
+    with DeviceClock(device) as elapsed:
         result = work()
-        end.record()
-        torch.cuda.synchronize()
-        return begin.elapsed_time(end) / 1000, result
-    start = time.perf_counter()
-    result = work()
-    return time.perf_counter() - start, result
+    return elapsed.seconds(), result
 
 
 def memory(work: Work, device: torch.device) -> tuple[float, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +11,7 @@ from diffusion_lab import ranks
 from diffusion_lab.data import DataModule
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.evaluation.evaluator import Evaluator
+from diffusion_lab.evaluation.seconds import DeviceClock
 from diffusion_lab.model import Model
 from diffusion_lab.sampler import Sampler
 
@@ -92,14 +92,11 @@ def seconds_per_call(model: Model, batch: int) -> float:
     t = torch.tensor(0.5, device=model.device)
     denoiser = model.conditional_denoiser(torch.zeros(batch, dtype=torch.int64))
     with model.evaluating():
-        for timed in (False, False, True):
-            if timed and x.device.type != "cpu":
-                torch.accelerator.synchronize(x.device)
-            start = time.perf_counter()
-            denoiser(x, t)
-            if timed and x.device.type != "cpu":
-                torch.accelerator.synchronize(x.device)
-    return time.perf_counter() - start
+        for _ in range(3):
+            with DeviceClock(x.device) as clock:
+                denoiser(x, t)
+            seconds = clock.seconds()
+    return seconds
 
 
 def limit_duration(
