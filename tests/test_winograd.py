@@ -41,6 +41,30 @@ def test_it_equals_the_direct_sum(always, monkeypatch, layout, dilation, tiles):
     torch.testing.assert_close(conv3x3(x, weight, bias, dilation), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("batch", "threads", "parts"), [(6, 3, (0, 3)), (6, 4, (1, 4)), (3, 2, (1, 2)), (5, 3, (0, 1))]
+)
+def test_parts_for_threads_give_the_same_result_and_gradients(always, monkeypatch, batch, threads, parts):
+    """The images are divided by number, or each by rows, or not at all."""
+    monkeypatch.setattr(winograd, "TILES", 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    x, weight = normal(batch, 3, 32, 8).requires_grad_(), normal(4, 3, 3, 3, seed=1).requires_grad_()
+    assert winograd.Parts.of(x.permute(0, 2, 3, 1)) == parts
+    y, expected = conv3x3(x, weight, None), F.conv2d(x, weight, padding=1)
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
+    direction = normal(*y.shape, seed=2)
+    gradients = (torch.autograd.grad(one, (x, weight), direction) for one in (y, expected))
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-11)
+
+
+def test_a_part_has_enough_tiles_to_pay_for_its_filters(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    assert winograd.Parts.of(torch.empty(4, 16, 16, 1)) == (0, 1)
+    assert winograd.Parts.of(torch.empty(16, 16, 16, 1)) == (0, 4)
+    assert winograd.Parts.of(torch.empty(128, 32, 32, 1)) == (0, winograd.PARTS)
+    assert winograd.Parts.of(torch.empty(1, 64, 64, 1)) == (1, 4)
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 def test_its_derivatives_are_those_of_finite_differences(monkeypatch, transposed):
     monkeypatch.setattr(winograd, "TILES", 1)  # at once, that is a few rows of an image

@@ -10,7 +10,9 @@ A, D and G evaluate and interpolate polynomials (Cook & Toom) at `POINTS` and in
 float32 is 1e-6 of the outputs' standard deviation (256 channels), against 8e-7 for torch's direct sum in channels_last
 and 2.3e-6 with Lavin & Gray's points 0, +-1, +-2.
 
-Images are in channels_last, (B, H, W, C); tiles are (6, 6, T, C), filters (6, 6, K, C).
+Images are in channels_last, (B, H, W, C); tiles are (P, 6, 6, T, C), filters (P, 6, 6, K, C), for P parts of the
+images. Torch divides the first dimension among its threads, so that each works on one part from pixels to outputs: a
+core reads slowly what another has just written, above all if they share no cache.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import math
 import threading
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +31,8 @@ POINTS = (0.0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)
 OUTPUTS, TILE = 4, 6
 TILES = 64
 """Tiles transformed at once, for each thread: few enough to stay in the cache."""
+PARTS = 8
+"""Largest number of parts; each has its own copy of the transformed filters."""
 CHANNELS, PIXELS = 128, 1024
 """From this width and number of pixels in a batch on it is faster, see `python -m diffusion_lab.bench convolution`.
 
@@ -79,16 +83,61 @@ class Workspace(threading.local):
 work = Workspace()
 
 
-def transform(matrix: Tensor, tiles: Tensor, rows: str, result: str) -> Tensor:
-    """M t M^T for every tile t, with M (a, n): (n, n, ...) -> (a, a, ...); rows and result name its memory."""
-    (a, n), rest = matrix.shape, tiles.shape[2:]
-    size = math.prod(rest)
-    half = torch.mm(matrix, tiles.reshape(n, -1), out=work(rows, matrix.dtype, a, n * size)).view(a, n, size)
-    return torch.bmm(matrix.expand(a, a, n), half, out=work(result, matrix.dtype, a, a, size)).view(a, a, *rest)
+def along_rows(matrix: Tensor, tiles: Tensor, name: str) -> Tensor:
+    """M t for every tile t, with M (a, n): (P, n, m, ...) -> (P, a, m, ...), in the memory of this name."""
+    (a, n), (parts, _, *rest) = matrix.shape, tiles.shape
+    out = work(name, matrix.dtype, parts, a, math.prod(rest))
+    return torch.bmm(matrix.expand(parts, a, n), tiles.reshape(parts, n, -1), out=out).view(parts, a, *rest)
 
 
-def overlapping(x: Tensor, rows: slice, name: str) -> Tensor:
-    """Tiles (6, 6, T, C), four pixels apart, for outputs in these rows of (B, H, W, C) with a border of zeros."""
+def along_columns(matrix: Tensor, tiles: Tensor, name: str) -> Tensor:
+    """t M^T for every tile t, with M (a, n): (P, m, n, ...) -> (P, m, a, ...), in the memory of this name."""
+    (a, n), (parts, m, _, *rest) = matrix.shape, tiles.shape
+    out = work(name, matrix.dtype, parts * m, a, math.prod(rest))
+    return torch.bmm(matrix.expand(parts * m, a, n), tiles.view(parts * m, n, -1), out=out).view(parts, m, a, *rest)
+
+
+def transform(matrix: Tensor, tiles: Tensor, name: str, result: str) -> Tensor:
+    """M t M^T for every tile t, with M (a, n): (P, n, n, ...) -> (P, a, a, ...).
+
+    Each step writes to other memory, of the same size in each call: a thread then overwrites what it wrote itself.
+    """
+    return along_columns(matrix, along_rows(matrix, tiles, f"{name} by rows"), result)
+
+
+class Parts(NamedTuple):
+    """Division of images (B, H, W, C) into parts for the threads: along dimension 0 or, of few images, along 1."""
+
+    dimension: int
+    count: int
+
+    @classmethod
+    def of(cls, x: Tensor) -> Parts:
+        """One part for each thread, but no smaller ones than `TILES`, for which the filters would cost too much."""
+        batch, height, width, _ = x.shape
+        most = max(1, min(torch.get_num_threads(), PARTS, batch * height * width // (OUTPUTS**2 * TILES)))
+        images, rows = math.gcd(batch, most), math.gcd(height // OUTPUTS, most)
+        return cls(0, images) if images >= rows else cls(1, rows)
+
+    def first(self, tiles: Tensor) -> Tensor:
+        """View (P, n, n, B, H/4, W/4, C) of tiles (n, n, B, H/4, W/4, C)."""
+        dimension = 2 + self.dimension
+        return tiles.unflatten(dimension, (self.count, -1)).movedim(dimension, 0)
+
+    def chunks(self, x: Tensor) -> Iterator[tuple[slice, slice]]:
+        """Images, and rows of them, of x: chunks of equal parts, which stay in the cache."""
+        batch, height, width, _ = x.shape
+        tiles = TILES * max(1, torch.get_num_threads() // self.count)
+        of_images, of_rows = (self.count, 1) if self.dimension == 0 else (1, self.count)
+        rows = min(height, max(1, OUTPUTS * tiles // width) * OUTPUTS * of_rows)
+        images = max(1, OUTPUTS**2 * tiles * of_rows // (rows * width)) * of_images
+        for image in range(0, batch, images):
+            for row in range(0, height, rows):
+                yield slice(image, image + images), slice(row, min(row + rows, height))
+
+
+def overlapping(x: Tensor, rows: slice, parts: Parts) -> Tensor:
+    """Tiles (P, 6, 6, T, C), four pixels apart, for outputs in these rows of (B, H, W, C) with a border of zeros."""
     batch, _, width, channels = x.shape
     height, above = rows.stop - rows.start, max(rows.start - 1, 0)
     padded = work("padded", x.dtype, batch, height + 2, width + 2, channels).zero_()
@@ -97,54 +146,54 @@ def overlapping(x: Tensor, rows: slice, name: str) -> Tensor:
     image, row, column, _ = padded.stride()
     shape = (TILE, TILE, batch, height // OUTPUTS, width // OUTPUTS, channels)
     tiles = padded.as_strided(shape, (row, column, image, OUTPUTS * row, OUTPUTS * column, 1))
-    return work(name, x.dtype, *shape).copy_(tiles).flatten(2, 4)
+    return copied(parts.first(tiles), "tiles")
 
 
-def disjoint(x: Tensor) -> Tensor:
-    """View of images (B, H, W, C) as tiles (4, 4, B, H/4, W/4, C)."""
-    return x.unflatten(1, (-1, OUTPUTS)).unflatten(3, (-1, OUTPUTS)).permute(2, 4, 0, 1, 3, 5)
+def disjoint(x: Tensor, parts: Parts) -> Tensor:
+    """View of images (B, H, W, C) as tiles (P, 4, 4, B, H/4, W/4, C)."""
+    return parts.first(x.unflatten(1, (-1, OUTPUTS)).unflatten(3, (-1, OUTPUTS)).permute(2, 4, 0, 1, 3, 5))
 
 
-def chunks(x: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Images, and rows of them, of x (B, H, W, C) for a number of tiles that stays in the cache."""
-    batch, height, width, _ = x.shape
-    tiles = TILES * torch.get_num_threads()
-    rows = min(height, max(1, OUTPUTS * tiles // width) * OUTPUTS)
-    images = max(1, OUTPUTS**2 * tiles // (rows * width))
-    for image in range(0, batch, images):
-        for row in range(0, height, rows):
-            yield slice(image, image + images), slice(row, min(row + rows, height))
+def copied(tiles: Tensor, name: str) -> Tensor:
+    """Copy of tiles (P, n, n, B, H/4, W/4, C), as (P, n, n, T, C)."""
+    return work(name, tiles.dtype, *tiles.shape).copy_(tiles).flatten(3, 5)
 
 
 def convolve(x: Tensor, weight: Tensor, transposed: bool) -> Tensor:
     """The convolution of x (B, C, H, W) with weight (K, C, 3, 3); or its transpose, of x (B, K, H, W)."""
     a, d, g = matrices(x.dtype)
-    filters = transform(g.flip(1) if transposed else g, weight.permute(2, 3, 0, 1), "one", "filters").flatten(0, 1)
+    pixels = x.permute(0, 2, 3, 1)
+    parts = Parts.of(pixels)
+    filters = weight.permute(2, 3, 0, 1).contiguous().expand(parts.count, -1, -1, -1, -1)
+    filters = transform(g.flip(1) if transposed else g, filters, "filters", "filters").flatten(0, 2)
     filters = filters if transposed else filters.transpose(1, 2)
     shape = (len(x), filters.shape[-1], *x.shape[2:])
     y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
-    pixels, outputs = x.permute(0, 2, 3, 1), y.permute(0, 2, 3, 1)
-    for images, rows in chunks(pixels):
-        tiles = transform(d, overlapping(pixels[images], rows, "one"), "two", "one").flatten(0, 1)
-        products = work("two", x.dtype, TILE**2, tiles.shape[1], filters.shape[-1])
+    outputs = y.permute(0, 2, 3, 1)
+    for images, rows in parts.chunks(pixels):
+        tiles = transform(d, overlapping(pixels[images], rows, parts), "tiles", "tiles").flatten(0, 2)
+        products = work("products", x.dtype, len(tiles), tiles.shape[1], filters.shape[-1])
         torch.bmm(tiles, filters, out=products)
-        target = disjoint(outputs[images, rows])
-        target.copy_(transform(a, products.unflatten(0, (TILE, TILE)), "one", "two").view(target.shape))
+        target = disjoint(outputs[images, rows], parts)
+        result = transform(a, products.unflatten(0, (-1, TILE, TILE)), "outputs", "outputs")
+        target.copy_(result.view(target.shape))
     return y
 
 
 def correlate(x: Tensor, gradient: Tensor) -> Tensor:
     """Gradient (K, C, 3, 3) of the weight, for inputs x (B, C, H, W) and the gradient (B, K, H, W) of the outputs."""
     a, d, g = matrices(x.dtype)
-    total = work("filters", x.dtype, TILE**2, gradient.shape[1], x.shape[1])
     pixels, outputs = x.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
-    for index, (images, rows) in enumerate(chunks(pixels)):
-        tiles = transform(d, overlapping(pixels[images], rows, "one"), "two", "one").flatten(0, 1)
-        outer = disjoint(outputs[images, rows])
-        outer = work("two", x.dtype, *outer.shape).copy_(outer).flatten(2, 4)
-        outer = transform(a.T, outer, "three", "two").flatten(0, 1)
-        total.baddbmm_(outer.transpose(1, 2), tiles, beta=min(index, 1))
-    sums = transform(g.T, total.unflatten(0, (TILE, TILE)), "one", "two")
+    parts = Parts.of(pixels)
+    totals = work("filters", x.dtype, parts.count * TILE**2, gradient.shape[1], x.shape[1])
+    for index, (images, rows) in enumerate(parts.chunks(pixels)):
+        tiles = transform(d, overlapping(pixels[images], rows, parts), "tiles", "tiles").flatten(0, 2)
+        outer = copied(disjoint(outputs[images, rows], parts), "outputs")
+        outer = transform(a.T, outer, "outputs", "products").flatten(0, 2)
+        totals.baddbmm_(outer.transpose(1, 2), tiles, beta=min(index, 1))
+    # The parts are summed by the transformation: [G^T ... G^T] applied to all their rows.
+    half = along_rows(g.T.repeat(1, parts.count), totals.unflatten(0, (1, -1, TILE)), "filters by rows")
+    sums = along_columns(g.T, half, "sums")[0]
     return sums.permute(2, 3, 0, 1).clone(memory_format=torch.channels_last)
 
 
