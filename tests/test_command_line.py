@@ -94,6 +94,8 @@ def test_help_fits_two_screens_and_tells_what_the_command_takes(task):
     assert any(line.startswith("guidance=") for line in lines) and f"python {task}.py ckpt_path=last" in message
     assert all(name in message for name in ("ddim", "heun", "unipc"))
     assert not any(word in message for word in ("small/", "=${"))
+    if task == "train":  # of all samplers, not of the first in the alphabet that has steps of its own
+        assert "sampler.steps=null                      number of timesteps; null: every level, or 1000" in message
 
 
 def test_an_installed_program_is_named_as_it_is_started(monkeypatch, tmp_path):
@@ -116,6 +118,8 @@ def test_help_of_a_group_an_option_and_a_key():
     assert help_text("train", ["sampler=ddim"]) in message and help_text("train", ["schedule=cosine"]).startswith(
         "schedule=cosine\n"
     )
+    assert "sampler=trained" not in message and "sampler=trained\n" in help_text("sample", ["sampler"])
+    assert len({text.index("loss.weighting=") for text in help_text("train", ["weighting"]).splitlines()}) == 1
     assert "optimizer.lr=2.0e-4" in help_text("train", ["lr"]) and "learning rate" in help_text(
         "train", ["optimizer.lr"]
     )

@@ -133,12 +133,13 @@ def topic(task: str, word: str, found: Places = (CONF,)) -> str:
         names = options(group, found)
         if name and name not in names:
             raise ConfigError(f"{word} is not an option of {group}{nearest(name, names)}")
-        shown = [name] if name else names
+        shown = [name] if name else [n for n in names if (n, task) != ("trained", "train")]
         return "\n\n".join(f"{group}={n}\n{textwrap.indent(contents(group, n, found), '  ')}" for n in shown)
     keyed = every_key(task, found)
-    lines = [f"{where}{line(key)}" for where, key in keyed if key.name == group or ends(key.name, group)]
-    if lines:
-        return "\n".join(dict.fromkeys(lines))
+    asked = [(where, key) for where, key in keyed if key.name == group or ends(key.name, group)]
+    if asked:
+        width = max(len(where) for where, _ in asked)
+        return "\n".join(dict.fromkeys(f"{where:<{width}}{line(key)}" for where, key in asked))
     close = nearest(group, [*known, *(key.name for _, key in keyed)])
     raise ConfigError(f"--help {word}: no such group or key{close}; groups: {', '.join(known)}")
 
@@ -152,7 +153,8 @@ def keys_of(task: str) -> list[Key]:
     """The keys in the overview."""
     if task == "sample":
         return keys(CONF / "sample.yaml")
-    found = {key.name: key for _, key in reversed(every_key(task))}  # the first file that has a key counts
+    keyed = sorted(reversed(every_key(task)), key=lambda entry: entry[0].strip() == "sampler=custom")
+    found = {key.name: key for _, key in keyed}  # the first file that has a key counts, the base of all samplers before
     return [found[name] for name in KEYS[task] if name in found]
 
 
