@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from diffusion_lab.plot import charts, picture
+from diffusion_lab.plot import picture
 
 
 @pytest.fixture
@@ -127,20 +127,6 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypa
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_schedule_plot_draws_its_numbers(tmp_path, drawn):
-    t = torch.linspace(0, 1, 11, dtype=torch.float64)
-    charts.schedule_plot(t, (1 - t).sqrt(), t.sqrt(), tmp_path / "s.png", "linear in the variance")
-    scales, ratio = drawn[0].axes
-    np.testing.assert_allclose(scales.lines[0].get_xydata(), np.stack([t, (1 - t) ** 0.5], 1))
-    np.testing.assert_allclose(scales.lines[1].get_xydata(), np.stack([t, t**0.5], 1))
-    x, y = ratio.lines[0].get_data()
-    np.testing.assert_allclose(y[1:-1], np.log((1 - x[1:-1]) / x[1:-1]), atol=1e-12)
-    assert np.isfinite(ratio.get_ylim()).all() and drawn[0].get_suptitle() == "linear in the variance"
-    assert scales.get_yscale() == "linear" and pixels(tmp_path / "s.png").shape[:2] == (600, 1200)
-    charts.schedule_plot(t, torch.ones(11), 0.01 * 5000**t, tmp_path / "s.png")
-    assert drawn[1].axes[0].get_yscale() == "log"
-
-
 MEAN, STD = torch.tensor([1.0, -0.5]), torch.tensor([0.5, 0.25])
 
 
@@ -247,14 +233,3 @@ def test_real_numbers_become_grey_images_with_channels_side_by_side() -> None:
     film = picture.in_grey(torch.stack([100 * x, x]))
     assert torch.equal(film[1], grey) and film.min() == 0 and film.max() == 1
     assert picture.in_grey(torch.ones(1, 2, 3, 3)).isfinite().all()
-
-
-@pytest.mark.parametrize("low, high, words", [
-    (5, 60, {"5", "10", "20", "50"}), (0.002, 0.05, {"0.002", "0.01"}), (3, 4e5, {"10", "1,000", "100,000"}),
-])  # fmt: skip
-def test_ticks_of_a_logarithmic_axis_are_numbers_as_they_are_read(tmp_path, drawn, low, high, words):
-    charts.curves({"a": [(1, low), (1000, high)]}, tmp_path / "p.png", x="x", y="y")
-    (axes,) = drawn[-1].axes
-    drawn[-1].canvas.draw()
-    shown = [label.get_text() for label in axes.get_yticklabels(which="both")]
-    assert words <= set(shown) and not any("$" in word or "times" in word for word in shown), shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -73,7 +74,7 @@ def test_what_takes_longer_than_a_day_needs_a_key(tmp_path, free, seconds, capsy
         tell(tmp_path, 400_000)
     assert asked == [5] and capsys.readouterr().out == ""
     tell(tmp_path, 400_000, allow_long=True)
-    assert "sampling 400000 from step 7 on 2 x cpu, about 3 days, 51.2 MB in " in capsys.readouterr().out
+    assert "sampling 400,000 from step 7 on 2 x cpu, about 3 days, 51.2 MB in " in capsys.readouterr().out
 
 
 def test_the_jumps_of_a_control_and_both_networks_of_a_guidance_are_counted(tmp_path, free, seconds, capsys):
@@ -97,12 +98,20 @@ def test_the_jumps_of_a_control_and_both_networks_of_a_guidance_are_counted(tmp_
 def test_what_is_there_is_neither_counted_nor_drawn_again(tmp_path, free, seconds, capsys):
     free(1e18), seconds(1e-3)
     series = tell(tmp_path, 10_000)
-    assert "sampling 10000 from step 7 on 2 x cpu, about 15 s, 1.28 MB in " in capsys.readouterr().out
+    assert "sampling 10,000 from step 7 on 2 x cpu, about 15 s, 1.28 MB in " in capsys.readouterr().out
     for chunk in series.samples.ranges(4000):
         series.samples.write(chunk, torch.zeros(len(chunk), 8, 8, 1, dtype=torch.uint8))
     tell(tmp_path, 10_000)
     out = capsys.readouterr().out
-    assert "sampling 6000 from" in out and "about 9 s" in out and "; 4000 of 10000 exist already" in out
+    assert "sampling 6,000 from" in out and "about 9 s" in out and "; 4,000 of 10,000 exist already" in out
+
+
+def test_a_comparison_names_the_directory_that_holds_those_of_its_samplers(tmp_path, free, seconds, capsys):
+    free(1e18), seconds(1e-3)
+    series = [SampleStore(tmp_path / name, tiny_model(), batch_size=5) for name in ("ddim5", "ddim10", "heun5")]
+    plan.announce_plan(config(), FABRIC, series, 10_000, "step 7", None, None)
+    out = capsys.readouterr().out
+    assert "sampling 30,000 from" in out and f"in 3 directories of {os.path.relpath(tmp_path)}\n" in out
 
 
 def test_a_few_samples_are_not_worth_the_question(tmp_path, free, seconds, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +28,7 @@ def schedule_plot(times: Tensor, alpha: Tensor, sigma: Tensor, path: str | Path,
     log_snr = 2 * (alpha.double().log() - sigma.double().log())
     ratio.plot(t, to_numpy(log_snr), color=INK, linewidth=2.2)
     ratio.axhline(0, color=INK, linewidth=0.8, linestyle=":")
-    ratio.set(title=r"log SNR  $\log\ \alpha^2/\sigma^2$")
+    ratio.set(title=r"log SNR  =  $\log\ \alpha^2/\sigma^2$")
     for axes in (scales, ratio):
         axes.set_xlabel("t   (0 = data)")
         axes.grid(alpha=0.25)
@@ -53,9 +54,9 @@ def curves(
         axes.axhline(level, color=INK, linewidth=1, linestyle=":", label="real training data")
     axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
     plain_ticks(axes.xaxis, axes.yaxis)
-    places = sorted({point[0] for points in lines.values() for point in points})
-    if len(places) <= 8:
-        axes.set_xticks(places)
+    counts = Counter(point[0] for points in lines.values() for point in points)
+    if len(counts) <= 8:
+        axes.set_xticks(apart(counts))
     axes.grid(alpha=0.25, which="both")
     axes.spines[["top", "right"]].set_visible(False)
     beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if len(lines) > 5 else {}
@@ -80,6 +81,18 @@ def accuracy_plot(
     axes.legend(frameon=False, fontsize=11)
     with replacing(path) as temporary:
         figure.savefig(temporary)
+
+
+def apart(counts: Mapping[float, int], least: float = 0.05) -> list[float]:
+    """Positive places with their frequencies, without those whose labels would overlap more frequent ones.
+
+    Two places are apart if the logarithm of their ratio is at least `least` of that of the largest and smallest.
+    """
+    kept: list[float] = []
+    for place in sorted(counts, key=lambda place: (-counts[place], place)):
+        if all(abs(math.log(place / other)) >= least * math.log(max(counts) / min(counts)) for other in kept):
+            kept.append(place)
+    return sorted(kept)
 
 
 def plain_ticks(*axes: Axis) -> None:

@@ -50,10 +50,11 @@ def announce_plan(
     times = None if call is None else [call * n / fabric.world_size for n in (calls, scored)]
     check_time(sum(times or ()), config.allow_long)
     missing, wanted = sum(sum(map(len, one.samples.missing(count))) for one in series), count * len(series)
-    parts = [f"sampling {missing} from {what} on {fabric.world_size} x {fabric.device.type}"]
+    parts = [f"sampling {missing:,} from {what} on {fabric.world_size} x {fabric.device.type}"]
     parts += [f"about {format_seconds(times[0])}"] if times else []
-    parts += [f"{format_bytes(size)} in {os.path.relpath(place)}"]
-    say(", ".join(parts) + (f"; {wanted - missing} of {wanted} exist already" if missing < wanted else ""))
+    several = f"{len(series)} directories of {os.path.relpath(place.parent)}"
+    parts += [f"{format_bytes(size)} in {several if len(series) > 1 else os.path.relpath(place)}"]
+    say(", ".join(parts) + (f"; {wanted - missing:,} of {wanted:,} exist already" if missing < wanted else ""))
     cautious = [one.sampler for one in series if hasattr(one.sampler, "caution")]
     for caution in dict.fromkeys(sampler.caution(model.denoiser) for sampler in cautious):
         if caution:
