@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, grad, jvp, vmap
 
-from diffusion_lab.network import UNet, winograd
+from diffusion_lab.network import UNet, tiles, winograd
 from diffusion_lab.network.layers import Conv3x3
 from diffusion_lab.network.winograd import Convolution, conv3x3
 
@@ -30,11 +30,11 @@ def test_its_matrices_compute_four_correlations():
     torch.testing.assert_close(a @ ((g @ weight) * (d @ data)), expected, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("tiles", [1, 32])
+@pytest.mark.parametrize("count", [1, 32])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dilation", [1, 2, 4])
-def test_it_equals_the_direct_sum(always, monkeypatch, layout, dilation, tiles):
-    monkeypatch.setattr(winograd, "TILES", tiles)
+def test_it_equals_the_direct_sum(always, monkeypatch, layout, dilation, count):
+    monkeypatch.setattr(tiles, "TILES", count)
     x = normal(5, 3, 32, 16).to(memory_format=layout)
     weight, bias = normal(4, 3, 3, 3, seed=1).to(memory_format=layout), normal(4, seed=2)
     expected = F.conv2d(x, weight, bias, padding=dilation, dilation=dilation)
@@ -46,10 +46,10 @@ def test_it_equals_the_direct_sum(always, monkeypatch, layout, dilation, tiles):
 )
 def test_parts_for_threads_give_the_same_result_and_gradients(always, monkeypatch, batch, threads, parts):
     """The images are divided by number, or each by rows, or not at all."""
-    monkeypatch.setattr(winograd, "TILES", 2)
+    monkeypatch.setattr(tiles, "TILES", 2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     x, weight = normal(batch, 3, 32, 8).requires_grad_(), normal(4, 3, 3, 3, seed=1).requires_grad_()
-    assert winograd.Parts.of(x.permute(0, 2, 3, 1)) == parts
+    assert tiles.Parts.of(x.permute(0, 2, 3, 1)) == parts
     y, expected = conv3x3(x, weight, None), F.conv2d(x, weight, padding=1)
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
     direction = normal(*y.shape, seed=2)
@@ -59,15 +59,15 @@ def test_parts_for_threads_give_the_same_result_and_gradients(always, monkeypatc
 
 def test_a_part_has_enough_tiles_to_pay_for_its_filters(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
-    assert winograd.Parts.of(torch.empty(4, 16, 16, 1)) == (0, 1)
-    assert winograd.Parts.of(torch.empty(16, 16, 16, 1)) == (0, 4)
-    assert winograd.Parts.of(torch.empty(128, 32, 32, 1)) == (0, winograd.PARTS)
-    assert winograd.Parts.of(torch.empty(1, 64, 64, 1)) == (1, 4)
+    assert tiles.Parts.of(torch.empty(4, 16, 16, 1)) == (0, 1)
+    assert tiles.Parts.of(torch.empty(16, 16, 16, 1)) == (0, 4)
+    assert tiles.Parts.of(torch.empty(128, 32, 32, 1)) == (0, tiles.PARTS)
+    assert tiles.Parts.of(torch.empty(1, 64, 64, 1)) == (1, 4)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_its_derivatives_are_those_of_finite_differences(monkeypatch, transposed):
-    monkeypatch.setattr(winograd, "TILES", 1)  # at once, that is a few rows of an image
+    monkeypatch.setattr(tiles, "TILES", 1)  # at once, that is a few rows of an image
     x, weight = normal(2, 2, 8, 4).requires_grad_(), normal(2, 2, 3, 3, seed=1).requires_grad_()
 
     def run(x: Tensor, weight: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from diffusion_lab.network.blocks import AttentionBlock
 from diffusion_lab.network.embedding import AugmentationEmbedding, LabelEmbedding, augmented, embedded
 from diffusion_lab.network.layers import Conv3x3, Dropout
+from diffusion_lab.network.norm_silu import GroupNormSilu
 
 
 def zeroed(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
@@ -20,9 +21,9 @@ def zeroed(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
     return layer
 
 
-def norm(channels: int) -> nn.GroupNorm:
+def norm(channels: int, kind: type[nn.GroupNorm] = nn.GroupNorm) -> nn.GroupNorm:
     """Group normalisation with 32 groups, or as many as divide few channels."""
-    return nn.GroupNorm(math.gcd(32, channels), channels)
+    return kind(math.gcd(32, channels), channels)
 
 
 class Embedding(nn.Module):
@@ -69,7 +70,7 @@ class ScaleShiftBlock(nn.Module):
         resample: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.norm1, self.conv1 = norm(in_channels), Conv3x3(in_channels, out_channels)
+        self.norm1, self.conv1 = norm(in_channels, GroupNormSilu), Conv3x3(in_channels, out_channels)
         self.modulation = nn.Linear(embedding, 2 * out_channels if scale_shift else out_channels)
         self.norm2, self.dropout = norm(out_channels), Dropout(dropout)
         self.conv2 = zeroed(Conv3x3(out_channels, out_channels))
@@ -77,7 +78,7 @@ class ScaleShiftBlock(nn.Module):
         self.resample, self.scale_shift = resample or nn.Identity(), scale_shift
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv1(self.resample(F.silu(self.norm1(x))))
+        h = self.conv1(self.resample(self.norm1(x)))
         modulation = self.modulation(embedding)[:, :, None, None]
         if self.scale_shift:
             scale, shift = modulation.chunk(2, dim=1)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_lab.network.layers import Dropout, conv1x1, conv3x3, group_norm, linear
+from diffusion_lab.network.norm_silu import GroupNormSilu
 
 
 def join(x: Tensor, h: Tensor, rescale: bool) -> Tensor:
@@ -50,10 +51,10 @@ class ResidualBlock(nn.Module):
         resample: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.norm1 = group_norm(in_channels, groups, min_group_size)
+        self.norm1 = group_norm(in_channels, groups, min_group_size, GroupNormSilu)
         self.conv1 = conv3x3(in_channels, out_channels)
         self.shift = None if embedding is None else linear(embedding, out_channels)
-        self.norm2 = group_norm(out_channels, groups, min_group_size)
+        self.norm2 = group_norm(out_channels, groups, min_group_size, GroupNormSilu)
         self.dropout = Dropout(dropout)
         self.conv2 = conv3x3(out_channels, out_channels, init_scale)
         same = in_channels == out_channels and resample is None
@@ -62,10 +63,10 @@ class ResidualBlock(nn.Module):
         self.skip_rescale = skip_rescale
 
     def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
-        h = self.conv1(self.resample(F.silu(self.norm1(x))))
+        h = self.conv1(self.resample(self.norm1(x)))
         if self.shift is not None:
             h = h + self.shift(embedding)[:, :, None, None]
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        h = self.conv2(self.dropout(self.norm2(h)))
         return join(self.shortcut(self.resample(x)), h, self.skip_rescale)
 
 

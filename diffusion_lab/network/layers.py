@@ -52,7 +52,9 @@ class Conv3x3(nn.Conv2d):
         return winograd.conv3x3(x, self.weight, self.bias, self.dilation[0])
 
 
-def group_norm(channels: int, groups: int, min_group_size: int | None = None) -> nn.GroupNorm:
+def group_norm(
+    channels: int, groups: int, min_group_size: int | None = None, kind: type[nn.GroupNorm] = nn.GroupNorm
+) -> nn.GroupNorm:
     """Group normalisation with DDPM's epsilon, 1e-6; raises ValueError unless `groups` divides `channels`.
 
     With `min_group_size` the number of groups is reduced so that each has at least this many channels.
@@ -64,7 +66,7 @@ def group_norm(channels: int, groups: int, min_group_size: int | None = None) ->
             f"{channels} channels do not divide into groups={groups}: set groups to a divisor of {channels}, "
             f"such as {math.gcd(channels, groups)}"
         )
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+    return kind(groups, channels, eps=1e-6)
 
 
 class Dropout(nn.Dropout):
@@ -77,5 +79,5 @@ class Dropout(nn.Dropout):
         active = self.training and 0 < self.p < 1
         if not active or x.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(x)
-        kept = torch.empty_like(x, dtype=torch.int32).random_() >= int(self.p * 2**31)
-        return x * kept.to(x.dtype).mul_(1 / (1 - self.p))
+        dropped = torch.empty_like(x, dtype=torch.int32).random_() < int(self.p * 2**31)
+        return torch.where(dropped, 0, x).mul_(1 / (1 - self.p))
