@@ -10,10 +10,16 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call, grad, jvp, vmap
 
-from diffusion_lab.network import UNet
+from diffusion_lab.network import UNet, norm_silu
 from diffusion_lab.network.norm_silu import GroupNormSilu, NormSilu
 
 CHANNELS, GROUPS, EPSILON = 4, 2, 1e-6
+
+
+@pytest.fixture(autouse=True)
+def large(monkeypatch):
+    """Take every array for a large one."""
+    monkeypatch.setattr(norm_silu, "SMALL", 0)
 
 
 def layer(dtype: torch.dtype = torch.float64) -> GroupNormSilu:
@@ -43,6 +49,13 @@ def test_value_and_gradients_equal_those_of_the_two_in_turn(shape, dtype):
     assert all(torch.equal(a, b) for a, b in pairs)
     with torch.no_grad():
         assert torch.equal(norm(x), expected)
+
+
+def test_small_arrays_are_left_to_torch(monkeypatch):
+    norm, x = layer(), images(2, CHANNELS, 3, 3)
+    assert type(norm(x).grad_fn).__name__ == "NormSiluBackward"
+    monkeypatch.setattr(norm_silu, "SMALL", x.numel() + 1)
+    assert type(norm(x).grad_fn).__name__ == "SiluBackward0"
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "every second pixel", "gradient in another layout"])

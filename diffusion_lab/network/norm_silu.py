@@ -10,18 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import vjp
 
+SMALL = 2**19
+"""Elements of the smallest array whose memory is saved; for fewer, calling a gradient in Python takes too long."""
+
 
 class GroupNormSilu(nn.GroupNorm):
     """silu(GN(x)), silu(a) = a / (1 + e^-a): Wu & He 2018, "Group normalization", eq. 1; Ho et al. 2020, appendix B.
 
-    Equal to `nn.GroupNorm` and `F.silu` in turn, with the parameters of the former. The gradient computes GN(x) a
-    second time: this takes less time than to write and read it. Shape: (B, channels, ...), kept.
+    Equal to `nn.GroupNorm` and `F.silu` in turn, with the parameters of the former. For large x the gradient computes
+    GN(x) a second time, so that training need not keep it. Shape: (B, channels, ...), kept.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return F.silu(super().forward(x), inplace=True)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or x.numel() < SMALL:
             return F.silu(super().forward(x))
         # On a GPU autocast normalises in float32; what is kept has the precision of x.
         wide = x.device.type == "cuda" and torch.is_autocast_enabled("cuda")
@@ -53,7 +56,7 @@ class NormSilu(torch.autograd.Function):
                 return F.silu(F.group_norm(x.to(ctx.dtype), ctx.groups, weight, bias, ctx.eps))
 
             return *vjp(definition, x, weight, bias)[1](gradient), None, None, None
-        sizes = len(x), x.shape[1], x[0, 0].numel(), ctx.groups
+        sizes = len(x), x.shape[1], x.numel() // (len(x) * x.shape[1]), ctx.groups
         wide = dense(x.to(ctx.dtype))
         normed, mean, scale = torch.native_group_norm(wide, weight, bias, *sizes, ctx.eps)
         of_norm = torch.ops.aten.silu_backward.grad_input(gradient, normed, grad_input=normed)
