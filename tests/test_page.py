@@ -23,7 +23,9 @@ from printed import paste
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.page import PAGE, Chart, picture, read_columns, run_page
 from diffusion_lab.page.chart import BOTTOM, LEFT, MOST, RIGHT, TOP, number, round_numbers
+from diffusion_lab.page.metrics_log import charts
 from diffusion_lab.page.setting import groups
+from diffusion_lab.run.compare import write_page
 from diffusion_lab.run.page import RunPage, recipe_of
 
 EVIL = "<script>alert(1)</script>\"'><img src=http://example.org/x.png>"
@@ -142,6 +144,16 @@ def test_rows_of_metrics_that_are_cut_short_are_left_out(tmp_path):
     assert read_columns(path) == {"train/loss": [(1, 0.5), (2, 0.25), (3, 1)], "val/loss": [(3, 2)]}
     path.write_text("epoch,train/loss\n1,2\n")
     assert read_columns(path) == {}
+    columns = {key: [(1, 1.0), (2, 0.5)] for key in ("train/grad_norm", "val/loss", "train/loss")}
+    assert [chart.title for chart in charts(columns)] == ["loss", "validation loss", "gradient norm"]
+
+
+def test_a_sampler_and_its_steps_stay_on_one_line_of_a_comparison(tmp_path):
+    record = {"metric": "fd", "value": 1.0, "nfe": 9, "samples_per_second": 2.0, "protocol": {}}
+    records = [{"sampler": "heun", "steps": 5, **record}, {"sampler": "ode", "steps": None, **record}]
+    assert write_page(records, "RUN", tmp_path)
+    found = check_structure(tmp_path / PAGE)
+    assert "sampler, steps" in found.text and "heun\N{NO-BREAK SPACE}5" in found.text and "ode\n" not in found.text
 
 
 def test_a_page_that_cannot_be_written_is_one_line(tmp_path, capsys):

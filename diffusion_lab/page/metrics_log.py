@@ -12,6 +12,7 @@ from diffusion_lab.page.chart import Chart, Point
 
 CURVES = {
     "train/loss": "loss",
+    "val/loss": "validation loss",
     "train/learning_rate": "learning rate",
     "train/grad_norm": "gradient norm",
     "train/images_per_second": "images/s",

@@ -123,12 +123,13 @@ def write_page(records: list[dict[str, Any]], checkpoint: str, out: Path) -> boo
         cells[record["metric"]] = f"{record['value']:.4g}"
     headings = list(dict.fromkeys(key for cells in points.values() for key in cells))
     rows = [
-        Row([f"{name} {steps or ''}".strip(), *map(cells.get, headings)]) for (name, steps), cells in points.items()
+        Row([f"{name}\N{NO-BREAK SPACE}{steps}" if steps else name, *map(cells.get, headings)])
+        for (name, steps), cells in points.items()
     ]
     shown = {
         "title": "Samplers compared",
         "folder": out.absolute(),
-        "headings": ["sampler", *headings],
+        "headings": ["sampler, steps", *headings],
         "rows": rows,
         "plot": picture(out / "compare.png", "Quality by network evaluations, one line per sampler"),
         "origins": [("checkpoint", checkpoint)],
