@@ -20,8 +20,10 @@ import zygote
 from PIL import Image
 from printed import paste
 
+from diffusion_lab.comparison.column import Cell, Column
+from diffusion_lab.comparison.report import digits, value_text
 from diffusion_lab.errors import ConfigError
-from diffusion_lab.page import PAGE, Chart, picture, read_columns, run_page
+from diffusion_lab.page import PAGE, Chart, picture, plus_minus, read_columns, run_page
 from diffusion_lab.page.chart import BOTTOM, LEFT, MOST, RIGHT, TOP, number, round_numbers
 from diffusion_lab.page.metrics_log import charts
 from diffusion_lab.page.setting import groups
@@ -154,6 +156,18 @@ def test_a_sampler_and_its_steps_stay_on_one_line_of_a_comparison(tmp_path):
     assert write_page(records, "RUN", tmp_path)
     found = check_structure(tmp_path / PAGE)
     assert "sampler, steps" in found.text and "heun\N{NO-BREAK SPACE}5" in found.text and "ode\n" not in found.text
+
+
+def test_a_large_error_is_written_out():
+    assert [plus_minus(error) for error in (None, 0.00268, 0.1, 17.2, 131.8)] == ["", *(
+        f" ± {text}" for text in ("0.0027", "0.1", "17", "130")
+    )]  # fmt: skip
+    cell = Cell(1039.2, 171.0)
+    assert (
+        value_text(cell, Column("kd", {}, "lower", False, (cell,))) == "1039 ± 170"
+        and digits(60594.0) == "6.059e+04"
+        and digits(2e-5) == "2.000e-05"
+    )
 
 
 def test_a_page_that_cannot_be_written_is_one_line(tmp_path, capsys):

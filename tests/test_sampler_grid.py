@@ -156,7 +156,11 @@ def test_the_continuous_quadratic_grid_is_dpm_solvers():
 def test_few_steps_on_a_cosine_say_how_much_signal_is_left_and_trailing_helps():
     denoiser = Denoiser(None, DiscreteProcess(Cosine()), Parameterization())
     said = Sampler(DDIM(), steps=10).caution(denoiser)
-    assert "keeps alpha = 0.15 of the signal" in said and "sampler.spacing=trailing" in said and "\n" not in said
+    assert (
+        "keeps alpha = 0.15 of the signal" in said
+        and "sampler.spacing=trailing starts at t = 1 (" in said
+        and "\n" not in said
+    )
     for settings in ({"steps": 10, "spacing": "trailing"}, {"steps": None}, {"steps": 10, "start": "uniform"}):
         assert Sampler(DDIM(), **settings).caution(denoiser) is None
     weak = Denoiser(None, DiscreteProcess(Linear(0.1, 2.0)), Parameterization())

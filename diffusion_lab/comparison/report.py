@@ -58,8 +58,9 @@ def count(value: float) -> str:
 
 
 def digits(value: float, precision: int = 4) -> str:
-    """Format with `precision` significant digits, including trailing zeros."""
-    return f"{value:#.{precision}g}".rstrip(".")
+    """Format with `precision` significant digits, including trailing zeros, below 10,000 without an exponent."""
+    shown = f"{value:#.{precision}g}".rstrip(".")
+    return f"{float(shown):g}" if "e+" in shown and abs(value) < 1e4 else shown
 
 
 def heading(column: Column) -> str:

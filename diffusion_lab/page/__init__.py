@@ -1,6 +1,6 @@
 """Self-contained HTML pages: everything about a run, or about the runs of a comparison, in one file."""
 
-from diffusion_lab.page.chart import Chart, Panel, time_unit
+from diffusion_lab.page.chart import Chart, Panel, plus_minus, time_unit
 from diffusion_lab.page.comparison import Row, write_comparison
 from diffusion_lab.page.metrics_log import common_charts, read_columns
 from diffusion_lab.page.picture import Picture, picture
@@ -17,6 +17,7 @@ __all__ = [
     "common_charts",
     "metric",
     "picture",
+    "plus_minus",
     "read_columns",
     "run_page",
     "time_unit",

@@ -184,6 +184,12 @@ def time_unit(seconds: float) -> tuple[int, str]:
     return next(((size, unit) for size, unit in ((3600, "h"), (60, "min")) if seconds >= 3 * size), (1, "s"))
 
 
+def plus_minus(error: float | None) -> str:
+    """Format a standard error with two significant digits, " ± 0.0027" or " ± 130"; "" for None."""
+    shown = f"{error:.2g}" if error is not None else ""
+    return f" ± {float(shown):g}" if shown else ""
+
+
 def number(value: float) -> str:
     """Format a number in a short form: 0.002, 6, 3,000, 20k, 5e+07."""
     if value and abs(value) >= 1e4 and value % 1000 == 0 and abs(value) < 1e9:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffusion_lab.page.chart import number, time_unit
+from diffusion_lab.page.chart import number, plus_minus, time_unit
 from diffusion_lab.page.metrics_log import charts, read_columns
 from diffusion_lab.page.picture import Picture, picture
 from diffusion_lab.page.setting import groups
@@ -126,7 +126,7 @@ def duration(seconds: float) -> str:
 def metric(name: str, record: Mapping[str, Any]) -> Metric:
     """A row of the table of results."""
     value, error, real = (record.get(key) for key in ("value", "standard_error", "real"))
-    shown = "not finite" if value is None else f"{value:.4g}" + (f" ± {error:.2g}" if error is not None else "")
+    shown = "not finite" if value is None else f"{value:.4g}{plus_minus(error)}"
     protocol = {**(record.get("protocol") or {}), "weights": record.get("weights"), "nfe": record.get("nfe")}
     if "classes" in record:
         protocol["classes drawn"] = ", ".join(f"{label}: {count}" for label, count in record["classes"].items())

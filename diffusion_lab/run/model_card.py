@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from diffusion_lab.interop.diffusers_scheduler import Pipeline
 from diffusion_lab.model import Training
+from diffusion_lab.page import plus_minus
 
 LAB = """\
 ```bash
@@ -156,12 +157,12 @@ class Card:
             return "Not evaluated."
         rows, sampler = [], self.results.get("sampler") or ""
         for name, record in self.metrics.items():
-            protocol, error = record.get("protocol") or {}, record.get("standard_error")
+            protocol = record.get("protocol") or {}
             rows.append(
                 ROW.format(
                     name=name,
                     value=record["value"],
-                    error="" if error is None else f" ± {error:.2g}",
+                    error=plus_minus(record.get("standard_error")),
                     samples=protocol.get("samples", ""),
                     sampler=sampler.partition(" ")[0],
                     nfe=record.get("nfe", self.results.get("nfe", "")),

@@ -75,7 +75,9 @@ def signal_left(process: NoiseProcess, times: Tensor, latest: float | None) -> s
     if alpha < 0.05 * sigma:
         return None
     later = latest is not None and times[0].item() < latest
-    remedy = "sampler.spacing=trailing starts later" if later else "the schedule has no more noise than this"
+    remedy = (
+        f"sampler.spacing=trailing starts at t = {latest:.3g}" if later else "the schedule has no more noise than this"
+    )
     return (
         f"the first of the sampler's {len(times)} times, t = {times[0]:.3g}, keeps alpha = {alpha:.2g} of the "
         f"signal, but sampling starts from noise alone: {remedy} (Lin et al. 2023)"
