@@ -86,6 +86,9 @@ def test_every_control_samples_with_every_kind_of_sampler(place, words):
     done = sample(place, *words, out=out)
     assert done.returncode == 0, done.stderr
     assert (place / out / "control.png").is_file()
+    named = ("samples.png", "control.png", *["trajectory.png"] * ("trajectory=true" in words), "samples.npz")
+    assert f"{out}: {', '.join(named)}\n" in done.stdout  # and every file that is named exists
+    assert all((place / out / name).is_file() for name in named)
     if "evaluate=true" in words:
         results = json.loads((place / out / "results.json").read_text())
         assert results["control"].startswith("dps") and not any("bound" in name for name in results["metrics"])

@@ -29,7 +29,7 @@ from diffusion_lab.run.page import RunPage
 from diffusion_lab.run.plan import announce_plan
 from diffusion_lab.run.rehearsal import rehearse_sampling
 from diffusion_lab.run.report import facts, in_sweep, say_classes, say_limits, table
-from diffusion_lab.run.sample_files import write_pngs, write_samples
+from diffusion_lab.run.sample_files import file_names, write_pngs, write_samples
 from diffusion_lab.run.sample_spec import SampleSpec, claim, conditioning_spec, folder, sample_spec
 from diffusion_lab.run.subject import Subject, load
 from diffusion_lab.storage.atomic_file import read_json, write_json
@@ -126,7 +126,7 @@ def sample_and_score(
     calls, rate = series.cost(count)
     if fabric.is_global_zero:
         say(f"{rate:,.1f} samples/s on one device, {calls:g} network evaluations per sample")
-        say(f"in {os.path.relpath(out)}: samples.png{', samples.npz' * bool(config.npz)}")
+        say(f"in {os.path.relpath(out)}: {', '.join(file_names(config, series.model.control is not None))}")
     if evaluator is None:
         return
     with as_config_error(ValueError, RuntimeError):

@@ -48,6 +48,12 @@ def write_samples(series: SampleStore, count: int, out: Path, config: DictConfig
         draw_trajectory(frames, out / "trajectory.png")
 
 
+def file_names(config: DictConfig, controlled: bool) -> list[str]:
+    """The names of the files that `write_samples` writes."""
+    of_keys = {"trajectory": "trajectory.png", "npz": "samples.npz", "noise": "noise.npy", "png": "png/"}
+    return ["samples.png", *["control.png"] * controlled, *(name for key, name in of_keys.items() if config[key])]
+
+
 def first_samples(series: SampleStore, count: int) -> Tensor:
     """The first samples of a series: images (N, C, H, W) in [0, 1], or points."""
     samples = series.rows(range(count))[:]
