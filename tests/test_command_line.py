@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 from zygote import ROOT, run
@@ -110,6 +111,19 @@ def test_an_installed_program_is_named_as_it_is_started(monkeypatch, tmp_path):
         )
         python = f"{tmp_path}/python -m diffusion_lab.train"
         assert origin.command("train", "last") == f"{name if path == str(tmp_path) else python} ckpt_path=last"
+
+
+def test_python_is_named_as_it_is_found(monkeypatch, tmp_path):
+    """`diffusion-lab` is started by bin/python3, of which bin/python is another name; that of another venv is not."""
+    for name in ("venv", "other"):
+        (tmp_path / name).mkdir()
+        for link in ("python", "python3"):
+            (tmp_path / name / link).symlink_to(Path(sys.executable).resolve())
+    monkeypatch.setattr(origin, "program", lambda task: ["/checkout/sample.py"])
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "venv" / "python3"))
+    for place, name in (("venv", "python"), ("other", f"{tmp_path}/venv/python3"), ("none", f"{tmp_path}/venv/python3")):
+        monkeypatch.setenv("PATH", str(tmp_path / place))
+        assert origin.command("sample", "/run") == f"{name} /checkout/sample.py ckpt_path=/run"
 
 
 def test_help_of_a_group_an_option_and_a_key():

@@ -98,8 +98,9 @@ def command(task: str, checkpoint: str | Path, *overrides: str) -> str:
 
 def invocation(task: str, *arguments: str) -> str:
     """A command of the package with these arguments, quoted for a shell, in any directory."""
-    python = shutil.which("python")
-    executable = "python" if python and Path(python).absolute() == Path(sys.executable).absolute() else sys.executable
+    python, this = shutil.which("python"), Path(sys.executable).absolute()
+    same = python and Path(python).absolute().parent == this.parent and os.path.samefile(python, this)
+    executable = "python" if same else sys.executable  # console scripts are started by python3 of the same directory
     packages = os.environ.get(FURTHER) if key_file() is None else None
     before = [f"{FURTHER}={shlex.quote(packages)}"] if packages else []
     is_script = program(task)[0] == "-m" and has_console_script()
