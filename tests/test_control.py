@@ -13,7 +13,17 @@ from diffusion_lab.guidance import ClassifierGuidance, ClassPosterior
 from diffusion_lab.loss import DenoisingLoss
 from diffusion_lab.model import DDPM, rehearse
 from diffusion_lab.process import VE, VP, DiscreteProcess, Geometric, Linear, SubVP
-from diffusion_lab.sampler import DDIM, EDM, Ancestral, Langevin, ReverseDiffusion, Sampler
+from diffusion_lab.sampler import (
+    DDIM,
+    EDM,
+    AdamsBashforth,
+    Ancestral,
+    DPMSolver,
+    Langevin,
+    ReverseDiffusion,
+    Sampler,
+    UniPC,
+)
 from diffusion_lab.sampler.ode import ProbabilityFlow
 from diffusion_lab.verification.linear_gaussian import GaussianImages
 
@@ -202,6 +212,9 @@ SAMPLERS = {
     "ancestral": Sampler(Ancestral(), steps=8),
     "heun": Sampler(EDM(), steps=6),
     "pc": Sampler(ReverseDiffusion(), Langevin(), steps=6),
+    "dpm_solver": Sampler(DPMSolver(), steps=8),
+    "unipc": Sampler(UniPC(), steps=8),
+    "lms": Sampler(AdamsBashforth(), steps=8),
 }
 
 
