@@ -99,7 +99,9 @@ def load(path: str | Path, *, weights: Weights = "ema", device: str | torch.devi
     if not isinstance(path, (str, Path)):
         raise ValueError(f"load({path!r}): give the path of a run directory or a .ckpt file, or 'last'")
     device = device_of(device)
-    return build(read(find(Path(path).expanduser())), weights).to(device)
+    contents = read(find(Path(path).expanduser()))
+    with torch.inference_mode(False):  # autograd cannot use parameters created in inference mode
+        return build(contents, weights).to(device)
 
 
 class AutoguidanceOf(Autoguidance):

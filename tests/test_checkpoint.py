@@ -117,14 +117,22 @@ def test_last_is_the_newest_run(saved, tmp_path):
         run_directory.find(tmp_path / "empty")
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "foreign", "other"])
+def test_a_model_loaded_in_inference_mode_has_gradients(saved):
+    with torch.inference_mode():
+        model = diffusion_lab.load(saved[0])
+    model.network(torch.zeros(1, 2), torch.zeros(1)).sum().backward()
+    assert all(p.grad is not None for p in model.network.parameters())
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "foreign", "text", "dots", "other"])
 def test_damaged_and_foreign_files_are_named_in_one_line(saved, tmp_path, damage):
     bad = tmp_path / "bad.ckpt"
     whole = saved[0].read_bytes()
     if damage == "other":
         torch.save({"weights": torch.ones(2)}, bad)
     else:
-        bad.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "foreign": b"not a checkpoint at all"}[damage])
+        foreign = {"foreign": b"not a checkpoint at all", "text": b"root:x:0:0:root:/root:/bin/bash\n", "dots": b"...."}
+        bad.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", **foreign}[damage])
     with pytest.raises(CheckpointError, match=r"bad\.ckpt") as error:
         checkpoint_file.read(bad)
     assert "\n" not in str(error.value)[:200]
