@@ -234,7 +234,10 @@ def test_lists_without_an_average_and_plain_weights(recorded, tmp_path, capsys):
     weights = official(record)
     torch.save([parallel(weights), adam(weights), 3, STEP], tmp_path / "ckpt.pth")
     torch.save(OrderedDict(weights), tmp_path / "ema_cifar10.ckpt")
-    for file, step in (("ckpt.pth", "step 7"), ("ema_cifar10.ckpt", "step unknown")):
+    torch.save(OrderedDict(weights), tmp_path / "ema_0.9999_250000.pt")
+    for file, step in (
+        ("ckpt.pth", "step 7"), ("ema_cifar10.ckpt", "step unknown"), ("ema_0.9999_250000.pt", "step 250,000"),
+    ):  # fmt: skip
         run = imported(tmp_path, "ddim", tmp_path / file, f"out={tmp_path / file}.run")
         assert is_official(run.parent / f"{file}.run", "ddim", record, "ema")
         assert f"{step}, with one set of weights" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def import_checkpoint(file: str, overrides: Sequence[str], out: str | None = Non
     settings["paths"]["run_dir"] = settings["callback"]["checkpoint"]["run_dir"] = str(run_dir)
     try:
         found = find(read(path))
+        found = found._replace(step=step_of(path)) if found.step is None else found
     except (OSError, ValueError) as error:
         named = str(path) in str(error)
         raise ConfigError(str(error) if named else f"{path}: {error}") from error
@@ -66,6 +68,12 @@ def import_checkpoint(file: str, overrides: Sequence[str], out: str | None = Non
         AtomicCheckpointIO().save_checkpoint(contents(model, average, found.step or 0, settings), target)
     report(found, layout, model, path, target)
     return run_dir
+
+
+def step_of(path: Path) -> int | None:
+    """The step in a name of guided-diffusion, modelSTEP.pt or ema_RATE_STEP.pt, of six digits or more; None without."""
+    found = re.fullmatch(r"(?:model|ema_[\d.]+_)(\d{6,})", path.stem)
+    return int(found[1]) if found else None
 
 
 def found_file(file: str) -> Path:
