@@ -270,6 +270,10 @@ def test_every_command_of_a_page_works_where_it_is_pasted(tmp_path):
         assert done.returncode == 0, (line, done.stderr)
         assert (folder / PAGE).exists() == (line == report)
     assert len(check_structure(tmp_path / "samples" / PAGE).of("img")) == 1
+    (folder / PAGE).unlink()
+    (tmp_path / "logs").mkdir(exist_ok=True)
+    folder = folder.rename(tmp_path / "logs/a run")
+    assert zygote.run("-m", "diffusion_lab.report", "last", cwd=tmp_path).returncode == 0 and (folder / PAGE).exists()
     refused = zygote.run("-m", "diffusion_lab.report", ".", cwd=tmp_path)
     assert refused.returncode == 2 and "neither config.yaml nor request.json" in refused.stderr
 
