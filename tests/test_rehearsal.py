@@ -280,6 +280,22 @@ def test_unusual_networks_cause_a_warning(network, note, tmp_path):
         trainer_of(tmp_path).fit(model_of(network()), DataLoader(TensorDataset(items()), batch_size=2))
 
 
+class TimeFromZero(Net):
+    """Its time enters through a layer whose weights are zero at first, as in residual blocks of ADM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.time = nn.Linear(1, 3)
+        nn.init.zeros_(self.time.weight), nn.init.zeros_(self.time.bias)
+
+    def forward(self, x, t):
+        return self.conv(x) + self.time(t[:, None].to(x))[:, :, None, None]
+
+
+def test_time_behind_weights_that_are_zero_before_the_training_causes_no_warning():
+    assert rehearse(model_of(TimeFromZero()), items()) == []
+
+
 DATA = {
     "bytes": (TensorDataset((items() * 255).byte()), {}, "values from .* to .*, but images of 256 grey levels must be in"),
     "centred": (TensorDataset(items() * 2 - 1), {}, r"values from -\d.* must be in \[0, 1\].*grey_levels=None"),
