@@ -144,8 +144,10 @@ def longer(decay: int, *overrides: str, steps: int = 8) -> dict:
 
 def test_training_for_longer_tells_what_becomes_of_the_learning_rate():
     message = "the learning rate reached 0 at step 4; decay_steps=8 extends the decay, decay_steps=4 keeps it at 0"
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=f"^{message}: add one of them$"):
         refuse_changes(SETTINGS, longer(8), 1, 1)
+    with pytest.raises(ConfigError, match=rf"^this changes what is trained: .*allow_changes=true; {message}$"):
+        refuse_changes(SETTINGS, {**longer(8), "data": {"batch_size": 4, "folder": "a"}}, 1, 1)
     assert "decay_steps=8 (was 4)" in refuse_changes(SETTINGS, longer(8, "decay_steps=8"), 1, 1)
     assert "decay_steps" not in refuse_changes(SETTINGS, longer(4, "decay_steps=4"), 1, 1)
     with pytest.raises(ConfigError, match="changes what is trained"):

@@ -101,10 +101,11 @@ def refuse_changes(
         message = f"this changes what is trained: {listed(training, 8)}; leave it as it was, or add allow_changes=true"
         old, new = (settings.get("model", {}).get("decay_steps") for settings in (before, now))
         if decay and old and new:
-            message += (
-                f"; the learning rate reached 0 at step {old}; decay_steps={new} extends the decay, decay_steps={old} "
+            rate = (
+                f"the learning rate reached 0 at step {old}; decay_steps={new} extends the decay, decay_steps={old} "
                 "keeps it at 0"
             )
+            message = f"{rate}: add one of them" if training == [decay] and new_end > end else f"{message}; {rate}"
         raise ConfigError(message)
     return f"; changed: {listed([*training, *harmless], 8)}" if training or harmless else ""
 
