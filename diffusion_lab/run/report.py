@@ -170,8 +170,9 @@ def conclude(trainer: pl.Trainer, run_dir: Path) -> None:
         say(guide_by(run_dir))
         return
     model = trainer.lightning_module
-    only = model.denoiser.process.levels == 1 or for_consistency_models(model.sampler)
-    other = [] if only else ["sampler=ddim"]
+    process = model.denoiser.process
+    own = process.levels == 1 or process.keeps_signal or for_consistency_models(model.sampler)
+    other = [] if own else ["sampler=ddim"]  # even steps of t up to a large sigma leave noise where alpha = 1
     say(f"sample from it:  {origin.command('sample', run_dir, *other)}")
 
 
