@@ -348,6 +348,34 @@ class Counting(DataModule):
         return Splits(TensorDataset((items(count=16) * 255).byte()), TensorDataset((items(count=4) * 255).byte()))
 
 
+class Begun(pl.Callback):
+    def on_train_batch_start(self, *_):
+        raise InterruptedError("training has begun")
+
+
+@pytest.mark.parametrize(
+    ("options", "ends"),
+    [
+        ({"max_epochs": 1}, False),
+        ({}, False),  # Lightning's default of 1,000 epochs
+        ({"max_epochs": 1, "max_steps": 2}, True),
+        ({"max_epochs": 1, "limit_train_batches": 2}, True),
+        ({"max_time": {"seconds": 9}}, True),
+        ({"max_epochs": -1}, True),  # as said: without an end
+    ],
+)
+def test_a_trainer_that_only_epochs_would_end_is_refused(tmp_path, options, ends):
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[Begun()],
+        enable_model_summary=False, default_root_dir=tmp_path, **options,
+    )  # fmt: skip
+    model, data = model_of(loss=DenoisingLoss()), Counting(shape=SHAPE, batch_size=4)
+    model.rehearsal = False
+    message = "training has begun" if ends else r"Trainer\(max_epochs=\d+\) would never end: .* give max_steps=..."
+    with pytest.raises(InterruptedError if ends else ValueError, match=message):
+        trainer.fit(model, datamodule=data)
+
+
 @pytest.mark.parametrize("network", [BatchNorm, Locked], ids=["copied", "in place"])
 def test_the_rehearsal_does_not_change_the_state_of_training(network):
     def drawing(losses):

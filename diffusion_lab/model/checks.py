@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Timer
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
@@ -44,6 +45,17 @@ def component_errors(component: str, advice: str = "") -> Iterator[None]:
         raise
     except Exception as error:
         raise ComponentError(f"{component}: {one_line(error)}{'; ' * bool(advice)}{advice}") from error
+
+
+def check_end(trainer: pl.Trainer) -> None:
+    """Raise ComponentError if only a number of epochs would end a training on data of ours, whose epoch has no end."""
+    endless = hasattr(trainer.datamodule, "batches") and isinstance(trainer.limit_train_batches, float)
+    timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)
+    if endless and not timed and trainer.max_steps == -1 and trainer.max_epochs != -1:
+        raise ComponentError(
+            f"Trainer(max_epochs={trainer.max_epochs}) would never end: a training is measured in steps: "
+            "give max_steps=..."
+        )
 
 
 def first_items(trainer: pl.Trainer, model: Model) -> Tensor:

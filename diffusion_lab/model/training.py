@@ -15,6 +15,7 @@ from torch import Tensor
 from diffusion_lab import first_edition, ranks
 from diffusion_lab.denoiser import Denoiser, check_labels
 from diffusion_lab.model import sharding
+from diffusion_lab.model.checks import check_end
 from diffusion_lab.model.labels import Labels
 from diffusion_lab.model.optimization import Optimization
 from diffusion_lab.model.options import Loss
@@ -138,6 +139,7 @@ class Training(Optimization, pl.LightningModule):
             sharding.shard(self.network, self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
+        check_end(self.trainer)
         for warning in rehearse_fit(self) if self.rehearsal else ():
             rank_zero_warn(warning)
 
