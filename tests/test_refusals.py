@@ -21,6 +21,7 @@ HYDRAS = ("Could not", "defaults list", "full_key", "object_type", "Hydra", "Int
         ("train", "sampler=ddim sampler.eta=0.5", "did you mean sampler.predictor.eta?"),
         ("train", "sampler.eta=0.5", "did you mean sampler.predictor.eta with sampler/predictor=ddim"),
         ("sample", "eta=0.5", "sampler.predictor.eta"),
+        ("train", "model=classifier callback.evaluation.at_end=false", "there is no callback.evaluation with what is"),
         ("train", "accelerator=gpu", "did you mean trainer.accelerator?"),
         ("train", "batch_size=3", "did you mean data.batch_size or"),
         ("train", "+foo=1", "foo has no effect: leave it out"),

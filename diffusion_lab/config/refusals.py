@@ -12,6 +12,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from diffusion_lab.config import declared, help
+from diffusion_lab.config.class_rules import entries
 from diffusion_lab.config.validation import nearest, nodes, renamed
 from diffusion_lab.errors import ConfigError
 
@@ -139,6 +140,9 @@ def unknown(key: str, keys: Collection[str], groups: Sequence[str], task: str, r
     known = declared.parameters(parent, node)
     if "_target_" in node and (known is None or last in known):
         return f"{key} is in no file of conf/: write +{key}=... to set the parameter {last} of {node['_target_']}"
+    absent = [path for path, value in entries(raw) if value is None and f"{parent}.".startswith(f"{path}.")]
+    if absent and parent.startswith("callback."):
+        return f"{key} has no effect: there is no {absent[0]} with what is chosen here: leave it out"
     while parent and parent not in keys:
         parent = parent.rpartition(".")[0]
     depth = parent.count(".") + 1 if parent else 0
