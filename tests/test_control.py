@@ -165,6 +165,16 @@ def test_repaint_comes_closer_to_the_posterior_of_correlated_data_than_replaceme
     assert errors["repaint"] < 0.6 * errors["replacement"]
 
 
+def test_unipc_predicts_again_where_a_control_has_moved_x():
+    """A prediction made before the measured pixels were replaced would draw the others from a wrong law."""
+    covariance, guide = correlated(), torch.tensor([[[[0.8, -1.0]] * 2] * 2], dtype=torch.float64)
+    denoiser, control = gaussian(PROCESSES["ddpm"], covariance), Replacement(OPERATORS["mask"], guide)
+    fine = sampled(control, denoiser, Sampler(DDIM(), steps=500))
+    found = sampled(control, denoiser, Sampler(UniPC(), steps=20))
+    for a, b in zip(moments(found), moments(fine), strict=True):
+        assert (a - b).norm() < 0.3 * b.norm()
+
+
 def test_repaint_as_published_makes_2410_network_evaluations():
     path = RePaint(OPERATORS["mask"], torch.zeros(1, 2, 2, 2)).path([1 - i / 250 for i in range(250)])
     assert sum(s < t for t, s in pairwise(path)) + 1 == 2410

@@ -52,6 +52,11 @@ class Control(ABC):
         settings = [f"{key}={value:g}" for key, value in vars(self).items() if isinstance(value, int | float)]
         return f"{self.name} ({', '.join(settings)})" if settings else self.name
 
+    @property
+    def moves(self) -> bool:
+        """Whether the control changes states, so that a prediction made before a change no longer holds."""
+        return (type(self).after, type(self).step) != (Control.after, Control.step)
+
     def check(self, times: Tensor) -> None:  # noqa: B027
         """Raise ValueError if the control does not suit the sampler's timesteps (S,)."""
 

@@ -57,6 +57,10 @@ class SDEdit(Control):
     def begin(self, x: Tensor, z: Tensor, alpha: float, sigma: float) -> Tensor:
         return alpha * self.guide + sigma * z
 
+    @property
+    def moves(self) -> bool:
+        return self.mask is not None
+
     def kept(self, x: Any, guide: Any) -> Any:
         """x in the edited pixels, the guide elsewhere."""
         return x if self.mask is None else self.mask * x + (1 - self.mask) * guide

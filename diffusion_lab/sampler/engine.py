@@ -37,6 +37,7 @@ class Engine(ABC):
 
     def __init__(self, denoiser: Denoiser, p: ScalarProcess, thresholded: bool) -> None:
         self.denoiser, self.p, self.thresholded = denoiser, p, thresholded
+        self.controlled = denoiser.control is not None and denoiser.control.moves
         self.past: list[Prediction] = []
         self.latest: Prediction | None = None
         self._coefficients: dict[tuple[float, bool], Coefficients] = {}
@@ -68,8 +69,8 @@ class Engine(ABC):
         return self.predict(x, t, False)
 
     def before(self, t: float) -> list[Prediction]:
-        """Past predictions for a step at t, without those at t where a corrector has moved x since."""
-        return [one for one in self.past if one.t != t] if self.corrected else self.past
+        """Past predictions for a step at t, without those at t where a corrector or a control has moved x since."""
+        return [one for one in self.past if one.t != t] if self.corrected or self.controlled else self.past
 
     def apply(self, kind: Kind, step: Callable[..., Any] | None, x: Any, *times: float) -> Any:
         """x after a step, by the method of this name."""
