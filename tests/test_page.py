@@ -274,6 +274,8 @@ def test_every_command_of_a_page_works_where_it_is_pasted(tmp_path):
     (tmp_path / "logs").mkdir(exist_ok=True)
     folder = folder.rename(tmp_path / "logs/a run")
     assert zygote.run("-m", "diffusion_lab.report", "last", cwd=tmp_path).returncode == 0 and (folder / PAGE).exists()
+    compared = zygote.run("-m", "diffusion_lab.compare", "last", "out=compared", cwd=tmp_path)
+    assert compared.returncode == 0 and (tmp_path / "compared" / PAGE).exists(), compared.stderr
     refused = zygote.run("-m", "diffusion_lab.report", ".", cwd=tmp_path)
     assert refused.returncode == 2 and "neither config.yaml nor request.json" in refused.stderr
 

@@ -16,7 +16,7 @@ from diffusion_lab.comparison.page import write_page
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.output import print_table, shown, width
 from diffusion_lab.page import PAGE
-from diffusion_lab.storage.run_directory import make_new_directory
+from diffusion_lab.storage.run_directory import make_new_directory, newest_run
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,7 +26,8 @@ Compare the metrics and costs of runs in one table, and on one page with plots, 
 
   python -m diffusion_lab.compare RUN [RUN ...] [by=METRIC] [out=DIRECTORY]
 
-RUN is a run's directory, a results.json, or a directory with runs below it, such as that of a sweep.
+RUN is a run's directory, a results.json, or a directory with runs below it, such as that of a sweep; last is the newest
+run in ./logs.
   by=METRIC         sort the runs by this metric; default: the first metric that all of them have
   out=DIRECTORY     directory of report.html, comparison.md and comparison.csv; default: logs/comparison/DATE_TIME
 
@@ -86,7 +87,7 @@ def parse(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             hint = f" (did you mean {close[0]}=...?)" if close else ""
             raise ConfigError(f"unknown option {argument}{hint}; the options are by=METRIC and out=DIRECTORY")
         else:
-            paths.append(argument)
+            paths.append(str(newest_run("logs")) if argument == "last" else argument)
     if not paths:
         raise ConfigError("give at least one run: see python -m diffusion_lab.compare --help")
     return paths, options
