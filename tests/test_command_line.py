@@ -121,7 +121,11 @@ def test_python_is_named_as_it_is_found(monkeypatch, tmp_path):
             (tmp_path / name / link).symlink_to(Path(sys.executable).resolve())
     monkeypatch.setattr(origin, "program", lambda task: ["/checkout/sample.py"])
     monkeypatch.setattr(sys, "executable", str(tmp_path / "venv" / "python3"))
-    for place, name in (("venv", "python"), ("other", f"{tmp_path}/venv/python3"), ("none", f"{tmp_path}/venv/python3")):
+    for place, name in (
+        ("venv", "python"),
+        ("other", f"{tmp_path}/venv/python3"),
+        ("none", f"{tmp_path}/venv/python3"),
+    ):
         monkeypatch.setenv("PATH", str(tmp_path / place))
         assert origin.command("sample", "/run") == f"{name} /checkout/sample.py ckpt_path=/run"
 

@@ -102,7 +102,8 @@ def of_run(folder: Path, settings: Mapping[str, Any]) -> list[Command]:
     """The commands of a training."""
     found = []
     if newest_step(folder):
-        found.append(Command("Resume; with trainer.max_steps=... (and decay_steps=...) to train on", command("train", folder)))
+        title = "Resume; with trainer.max_steps=... (and decay_steps=...) to train on"
+        found.append(Command(title, command("train", folder)))
         samples = (settings.get("metric") or {}).get("samples")
         count = [f"num_samples={samples}"] if isinstance(samples, int) else []
         if "sampler" in settings["model"]:  # a classifier has no samples

@@ -127,7 +127,8 @@ def announce(
             say(f"loss     {', '.join(loss)}")
     ranks = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
     if 0 < trainer.max_steps <= step:
-        say(f"training is done: step {step:,} of {trainer.max_steps:,}; trainer.max_steps=... (and decay_steps=...) trains on")
+        further = "trainer.max_steps=... (and decay_steps=...) trains on"
+        say(f"training is done: step {step:,} of {trainer.max_steps:,}; {further}")
     else:
         since = f"from step {step:,} to {trainer.max_steps:,}" if step else f"{trainer.max_steps:,} steps"
         say(f"training {since}, {batch} {model.kind} a step on {ranks}")
