@@ -112,7 +112,7 @@ def test_sample_command_writes_images_and_numbers(digits):
 def test_resume_goes_on_where_it_stopped(digits):
     root, folder, _ = digits
     more = ("ckpt_path=last", "trainer.max_steps=6")
-    assert "this changes what is trained: decay_steps=6 (was 4)" in run("train.py", *more, cwd=root, code=2)
+    assert "decay_steps=6 extends the decay, decay_steps=4 keeps it at 0: add one" in run("train.py", *more, cwd=root, code=2)
     said = run("train.py", *more, "allow_changes=true", cwd=root)
     assert "results.json holds the results of step 4: the next evaluation replaces it" in said
     assert "resumes from step 4, " in said and "changed: decay_steps=6 (was 4), trainer.max_steps=6 (was 4)" in said
