@@ -427,7 +427,7 @@ def test_digits_are_split_without_overlap_on_17_levels() -> None:
     assert train.labels.bincount().min() > 0 and held_out.labels.bincount(minlength=10).min() > 0
     levels = consume(module, 1)[0].unique()
     torch.testing.assert_close(levels, torch.arange(17) / 16)
-    assert module.describe().startswith("Digits: 1400 train and 397 held-out 1x8x8 images, 17 grey levels")
+    assert module.describe().startswith("Digits: 1,400 train and 397 held-out 1x8x8 images, 17 grey levels")
 
 
 def test_patches_are_crops_and_share_no_pixel(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,7 +112,9 @@ def test_sample_command_writes_images_and_numbers(digits):
 def test_resume_goes_on_where_it_stopped(digits):
     root, folder, _ = digits
     more = ("ckpt_path=last", "trainer.max_steps=6")
-    assert "decay_steps=6 extends the decay, decay_steps=4 keeps it at 0: add one" in run("train.py", *more, cwd=root, code=2)
+    assert "decay_steps=6 extends the decay, decay_steps=4 keeps it at 0: add one" in run(
+        "train.py", *more, cwd=root, code=2
+    )
     said = run("train.py", *more, "allow_changes=true", cwd=root)
     assert "results.json holds the results of step 4: the next evaluation replaces it" in said
     assert "resumes from step 4, " in said and "changed: decay_steps=6 (was 4), trainer.max_steps=6 (was 4)" in said
@@ -238,4 +240,4 @@ def test_methods_run_on_points_from_training_to_comparison(tmp_path, model):
     assert nfe["ddim"] == 25 and nfe["heun"] == 49 and nfe["pc"] == 50 and nfe["ode"] > 10
     assert next(tmp_path.glob("logs/sample/*compare*/compare.png")).stat().st_size > 10_000
     page = next(tmp_path.glob("logs/sample/*compare*/report.html")).read_text()
-    assert ">heun 25</th>" in page and ">49</td>" in page
+    assert ">heun\N{NO-BREAK SPACE}25</th>" in page and ">49</td>" in page

@@ -217,7 +217,7 @@ class DataModule(pl.LightningDataModule, ABC):
         what = f"{'x'.join(map(str, self.shape))} "
         what += "arrays of real numbers" if self.grey_levels is None else f"images, {self.grey_levels} grey levels"
         what = what if self.is_image else "points in the plane"
-        parts = [f"{train} train and {held_out} held-out {what}", self.splits.how, *self.splits.notes]
+        parts = [f"{train:,} train and {held_out:,} held-out {what}", self.splits.how, *self.splits.notes]
         return f"{type(self).__name__}: {'; '.join(parts)}"
 
     def _scale(self, x: Tensor) -> Tensor:

@@ -119,7 +119,9 @@ def announce(
     batch = data.batch_size * settings["trainer"]["accumulate_grad_batches"]
     if not in_sweep():
         say(f"data     {data.describe()}")
-        say(f"model    {type(model).__name__}, {type(model.network).__name__} with {count:,} parameters, {title}")
+        name, kind = settings["choices"]["model"], type(model).__name__
+        called = kind if name.replace("_", "") == kind.lower() else f"{name} ({kind})"
+        say(f"model    {called}, {type(model.network).__name__} with {count:,} parameters, {title}")
         if model.labels is not None:
             what = "predicted" if isinstance(model, Classifier) else "conditional"
             say(f"labels   {what}, {model.labels.classes} classes: {listed(model.labels.names)}")
