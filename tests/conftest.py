@@ -57,6 +57,16 @@ def recorded():
     return Recorded
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved, in order."""
+    from matplotlib.figure import Figure  # loaded by tests of figures alone
+
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))[1])
+    return figures
+
+
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     """A test that reaches for anything but this machine fails."""

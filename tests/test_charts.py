@@ -7,18 +7,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 
 from diffusion_lab.plot import charts
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that are saved, in order."""
-    figures, save = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))[1])
-    return figures
 
 
 def test_schedule_plot_draws_its_numbers(tmp_path, drawn):

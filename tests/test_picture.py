@@ -15,14 +15,6 @@ from PIL import Image
 from diffusion_lab.plot import picture
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that are saved, in order."""
-    figures, save = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))[1])
-    return figures
-
-
 def pixels(path) -> torch.Tensor:
     return torch.as_tensor(np.array(Image.open(path)))
 

@@ -7,18 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 
 from diffusion_lab.data.toy2d_density import moons, two_modes
 from diffusion_lab.plot.pitfall import mode_weights_plot, score_error_plot
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that are saved, in order."""
-    figures, save = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))[1])
-    return figures
 
 
 def test_score_error_plot_draws_the_error_where_it_is(tmp_path, drawn):
