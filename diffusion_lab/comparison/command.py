@@ -16,7 +16,7 @@ from diffusion_lab.comparison.page import write_page
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.output import print_table, shown, width
 from diffusion_lab.page import PAGE
-from diffusion_lab.storage.run_directory import make_new_directory, newest_run
+from diffusion_lab.storage.run_directory import make_new_directory, named_run
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -87,7 +87,7 @@ def parse(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             hint = f" (did you mean {close[0]}=...?)" if close else ""
             raise ConfigError(f"unknown option {argument}{hint}; the options are by=METRIC and out=DIRECTORY")
         else:
-            paths.append(str(newest_run("logs")) if argument == "last" else argument)
+            paths.append(str(named_run(argument)))
     if not paths:
         raise ConfigError("give at least one run: see python -m diffusion_lab.compare --help")
     return paths, options

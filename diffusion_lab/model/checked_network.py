@@ -154,11 +154,13 @@ def uses_t_once_trained(network: CheckedNetwork, x: Tensor, c_noise: list[Tensor
     """
     zero = [weight for weight in network.network.parameters() if not weight.any()]
     with torch.no_grad():
-        for weight in zero:
-            weight.normal_(std=0.1)
-        first, later = (network.forward(x, one) for one in c_noise)
-        for weight in zero:
-            weight.zero_()
+        try:
+            for weight in zero:
+                weight.normal_(std=0.1)
+            first, later = (network.forward(x, one) for one in c_noise)
+        finally:
+            for weight in zero:
+                weight.zero_()
     return not torch.equal(first, later)
 
 

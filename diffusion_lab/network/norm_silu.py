@@ -51,11 +51,9 @@ class NormSilu(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias = ctx.saved_tensors
         if torch.is_grad_enabled():  # this gradient is differentiated, too
-
-            def definition(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-                return F.silu(F.group_norm(x.to(ctx.dtype), ctx.groups, weight, bias, ctx.eps))
-
-            return *vjp(definition, x, weight, bias)[1](gradient), None, None, None
+            settings = ctx.groups, ctx.eps, ctx.dtype
+            _, pullback = vjp(lambda *tensors: NormSilu.forward(*tensors, *settings), x, weight, bias)
+            return *pullback(gradient), None, None, None
         sizes = len(x), x.shape[1], x.numel() // (len(x) * x.shape[1]), ctx.groups
         wide = dense(x.to(ctx.dtype))
         normed, mean, scale = torch.native_group_norm(wide, weight, bias, *sizes, ctx.eps)

@@ -87,7 +87,7 @@ class Parts(NamedTuple):
     def chunks(self, x: Tensor) -> Iterator[tuple[slice, slice]]:
         """Images, and rows of them, of x: chunks of equal parts, which stay in the cache."""
         batch, height, width, _ = x.shape
-        tiles = TILES * max(1, torch.get_num_threads() // self.count)
+        tiles = TILES * (torch.get_num_threads() // self.count)
         of_images, of_rows = (self.count, 1) if self.dimension == 0 else (1, self.count)
         rows = min(height, max(1, OUTPUTS * tiles // width) * OUTPUTS * of_rows)
         images = max(1, OUTPUTS**2 * tiles * of_rows // (rows * width)) * of_images

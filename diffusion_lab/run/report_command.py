@@ -11,7 +11,7 @@ from diffusion_lab.cli import command
 from diffusion_lab.errors import ConfigError
 from diffusion_lab.output import say
 from diffusion_lab.page import PAGE
-from diffusion_lab.storage.run_directory import newest_run
+from diffusion_lab.storage.run_directory import named_run
 
 HELP = """\
 Write report.html: a run on one page, with its settings, curves, samples, results and the next commands.
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
     for argument in arguments:
         if argument != "last" and (argument.startswith("-") or not Path(argument).is_dir()):
             raise ConfigError(f"{argument} is not a directory: give the directories of runs, or last")
-    folders = [newest_run("logs") if argument == "last" else Path(argument) for argument in arguments]
+    folders = [named_run(argument) for argument in arguments]
     from diffusion_lab.run.page import RunPage
 
     for page in [RunPage(folder) for folder in folders]:

@@ -201,10 +201,9 @@ class Recorder(Engine):
     def apply(self, kind: Kind, step: Callable[..., Any] | None, x: Form, *times: float) -> Form:
         """x after a step, which is recorded or, where that is known to fail, noted to be run; NotLinear names it."""
         source = self.array(x)
-        if kind == "back":
-            self.past = []  # also where it is run
         if step in self.as_written or (kind == "back" and self.as_written):
             self.latest = self.latest if kind in ("back", "control") else None  # those make no prediction
+            self.past = [] if kind == "back" else self.past  # as in `Engine.back`
             return self.note(Run, (source,), kind, step, times)
         try:
             return super().apply(kind, step, x, *times)

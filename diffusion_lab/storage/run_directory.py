@@ -81,6 +81,11 @@ def newest_run(log_dir: str | Path, needed: bytes = b"state_dict") -> Path:
     raise CheckpointError(f"ckpt_path=last: no run with a checkpoint under {Path(log_dir).resolve()}; train one first")
 
 
+def named_run(name: str | Path, log_dir: str | Path = "logs") -> Path:
+    """The path, or for "last" that of the newest run under `log_dir`; raises CheckpointError as `newest_run`."""
+    return newest_run(log_dir) if str(name) == "last" else Path(name)
+
+
 def find(path: str | Path, log_dir: str | Path = "logs") -> Path:
     """The checkpoint file that `path` means: a file, a run directory (its newest), the folder of an exported model,
     "last" (the newest run under log_dir), or hub:user/name, which is downloaded.  In a directory, a truncated file is
@@ -91,7 +96,7 @@ def find(path: str | Path, log_dir: str | Path = "logs") -> Path:
     """
     if str(path).startswith(hub.HUB):
         return hub.weights(str(path))
-    path = newest_run(log_dir) if str(path) == "last" else Path(path)
+    path = named_run(path, log_dir)
     if path.is_dir():
         found = checkpoints(path) or sorted(path.glob("*.ckpt"), reverse=True)
         if not found and (exported := hub.in_folder(path)) is not None:
